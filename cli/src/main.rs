@@ -1,0 +1,2 @@
+//! The lemma command.
+fn main() {}

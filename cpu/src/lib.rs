@@ -1,0 +1,1 @@
+//! Hand-written CPU kernels and the worker team.

@@ -1,0 +1,1 @@
+//! Cross-crate tests: helpers shared by the files in `tests/`.
