@@ -1,1 +1,74 @@
 //! Block formats of every ggml tensor type.
+//!
+//! A quantized tensor is a sequence of *blocks*: some 32 to 256 values that share a scale, packed into a fixed
+//! number of bytes. There is one file per format here. It says how the bytes are laid out, and has the struct
+//! that mirrors them, plain code that turns blocks into values and back, and a dot product with quantized
+//! activations. Nothing in this crate is fast; it is what the kernels are measured against, and what serves
+//! a format until somebody writes a kernel for it.
+//!
+//! # Finding the way
+//!
+//! * [`GgmlType`] names a type; [`GgmlType::traits`] gives its sizes and its scalar code as plain functions over
+//!   bytes. The table in `types.rs` has one line per type and is the only list of formats there is.
+//! * [`Block`], [`Quantize`] and [`Dot`] are what a format implements for its struct.
+//! * [`num`] has the number encodings that occur inside blocks.
+//!
+//! # Two families
+//!
+//! Formats of 32 values (`q4_0` … `q8_0`) have one scale. Formats of 256 values (the "k" and "i" ones) are
+//! super-blocks: a half-precision scale for the whole and small integer scales for parts of 16 or 32 values,
+//! which cost fewer bits and follow the weights more closely. The "i" formats of three bits and less replace
+//! values by indices into a table of good patterns.
+//!
+//! A product of weights and activations is computed in integers: activations are quantized to 8 bits first, to
+//! `q8_0` or `q8_1` for formats of 32 values and to `q8_K` for those of 256 ([`TypeTraits::vec_dot_type`]). The sums
+//! inside a block are exact, only scaling and adding up blocks round.
+//!
+//! # Alignment
+//!
+//! All structs have alignment 1. Rows of a memory-mapped file begin anywhere (a block of `mxfp4` has 17 bytes), and so a
+//! cast from bytes can fail for no reason but a wrong length.
+//!
+//! # Exactness
+//!
+//! Reading is bit-exact to ggml: the float operations are the same in the same order. Quantizers follow ggml's
+//! searches and give its bytes in all but degenerate cases.
+
+#![forbid(unsafe_code)]
+
+mod bits;
+mod block;
+pub mod float;
+mod k_scales;
+pub mod num;
+pub mod q2_k;
+pub mod q3_k;
+pub mod q4_0;
+pub mod q4_1;
+pub mod q4_k;
+pub mod q5_0;
+pub mod q5_1;
+pub mod q5_k;
+pub mod q6_k;
+pub mod q8_0;
+pub mod q8_1;
+pub mod q8_k;
+mod search;
+mod types;
+
+pub use block::{Block, Dot, Quantize, blocks, dequantize_row, quantize_row, vec_dot};
+pub use k_scales::unpack_k_scales;
+pub use num::{BF16, F16};
+pub use q2_k::BlockQ2K;
+pub use q3_k::BlockQ3K;
+pub use q4_0::BlockQ4_0;
+pub use q4_1::BlockQ4_1;
+pub use q4_k::BlockQ4K;
+pub use q5_0::BlockQ5_0;
+pub use q5_1::BlockQ5_1;
+pub use q5_k::BlockQ5K;
+pub use q6_k::BlockQ6K;
+pub use q8_0::BlockQ8_0;
+pub use q8_1::BlockQ8_1;
+pub use q8_k::{BlockQ8K, QK_K};
+pub use types::{DequantizeRow, GgmlType, QuantizeRow, TypeTraits, UnknownType, VecDot};
