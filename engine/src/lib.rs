@@ -1,3 +1,4 @@
 //! The engine.
 
 pub mod error;
+pub mod gguf;

@@ -1,0 +1,145 @@
+//! Where the bytes of a GGUF file are: a read-only mapping, or memory of the program.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::ops::{Deref, Range};
+use std::path::Path;
+use std::sync::Arc;
+
+use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
+
+use crate::error::{Error, Result};
+
+/// The bytes of one file. Cloning shares them.
+#[derive(Debug, Clone)]
+pub(super) enum Source {
+    /// A private read-only mapping.
+    Map(Arc<Mmap>),
+    /// Bytes that are part of the program.
+    Static(&'static [u8]),
+    /// Bytes in memory.
+    Owned(Arc<[u8]>),
+}
+
+impl Source {
+    /// Maps `path`; only regular files are opened, so a pipe or a device cannot make the program wait.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let name = path.to_string_lossy();
+        let failed = |e: std::io::Error| match e.kind() {
+            ErrorKind::NotFound => {
+                Error::not_found_in(&name, "no such file, expected a GGUF model")
+            }
+            ErrorKind::PermissionDenied => {
+                Error::unreadable_in(&name, "permission denied, expected a readable file")
+            }
+            _ => Error::unreadable_in(
+                &name,
+                format!("cannot be read ({e}), expected a GGUF model"),
+            ),
+        };
+        let regular = |meta: &fs::Metadata| {
+            if meta.is_dir() {
+                Err(Error::unreadable_in(
+                    &name,
+                    "is a directory, expected a regular file",
+                ))
+            } else if meta.is_file() {
+                Ok(meta.len())
+            } else {
+                Err(Error::unreadable_in(
+                    &name,
+                    "is not a regular file (a pipe, socket or device), expected a regular file",
+                ))
+            }
+        };
+        regular(&fs::metadata(path).map_err(failed)?)?;
+        let file = File::open(path).map_err(failed)?;
+        // Asked again of what was opened: the name may point elsewhere by now.
+        let len = regular(&file.metadata().map_err(failed)?)?;
+        if len == 0 {
+            return Ok(Source::Static(&[])); // an empty mapping is an error of the system; let the header check speak
+        }
+        let len = usize::try_from(len).map_err(|_| {
+            Error::memory_in(
+                &name,
+                format!("{len} bytes do not fit in the address space"),
+            )
+        })?;
+        // SAFETY: the mapping is private and read-only and lives as long as every slice of it (they borrow from the
+        // `Arc`). What no program can rule out is that another process changes the file meanwhile: overwritten bytes may
+        // be seen, which is harmless because each value read later is checked by its reader and numbers have no invalid
+        // bit patterns; a file cut shorter ends the process with SIGBUS on access. The manual says to replace model
+        // files by renaming, never to write into them while they are in use.
+        let map =
+            unsafe { MmapOptions::new().len(len).map_copy_read_only(&file) }.map_err(|e| {
+                Error::unreadable_in(&name, format!("cannot be mapped into memory ({e})"))
+            })?;
+        Ok(Source::Map(Arc::new(map)))
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Source::Map(map) => map,
+            Source::Static(bytes) => bytes,
+            Source::Owned(bytes) => bytes,
+        }
+    }
+
+    /// Tells the kernel how `range` will be used; only a hint, so failure is ignored.
+    pub(super) fn advise(&self, range: Range<usize>, use_: Use) {
+        if let Source::Map(map) = self {
+            let (at, len) = (range.start, range.len());
+            let _ = match use_ {
+                Use::Soon => map.advise_range(Advice::WillNeed, at, len),
+                Use::Sequential => map.advise_range(Advice::Sequential, at, len),
+                Use::Random => map.advise_range(Advice::Random, at, len),
+                // SAFETY: nothing is ever written through this private read-only mapping, so dropped pages come back
+                // from the file with the same content; slices of them stay valid.
+                Use::Done => unsafe {
+                    map.unchecked_advise_range(UncheckedAdvice::DontNeed, at, len)
+                },
+            };
+        }
+    }
+}
+
+/// How a range of a mapped file is about to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Soon: start reading it from disk.
+    Soon,
+    /// Once, from front to back: read ahead generously.
+    Sequential,
+    /// Here and there: do not read ahead.
+    Random,
+    /// Not any more: its pages leave the process (the next access reads them again).
+    Done,
+}
+
+/// Bytes of a model that keep their file mapped: an owning slice, cheap to clone and to send to other threads.
+#[derive(Debug, Clone)]
+pub struct Bytes {
+    pub(super) source: Source,
+    pub(super) range: Range<usize>,
+}
+
+impl Bytes {
+    /// Tells the kernel how these bytes will be used.
+    pub fn advise(&self, use_: Use) {
+        self.source.advise(self.range.clone(), use_);
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.source.bytes()[self.range.clone()]
+    }
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}

@@ -1,0 +1,216 @@
+//! Malformed and odd GGUF files: each must load, or fail with an error that names the culprit, as its manifest says.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lemma_engine::error::Error;
+use lemma_engine::gguf::GgufFile;
+use serde_json::Value;
+
+/// Cases whose fault is not in the container: they open, and the model, tokenizer or chat template must refuse them.
+/// Whoever makes [`load_everything`] stricter takes the cases it then refuses off this list.
+const NOT_YET: &[&str] = &[
+    // architecture: which one
+    "miss-architecture.gguf",
+    "arch-unknown.gguf",
+    "arch-u32.gguf",
+    // architecture: hyper-parameters missing, of the wrong type, or impossible
+    "miss-attention-head_count.gguf",
+    "miss-context_length.gguf",
+    "miss-attention-layer_norm_rms_epsilon.gguf",
+    "type-block_count-8-1.gguf",
+    "type-block_count-7-1.gguf",
+    "type-layer_norm_rms_epsilon-8-1.gguf",
+    "type-feed_forward_length-9-0el4.gguf",
+    "dis-block_count-2147483648.gguf",
+    "dis-block_count-4294967295.gguf",
+    "dis-feed_forward_length-0.gguf",
+    "dis-head_count-3.gguf",
+    "dis-head_count_kv-0.gguf",
+    "dis-dimension_count-6.gguf",
+    "rope-scaling-bogus.gguf",
+    "moe-used-only.gguf",
+    // architecture: tensors missing or of another shape than the hyper-parameters say
+    "hdr-ntensors-minus1.gguf",
+    "lack-token_embd_weight.gguf",
+    "lack-blk_0_attn_q_weight.gguf",
+    "shape-transposed.gguf",
+    "dis-embedding_length-16.gguf",
+    "dis-embedding_length-2147483648.gguf",
+    "dis-head_count_kv-2.gguf",
+    "dis-keylen.gguf",
+    "dis-tokens-none.gguf",
+    "moe-on-dense.gguf",
+    // tokenizer
+    "miss-ggml-tokens.gguf",
+    "tokmodel-unknown.gguf",
+    "tokpre-zzz.gguf",
+    "type-tokens-u32.gguf",
+    "type-tokens-str.gguf",
+    "type-toktype-f32.gguf",
+    "dis-toktype-short.gguf",
+    "merges-nospace.gguf",
+    "merges-empty.gguf",
+];
+
+/// Loads all that a command would load.
+fn load_everything(path: &Path) -> Result<(), Error> {
+    GgufFile::open(path)?;
+    Ok(())
+}
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/malformed")
+}
+
+/// A fresh directory for files that are made here; removed when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("lemma-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn sparse(path: &Path, len: u64) {
+    File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .unwrap()
+        .set_len(len)
+        .unwrap();
+}
+
+fn make_special(name: &str, dir: &Path) -> PathBuf {
+    let path = dir.join(name);
+    match name {
+        "special-directory.gguf" => fs::create_dir(&path).unwrap(),
+        "special-sparse-zero-1GB.gguf" => sparse(&path, 1 << 30),
+        "special-sparse-valid-head.gguf" => {
+            fs::copy(data().join("ok-control.gguf"), &path).unwrap();
+            sparse(&path, 4 << 30);
+        }
+        _ => panic!("unknown special case {name}"),
+    }
+    path
+}
+
+/// The manifest's patterns are alternatives of plain words, in which only the dot is escaped.
+fn matches(pattern: &str, line: &str) -> bool {
+    let line = line.to_lowercase();
+    pattern
+        .split('|')
+        .any(|word| line.contains(&word.replace('\\', "").to_lowercase()))
+}
+
+/// `Err` with the reason if an error is not one printable line that names all it should.
+fn check_error(e: &Error, case: &Value) -> Result<(), String> {
+    // The name of the case itself must not count as naming the culprit.
+    let file = e
+        .report()
+        .file()
+        .unwrap_or("")
+        .replace(case["file"].as_str().unwrap(), "");
+    let line = format!("{file} {}", e.report().what());
+    if e.to_string().chars().any(char::is_control) {
+        return Err(format!("control characters in {e:?}"));
+    }
+    for pattern in case["should_name"].as_array().unwrap() {
+        let pattern = pattern.as_str().unwrap();
+        if !matches(pattern, &line) {
+            return Err(format!("does not name /{pattern}/: {e}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_case_is_loaded_or_refused_by_name() {
+    let cases: Value =
+        serde_json::from_slice(&fs::read(data().join("manifest.json")).unwrap()).unwrap();
+    let scratch = Scratch::new("malformed");
+    let mut wrong = Vec::new();
+    for case in cases.as_array().unwrap() {
+        let (name, expect) = (
+            case["file"].as_str().unwrap(),
+            case["expect"].as_str().unwrap(),
+        );
+        let path = if name.starts_with("special-") {
+            make_special(name, &scratch.0)
+        } else {
+            data().join(name)
+        };
+        let start = Instant::now();
+        let result = load_everything(&path);
+        let verdict = match (&result, expect) {
+            (Err(_), _) if NOT_YET.contains(&name) => {
+                Err("is refused now; take it off the list".to_owned())
+            }
+            (Err(e), "error" | "no_crash") => check_error(e, case),
+            (Ok(()), "load" | "no_crash" | "load_but_chat_error") => Ok(()),
+            (Ok(()), _) if NOT_YET.contains(&name) => Ok(()),
+            (Ok(()), _) => Err("loads".to_owned()),
+            (Err(e), _) => Err(format!("must load, but: {e}")),
+        };
+        if let Err(why) = verdict {
+            wrong.push(format!("{name}: expected {expect}: {why}"));
+        }
+        if start.elapsed() > Duration::from_secs(2) {
+            wrong.push(format!("{name}: took {:?}", start.elapsed()));
+        }
+        let exit_code = if matches!(name, "special-directory.gguf" | "split-00001-of-00003.gguf") {
+            3
+        } else {
+            4
+        };
+        if let Err(e) = &result
+            && e.exit_code() != exit_code
+        {
+            wrong.push(format!(
+                "{name}: exit code {}, expected {exit_code}: {e}",
+                e.exit_code()
+            ));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} cases:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn what_is_not_a_file_is_refused_at_once() {
+    let scratch = Scratch::new("not-a-file");
+    let fifo = scratch.0.join("pipe.gguf");
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    for (path, named) in [
+        (fifo.as_path(), "regular file"),
+        (Path::new("/dev/zero"), "regular file"),
+        (Path::new("/dev/null"), "regular file"),
+        (Path::new("/nonexistent/model.gguf"), "no such file"),
+        (scratch.0.as_path(), "directory"),
+        (Path::new("/dev/null/model.gguf"), "cannot be read"),
+    ] {
+        let e = load_everything(path).unwrap_err();
+        assert_eq!(e.exit_code(), 3, "{e}");
+        assert!(e.to_string().contains(named), "{e}");
+    }
+}
