@@ -31,7 +31,7 @@ pub(crate) fn scale_and_quants(x: &[f32]) -> (f32, [i8; 32]) {
     let id = recip_or_zero(d);
     let mut qs = [0; 32];
     for (q, &x) in qs.iter_mut().zip(x) {
-        *q = round_away(x * id) as i8;
+        *q = round_away(x * id).clamp(-127, 127) as i8;
     }
     (d, qs)
 }

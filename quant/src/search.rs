@@ -25,7 +25,7 @@ fn signed_code(v: f32, nmax: i32) -> i32 {
 
 /// The two sums whose quotient is the least-squares scale for codes `l`: `sum w x l` and `sum w l^2`.
 #[inline]
-fn fit(x: &[f32], w: &[f32], code: impl Fn(f32) -> i32) -> (f32, f32) {
+pub(crate) fn fit(x: &[f32], w: &[f32], code: impl Fn(f32) -> i32) -> (f32, f32) {
     let (mut sum_lx, mut sum_l2) = (0.0, 0.0);
     for (&x, &w) in x.iter().zip(w) {
         let l = code(x) as f32;

@@ -152,12 +152,27 @@ registry! {
     13  Q5_K     "q5_K"     weights <BlockQ5K>;
     14  Q6_K     "q6_K"     weights <BlockQ6K>;
     15  Q8_K     "q8_K"     activations <BlockQ8K>;
+    16  IQ2_XXS  "iq2_xxs"  decode_only <BlockIQ2XXS>;
+    17  IQ2_XS   "iq2_xs"   decode_only <BlockIQ2XS>;
+    18  IQ3_XXS  "iq3_xxs"  decode_only <BlockIQ3XXS>;
+    19  IQ1_S    "iq1_s"    decode_only <BlockIQ1S>;
+    20  IQ4_NL   "iq4_nl"   weights <BlockIQ4NL>;
+    21  IQ3_S    "iq3_s"    decode_only <BlockIQ3S>;
+    22  IQ2_S    "iq2_s"    decode_only <BlockIQ2S>;
+    23  IQ4_XS   "iq4_xs"   weights <BlockIQ4XS>;
     24  I8       "i8"       plain (1, dequantize_row_i8);
     25  I16      "i16"      plain (2, dequantize_row_i16);
     26  I32      "i32"      plain (4, dequantize_row_i32);
     27  I64      "i64"      plain (8, dequantize_row_i64);
     28  F64      "f64"      plain (8, dequantize_row_f64);
+    29  IQ1_M    "iq1_m"    decode_only <BlockIQ1M>;
     30  BF16     "bf16"     float (2, (dequantize_row_bf16, quantize_row_bf16, vec_dot_bf16));
+    34  TQ1_0    "tq1_0"    weights <BlockTQ1_0>;
+    35  TQ2_0    "tq2_0"    weights <BlockTQ2_0>;
+    39  MXFP4    "mxfp4"    weights <BlockMXFP4>;
+    40  NVFP4    "nvfp4"    weights <BlockNVFP4>;
+    41  Q1_0     "q1_0"     weights <BlockQ1_0>;
+    42  Q2_0     "q2_0"     weights <BlockQ2_0>;
 }
 
 impl GgmlType {

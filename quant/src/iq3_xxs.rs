@@ -1,0 +1,74 @@
+//! `iq3_xxs`: four values are one of 256 patterns with signs, 4-bit scales for every 32 values.
+//!
+//! | bytes | field | content |
+//! |---|---|---|
+//! | 0..2 | `d` | scale, binary16 |
+//! | 2..66 | `qs[..64]` | pattern indices of four values each |
+//! | 66..98 | `qs[64..]` | eight times 32 bits for 32 values: four sign indices of 7 bits (eight values each), and a 4-bit scale on top |
+//!
+//! 256 values in 98 bytes, 3.0625 bits per weight. `x = d * (scale + 1/2) / 2 * pattern * sign`. Specified by ggml
+//! (`block_iq3_xxs`).
+
+use crate::block::{Block, Dot};
+use crate::grids::{IQ3XXS_GRID, KSIGNS};
+use crate::iq::{apply_signs, dot_odd_scales, groups_of_8, join, scale_quants};
+use crate::num::F16;
+use crate::q8_k::{BlockQ8K, QK_K};
+use crate::types::GgmlType;
+use bytemuck::{Pod, Zeroable};
+
+/// A block of `iq3_xxs`; the module describes it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct BlockIQ3XXS {
+    /// Scale.
+    pub d: F16,
+    /// Pattern indices, then signs and scales.
+    pub qs: [u8; 3 * QK_K / 8],
+}
+
+impl BlockIQ3XXS {
+    /// Signs and scale of the 32 values of sub-block `ib`.
+    #[inline]
+    fn signs_and_scale(&self, ib: usize) -> u32 {
+        let p = QK_K / 4 + 4 * ib;
+        u32::from_le_bytes([self.qs[p], self.qs[p + 1], self.qs[p + 2], self.qs[p + 3]])
+    }
+
+    /// The patterns with their signs.
+    #[inline]
+    pub fn quants(&self) -> [i8; QK_K] {
+        let pattern = |i: usize| IQ3XXS_GRID[usize::from(self.qs[i])];
+        groups_of_8(|g| {
+            let signs = self.signs_and_scale(g / 4) >> (7 * (g % 4)) & 127;
+            let both = join(pattern(2 * g), pattern(2 * g + 1));
+            apply_signs(both, KSIGNS[signs as usize])
+        })
+    }
+
+    /// The scales of 32 values each, 0..=15.
+    #[inline]
+    pub fn sub_scales(&self) -> [u8; 8] {
+        std::array::from_fn(|ib| (self.signs_and_scale(ib) >> 28) as u8)
+    }
+}
+
+impl Block for BlockIQ3XXS {
+    const TYPE: GgmlType = GgmlType::IQ3_XXS;
+    const LEN: usize = QK_K;
+
+    fn dequantize(&self, y: &mut [f32]) {
+        let d = self.d.to_f32();
+        let scales = self.sub_scales().map(|s| d * (0.5 + f32::from(s)) * 0.5);
+        scale_quants(scales, &self.quants(), y);
+    }
+}
+
+impl Dot for BlockIQ3XXS {
+    type Partner = BlockQ8K;
+
+    fn dot(&self, y: &[BlockQ8K]) -> f32 {
+        let sum = dot_odd_scales(self.sub_scales(), &self.quants(), &y[0]);
+        0.25 * (self.d.to_f32() * y[0].d.get() * sum as f32)
+    }
+}
