@@ -1,1 +1,26 @@
 //! Hand-written CPU kernels and the worker team.
+//!
+//! * [`Isa`] is the instruction set that kernels use, chosen at run time; [`Isa::Scalar`] always exists.
+//! * [`Team`] runs a step on all cores: every worker executes the same operations and takes its share of each.
+//! * [`Ops`] has the scratch memory for the operations, which are methods of [`Pass`], the token that a worker
+//!   holds within [`Ops::run`].
+//! * [`Mat`] names a weight in its GGUF layout, [`Shared`] is a buffer of activations, [`KvLayer`] a pool of pages.
+//!
+//! Results do not depend on the number of threads: work is partitioned over independent outputs, and sums are taken in
+//! an order that the shapes alone decide.
+
+mod barrier;
+mod isa;
+mod kv;
+mod lanes;
+mod ops;
+mod shared;
+mod team;
+mod tensor;
+
+pub use isa::{Isa, IsaFlags};
+pub use kv::{KvLayer, KvShape, PAGE, PageRef, Place};
+pub use ops::{Attention, Gating, Limits, MoeFfn, Ops, Pass, RopeMode};
+pub use shared::Shared;
+pub use team::{Team, Worker, default_threads};
+pub use tensor::{Experts, Mat, MulMat};

@@ -1,0 +1,121 @@
+//! Instruction sets that kernels are written for, and which of them this machine has.
+
+use std::fmt;
+
+/// A set of instructions that kernels are written for. The choice is made at run time.
+///
+/// Results of two sets may differ by rounding; each of them is deterministic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust. Always there.
+    Scalar,
+    /// x86-64 with `avx2`, `fma` and `f16c`.
+    Avx2,
+    /// x86-64 with `avx512` `f`, `bw`, `vl`, `dq`, `vnni` and all of [`Isa::Avx2`].
+    Avx512,
+}
+
+/// Instructions beyond the sets, for information and for kernels that profit from them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IsaFlags {
+    /// Products of bf16 pairs, 512 bits wide.
+    pub avx512bf16: bool,
+    /// Byte dot products in 256 bits without AVX-512.
+    pub avxvnni: bool,
+}
+
+impl Isa {
+    /// All sets, weakest first.
+    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+
+    /// The strongest set that this machine has.
+    pub fn detect() -> Self {
+        Self::available().last().unwrap_or(Self::Scalar)
+    }
+
+    /// The sets that this machine has, weakest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available())
+    }
+
+    /// Whether this machine has the set.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            // Kernels are not written for Miri, which interprets only some of the instructions.
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+            _ => false,
+        }
+    }
+
+    /// The set with this name: `scalar`, `avx2` or `avx512`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// The name that [`Isa::from_name`] takes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl IsaFlags {
+    /// What this machine has.
+    pub fn detect() -> Self {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        {
+            Self {
+                avx512bf16: is_x86_feature_detected!("avx512bf16"),
+                avxvnni: is_x86_feature_detected!("avxvnni"),
+            }
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        {
+            Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for isa in Isa::ALL {
+            assert_eq!(Isa::from_name(isa.name()), Some(isa));
+        }
+        assert_eq!(Isa::from_name("sse2"), None);
+    }
+
+    #[test]
+    fn scalar_is_always_available() {
+        assert_eq!(Isa::available().next(), Some(Isa::Scalar));
+        assert!(Isa::detect().is_available());
+    }
+}

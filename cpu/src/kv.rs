@@ -1,0 +1,179 @@
+//! The pool of key and value pages of a layer.
+
+use crate::Shared;
+use crate::tensor::row_size;
+use lemma_quant::GgmlType;
+use std::ops::Range;
+
+/// Tokens in a page.
+pub const PAGE: usize = 16;
+
+/// The shape of a layer's pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// How keys are stored: `F32`, `F16`, or any type with a quantizer whose blocks divide a head.
+    pub ty_k: GgmlType,
+    /// How values are stored.
+    pub ty_v: GgmlType,
+    /// Key and value heads.
+    pub n_head_kv: usize,
+    /// Values in a key.
+    pub head_dim_k: usize,
+    /// Values in a value.
+    pub head_dim_v: usize,
+}
+
+/// Keys and values of a layer: slots that hold a page of [`PAGE`] tokens each.
+///
+/// Layout of both: `[slot][kv head][token in page][head_dim]`. It is zero and costs nothing until it is written to.
+#[derive(Debug)]
+pub struct KvLayer {
+    shape: KvShape,
+    n_slots: usize,
+    pub(crate) k: Shared<u8>,
+    pub(crate) v: Shared<u8>,
+}
+
+/// A page that attention reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRef {
+    /// Where it is.
+    pub slot: u32,
+    /// Position of its first token; the others follow one by one.
+    pub first_pos: u32,
+    /// Tokens in it, at most [`PAGE`].
+    pub len: u32,
+}
+
+/// Where a token's key and value go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The slot.
+    pub slot: u32,
+    /// The token in the page, below [`PAGE`].
+    pub row: u32,
+}
+
+impl KvShape {
+    /// Bytes that a slot takes, keys and values together.
+    pub fn slot_size(&self) -> usize {
+        self.n_head_kv * PAGE * (self.row_k() + self.row_v())
+    }
+
+    pub(crate) fn row_k(&self) -> usize {
+        row_size(self.ty_k, self.head_dim_k)
+    }
+
+    pub(crate) fn row_v(&self) -> usize {
+        row_size(self.ty_v, self.head_dim_v)
+    }
+}
+
+impl KvLayer {
+    /// A pool of `n_slots` empty slots.
+    ///
+    /// # Panics
+    /// If a type cannot be written, or its blocks do not divide a head.
+    pub fn new(shape: KvShape, n_slots: usize) -> Self {
+        for ty in [shape.ty_k, shape.ty_v] {
+            assert!(
+                ty.traits().quantize_row.is_some(),
+                "{} can be written",
+                ty.name()
+            );
+        }
+        let rows = n_slots * shape.n_head_kv * PAGE;
+        Self {
+            shape,
+            n_slots,
+            k: Shared::zeroed(rows * shape.row_k()),
+            v: Shared::zeroed(rows * shape.row_v()),
+        }
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> &KvShape {
+        &self.shape
+    }
+
+    /// How many slots there are.
+    pub fn n_slots(&self) -> usize {
+        self.n_slots
+    }
+
+    /// Makes room for `n_slots`; pages stay in their slots. For the time of the call both pools take memory.
+    pub fn grow(&mut self, n_slots: usize) {
+        if n_slots > self.n_slots {
+            let rows = n_slots * self.shape.n_head_kv * PAGE;
+            self.k.grow(rows * self.shape.row_k());
+            self.v.grow(rows * self.shape.row_v());
+            self.n_slots = n_slots;
+        }
+    }
+
+    /// Copies a page to another slot, between steps.
+    pub fn copy_page(&mut self, from: u32, to: u32) {
+        let (k_from, k_to) = (self.k_slot(from), self.k_slot(to));
+        let (v_from, v_to) = (self.v_slot(from), self.v_slot(to));
+        self.k.as_mut_slice().copy_within(k_from, k_to.start);
+        self.v.as_mut_slice().copy_within(v_from, v_to.start);
+    }
+
+    /// Fills a page with zeros, between steps.
+    pub fn clear_page(&mut self, slot: u32) {
+        let (k, v) = (self.k_slot(slot), self.v_slot(slot));
+        self.k.as_mut_slice()[k].fill(0);
+        self.v.as_mut_slice()[v].fill(0);
+    }
+
+    /// Reads the key of a token into `out` (`head_dim_k` long), between steps.
+    pub fn read_k(&mut self, place: Place, head: usize, out: &mut [f32]) {
+        let range = self.k_row(place, head);
+        (self.shape.ty_k.traits().dequantize_row)(&self.k.as_mut_slice()[range], out);
+    }
+
+    /// Reads the value of a token into `out` (`head_dim_v` long), between steps.
+    pub fn read_v(&mut self, place: Place, head: usize, out: &mut [f32]) {
+        let range = self.v_row(place, head);
+        (self.shape.ty_v.traits().dequantize_row)(&self.v.as_mut_slice()[range], out);
+    }
+
+    /// The bytes of a head's keys in a page: `[PAGE, head_dim_k]`.
+    pub(crate) fn k_page(&self, slot: u32, head: usize) -> Range<usize> {
+        page(slot, head, self.shape.n_head_kv, PAGE * self.shape.row_k())
+    }
+
+    /// The bytes of a head's values in a page: `[PAGE, head_dim_v]`.
+    pub(crate) fn v_page(&self, slot: u32, head: usize) -> Range<usize> {
+        page(slot, head, self.shape.n_head_kv, PAGE * self.shape.row_v())
+    }
+
+    /// The bytes of a token's key.
+    pub(crate) fn k_row(&self, place: Place, head: usize) -> Range<usize> {
+        row(self.k_page(place.slot, head), place.row)
+    }
+
+    /// The bytes of a token's value.
+    pub(crate) fn v_row(&self, place: Place, head: usize) -> Range<usize> {
+        row(self.v_page(place.slot, head), place.row)
+    }
+
+    fn k_slot(&self, slot: u32) -> Range<usize> {
+        self.k_page(slot, 0).start..self.k_page(slot + 1, 0).start
+    }
+
+    fn v_slot(&self, slot: u32) -> Range<usize> {
+        self.v_page(slot, 0).start..self.v_page(slot + 1, 0).start
+    }
+}
+
+fn page(slot: u32, head: usize, n_head: usize, size: usize) -> Range<usize> {
+    let start = (slot as usize * n_head + head) * size;
+    start..start + size
+}
+
+fn row(page: Range<usize>, row: u32) -> Range<usize> {
+    let (size, row) = (page.len() / PAGE, row as usize);
+    assert!(row < PAGE, "a page has {PAGE} tokens");
+    page.start + row * size..page.start + (row + 1) * size
+}

@@ -1,0 +1,263 @@
+//! Operations on rows and elements: embedding, norms, rotary positions, activation functions, copies.
+
+use super::{Pass, id};
+use crate::lanes::{self, LANES};
+use crate::{KvLayer, Mat, Place, Shared};
+use std::ops::Range;
+
+/// Which values of a head rotate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeMode {
+    /// Neighbours: 2i and 2i + 1.
+    Norm,
+    /// Halves of the rotated part: i and i + n_rot / 2.
+    NeoX,
+}
+
+impl Pass<'_> {
+    /// `out[t] = row tokens[t] of w`, decoded. `out`: `[tokens.len(), w.n_in]`.
+    pub fn embed(&self, out: &Shared<f32>, w: Mat<'_>, tokens: &[u32]) {
+        self.check("embed", &[id(out), w.data.as_ptr() as usize, tokens.len()]);
+        let dequantize_row = w.ty.traits().dequantize_row;
+        for t in self.w.range(tokens.len(), 1) {
+            // SAFETY: row t is this worker's.
+            let out = unsafe { out.slice_mut(t * w.n_in..(t + 1) * w.n_in) };
+            dequantize_row(w.row(tokens[t] as usize), out);
+        }
+        self.barrier();
+    }
+
+    /// `out = x / sqrt(mean(x^2) + eps) * weight` for each row of `weight.len()`. `out` may be `x`.
+    ///
+    /// With `n_rows = n_tokens * n_head` and a weight of `head_dim`, this is the norm per head.
+    pub fn rms_norm(
+        &self,
+        out: &Shared<f32>,
+        x: &Shared<f32>,
+        weight: &[f32],
+        eps: f32,
+        n_rows: usize,
+    ) {
+        self.check(
+            "rms_norm",
+            &[id(out), id(x), weight.as_ptr() as usize, n_rows],
+        );
+        let width = weight.len();
+        for i in self.w.range(n_rows, 1) {
+            let row = self.start_from(out, x, i * width..(i + 1) * width);
+            lanes::rms_norm(self.isa, row, weight, eps);
+        }
+        self.barrier();
+    }
+
+    /// Rotates the first `n_rot` values of each head by its token's position, in place. `x`:
+    /// `[n_tokens, n_head, head_dim]`; `table`: cosine and sine of every angle, `[n_tokens, n_rot / 2, 2]`.
+    #[allow(clippy::too_many_arguments, reason = "shapes")]
+    pub fn rope(
+        &self,
+        x: &Shared<f32>,
+        n_tokens: usize,
+        n_head: usize,
+        head_dim: usize,
+        n_rot: usize,
+        table: &[f32],
+        mode: RopeMode,
+    ) {
+        self.check("rope", &[id(x), n_tokens, n_head, head_dim, n_rot]);
+        assert!(n_rot.is_multiple_of(2) && n_rot <= head_dim && table.len() >= n_tokens * n_rot);
+        for i in self.w.range(n_tokens * n_head, 1) {
+            let t = i / n_head;
+            // SAFETY: head i is this worker's.
+            let head = unsafe { x.slice_mut(i * head_dim..i * head_dim + n_rot) };
+            let angles = table[t * n_rot..(t + 1) * n_rot].as_chunks::<2>().0;
+            match mode {
+                RopeMode::Norm => {
+                    for (pair, [cos, sin]) in head.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
+                        let [a, b] = *pair;
+                        *pair = [a * cos - b * sin, a * sin + b * cos];
+                    }
+                }
+                RopeMode::NeoX => {
+                    let (first, second) = head.split_at_mut(n_rot / 2);
+                    for ((a, b), [cos, sin]) in first.iter_mut().zip(second).zip(angles) {
+                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                    }
+                }
+            }
+        }
+        self.barrier();
+    }
+
+    /// Writes keys and values of `places.len()` tokens to their places. `k`: `[n_tokens, n_head_kv, head_dim_k]`,
+    /// `v` likewise. No two places may be the same.
+    pub fn kv_store(&self, layer: &KvLayer, k: &Shared<f32>, v: &Shared<f32>, places: &[Place]) {
+        self.check("kv_store", &[id(k), id(v), id(&layer.k), places.len()]);
+        let shape = layer.shape();
+        let (dim_k, dim_v) = (shape.head_dim_k, shape.head_dim_v);
+        let quantize = |ty: lemma_quant::GgmlType| {
+            ty.traits()
+                .quantize_row
+                .expect("checked when the pool was made")
+        };
+        let (quantize_k, quantize_v) = (quantize(shape.ty_k), quantize(shape.ty_v));
+        for i in self.w.range(places.len() * shape.n_head_kv, 1) {
+            let (place, head) = (places[i / shape.n_head_kv], i % shape.n_head_kv);
+            assert!(
+                (place.slot as usize) < layer.n_slots(),
+                "the slot is in the pool"
+            );
+            // SAFETY: inputs are only read; the row of a place and head is this worker's, because places differ.
+            unsafe {
+                let k = k.slice(i * dim_k..(i + 1) * dim_k);
+                let v = v.slice(i * dim_v..(i + 1) * dim_v);
+                quantize_k(k, layer.k.slice_mut(layer.k_row(place, head)));
+                quantize_v(v, layer.v.slice_mut(layer.v_row(place, head)));
+            }
+        }
+        self.barrier();
+    }
+
+    /// Copies pages to other slots: `(from, to)`. A slot that is written to may not occur twice.
+    pub fn kv_copy_pages(&self, layer: &KvLayer, pairs: &[(u32, u32)]) {
+        self.check("kv_copy_pages", &[id(&layer.k), pairs.len()]);
+        let n_head = layer.shape().n_head_kv;
+        for i in self.w.range(pairs.len() * n_head, 1) {
+            let ((from, to), head) = (pairs[i / n_head], i % n_head);
+            assert_ne!(from, to, "a page is copied to another slot");
+            // SAFETY: the page of a slot and head is this worker's to write, and not read by others.
+            unsafe {
+                let source = layer.k.slice(layer.k_page(from, head));
+                layer
+                    .k
+                    .slice_mut(layer.k_page(to, head))
+                    .copy_from_slice(source);
+                let source = layer.v.slice(layer.v_page(from, head));
+                layer
+                    .v
+                    .slice_mut(layer.v_page(to, head))
+                    .copy_from_slice(source);
+            }
+        }
+        self.barrier();
+    }
+
+    /// `out = silu(gate) * up` for `n` elements. `out` may be `gate`.
+    pub fn swiglu(&self, out: &Shared<f32>, gate: &Shared<f32>, up: &Shared<f32>, n: usize) {
+        self.check("swiglu", &[id(out), id(gate), id(up), n]);
+        assert!(!out.is(up), "swiglu: the output is not the second factor");
+        let range = self.w.range(n, LANES);
+        // SAFETY: `up` is only read.
+        let up = unsafe { up.slice(range.clone()) };
+        lanes::swiglu(self.isa, self.start_from(out, gate, range), up);
+        self.barrier();
+    }
+
+    /// `out = gelu(gate) * up` for `n` elements, gelu by the tanh formula. `out` may be `gate`.
+    pub fn geglu(&self, out: &Shared<f32>, gate: &Shared<f32>, up: &Shared<f32>, n: usize) {
+        self.check("geglu", &[id(out), id(gate), id(up), n]);
+        assert!(!out.is(up), "geglu: the output is not the second factor");
+        let range = self.w.range(n, LANES);
+        // SAFETY: `up` is only read.
+        let up = unsafe { up.slice(range.clone()) };
+        lanes::geglu(self.isa, self.start_from(out, gate, range), up);
+        self.barrier();
+    }
+
+    /// `out = gelu(x)` for `n` elements, by the tanh formula. `out` may be `x`.
+    pub fn gelu(&self, out: &Shared<f32>, x: &Shared<f32>, n: usize) {
+        self.check("gelu", &[id(out), id(x), n]);
+        lanes::gelu(self.isa, self.start_from(out, x, self.w.range(n, LANES)));
+        self.barrier();
+    }
+
+    /// `x += y` for `n` elements; different buffers.
+    pub fn add(&self, x: &Shared<f32>, y: &Shared<f32>, n: usize) {
+        self.check("add", &[id(x), id(y), n]);
+        assert!(!x.is(y), "add: different buffers");
+        let range = self.w.range(n, LANES);
+        // SAFETY: `y` is only read, the range of `x` is this worker's.
+        unsafe { lanes::add(self.isa, x.slice_mut(range.clone()), y.slice(range)) };
+        self.barrier();
+    }
+
+    /// `x[t] += bias` for each of `n_rows` rows of `bias.len()`.
+    pub fn add_bias(&self, x: &Shared<f32>, bias: &[f32], n_rows: usize) {
+        self.check("add_bias", &[id(x), bias.as_ptr() as usize, n_rows]);
+        for i in self.w.range(n_rows, 1) {
+            // SAFETY: row i is this worker's.
+            let row = unsafe { x.slice_mut(i * bias.len()..(i + 1) * bias.len()) };
+            lanes::add(self.isa, row, bias);
+        }
+        self.barrier();
+    }
+
+    /// `x *= a` for `n` elements.
+    pub fn scale(&self, x: &Shared<f32>, a: f32, n: usize) {
+        self.check("scale", &[id(x), a.to_bits() as usize, n]);
+        // SAFETY: the range is this worker's.
+        lanes::scale(self.isa, unsafe { x.slice_mut(self.w.range(n, LANES)) }, a);
+        self.barrier();
+    }
+
+    /// `x = cap * tanh(x / cap)` for `n` elements.
+    pub fn softcap(&self, x: &Shared<f32>, cap: f32, n: usize) {
+        self.check("softcap", &[id(x), cap.to_bits() as usize, n]);
+        // SAFETY: the range is this worker's.
+        lanes::softcap(
+            self.isa,
+            unsafe { x.slice_mut(self.w.range(n, LANES)) },
+            cap,
+        );
+        self.barrier();
+    }
+
+    /// `out[i] = x[rows[i]]` for rows of `width`; different buffers. Takes the last token of a batch to the output
+    /// head, say.
+    pub fn copy_rows(&self, out: &Shared<f32>, x: &Shared<f32>, rows: &[u32], width: usize) {
+        self.check("copy_rows", &[id(out), id(x), rows.len(), width]);
+        assert!(!out.is(x), "copy_rows: different buffers");
+        for i in self.w.range(rows.len(), 1) {
+            let row = rows[i] as usize;
+            // SAFETY: `x` is only read, row i of `out` is this worker's.
+            unsafe {
+                let x = x.slice(row * width..(row + 1) * width);
+                out.slice_mut(i * width..(i + 1) * width).copy_from_slice(x);
+            }
+        }
+        self.barrier();
+    }
+
+    /// The index of the largest of the first `n` elements, the first of equals; the same on every worker.
+    pub fn argmax(&self, x: &Shared<f32>, n: usize) -> usize {
+        self.check("argmax", &[id(x), n]);
+        // SAFETY: only read, until the barrier.
+        let x = unsafe { x.slice(0..n) };
+        let mut best = 0;
+        for i in 1..n {
+            if x[i] > x[best] {
+                best = i;
+            }
+        }
+        self.barrier();
+        best
+    }
+
+    /// This worker's `range` of `out`, beginning with what `x` has there. Both may be the same buffer.
+    #[allow(clippy::mut_from_ref, reason = "see Shared::slice_mut")]
+    fn start_from<'s>(
+        &self,
+        out: &'s Shared<f32>,
+        x: &Shared<f32>,
+        range: Range<usize>,
+    ) -> &'s mut [f32] {
+        // SAFETY: callers pass a range that is this worker's until the next barrier; `x` is read only where it is
+        // another buffer.
+        unsafe {
+            let to = out.slice_mut(range.clone());
+            if !out.is(x) {
+                to.copy_from_slice(x.slice(range));
+            }
+            to
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Buffers that all workers of a step read and write.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::UnsafeCell;
+use std::fmt;
+use std::ops::Range;
+use std::ptr::NonNull;
+
+/// Buffers begin at a cache line, which is also what the widest vectors like best.
+const ALIGN: usize = 64;
+/// What the system's allocator gives zeroed without touching the memory.
+const SYSTEM_ALIGN: usize = 16;
+
+mod sealed {
+    /// Plain numbers: every bit pattern is a value, zero bytes among them.
+    pub trait Plain: Copy + Send + Sync + 'static {}
+    impl Plain for u8 {}
+    impl Plain for i8 {}
+    impl Plain for i16 {}
+    impl Plain for i32 {}
+    impl Plain for u32 {}
+    impl Plain for f32 {}
+}
+pub(crate) use sealed::Plain;
+
+/// A fixed buffer that the workers of a step read and write in disjoint parts.
+///
+/// Outside of a step it is used through `&mut`, so the borrow checker knows that no step is running. Inside a step the
+/// operations of [`Pass`](crate::Pass) take it by `&`; why that is sound is said there.
+///
+/// The memory is zero, and costs nothing until it is touched.
+pub struct Shared<T: Plain> {
+    /// What the allocator gave.
+    base: NonNull<u8>,
+    /// The first cache line in it.
+    data: NonNull<UnsafeCell<T>>,
+    len: usize,
+}
+
+// SAFETY: the buffer owns its memory, and plain numbers may go anywhere.
+unsafe impl<T: Plain> Send for Shared<T> {}
+// SAFETY: `&Shared` gives access to the numbers only through the unsafe functions below, whose callers keep to the
+// rules of a step.
+unsafe impl<T: Plain> Sync for Shared<T> {}
+
+impl<T: Plain> Shared<T> {
+    /// A buffer of `len` zeros.
+    pub fn zeroed(len: usize) -> Self {
+        let layout = Self::layout(len);
+        // SAFETY: the size is not zero, because `layout` adds a cache line.
+        let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
+            handle_alloc_error(layout)
+        };
+        // SAFETY: the offset is less than a cache line, by which the allocation is longer than the numbers.
+        let data = unsafe { base.add(base.align_offset(ALIGN).min(ALIGN)) };
+        Self {
+            base,
+            data: data.cast(),
+            len,
+        }
+    }
+
+    /// A buffer with these numbers.
+    pub fn from_slice(values: &[T]) -> Self {
+        let mut shared = Self::zeroed(values.len());
+        shared.as_mut_slice().copy_from_slice(values);
+        shared
+    }
+
+    /// How many numbers there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All numbers, outside of a step.
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: `data` is aligned and valid for `len` initialized numbers, and `&mut self` says that nobody else is here.
+        unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len) }
+    }
+
+    /// Makes the buffer longer by zeros; what is in it stays.
+    pub fn grow(&mut self, len: usize) {
+        if len > self.len {
+            let mut longer = Self::zeroed(len);
+            longer.as_mut_slice()[..self.len].copy_from_slice(self.as_mut_slice());
+            *self = longer;
+        }
+    }
+
+    /// Whether both are the same buffer.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.data == other.data
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut T {
+        UnsafeCell::raw_get(self.data.as_ptr())
+    }
+
+    /// Numbers that nobody writes now.
+    ///
+    /// # Safety
+    /// No worker writes any of them before all have passed the next barrier, or the returned slice is gone before.
+    pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &[T] {
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "range within the buffer"
+        );
+        // SAFETY: in bounds by the assertion; not written to by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// Numbers that only the caller touches now.
+    ///
+    /// # Safety
+    /// No other slice of any worker overlaps the returned one while it lives, barriers included.
+    #[allow(clippy::mut_from_ref, reason = "this is what an UnsafeCell is for")]
+    pub(crate) unsafe fn slice_mut(&self, range: Range<usize>) -> &mut [T] {
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "range within the buffer"
+        );
+        // SAFETY: in bounds by the assertion; not touched by others by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.as_ptr().add(range.start), range.len()) }
+    }
+
+    fn layout(len: usize) -> Layout {
+        let size = len
+            .checked_mul(size_of::<T>())
+            .and_then(|n| n.checked_add(ALIGN));
+        size.and_then(|size| Layout::from_size_align(size, SYSTEM_ALIGN).ok())
+            .expect("a buffer fits the address space")
+    }
+}
+
+impl<T: Plain> Drop for Shared<T> {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `zeroed` with the same layout.
+        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.len)) }
+    }
+}
+
+impl<T: Plain> fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shared({} x {})", self.len, std::any::type_name::<T>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_aligned_and_growable() {
+        for len in [0, 1, 3, 1000] {
+            let mut s = Shared::<f32>::zeroed(len);
+            assert!(s.as_mut_slice().iter().all(|&x| x == 0.0));
+            assert!(cfg!(miri) || (s.as_ptr() as usize).is_multiple_of(ALIGN));
+            s.as_mut_slice().fill(1.0);
+            s.grow(len + 7);
+            assert_eq!(s.as_mut_slice().iter().sum::<f32>(), len as f32);
+            assert_eq!(s.len(), len + 7);
+        }
+    }
+
+    #[test]
+    fn workers_write_disjoint_parts() {
+        let team = crate::Team::new(3);
+        let mut s = Shared::<u32>::zeroed(100);
+        team.run(|w| {
+            let range = w.range(100, 1);
+            // SAFETY: ranges of workers are disjoint, and the slice is gone at the barrier.
+            unsafe { s.slice_mut(range.clone()) }.fill(1);
+            w.barrier();
+            // SAFETY: nobody writes any more.
+            assert_eq!(unsafe { s.slice(0..100) }.iter().sum::<u32>(), 100);
+        });
+        assert_eq!(s.as_mut_slice().len(), 100);
+    }
+}
