@@ -95,3 +95,28 @@ pub(crate) fn dot_i8(a: &[i8], b: &[i8]) -> i32 {
         .map(|(&a, &b)| i32::from(a) * i32::from(b))
         .sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 256 values that differ in every bit from one another's neighbours.
+    fn values() -> [u8; 256] {
+        std::array::from_fn(|i| (i as u8).wrapping_mul(101).wrapping_add((i / 16) as u8))
+    }
+
+    #[test]
+    fn packing_is_undone() {
+        let l = values();
+        for half in [8, 16, 32, 64] {
+            let (mut qs, mut out) = ([0; 128], [0; 256]);
+            pack_nibbles(&l, half, &mut qs);
+            unpack_nibbles(&qs, half, &mut out);
+            assert_eq!(out, l.map(|l| l & 0xf));
+        }
+        assert_eq!(unpack_crumbs(&pack_crumbs(&l)), l.map(|l| l & 3));
+        let mut out = [0; 256];
+        or_bit_plane(&bit_plane(&l, 5), 5, &mut out);
+        assert_eq!(out, l.map(|l| l & 32));
+    }
+}

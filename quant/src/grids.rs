@@ -412,3 +412,30 @@ const IQ1S_CODES: [u16; 2048] = [
     0xaa08, 0xaa0a, 0xaa20, 0xaa22, 0xaa28, 0xaa2a, 0xaa51, 0xaa54, 0xaa56, 0xaa80, 0xaa82, 0xaa88, 0xaa8a, 0xaa95,
     0xaaa0, 0xaaa2, 0xaaa8, 0xaaaa,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_pattern_occurs_twice() {
+        assert_eq!(BTreeSet::from(IQ2XXS_GRID).len(), 256);
+        assert_eq!(BTreeSet::from(IQ2XS_GRID).len(), 512);
+        assert_eq!(BTreeSet::from(IQ2S_GRID).len(), 1024);
+        assert_eq!(BTreeSet::from(IQ3XXS_GRID).len(), 256);
+        assert_eq!(BTreeSet::from(IQ3S_GRID).len(), 512);
+        assert_eq!(BTreeSet::from(IQ1S_GRID).len(), 2048);
+    }
+
+    #[test]
+    fn signs_are_even_in_number() {
+        assert!(KSIGNS.iter().all(|s| s.count_ones() % 2 == 0));
+        assert!(
+            KSIGNS
+                .iter()
+                .enumerate()
+                .all(|(i, s)| usize::from(s & 127) == i)
+        );
+    }
+}

@@ -27,3 +27,18 @@ pub(crate) fn pack_k_scales(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
     }
     p
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packing_is_undone() {
+        let scales = [1, 2, 4, 8, 16, 32, 63, 42];
+        let mins = [33, 0, 17, 63, 5, 48, 21, 62];
+        assert_eq!(
+            unpack_k_scales(&pack_k_scales(&scales, &mins)),
+            (scales, mins)
+        );
+    }
+}

@@ -213,3 +213,84 @@ pub(crate) fn max_by_abs(x: &[f32]) -> f32 {
 pub(crate) fn recip_or_zero(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All bit patterns of a 16-bit number; few of them under Miri, which is slow.
+    fn patterns() -> impl Iterator<Item = u16> {
+        (0..=u16::MAX).step_by(if cfg!(miri) { 997 } else { 1 })
+    }
+
+    fn same(a: f32, b: f32) -> bool {
+        a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
+    }
+
+    #[test]
+    fn every_f16_reads_as_half_reads_it() {
+        for bits in patterns() {
+            let (ours, theirs) = (f16_to_f32(bits), half::f16::from_bits(bits).to_f32());
+            assert!(same(ours, theirs), "{bits:#06x}: {ours:e}, {theirs:e}");
+        }
+    }
+
+    #[test]
+    fn f16_and_bf16_round_as_half_rounds() {
+        // Each number of 16 bits, the midpoint above it, and their neighbours.
+        for bits in patterns() {
+            for f in [
+                half::f16::from_bits(bits).to_f32(),
+                half::bf16::from_bits(bits).to_f32(),
+            ] {
+                for middle in [0u32, 0x0fff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001] {
+                    let x = f32::from_bits(f.to_bits().wrapping_add(middle));
+                    if x.is_nan() {
+                        assert!(F16::from_f32(x).to_f32().is_nan());
+                        assert!(BF16::from_f32(x).to_f32().is_nan());
+                        continue;
+                    }
+                    assert_eq!(f32_to_f16(x), half::f16::from_f32(x).to_bits(), "{x:e}");
+                    let bf16 = u16::from_le_bytes(BF16::from_f32(x).0);
+                    assert_eq!(bf16, half::bf16::from_f32(x).to_bits(), "{x:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn small_floats_survive_a_round_trip() {
+        // From 0x78 on the exponent is 15, which the encoder leaves out but for the largest number.
+        for code in (0..0x78).chain([0x7e]) {
+            assert_eq!(f32_to_ue4m3(2.0 * ue4m3_half_to_f32(code)), code);
+        }
+        assert_eq!(2.0 * ue4m3_half_to_f32(0x7e), 448.0);
+        assert_eq!(2.0 * ue4m3_half_to_f32(0x38), 1.0);
+        assert_eq!(f32_to_ue4m3(f32::INFINITY), 0x7e);
+        assert_eq!(f32_to_ue4m3(f32::NAN), 0);
+        assert_eq!(f32_to_ue4m3(-1.0), 0);
+        for e in 0..=255u8 {
+            let exact = 2f64.powi(i32::from(e) - 128);
+            assert_eq!(f64::from(e8m0_half_to_f32(e)), exact);
+        }
+    }
+
+    #[test]
+    fn integers_round_as_in_the_library() {
+        for i in (-40_000..40_000).step_by(if cfg!(miri) { 977 } else { 1 }) {
+            for x in [
+                i as f32 / 256.0,
+                i as f32 / 2.0,
+                (i as f32 / 2.0).next_down(),
+            ] {
+                assert_eq!(nearest_int(x), x.round_ties_even() as i32, "{x}");
+                assert_eq!(round_away(x), x.round() as i32, "{x}");
+            }
+        }
+        assert_eq!(nearest_int(f32::INFINITY), 4_194_303);
+        assert_eq!(nearest_int(f32::NEG_INFINITY), -4_194_303);
+        assert_eq!(nearest_int(f32::NAN), 0);
+        assert_eq!(round_away(f32::NAN), 0);
+        assert_eq!(round_away(0.5f32.next_down()), 0);
+    }
+}

@@ -233,3 +233,74 @@ impl std::str::FromStr for GgmlType {
         found.copied().ok_or_else(|| UnknownType(s.to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_is_found_by_number_and_name() {
+        for &ty in GgmlType::ALL {
+            assert_eq!(ty.traits().ty, ty);
+            assert_eq!(GgmlType::from_id(ty.id()), Some(ty));
+            assert_eq!(ty.name().parse(), Ok(ty));
+            assert_eq!(ty.name().to_uppercase().parse(), Ok(ty));
+        }
+        assert!(GgmlType::ALL.is_sorted());
+        // Removed from ggml, and not invented yet.
+        for id in [4, 5, 31, 32, 33, 36, 37, 38, 43, u32::MAX] {
+            assert_eq!(GgmlType::from_id(id), None);
+        }
+        let error = "q4_k_m".parse::<GgmlType>().expect_err("a file type");
+        assert_eq!(error.to_string(), "unknown tensor type 'q4_k_m'");
+        assert_eq!(format!("{:>6}", GgmlType::Q4_K), "  q4_K");
+    }
+
+    #[test]
+    fn partners_are_consistent() {
+        for &ty in GgmlType::ALL {
+            let t = ty.traits();
+            let partner = t.vec_dot_type.traits();
+            assert!(t.block_size.is_multiple_of(partner.block_size), "{ty}");
+            if t.vec_dot.is_some() {
+                assert!(partner.quantize_row.is_some(), "{ty}");
+            }
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(GgmlType::Q4_K.row_size(4096), Some(16 * 144));
+        assert_eq!(GgmlType::MXFP4.row_size(64), Some(34));
+        assert_eq!(GgmlType::Q4_K.row_size(128), None);
+        assert_eq!(GgmlType::F32.row_size(usize::MAX), None);
+        assert_eq!(GgmlType::Q8_K.row_size(usize::MAX - 255), None);
+        assert_eq!(GgmlType::Q6_K.row_size(0), Some(0));
+        assert_eq!(GgmlType::Q6_K.traits().bits_per_value(), 6.5625);
+    }
+
+    #[test]
+    #[should_panic(expected = "q4_K: 100 values are no whole number of blocks of 256")]
+    fn part_of_a_block_is_refused() {
+        (GgmlType::Q4_K.traits().dequantize_row)(&[0; 144], &mut [0.0; 100]);
+    }
+
+    #[test]
+    #[should_panic(expected = "q8_0: 64 values take 68 bytes, not 67")]
+    fn a_wrong_length_is_refused() {
+        (GgmlType::Q8_0.traits().dequantize_row)(&[0; 67], &mut [0.0; 64]);
+    }
+
+    #[test]
+    fn plain_numbers_are_read() {
+        let mut y = [0.0; 2];
+        (GgmlType::I16.traits().dequantize_row)(&[0xff, 0xff, 0, 1], &mut y);
+        assert_eq!(y, [-1.0, 256.0]);
+        let bytes: Vec<u8> = [1.5f64, -2.0]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        (GgmlType::F64.traits().dequantize_row)(&bytes, &mut y);
+        assert_eq!(y, [1.5, -2.0]);
+    }
+}
