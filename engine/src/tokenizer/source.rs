@@ -1,0 +1,153 @@
+//! What a tokenizer is built from, and what can be wrong with it.
+//!
+//! [`VocabSource`] is a plain view of the `tokenizer.ggml.*` metadata. It knows nothing of the file it came from, so
+//! that vocabularies can be made in tests and read from any container.
+
+use std::fmt::Write as _;
+
+/// The vocabulary as the file states it: borrowed text, nothing checked.
+///
+/// Field names follow the metadata keys `tokenizer.ggml.*`; a key that is absent is `None`.
+#[derive(Debug, Clone, Default)]
+pub struct VocabSource<'a> {
+    /// `tokenizer.ggml.model`: `gpt2`, `llama`, `gemma4`, …
+    pub model: &'a str,
+    /// `tokenizer.ggml.pre`: name of the pre-tokenizer.
+    pub pre: Option<&'a str>,
+    /// `general.name`: a few models get token attributes by name.
+    pub model_name: Option<&'a str>,
+    /// `general.architecture`: likewise.
+    pub arch: Option<&'a str>,
+    /// `tokenizer.ggml.tokens`, `[n_vocab]`.
+    pub tokens: Vec<&'a [u8]>,
+    /// `tokenizer.ggml.scores`, `[n_vocab]` or longer.
+    pub scores: Option<Vec<f32>>,
+    /// `tokenizer.ggml.token_type`, `[n_vocab]` or longer: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused,
+    /// 6 byte.
+    pub token_types: Option<Vec<i32>>,
+    /// `tokenizer.ggml.merges`: `left right`, best first.
+    pub merges: Option<Vec<&'a [u8]>>,
+    /// `bos_token_id`.
+    pub bos: Option<u32>,
+    /// `eos_token_id`.
+    pub eos: Option<u32>,
+    /// `eot_token_id`.
+    pub eot: Option<u32>,
+    /// `eom_token_id`.
+    pub eom: Option<u32>,
+    /// `unknown_token_id`.
+    pub unk: Option<u32>,
+    /// `seperator_token_id` (spelt so in the format).
+    pub sep: Option<u32>,
+    /// `padding_token_id`.
+    pub pad: Option<u32>,
+    /// `mask_token_id`.
+    pub mask: Option<u32>,
+    /// `fim_pre_token_id`, or the older `prefix_token_id`.
+    pub fim_pre: Option<u32>,
+    /// `fim_suf_token_id`, or the older `suffix_token_id`.
+    pub fim_suf: Option<u32>,
+    /// `fim_mid_token_id`, or the older `middle_token_id`.
+    pub fim_mid: Option<u32>,
+    /// `fim_pad_token_id`.
+    pub fim_pad: Option<u32>,
+    /// `fim_rep_token_id`.
+    pub fim_rep: Option<u32>,
+    /// `fim_sep_token_id`.
+    pub fim_sep: Option<u32>,
+    /// `add_bos_token`.
+    pub add_bos: Option<bool>,
+    /// `add_eos_token`.
+    pub add_eos: Option<bool>,
+    /// `add_space_prefix`.
+    pub add_space_prefix: Option<bool>,
+}
+
+/// Choices of the user that overrule the file.
+#[derive(Debug, Clone, Default)]
+pub struct TokenizerOptions {
+    /// Use this pre-tokenizer instead of `tokenizer.ggml.pre`.
+    pub pre_override: Option<String>,
+}
+
+/// Why a vocabulary cannot be used. Text taken from the file is escaped and cut.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// `tokenizer.ggml.model` names a kind that is not implemented.
+    #[error(
+        "tokenizer.ggml.model: unsupported tokenizer model \"{model}\", expected one of gpt2, llama, gemma4"
+    )]
+    UnsupportedModel {
+        /// The name, escaped.
+        model: String,
+    },
+    /// `tokenizer.ggml.pre` (or the override) is not known.
+    #[error("{origin}: unknown pre-tokenizer \"{pre}\"; override it with one of: {known}")]
+    UnknownPre {
+        /// Where the name came from.
+        origin: &'static str,
+        /// The name, escaped.
+        pre: String,
+        /// The names that are known, separated by spaces.
+        known: String,
+    },
+    /// No tokens at all.
+    #[error("tokenizer.ggml.tokens: the vocabulary is empty")]
+    EmptyVocab,
+    /// More tokens or bytes than 32-bit indices hold.
+    #[error("{what}: {got} is more than the {limit} that can be indexed")]
+    TooLarge {
+        /// The key.
+        what: &'static str,
+        /// What the file holds.
+        got: usize,
+        /// What is possible.
+        limit: usize,
+    },
+    /// A parallel array is shorter than the token list.
+    #[error("{what}: {got} entries for {expected} tokens")]
+    LengthMismatch {
+        /// The key.
+        what: &'static str,
+        /// Entries found.
+        got: usize,
+        /// Entries needed.
+        expected: usize,
+    },
+    /// A byte-pair vocabulary without merges.
+    #[error("tokenizer.ggml.merges: missing, a \"{model}\" tokenizer needs it")]
+    MissingMerges {
+        /// `tokenizer.ggml.model`, escaped.
+        model: String,
+    },
+    /// The regex of a pre-tokenizer or the merge table was rejected by the library.
+    #[error("the tokenizer could not be built: {0}")]
+    Build(String),
+}
+
+/// `bytes` as printable ASCII, at most 64 of them, so that a name from a hostile file cannot drive a terminal.
+pub(super) fn escape(bytes: &[u8]) -> String {
+    const MAX: usize = 64;
+    let mut out = String::new();
+    for chunk in bytes[..bytes.len().min(MAX)].utf8_chunks() {
+        for c in chunk.valid().chars() {
+            // Letters of any script are wanted in messages; only what could act on a terminal is escaped.
+            if c.is_alphanumeric()
+                || (' '..='~').contains(&c)
+                || matches!(c, '\u{2581}' | '\u{ff5c}')
+            {
+                out.push(c);
+            } else {
+                out.extend(c.escape_unicode());
+            }
+        }
+        for b in chunk.invalid() {
+            let _ = write!(out, "\\x{b:02x}");
+        }
+    }
+    if bytes.len() > MAX {
+        out.push('…');
+    }
+    out
+}
