@@ -1,5 +1,6 @@
 //! What a block format can do, and the loops over rows that all formats share.
 
+use crate::search::mean_square;
 use crate::types::GgmlType;
 use bytemuck::Pod;
 
@@ -20,6 +21,15 @@ pub trait Block: Pod {
 pub trait Quantize: Block {
     /// Encodes `x`, exactly [`Block::LEN`] values.
     fn quantize(x: &[f32]) -> Self;
+
+    /// Encodes `x` so that errors weigh as `importance` says, one number for each value (how large the inputs that
+    /// meet it are, squared). `mean_square` is that of the whole row, some formats want it.
+    ///
+    /// Formats without freedom to choose ignore the importance, as this does.
+    fn quantize_weighted(x: &[f32], importance: &[f32], mean_square: f32) -> Self {
+        let _ = (importance, mean_square);
+        Self::quantize(x)
+    }
 }
 
 /// A block that can be multiplied with quantized activations without being dequantized.
@@ -51,6 +61,21 @@ pub fn quantize_row<B: Quantize>(x: &[f32], y: &mut [u8]) {
     let y: &mut [B] = bytemuck::cast_slice_mut(y);
     for (b, x) in y.iter_mut().zip(x.chunks_exact(B::LEN)) {
         *b = B::quantize(x);
+    }
+}
+
+/// Encodes one row, given how much each of its columns matters.
+///
+/// # Panics
+/// If `x` is not a whole number of blocks, `importance` is not as long, or `y` does not have the size that `x` takes.
+pub fn quantize_row_weighted<B: Quantize>(x: &[f32], importance: &[f32], y: &mut [u8]) {
+    check::<B>(y.len(), x.len());
+    assert_eq!(x.len(), importance.len(), "one importance for each value");
+    let y: &mut [B] = bytemuck::cast_slice_mut(y);
+    let mean_square = mean_square(x);
+    let parts = x.chunks_exact(B::LEN).zip(importance.chunks_exact(B::LEN));
+    for (b, (x, importance)) in y.iter_mut().zip(parts) {
+        *b = B::quantize_weighted(x, importance, mean_square);
     }
 }
 

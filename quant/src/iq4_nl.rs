@@ -11,7 +11,7 @@ use crate::bits::{dot_i8, pack_nibbles, unpack_nibbles};
 use crate::block::{Block, Dot, Quantize};
 use crate::num::{F16, max_by_abs, recip_or_zero};
 use crate::q8_0::BlockQ8_0;
-use crate::search::{GROUP_MAX_EPS, fit};
+use crate::search::{GROUP_MAX_EPS, fit, mean_square, weigh};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -54,15 +54,14 @@ pub(crate) fn nearest_index(x: f32) -> u8 {
     index as u8
 }
 
-/// The best scale for 32 values, weighted by their squares.
-pub(crate) fn search_scale(x: &[f32]) -> f32 {
+/// The best scale for 32 values, with errors weighted by `w`.
+pub(crate) fn search_scale(x: &[f32], w: &[f32; 32]) -> f32 {
     let max = max_by_abs(x);
     if max.abs() < GROUP_MAX_EPS {
         return 0.0;
     }
-    let w: [f32; 32] = std::array::from_fn(|i| x[i] * x[i]);
     let try_inverse = |id: f32| {
-        fit(x, &w, |x| {
+        fit(x, w, |x| {
             i32::from(KVALUES_IQ4NL[usize::from(nearest_index(id * x))])
         })
     };
@@ -94,7 +93,18 @@ impl Block for BlockIQ4NL {
 
 impl Quantize for BlockIQ4NL {
     fn quantize(x: &[f32]) -> Self {
-        let d = search_scale(x);
+        Self::quantize_with(x, &std::array::from_fn(|i| x[i] * x[i]))
+    }
+
+    fn quantize_weighted(x: &[f32], importance: &[f32], _: f32) -> Self {
+        Self::quantize_with(x, &weigh(x, importance, 2.0 * mean_square(x)))
+    }
+}
+
+impl BlockIQ4NL {
+    /// Encodes `x`, with errors weighted by `w`.
+    fn quantize_with(x: &[f32], w: &[f32; 32]) -> Self {
+        let d = search_scale(x, w);
         let id = recip_or_zero(d);
         let l: [u8; 32] = std::array::from_fn(|i| nearest_index(id * x[i]));
         let mut qs = [0; 16];

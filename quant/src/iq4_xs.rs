@@ -16,6 +16,7 @@ use crate::iq::{nibbles, scale_quants};
 use crate::iq4_nl::{KVALUES_IQ4NL, nearest_index, search_scale};
 use crate::num::{F16, U16Le, max_by_abs, nearest_int, recip_or_zero};
 use crate::q8_k::{BlockQ8K, QK_K};
+use crate::search::{mean_square, weigh};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -65,8 +66,25 @@ impl Quantize for BlockIQ4XS {
     fn quantize(x: &[f32]) -> Self {
         let mut sub = [0.0; 8];
         for (sub, x) in sub.iter_mut().zip(x.chunks_exact(32)) {
-            *sub = search_scale(x);
+            *sub = search_scale(x, &std::array::from_fn(|i| x[i] * x[i]));
         }
+        Self::assemble(x, sub)
+    }
+
+    fn quantize_weighted(x: &[f32], importance: &[f32], _: f32) -> Self {
+        let floor = 2.0 * mean_square(x);
+        let mut sub = [0.0; 8];
+        let parts = x.chunks_exact(32).zip(importance.chunks_exact(32));
+        for (sub, (x, importance)) in sub.iter_mut().zip(parts) {
+            *sub = search_scale(x, &weigh(x, importance, floor));
+        }
+        Self::assemble(x, sub)
+    }
+}
+
+impl BlockIQ4XS {
+    /// The block with scales as near to these as can be stored.
+    fn assemble(x: &[f32], sub: [f32; 8]) -> Self {
         let d = -max_by_abs(&sub) / 32.0;
         let id = recip_or_zero(d);
 

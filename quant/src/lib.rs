@@ -32,7 +32,9 @@
 //! # Exactness
 //!
 //! Reading is bit-exact to ggml: the float operations are the same in the same order. Quantizers follow ggml's
-//! searches and give its bytes in all but degenerate cases.
+//! searches, with an importance matrix or without, and give its bytes for ordinary values; where ggml's result is
+//! undefined (NaN, infinities, overflowing scales) they saturate. The "i" formats of three bits and less can be read
+//! and multiplied, but there are no quantizers for them here.
 
 #![forbid(unsafe_code)]
 
@@ -73,7 +75,9 @@ pub mod tq1_0;
 pub mod tq2_0;
 mod types;
 
-pub use block::{Block, Dot, Quantize, blocks, dequantize_row, quantize_row, vec_dot};
+pub use block::{
+    Block, Dot, Quantize, blocks, dequantize_row, quantize_row, quantize_row_weighted, vec_dot,
+};
 pub use iq1_m::BlockIQ1M;
 pub use iq1_s::BlockIQ1S;
 pub use iq2_s::BlockIQ2S;
@@ -103,4 +107,6 @@ pub use q8_1::BlockQ8_1;
 pub use q8_k::{BlockQ8K, QK_K};
 pub use tq1_0::BlockTQ1_0;
 pub use tq2_0::BlockTQ2_0;
-pub use types::{DequantizeRow, GgmlType, QuantizeRow, TypeTraits, UnknownType, VecDot};
+pub use types::{
+    DequantizeRow, GgmlType, QuantizeRow, QuantizeRowWeighted, TypeTraits, UnknownType, VecDot,
+};

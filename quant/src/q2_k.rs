@@ -13,7 +13,7 @@ use crate::bits::{dot_u8, pack_crumbs, unpack_crumbs};
 use crate::block::{Block, Dot, Quantize};
 use crate::num::{F16, nearest_int};
 use crate::q8_k::{BlockQ8K, QK_K};
-use crate::search::{AffineSearch, affine};
+use crate::search::{AffineSearch, affine, mean_square, positive, thorough, weigh};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -71,8 +71,34 @@ impl Quantize for BlockQ2K {
             let w: [f32; 16] = std::array::from_fn(|i| x[i].abs());
             (scales[j], mins[j]) = affine(&SEARCH, x, &w, &mut l[16 * j..][..16]);
         }
-        let (d, ls) = quantize_nibbles(&scales);
-        let (dmin, lm) = quantize_nibbles(&mins);
+        Self::assemble(x, l, quantize_nibbles(&scales), quantize_nibbles(&mins))
+    }
+
+    fn quantize_weighted(x: &[f32], importance: &[f32], _: f32) -> Self {
+        let floor = mean_square(x);
+        let mut l = [0; QK_K];
+        let (mut scales, mut mins, mut weights) = ([0.0; 16], [0.0; 16], [0.0; 16]);
+        let parts = x.chunks_exact(16).zip(importance.chunks_exact(16));
+        for (j, (x, importance)) in parts.enumerate() {
+            let w: [f32; 16] = weigh(x, importance, floor);
+            weights[j] = w.iter().sum();
+            (scales[j], mins[j]) = affine(&thorough(3), x, &w, &mut l[16 * j..][..16]);
+        }
+        let (mut ls, mut lm) = ([0; 16], [0; 16]);
+        let d = F16::from_f32(positive(15, &scales, &weights, &mut ls));
+        let dmin = F16::from_f32(positive(15, &mins, &weights, &mut lm));
+        Self::assemble(x, l, (d, ls), (dmin, lm))
+    }
+}
+
+impl BlockQ2K {
+    /// The block with these scales and minimums. `l` are quants from the search, which remain where a scale is zero.
+    fn assemble(
+        x: &[f32],
+        mut l: [u8; QK_K],
+        (d, ls): (F16, [u8; 16]),
+        (dmin, lm): (F16, [u8; 16]),
+    ) -> Self {
         let packed: [u8; 16] = std::array::from_fn(|j| ls[j] | (lm[j] << 4));
 
         // The scales have been rounded: choose the quants anew for what they have become.

@@ -13,7 +13,7 @@ use crate::bits::{bit_plane, dot_i8, or_bit_plane, pack_crumbs, unpack_crumbs};
 use crate::block::{Block, Dot, Quantize};
 use crate::num::{F16, max_by_abs, nearest_int};
 use crate::q8_k::{BlockQ8K, QK_K};
-use crate::search::symmetric_by_descent;
+use crate::search::{mean_square, symmetric, symmetric_by_descent, weigh};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -80,16 +80,39 @@ impl Quantize for BlockQ3K {
             *sub = symmetric_by_descent(4, x, l);
         }
 
-        let mut block = Self::zeroed();
         let max = max_by_abs(&sub);
-        if max != 0.0 {
-            let iscale = -32.0 / max;
-            block.d = F16::from_f32(1.0 / iscale);
-            for (j, sub) in sub.into_iter().enumerate() {
-                let code = (nearest_int(iscale * sub).clamp(-32, 31) + 32) as u8;
-                block.scales[j % 8] |= (code & 0xf) << (4 * (j / 8));
-                block.scales[8 + j % 4] |= (code >> 4) << (2 * (j / 4));
-            }
+        if max == 0.0 {
+            return Self::assemble(x, l, F16::default(), &[0; 16]);
+        }
+        let iscale = -32.0 / max;
+        let codes = sub.map(|s| (nearest_int(iscale * s).clamp(-32, 31) + 32) as u8);
+        Self::assemble(x, l, F16::from_f32(1.0 / iscale), &codes)
+    }
+
+    fn quantize_weighted(x: &[f32], importance: &[f32], _: f32) -> Self {
+        let floor = 2.0 * mean_square(x);
+        let mut l = [0; QK_K];
+        let (mut sub, mut weights) = ([0.0; 16], [0.0; 16]);
+        let parts = x.chunks_exact(16).zip(importance.chunks_exact(16));
+        for (j, (x, importance)) in parts.enumerate() {
+            let w: [f32; 16] = weigh(x, importance, floor);
+            weights[j] = w.iter().sum();
+            sub[j] = symmetric(4, x, &w, &mut l[16 * j..][..16]);
+        }
+        let mut codes = [0; 16];
+        let d = symmetric(32, &sub, &weights, &mut codes);
+        Self::assemble(x, l, F16::from_f32(d), &codes)
+    }
+}
+
+impl BlockQ3K {
+    /// The block with these scales (offset by 32). `l` are quants from the search, which remain where a scale is zero.
+    fn assemble(x: &[f32], mut l: [u8; QK_K], d: F16, codes: &[u8; 16]) -> Self {
+        let mut block = Self::zeroed();
+        block.d = d;
+        for (j, code) in codes.iter().enumerate() {
+            block.scales[j % 8] |= (code & 0xf) << (4 * (j / 8));
+            block.scales[8 + j % 4] |= (code >> 4) << (2 * (j / 4));
         }
 
         // The scales have been rounded: choose the quants anew for what they have become.

@@ -11,6 +11,7 @@ use crate::bits::{dot_i8, pack_nibbles, unpack_nibbles};
 use crate::block::{Block, Dot, Quantize};
 use crate::num::{F16, max_by_abs, recip_or_zero};
 use crate::q8_0::BlockQ8_0;
+use crate::search::{symmetric, weigh};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -55,6 +56,18 @@ impl Quantize for BlockQ4_0 {
         for (l, &x) in l.iter_mut().zip(x) {
             *l = ((x * id + 8.5) as i32).clamp(0, 15) as u8;
         }
+        let mut qs = [0; 16];
+        pack_nibbles(&l, 16, &mut qs);
+        Self {
+            d: F16::from_f32(d),
+            qs,
+        }
+    }
+
+    fn quantize_weighted(x: &[f32], importance: &[f32], mean_square: f32) -> Self {
+        let w: [f32; 32] = weigh(x, importance, mean_square);
+        let mut l = [0; 32];
+        let d = symmetric(8, x, &w, &mut l);
         let mut qs = [0; 16];
         pack_nibbles(&l, 16, &mut qs);
         Self {

@@ -14,7 +14,7 @@ use crate::block::{Block, Dot, Quantize};
 use crate::k_scales::{pack_k_scales, unpack_k_scales};
 use crate::num::{F16, nearest_int};
 use crate::q8_k::{BlockQ8K, QK_K};
-use crate::search::{AffineSearch, affine};
+use crate::search::{AffineSearch, affine, mean_square, positive, thorough, weigh};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -33,6 +33,26 @@ pub struct BlockQ4K {
 }
 
 impl BlockQ4K {
+    fn unpacked(&self) -> Affine {
+        Affine {
+            d: self.d,
+            dmin: self.dmin,
+            scales: self.scales,
+            quants: self.quants(),
+        }
+    }
+
+    fn packed(a: &Affine) -> Self {
+        let mut qs = [0; QK_K / 2];
+        pack_nibbles(&a.quants, 32, &mut qs);
+        Self {
+            d: a.d,
+            dmin: a.dmin,
+            scales: a.scales,
+            qs,
+        }
+    }
+
     /// The quants, 0..=15.
     #[inline]
     pub fn quants(&self) -> [u8; QK_K] {
@@ -47,36 +67,24 @@ impl Block for BlockQ4K {
     const LEN: usize = QK_K;
 
     fn dequantize(&self, y: &mut [f32]) {
-        Affine {
-            d: self.d,
-            dmin: self.dmin,
-            scales: self.scales,
-            quants: self.quants(),
-        }
-        .dequantize(y);
+        self.unpacked().dequantize(y);
     }
 }
 
 impl Quantize for BlockQ4K {
     fn quantize(x: &[f32]) -> Self {
-        let a = Affine::quantize(
-            &AffineSearch {
-                nmax: 15,
-                first: -1.0,
-                step: 0.1,
-                steps: 20,
-                absolute: false,
-            },
-            x,
-        );
-        let mut qs = [0; QK_K / 2];
-        pack_nibbles(&a.quants, 32, &mut qs);
-        Self {
-            d: a.d,
-            dmin: a.dmin,
-            scales: a.scales,
-            qs,
-        }
+        let search = AffineSearch {
+            nmax: 15,
+            first: -1.0,
+            step: 0.1,
+            steps: 20,
+            absolute: false,
+        };
+        Self::packed(&Affine::quantize(&search, x))
+    }
+
+    fn quantize_weighted(x: &[f32], importance: &[f32], _: f32) -> Self {
+        Self::packed(&Affine::quantize_weighted(15, x, importance))
     }
 }
 
@@ -84,13 +92,7 @@ impl Dot for BlockQ4K {
     type Partner = BlockQ8K;
 
     fn dot(&self, y: &[BlockQ8K]) -> f32 {
-        Affine {
-            d: self.d,
-            dmin: self.dmin,
-            scales: self.scales,
-            quants: self.quants(),
-        }
-        .dot(&y[0])
+        self.unpacked().dot(&y[0])
     }
 }
 
@@ -140,9 +142,34 @@ impl Affine {
             let w: [f32; 32] = std::array::from_fn(|i| rms + x[i].abs());
             (scales[j], mins[j]) = affine(search, x, &w, &mut l[32 * j..][..32]);
         }
-        let (d, ls) = quantize_six_bits(&scales);
-        let (dmin, lm) = quantize_six_bits(&mins);
+        let (scales, mins) = (quantize_six_bits(&scales), quantize_six_bits(&mins));
+        Self::assemble(search.nmax, x, l, scales, mins)
+    }
 
+    pub(crate) fn quantize_weighted(nmax: i32, x: &[f32], importance: &[f32]) -> Self {
+        let floor = 2.0 * mean_square(x);
+        let mut l = [0; QK_K];
+        let (mut scales, mut mins, mut weights) = ([0.0; 8], [0.0; 8], [0.0; 8]);
+        let parts = x.chunks_exact(32).zip(importance.chunks_exact(32));
+        for (j, (x, importance)) in parts.enumerate() {
+            let w: [f32; 32] = weigh(x, importance, floor);
+            weights[j] = w.iter().sum();
+            (scales[j], mins[j]) = affine(&thorough(nmax), x, &w, &mut l[32 * j..][..32]);
+        }
+        let (mut ls, mut lm) = ([0; 8], [0; 8]);
+        let d = F16::from_f32(positive(63, &scales, &weights, &mut ls));
+        let dmin = F16::from_f32(positive(63, &mins, &weights, &mut lm));
+        Self::assemble(nmax, x, l, (d, ls), (dmin, lm))
+    }
+
+    /// The block with these scales and minimums. `l` are quants from the search, which remain where a scale is zero.
+    fn assemble(
+        nmax: i32,
+        x: &[f32],
+        mut l: [u8; QK_K],
+        (d, ls): (F16, [u8; 8]),
+        (dmin, lm): (F16, [u8; 8]),
+    ) -> Self {
         // The scales have been rounded: choose the quants anew for what they have become.
         for (j, (x, l)) in x.chunks_exact(32).zip(l.chunks_exact_mut(32)).enumerate() {
             let dl = d.to_f32() * f32::from(ls[j]);
@@ -151,7 +178,7 @@ impl Affine {
             }
             let ml = dmin.to_f32() * f32::from(lm[j]);
             for (l, &x) in l.iter_mut().zip(x) {
-                *l = nearest_int((x + ml) / dl).clamp(0, search.nmax) as u8;
+                *l = nearest_int((x + ml) / dl).clamp(0, nmax) as u8;
             }
         }
         Self {

@@ -14,7 +14,7 @@ use crate::block::{Block, Dot, Quantize};
 use crate::num::{F16, recip_or_zero};
 use crate::q5_0;
 use crate::q8_1::BlockQ8_1;
-use crate::search::min_max;
+use crate::search::{affine, min_max, thorough, weigh};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -65,6 +65,19 @@ impl Quantize for BlockQ5_1 {
         Self {
             d: F16::from_f32(d),
             m: F16::from_f32(min),
+            qh,
+            qs,
+        }
+    }
+
+    fn quantize_weighted(x: &[f32], importance: &[f32], mean_square: f32) -> Self {
+        let w: [f32; 32] = weigh(x, importance, mean_square);
+        let mut l = [0; 32];
+        let (d, min) = affine(&thorough(31), x, &w, &mut l);
+        let (qh, qs) = q5_0::pack(&l);
+        Self {
+            d: F16::from_f32(d),
+            m: F16::from_f32(-min),
             qh,
             qs,
         }

@@ -45,6 +45,18 @@ impl BlockQ5K {
         q
     }
 
+    fn packed(a: &Affine) -> Self {
+        let mut qs = [0; QK_K / 2];
+        pack_nibbles(&a.quants, 32, &mut qs);
+        Self {
+            d: a.d,
+            dmin: a.dmin,
+            scales: a.scales,
+            qh: bit_plane(&a.quants, 4),
+            qs,
+        }
+    }
+
     fn unpacked(&self) -> Affine {
         Affine {
             d: self.d,
@@ -73,16 +85,11 @@ impl Quantize for BlockQ5K {
             steps: 15,
             absolute: false,
         };
-        let a = Affine::quantize(&search, x);
-        let mut qs = [0; QK_K / 2];
-        pack_nibbles(&a.quants, 32, &mut qs);
-        Self {
-            d: a.d,
-            dmin: a.dmin,
-            scales: a.scales,
-            qh: bit_plane(&a.quants, 4),
-            qs,
-        }
+        Self::packed(&Affine::quantize(&search, x))
+    }
+
+    fn quantize_weighted(x: &[f32], importance: &[f32], _: f32) -> Self {
+        Self::packed(&Affine::quantize_weighted(31, x, importance))
     }
 }
 

@@ -63,15 +63,22 @@ impl Block for BlockQ6K {
 
 impl Quantize for BlockQ6K {
     fn quantize(x: &[f32]) -> Self {
+        let w: [f32; QK_K] = std::array::from_fn(|i| x[i] * x[i]);
+        Self::quantize_with(x, &w)
+    }
+
+    fn quantize_weighted(x: &[f32], importance: &[f32], _: f32) -> Self {
+        Self::quantize_with(x, importance)
+    }
+}
+
+impl BlockQ6K {
+    /// Encodes `x`, with errors weighted by `w`.
+    fn quantize_with(x: &[f32], w: &[f32]) -> Self {
         let mut l = [0; QK_K];
         let mut sub = [0.0; 16];
-        for ((sub, x), l) in sub
-            .iter_mut()
-            .zip(x.chunks_exact(16))
-            .zip(l.chunks_exact_mut(16))
-        {
-            let w: [f32; 16] = std::array::from_fn(|i| x[i] * x[i]);
-            *sub = symmetric(32, x, &w, l);
+        for (j, (x, w)) in x.chunks_exact(16).zip(w.chunks_exact(16)).enumerate() {
+            sub[j] = symmetric(32, x, w, &mut l[16 * j..][..16]);
         }
         let max = max_by_abs(&sub);
         if max.abs() < GROUP_MAX_EPS {

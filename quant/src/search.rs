@@ -17,6 +17,17 @@ pub(crate) fn min_max(x: &[f32]) -> (f32, f32) {
     })
 }
 
+/// Mean of the squares.
+pub(crate) fn mean_square(x: &[f32]) -> f32 {
+    x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32
+}
+
+/// Weights of the errors of `N` values, from their importance: larger values count for more, but `floor` (a mean
+/// square) keeps small ones from counting for nothing.
+pub(crate) fn weigh<const N: usize>(x: &[f32], importance: &[f32], floor: f32) -> [f32; N] {
+    std::array::from_fn(|i| importance[i] * (floor + x[i] * x[i]).sqrt())
+}
+
 /// Code of `v`, as a signed number in `-nmax..nmax`.
 #[inline]
 fn signed_code(v: f32, nmax: i32) -> i32 {
@@ -194,4 +205,71 @@ pub(crate) fn affine(s: &AffineSearch, x: &[f32], w: &[f32], l: &mut [u8]) -> (f
         }
     }
     (scale, -min)
+}
+
+/// The search that quantizers with an importance use.
+pub(crate) const fn thorough(nmax: i32) -> AffineSearch {
+    AffineSearch {
+        nmax,
+        first: -0.9,
+        step: 0.05,
+        steps: 36,
+        absolute: false,
+    }
+}
+
+/// Scale for codes `0..=nmax` of non-negative numbers, minimising the error weighted by `w`.
+pub(crate) fn positive(nmax: i32, x: &[f32], w: &[f32], l: &mut [u8]) -> f32 {
+    let max = x.iter().fold(0.0f32, |m, &v| if v > m { v } else { m });
+    if max < GROUP_MAX_EPS {
+        l.fill(0);
+        return 0.0;
+    }
+    let code = |v: f32| nearest_int(v).clamp(0, nmax);
+    let error = |iscale: f32| {
+        let scale = 1.0 / iscale;
+        let mut sum = 0.0;
+        for (&x, &w) in x.iter().zip(w) {
+            let diff = x - scale * code(iscale * x) as f32;
+            sum += w * diff * diff;
+        }
+        sum
+    };
+    let mut iscale = nmax as f32 / max;
+    let mut best = error(iscale);
+    for step in (-4..=4).filter(|&s| s != 0) {
+        let trial = (0.1 * step as f32 + nmax as f32) / max;
+        let this = error(trial);
+        if this < best {
+            best = this;
+            iscale = trial;
+        }
+    }
+    let (mut sum_lx, mut sum_l2) = fit(x, w, |x| code(iscale * x));
+    for (l, &x) in l.iter_mut().zip(x) {
+        *l = code(iscale * x) as u8;
+    }
+    for _ in 0..5 {
+        let mut changed = false;
+        for ((l, &x), &w) in l.iter_mut().zip(x).zip(w) {
+            let old = f32::from(*l);
+            let (mut lx, mut l2) = (sum_lx - w * x * old, sum_l2 - w * old * old);
+            if lx > 0.0 && l2 > 0.0 {
+                let new = code(x * l2 / lx);
+                if new as f32 != old {
+                    lx += w * x * new as f32;
+                    l2 += w * new as f32 * new as f32;
+                    if lx * lx * sum_l2 > sum_lx * sum_lx * l2 {
+                        *l = new as u8;
+                        (sum_lx, sum_l2) = (lx, l2);
+                        changed = true;
+                    }
+                }
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    if sum_l2 > 0.0 { sum_lx / sum_l2 } else { 0.0 }
 }

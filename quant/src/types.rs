@@ -11,6 +11,8 @@ use crate::*;
 pub type DequantizeRow = fn(&[u8], &mut [f32]);
 /// Encodes a row: values to the bytes of whole blocks. Panics if the lengths do not agree.
 pub type QuantizeRow = fn(&[f32], &mut [u8]);
+/// Encodes one row, given the importance of each of its columns. Panics if the lengths do not agree.
+pub type QuantizeRowWeighted = fn(&[f32], &[f32], &mut [u8]);
 /// Dot product of `n` weights with `n` activations in the type's `vec_dot_type`. Panics if the lengths do
 /// not agree.
 pub type VecDot = fn(usize, &[u8], &[u8]) -> f32;
@@ -32,6 +34,8 @@ pub struct TypeTraits {
     pub dequantize_row: DequantizeRow,
     /// Encodes a row, if there is a quantizer.
     pub quantize_row: Option<QuantizeRow>,
+    /// Encodes a row with an importance matrix's numbers, if there is a quantizer and weights come in the format.
+    pub quantize_row_weighted: Option<QuantizeRowWeighted>,
     /// Multiplies a row with activations of type `vec_dot_type`.
     pub vec_dot: Option<VecDot>,
 }
@@ -46,6 +50,7 @@ impl TypeTraits {
     const fn weights<B: Quantize + Dot>(ty: GgmlType, name: &'static str) -> Self {
         let mut t = Self::decode_only::<B>(ty, name);
         t.quantize_row = Some(block::quantize_row::<B>);
+        t.quantize_row_weighted = Some(block::quantize_row_weighted::<B>);
         t
     }
 
@@ -95,6 +100,7 @@ impl TypeTraits {
             vec_dot_type: ty,
             dequantize_row,
             quantize_row: None,
+            quantize_row_weighted: None,
             vec_dot: None,
         }
     }

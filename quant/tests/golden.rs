@@ -198,3 +198,41 @@ fn dot_products() {
         eprintln!("{}: {worst:.1e} of the sum of magnitudes", t.name);
     });
 }
+
+#[test]
+#[cfg_attr(miri, ignore = "slow, and reads no bytes in another way")]
+#[allow(clippy::print_stderr, reason = "shown by --nocapture")]
+fn importance_is_heeded() {
+    const MEASURED: usize = 3;
+    for_each_type(|t, entry, m| {
+        let (Some(quantize), Some(expected)) = (
+            t.quantize_row_weighted,
+            entry["weighted_rmse_with_imatrix"].as_f64(),
+        ) else {
+            return;
+        };
+        let source = floats(&m["source_f32"]["file"]);
+        let importance = floats(&m["imatrix_f32"]["file"]);
+        let weighted_rmse = |y: &[u8]| {
+            let read = dequantize(t, y, MEASURED * COLS);
+            let errors = source.iter().zip(&read).zip(importance.iter().cycle());
+            let sum: f64 = errors
+                .map(|((&x, &y), &w)| f64::from(w) * (f64::from(x) - f64::from(y)).powi(2))
+                .sum();
+            (sum / read.len() as f64).sqrt()
+        };
+        let size = t.ty.row_size(COLS).expect("whole blocks");
+        let mut y = vec![0; MEASURED * size];
+        for (x, y) in source.chunks_exact(COLS).zip(y.chunks_exact_mut(size)) {
+            quantize(x, &importance, y);
+        }
+        let got = weighted_rmse(&y);
+        let differ = (got - expected).abs() / expected;
+        eprintln!("{}: {got:e}, relative difference {differ:.1e}", t.name);
+        assert!(
+            got <= expected * (1.0 + 1e-6),
+            "{}: {got:e}, expected {expected:e}",
+            t.name
+        );
+    });
+}

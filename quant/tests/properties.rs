@@ -85,7 +85,13 @@ proptest! {
             .map(|(i, &b)| if calm && i % 50 != 0 { b as f32 * 1e-9 } else { f32::from_bits(b) })
             .collect();
         for t in all().filter(|t| t.quantize_row.is_some()) {
-            dequantize(t, &quantize(t, &x));
+            let mut y = quantize(t, &x);
+            dequantize(t, &y);
+            if let Some(weighted) = t.quantize_row_weighted {
+                let importance: Vec<f32> = x.iter().rev().copied().collect();
+                weighted(&x, &importance, &mut y);
+                dequantize(t, &y);
+            }
         }
     }
 
