@@ -47,11 +47,15 @@ macro_rules! weights {
 
         #[doc = concat!("Dot product of two rows of `", $what, "`.\n\n# Panics\nIf the lengths do not agree.")]
         pub fn $dot(n: usize, w: &[u8], x: &[u8]) -> f32 {
-            let products = elements::<$t>(w, n)
-                .iter()
-                .zip(elements::<$t>(x, n))
-                .map(|(w, x)| f64::from($get(*w)) * f64::from($get(*x)));
-            products.sum::<f64>() as f32
+            // Eight sums, because one would wait for itself at every addition.
+            let mut sums = [0.0; 8];
+            let runs = elements::<$t>(w, n).chunks(8).zip(elements::<$t>(x, n).chunks(8));
+            for (w, x) in runs {
+                for ((sum, w), x) in sums.iter_mut().zip(w).zip(x) {
+                    *sum += f64::from($get(*w)) * f64::from($get(*x));
+                }
+            }
+            sums.iter().sum::<f64>() as f32
         }
     };
 }
