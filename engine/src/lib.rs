@@ -4,3 +4,4 @@ pub mod error;
 pub mod gguf;
 pub mod sampling;
 pub mod tokenizer;
+pub mod synth;

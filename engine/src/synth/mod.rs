@@ -1,0 +1,361 @@
+//! Synthetic models: the shapes, metadata and type mixes of published models, with seeded random weights.
+//!
+//! They say nothing sensible, but they load everywhere, decode at exactly the speed of the real thing, and can be made
+//! anywhere in seconds: what a benchmark or a test needs. Weights have a scale at which activations stay finite, and
+//! quantized tensors are made of random blocks ([`blocks`]) rather than quantized, which is a hundred times faster.
+//! The same shape, type and seed give the same bytes on every machine and for every number of threads.
+
+mod blocks;
+mod mix;
+mod shape;
+mod vocab;
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use lemma_quant::GgmlType;
+
+use crate::error::{Error, NAME_MAX, Result, escape};
+use crate::gguf::write::Builder;
+pub use mix::Recipe;
+pub use shape::Shape;
+
+/// Called as data is written: bytes done, bytes in total.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// A tensor to be made.
+struct Plan {
+    name: String,
+    ty: GgmlType,
+    /// Row length first.
+    shape: Vec<u64>,
+    fill: Fill,
+}
+
+/// What a tensor is filled with.
+#[derive(Clone, Copy)]
+enum Fill {
+    /// Near-gaussian numbers of this mean and standard deviation.
+    Random { mean: f32, std: f32 },
+    /// Divisors of the rotary frequencies as Llama 3 scales them, for this factor.
+    RopeFreqs { factor: f32 },
+}
+
+/// Writes a model to `out`; `ftype` is a name [`Recipe::parse`] knows, such as `q4_k_m`.
+///
+/// # Errors
+/// [`Error::Usage`] for an unknown shape or type, [`Error::Runtime`] if `out` fails.
+pub fn write(
+    shape: &str,
+    ftype: &str,
+    seed: u64,
+    out: impl Write,
+    progress: Progress<'_>,
+) -> Result<()> {
+    let shape = Shape::parse(shape)?;
+    let recipe = Recipe::parse(ftype)?;
+    let plans = plan(&shape, &recipe)?;
+    let mut builder = Builder::new();
+    metadata(&shape, &recipe, &mut builder);
+    for p in &plans {
+        builder.tensor(&p.name, p.ty, &p.shape);
+    }
+    let total = builder.n_bytes();
+    let failed = |e: std::io::Error| Error::runtime(format!("the model cannot be written ({e})"));
+    let mut body = builder
+        .begin(BufWriter::with_capacity(1 << 20, out))
+        .map_err(failed)?;
+    let mut done = 0;
+    for (i, p) in plans.iter().enumerate() {
+        let n: u64 = p.shape.iter().product();
+        match p.fill {
+            Fill::Random { mean, std } => {
+                let maker = blocks::Maker::new(p.ty, mean, std)?;
+                let stream = blocks::mix_seed(seed, i as u64);
+                maker.stream(n, stream, &mut |piece| {
+                    body.write(piece).map_err(failed)?;
+                    done += piece.len() as u64;
+                    progress(done, total);
+                    Ok(())
+                })?;
+            }
+            Fill::RopeFreqs { factor } => {
+                let freqs = rope_freqs(shape.head_dim, shape.rope_freq_base, factor);
+                let bytes: Vec<u8> = freqs.flat_map(f32::to_le_bytes).collect();
+                body.write(&bytes).map_err(failed)?;
+            }
+        }
+    }
+    body.finish().map_err(failed)?;
+    progress(total, total);
+    Ok(())
+}
+
+/// Writes a model to the file `path`, which appears only when it is complete.
+///
+/// # Errors
+/// Those of [`write`], naming the file.
+pub fn write_file(
+    shape: &str,
+    ftype: &str,
+    seed: u64,
+    path: &Path,
+    progress: Progress<'_>,
+) -> Result<()> {
+    let name = path.to_string_lossy().into_owned();
+    let failed = |e: std::io::Error| Error::runtime_in(&name, format!("cannot be written ({e})"));
+    let tmp = path.with_file_name(format!(
+        "{}.tmp",
+        path.file_name()
+            .ok_or_else(|| Error::usage_in(&name, "is not a file name"))?
+            .to_string_lossy()
+    ));
+    let result = File::create(&tmp)
+        .map_err(failed)
+        .and_then(|file| write(shape, ftype, seed, file, progress).map_err(|e| e.in_file(&name)))
+        .and_then(|()| std::fs::rename(&tmp, path).map_err(failed));
+    if result.is_err() {
+        let _ = std::fs::remove_file(&tmp);
+    }
+    result
+}
+
+/// All tensors of a shape with their types, in file order.
+fn plan(s: &Shape, recipe: &Recipe) -> Result<Vec<Plan>> {
+    let (n_embd, n_ff, n_layer) = (u64::from(s.n_embd), u64::from(s.n_ff), s.n_layer);
+    let n_q = u64::from(s.n_head * s.head_dim);
+    let n_kv = u64::from(s.n_head_kv * s.head_dim);
+    let n_vocab = u64::from(s.n_vocab);
+    let mut plans = Vec::new();
+    let matrix = |name: String, il: u32, n_in: u64, n_out: u64, std: f32| -> Result<Plan> {
+        let ty = recipe.type_of(&name, il, s, n_in)?;
+        Ok(Plan {
+            name,
+            ty,
+            shape: vec![n_in, n_out],
+            fill: Fill::Random { mean: 0.0, std },
+        })
+    };
+    let vector = |name: String, n: u64, mean: f32, std: f32| Plan {
+        name,
+        ty: GgmlType::F32,
+        shape: vec![n],
+        fill: Fill::Random { mean, std },
+    };
+    let norm = |name: String, n: u64| vector(name, n, 1.0, 0.02);
+    let unit = |n: u64| 1.0 / (n as f32).sqrt();
+    // What is added to the residual stream is scaled down by depth, so that the stream's size does not depend on it.
+    let depth = 1.0 / (2.0 * n_layer as f32).sqrt();
+    // Logits of normalized activations get a standard deviation of 2.5: a distribution neither flat nor one-hot.
+    let logits = 2.5 * unit(n_embd);
+
+    plans.push(matrix(
+        "token_embd.weight".into(),
+        0,
+        n_embd,
+        n_vocab,
+        logits,
+    )?);
+    if let Some(factor) = s.rope_factor {
+        plans.push(Plan {
+            name: "rope_freqs.weight".into(),
+            ty: GgmlType::F32,
+            shape: vec![u64::from(s.head_dim / 2)],
+            fill: Fill::RopeFreqs { factor },
+        });
+    }
+    for il in 0..n_layer {
+        let name = |part: &str| format!("blk.{il}.{part}");
+        plans.push(norm(name("attn_norm.weight"), n_embd));
+        for (part, n) in [("attn_q", n_q), ("attn_k", n_kv), ("attn_v", n_kv)] {
+            plans.push(matrix(
+                name(&format!("{part}.weight")),
+                il,
+                n_embd,
+                n,
+                unit(n_embd),
+            )?);
+            if s.arch == "qwen2" {
+                plans.push(vector(name(&format!("{part}.bias")), n, 0.0, 0.1));
+            }
+        }
+        if s.arch == "qwen3" {
+            plans.push(norm(name("attn_q_norm.weight"), u64::from(s.head_dim)));
+            plans.push(norm(name("attn_k_norm.weight"), u64::from(s.head_dim)));
+        }
+        plans.push(matrix(
+            name("attn_output.weight"),
+            il,
+            n_q,
+            n_embd,
+            depth * unit(n_q),
+        )?);
+        plans.push(norm(name("ffn_norm.weight"), n_embd));
+        plans.push(matrix(
+            name("ffn_gate.weight"),
+            il,
+            n_embd,
+            n_ff,
+            unit(n_embd),
+        )?);
+        plans.push(matrix(
+            name("ffn_up.weight"),
+            il,
+            n_embd,
+            n_ff,
+            unit(n_embd),
+        )?);
+        plans.push(matrix(
+            name("ffn_down.weight"),
+            il,
+            n_ff,
+            n_embd,
+            depth * unit(n_ff),
+        )?);
+    }
+    plans.push(norm("output_norm.weight".into(), n_embd));
+    if !s.tied {
+        plans.push(matrix("output.weight".into(), 0, n_embd, n_vocab, logits)?);
+    }
+    Ok(plans)
+}
+
+/// Hyper-parameters, vocabulary and template.
+fn metadata(s: &Shape, recipe: &Recipe, b: &mut Builder) {
+    let key = |k: &str| format!("{}.{k}", s.arch);
+    b.str("general.architecture", s.arch)
+        .str("general.type", "model")
+        .str(
+            "general.name",
+            &format!("synthetic {}", escape(s.name, NAME_MAX)),
+        )
+        .str(
+            "general.description",
+            "random weights in the shape of a published model",
+        )
+        .u32("general.file_type", recipe.file_type)
+        .u32("general.quantization_version", 2)
+        .u32(&key("block_count"), s.n_layer)
+        .u32(&key("context_length"), s.n_ctx)
+        .u32(&key("embedding_length"), s.n_embd)
+        .u32(&key("feed_forward_length"), s.n_ff)
+        .u32(&key("attention.head_count"), s.n_head)
+        .u32(&key("attention.head_count_kv"), s.n_head_kv)
+        .u32(&key("attention.key_length"), s.head_dim)
+        .u32(&key("attention.value_length"), s.head_dim)
+        .f32(&key("attention.layer_norm_rms_epsilon"), s.norm_rms_eps)
+        .f32(&key("rope.freq_base"), s.rope_freq_base)
+        .u32(&key("rope.dimension_count"), s.head_dim)
+        .u32(&key("vocab_size"), s.n_vocab);
+    vocab::metadata(s, b);
+}
+
+/// Llama 3's divisors of the rotary frequencies: low frequencies are slowed by `factor`, high ones kept, and those
+/// between blended (published with Llama 3.1; training context 8192, bounds 1 and 4).
+fn rope_freqs(head_dim: u32, base: f32, factor: f32) -> impl Iterator<Item = f32> {
+    let (low, high, n_ctx) = (1.0_f32, 4.0_f32, 8192.0_f32);
+    (0..head_dim / 2).map(move |i| {
+        let freq = base.powf(-2.0 * i as f32 / head_dim as f32);
+        let wavelength = 2.0 * std::f32::consts::PI / freq;
+        if wavelength < n_ctx / high {
+            1.0
+        } else if wavelength > n_ctx / low {
+            factor
+        } else {
+            let smooth = (n_ctx / wavelength - low) / (high - low);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::GgufFile;
+
+    fn make(shape: &str, ftype: &str, seed: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut last = 0;
+        write(shape, ftype, seed, &mut out, &mut |done, total| {
+            assert!(done >= last && done <= total);
+            last = done;
+        })
+        .unwrap();
+        assert_eq!(last, out.len() as u64);
+        out
+    }
+
+    #[test]
+    fn every_tiny_shape_and_type_opens_with_weights_of_sensible_scale() {
+        let pure = GgmlType::ALL.iter().map(|ty| format!("pure:{ty}"));
+        for (i, ftype) in Recipe::names().map(String::from).chain(pure).enumerate() {
+            let ftype = ftype.as_str();
+            if write("tiny", ftype, 0, &mut std::io::sink(), &mut |_, _| ()).is_err() {
+                continue; // not a type of weights
+            }
+            let shape = ["tiny", "tiny-llama", "tiny-qwen2"][i % 3];
+            let file = GgufFile::from_bytes(make(shape, ftype, 1), ftype).unwrap();
+            for t in file.tensors() {
+                let mut x = vec![0.0; t.n_elements() as usize];
+                (t.ty.traits().dequantize_row)(t.data, &mut x);
+                let rms = (x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32).sqrt();
+                let expected = match &*t.name {
+                    n if n.ends_with("norm.weight") => 1.0,
+                    n if n.ends_with(".bias") => 0.1,
+                    "rope_freqs.weight" => continue,
+                    "token_embd.weight" | "output.weight" => 2.5 / 16.0,
+                    n if n.contains("attn_output") || n.contains("ffn_down") => {
+                        0.5 / (t.dims[0] as f32).sqrt()
+                    }
+                    _ => 1.0 / 16.0,
+                };
+                // Power-of-two scales cannot be closer than a factor of the square root of two.
+                assert!(
+                    (0.6..1.6).contains(&(rms / expected)),
+                    "{ftype} {} {}: {rms} vs {expected}",
+                    t.name,
+                    t.ty
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn same_seed_same_bytes() {
+        let a = make("tiny", "q4_k_m", 7);
+        assert!(a == make("tiny", "q4_k_m", 7));
+        assert!(a != make("tiny", "q4_k_m", 8));
+    }
+
+    #[test]
+    fn q4_k_m_mix_is_that_of_published_files() {
+        let recipe = Recipe::parse("q4_k_m").unwrap();
+        let types = |shape: &str| -> Vec<(String, &'static str)> {
+            let plans = plan(&Shape::parse(shape).unwrap(), &recipe).unwrap();
+            plans.into_iter().map(|p| (p.name, p.ty.name())).collect()
+        };
+        let llama = types("llama-3.1-8b");
+        let of = |name: &str| llama.iter().find(|t| t.0 == name).unwrap().1;
+        assert_eq!(of("token_embd.weight"), "q4_K");
+        assert_eq!(of("output.weight"), "q6_K");
+        let six = |part: &str| {
+            (0..32)
+                .filter(|il| of(&format!("blk.{il}.{part}.weight")) == "q6_K")
+                .collect::<Vec<_>>()
+        };
+        let more = vec![0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31];
+        assert_eq!(six("ffn_down"), more);
+        assert_eq!(six("attn_v"), more);
+        assert!(six("attn_q").is_empty());
+        // Tied embeddings serve as the output and get its type; rows of 896 do not fit blocks of 256.
+        assert_eq!(types("qwen3-0.6b")[0].1, "q6_K");
+        let small = types("qwen2.5-0.5b");
+        assert_eq!(small[0].1, "q8_0");
+        assert!(
+            small
+                .iter()
+                .any(|t| t.0 == "blk.10.attn_q.weight" && t.1 == "q5_0")
+        );
+    }
+}
