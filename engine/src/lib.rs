@@ -1,7 +1,27 @@
-//! The engine.
+//! The engine: GGUF loading, tokenizer, chat templates, architectures, KV pool and policies, sampling, sessions.
+//!
+//! ```text
+//! Model::load ──► Session ──► Conversation            (what a program uses)
+//!   gguf, tokenizer,   │
+//!   chat, hparams      ├─ kv::Cache + policy          (books of the pool)
+//!                      └─ backend::Runner             (the pool, the weights, the passes)
+//!                             arch::forward over Backend's verbs
+//! ```
+//!
+//! Libraries are silent: what they have to say goes through [`log`], and failures are [`error::Error`]s of one line.
 
+pub mod arch;
+pub mod backend;
+pub mod conversation;
 pub mod error;
+pub mod generate;
 pub mod gguf;
+pub mod kv;
+pub mod memory;
+pub mod model;
+pub mod options;
+mod report;
 pub mod sampling;
-pub mod tokenizer;
+pub mod session;
 pub mod synth;
+pub mod tokenizer;

@@ -1,1 +1,42 @@
-//! Cross-crate tests: helpers shared by the files in `tests/`.
+//! Helpers shared by the cross-crate tests.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// Folder of the test data that the project carries.
+pub fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data")
+}
+
+/// The folders to take `name` from: that of the project, and the larger one that `LEMMA_FIXTURES` names, if it is set.
+pub fn folders(name: &str) -> Vec<PathBuf> {
+    let more = std::env::var_os("LEMMA_FIXTURES").map(|p| PathBuf::from(p).join(name));
+    std::iter::once(data().join(name)).chain(more).filter(|p| p.is_dir()).collect()
+}
+
+/// A JSON file.
+pub fn json(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A file of little-endian f32.
+pub fn floats(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// Normalised mean squared error: the sum of squared differences over the sum of squares of the reference.
+pub fn nmse(got: &[f32], reference: &[f32]) -> f64 {
+    assert_eq!(got.len(), reference.len());
+    let square = |x: f64| x * x;
+    let error: f64 = got.iter().zip(reference).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let size: f64 = reference.iter().map(|b| square(f64::from(*b))).sum();
+    error / size
+}
+
+/// Index of the largest element, the first of equals.
+pub fn argmax(x: &[f32]) -> u32 {
+    (0..x.len()).fold(0, |best, i| if x[i] > x[best] { i } else { best }) as u32
+}

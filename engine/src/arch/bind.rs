@@ -1,0 +1,124 @@
+//! Finds the tensors of a model by name, checks their shapes and hands them to a backend.
+
+use lemma_quant::GgmlType;
+
+pub use super::hparams::Shape;
+use super::HParams;
+use crate::backend::{Linear, Moe, Tensor};
+use crate::error::Error;
+use crate::report;
+use crate::gguf::GgufFile;
+
+/// Binds the tensors of one file to a backend's weights.
+pub struct Binder<'a, W> {
+    file: &'a GgufFile,
+    make: &'a mut dyn FnMut(Tensor) -> Result<W, Error>,
+    /// `blk.N.` inside [`Binder::layers`], empty outside.
+    prefix: String,
+}
+
+impl<'a, W> Binder<'a, W> {
+    /// A binder over `file`; `make` turns a tensor into a weight.
+    pub fn new(file: &'a GgufFile, make: &'a mut dyn FnMut(Tensor) -> Result<W, Error>) -> Self {
+        Self { file, make, prefix: String::new() }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &GgufFile {
+        self.file
+    }
+
+    /// Calls `each` for every layer, with names relative to `blk.N.`.
+    pub(super) fn layers<L>(&mut self, n: usize, mut each: impl FnMut(&mut Self) -> Result<L, Error>) -> Result<Vec<L>, Error> {
+        let layers = (0..n)
+            .map(|il| {
+                self.prefix = format!("blk.{il}.");
+                each(self)
+            })
+            .collect();
+        self.prefix.clear();
+        layers
+    }
+
+    /// `<name>.weight` of `n_out` rows of `n_in` elements, and `<name>.bias` where the file has one.
+    pub(super) fn linear(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<Linear<W>, Error> {
+        let w = self.matrix(name, n_in, n_out)?;
+        let bias = self.optional(&format!("{name}.bias"), &[n_out])?;
+        Ok(Linear { w, bias })
+    }
+
+    /// `<name>.weight` of `n_out` rows of `n_in` elements.
+    pub(super) fn matrix(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<W, Error> {
+        self.required(&format!("{name}.weight"), &[n_in, n_out])
+    }
+
+    /// `<name>.weight` of `n` elements.
+    pub(super) fn vector(&mut self, name: &str, n: usize) -> Result<W, Error> {
+        self.required(&format!("{name}.weight"), &[n])
+    }
+
+    /// The output matrix, which is the embedding where the file has none (tied).
+    pub(super) fn output(&mut self, n_embd: usize, n_vocab: usize) -> Result<Linear<W>, Error> {
+        let w = match self.optional("output.weight", &[n_embd, n_vocab])? {
+            Some(w) => w,
+            None => self.required("token_embd.weight", &[n_embd, n_vocab])?,
+        };
+        let bias = self.optional("output.bias", &[n_vocab])?;
+        Ok(Linear { w, bias })
+    }
+
+    /// Router and experts of a mixture-of-experts block.
+    pub(super) fn moe(&mut self, hp: &HParams, norm_topk: bool) -> Result<Moe<W>, Error> {
+        let (n_embd, n_ff, n_expert) = (hp.n_embd, hp.n_ff, hp.n_expert);
+        Ok(Moe {
+            gate_inp: self.matrix("ffn_gate_inp", n_embd, n_expert)?,
+            gate_exps: self.required("ffn_gate_exps.weight", &[n_embd, n_ff, n_expert])?,
+            up_exps: self.required("ffn_up_exps.weight", &[n_embd, n_ff, n_expert])?,
+            down_exps: self.required("ffn_down_exps.weight", &[n_ff, n_embd, n_expert])?,
+            n_expert,
+            n_expert_used: hp.n_expert_used,
+            n_ff,
+            norm_topk,
+        })
+    }
+
+    fn required(&mut self, name: &str, dims: &[usize]) -> Result<W, Error> {
+        match self.optional(name, dims)? {
+            Some(w) => Ok(w),
+            None => Err(report::malformed(
+                self.file.name(),
+                format!("tensor {}{name} is missing", self.prefix),
+                format!("a tensor of shape {}", show(dims)),
+            )),
+        }
+    }
+
+    fn optional(&mut self, name: &str, dims: &[usize]) -> Result<Option<W>, Error> {
+        let full = format!("{}{name}", self.prefix);
+        let Some(t) = self.file.tensor(&full) else {
+            return Ok(None);
+        };
+        let wanted: [u64; 4] = std::array::from_fn(|i| dims.get(i).map_or(1, |&n| n as u64));
+        if t.dims != wanted {
+            let found: Vec<usize> = t.dims[..(t.n_dims as usize).max(dims.len())].iter().map(|&n| n as usize).collect();
+            return Err(report::malformed(self.file.name(), format!("tensor {full} has shape {}", show(&found)), show(dims)));
+        }
+        let vector = dims.len() == 1;
+        let fits = if vector {
+            matches!(t.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
+        } else {
+            t.ty.traits().dequantize_row.is_some()
+        };
+        if !fits {
+            let expected = if vector { "f32, f16 or bf16" } else { "a type of weights" };
+            return Err(report::unsupported(self.file.name(), format!("tensor {full} has type {}", t.ty.name()), expected));
+        }
+        let (n_in, n_out) = (dims[0], dims[1..].iter().product());
+        (self.make)(Tensor { ty: t.ty, n_in, n_out, bytes: self.file.bytes_of(t.info) }).map(Some)
+    }
+}
+
+fn show(dims: &[usize]) -> String {
+    let list: Vec<String> = dims.iter().map(usize::to_string).collect();
+    format!("[{}]", list.join(", "))
+}

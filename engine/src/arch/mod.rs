@@ -1,0 +1,88 @@
+//! Architectures: hyper-parameters, tensors and forward pass, a file each.
+//!
+//! To add one: a file with `Model<W>`, its `bind` and its `forward`, and a line in [`archs!`] below.
+
+mod bind;
+mod hparams;
+mod llama;
+mod qwen2;
+mod qwen3;
+mod rope;
+
+pub use bind::{Binder, Shape};
+pub use hparams::HParams;
+pub use rope::{Rope, RopeScaling};
+
+use crate::backend::{Backend, Buf};
+use crate::error::Error;
+use crate::report;
+use crate::gguf::GgufFile;
+
+macro_rules! archs {
+    ($($module:ident => $variant:ident),* $(,)?) => {
+        /// Names of the architectures (`general.architecture`) that can be run.
+        pub const NAMES: &[&str] = &[$(stringify!($module)),*];
+
+        /// A model of one of the architectures, its weights bound to a backend.
+        #[derive(Debug)]
+        pub enum ArchModel<W> {
+            $(#[doc = concat!("`", stringify!($module), "`")] $variant($module::Model<W>)),*
+        }
+
+        impl<W> ArchModel<W> {
+            /// Binds the tensors of a file.
+            ///
+            /// # Errors
+            /// [`Error::Malformed`] for a missing tensor or one of another shape, naming it; whatever binding a tensor yields.
+            pub fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
+                match hp.arch {
+                    $(stringify!($module) => Ok(Self::$variant($module::Model::bind(hp, b)?)),)*
+                    _ => Err(unknown(b.file(), hp.arch)),
+                }
+            }
+
+            /// Runs the pass.
+            pub fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
+                match self {
+                    $(Self::$variant(m) => m.forward(b)),*
+                }
+            }
+        }
+    };
+}
+
+archs! {
+    llama => Llama,
+    qwen2 => Qwen2,
+    qwen3 => Qwen3,
+}
+
+/// The error for an architecture that is not in the table.
+pub(crate) fn unknown(file: &GgufFile, arch: &str) -> Error {
+    report::unsupported(
+        file.name(),
+        format!("general.architecture is {arch:?}"),
+        format!("one of {}", NAMES.join(", ")),
+    )
+}
+
+/// Widths of the buffers of a pass, in elements per token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Widths([usize; Buf::ALL.len()]);
+
+impl Widths {
+    /// Widths that the hyper-parameters call for.
+    pub fn of(hp: &HParams) -> Self {
+        Self(Buf::ALL.map(|b| match b {
+            Buf::X | Buf::Xn => hp.n_embd,
+            Buf::Q | Buf::Att => hp.n_head * hp.head_dim,
+            Buf::K | Buf::V => hp.n_head_kv * hp.head_dim,
+            Buf::Gate | Buf::Up => hp.n_ff,
+        }))
+    }
+
+    /// Elements per token of a buffer.
+    pub fn get(&self, b: Buf) -> usize {
+        self.0[b as usize]
+    }
+}

@@ -1,0 +1,114 @@
+//! Rotary position embedding: the table of cosines and sines for the positions of a pass.
+//!
+//! Frequencies follow ggml's `rope_ext`: `theta_i = pos * base^(-2i / n_rot) / factor_i`, scaled linearly or by YaRN (arXiv
+//! 2309.00071). Frequencies are kept in f64, because at position 100,000 an f32 angle is off by a hundredth of a radian.
+
+use lemma_quant::GgmlType;
+
+use super::HParams;
+use crate::backend::RopeMode;
+use crate::error::Error;
+use crate::report;
+use crate::gguf::GgufFile;
+
+/// How positions beyond the original context are squeezed in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// Every angle divided by a factor.
+    Linear {
+        /// `rope.scaling.factor`
+        factor: f32,
+    },
+    /// Low frequencies interpolated, high ones kept, magnitudes corrected (YaRN).
+    Yarn {
+        /// `rope.scaling.factor`
+        factor: f32,
+        /// Context of the model before it was extended.
+        n_ctx_orig: u32,
+        /// Weight of the extrapolated part (1).
+        ext_factor: f32,
+        /// Rotations at which extrapolation is full (32).
+        beta_fast: f32,
+        /// Rotations at which interpolation is full (1).
+        beta_slow: f32,
+        /// Magnitude that multiplies cosines and sines.
+        magnitude: f32,
+    },
+}
+
+/// Frequencies of a model.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    /// Which elements rotate together.
+    pub mode: RopeMode,
+    /// Elements of a head that rotate.
+    pub n_rot: usize,
+    /// Radians per position of each pair, `[n_rot / 2]`.
+    freq: Vec<f64>,
+    magnitude: f64,
+}
+
+impl Rope {
+    /// Frequencies from the hyper-parameters and the optional divisors of `rope_freqs`, `[n_rot / 2]`.
+    pub fn new(hp: &HParams, factors: Option<&[f32]>) -> Self {
+        let half = hp.n_rot / 2;
+        let base = f64::from(hp.rope_freq_base);
+        let mut magnitude = 1.0;
+        let freq = (0..half)
+            .map(|i| {
+                let extrapolated = base.powf(-2.0 * i as f64 / hp.n_rot as f64) / factors.map_or(1.0, |f| f64::from(f[i]));
+                match hp.rope_scaling {
+                    RopeScaling::None => extrapolated,
+                    RopeScaling::Linear { factor } => extrapolated / f64::from(factor),
+                    RopeScaling::Yarn { factor, n_ctx_orig, ext_factor, beta_fast, beta_slow, magnitude: m } => {
+                        magnitude = f64::from(m);
+                        let dim = |beta: f32| {
+                            let turns = f64::from(n_ctx_orig) / (f64::from(beta) * 2.0 * std::f64::consts::PI);
+                            hp.n_rot as f64 * turns.ln() / (2.0 * base.ln())
+                        };
+                        let low = dim(beta_fast).floor().max(0.0);
+                        let high = dim(beta_slow).ceil().min(hp.n_rot as f64 - 1.0);
+                        let y = (i as f64 - low) / (high - low).max(0.001);
+                        let mix = (1.0 - y.clamp(0.0, 1.0)) * f64::from(ext_factor);
+                        extrapolated / f64::from(factor) * (1.0 - mix) + extrapolated * mix
+                    }
+                }
+            })
+            .collect();
+        Self { mode: hp.rope_mode, n_rot: hp.n_rot, freq, magnitude }
+    }
+
+    /// Frequencies of a file's model, with its `rope_freqs` divisors where it has them.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for divisors of another shape or type, or that are not positive.
+    pub fn from_file(hp: &HParams, file: &GgufFile) -> Result<Self, Error> {
+        let name = "rope_freqs.weight";
+        let Some(t) = file.tensor(name) else { return Ok(Self::new(hp, None)) };
+        let half = hp.n_rot / 2;
+        if t.ty != GgmlType::F32 || t.dims != [half as u64, 1, 1, 1] {
+            let found = format!("tensor {name} has type {} and shape {:?}", t.ty.name(), t.shape());
+            return Err(report::malformed(file.name(), found, format!("f32 [{half}]")));
+        }
+        let mut factors = vec![0.0; half];
+        t.ty.dequantize_row(t.data, &mut factors);
+        if let Some(bad) = factors.iter().find(|f| !f.is_finite() || **f <= 0.0) {
+            return Err(report::malformed(file.name(), format!("tensor {name} holds {bad}"), "positive numbers"));
+        }
+        Ok(Self::new(hp, Some(&factors)))
+    }
+
+    /// Writes cosine and sine pairs for consecutive positions: `out` is `[n_tokens, n_rot / 2, 2]`.
+    pub fn fill(&self, pos: u32, n_tokens: usize, out: &mut [f32]) {
+        for (t, row) in out.chunks_exact_mut(self.freq.len() * 2).take(n_tokens).enumerate() {
+            let p = f64::from(pos + t as u32);
+            for (pair, f) in row.chunks_exact_mut(2).zip(&self.freq) {
+                let (sin, cos) = (p * f).sin_cos();
+                pair[0] = (cos * self.magnitude) as f32;
+                pair[1] = (sin * self.magnitude) as f32;
+            }
+        }
+    }
+}

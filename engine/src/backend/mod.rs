@@ -1,0 +1,198 @@
+//! The verbs of a forward pass, and the backends that run them.
+//!
+//! An [architecture](crate::arch) is a list of verbs over named buffers. A backend gives the verbs their meaning:
+//!
+//! * [`cpu`]: every worker of a team runs the same pass, each verb takes its share of the rows and ends in a barrier;
+//! * [`trace`]: scalar f32 reference that keeps every named intermediate, the oracle of the others;
+//! * CUDA: the pass is recorded once as a graph and replayed.
+//!
+//! What changes from step to step — tokens, positions, page tables, places of keys and values — is data of the backend, set before
+//! the pass by [`Runner::run`], never an argument of a verb: a verb can be recorded once and replayed. Nothing in a pass waits for the
+//! host. Shapes were checked when the weights were bound, so verbs do not fail.
+
+pub mod cpu;
+pub mod trace;
+
+use lemma_quant::GgmlType;
+
+use crate::error::Error;
+use crate::gguf::Bytes;
+use crate::kv::Cache;
+
+/// Names of the activation buffers. All are `[n_tokens, width]` f32, row-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Buf {
+    /// Residual stream, `n_embd`.
+    X,
+    /// Normalised input of a block, `n_embd`.
+    Xn,
+    /// Queries, `n_head * head_dim`.
+    Q,
+    /// Keys, `n_head_kv * head_dim`.
+    K,
+    /// Values, `n_head_kv * head_dim`.
+    V,
+    /// Attention output before its projection, `n_head * head_dim`.
+    Att,
+    /// Gate of the feed-forward block, then its product with [`Buf::Up`]; `n_ff`.
+    Gate,
+    /// Up projection, `n_ff`.
+    Up,
+}
+
+impl Buf {
+    /// Every buffer, in the order of their discriminants.
+    pub const ALL: [Buf; 8] = [Buf::X, Buf::Xn, Buf::Q, Buf::K, Buf::V, Buf::Att, Buf::Gate, Buf::Up];
+}
+
+/// A matrix with an optional bias.
+#[derive(Debug)]
+pub struct Linear<W> {
+    /// `[n_out, n_in]` in ggml's row order.
+    pub w: W,
+    /// `[n_out]`.
+    pub bias: Option<W>,
+}
+
+/// Experts of a mixture-of-experts block.
+#[derive(Debug)]
+pub struct Moe<W> {
+    /// Router, `[n_expert, n_embd]`.
+    pub gate_inp: W,
+    /// `[n_expert, n_ff, n_embd]`.
+    pub gate_exps: W,
+    /// `[n_expert, n_ff, n_embd]`.
+    pub up_exps: W,
+    /// `[n_expert, n_embd, n_ff]`.
+    pub down_exps: W,
+    /// Experts.
+    pub n_expert: usize,
+    /// Experts that a token is sent to.
+    pub n_expert_used: usize,
+    /// Width of an expert.
+    pub n_ff: usize,
+    /// Whether the chosen experts' weights are made to sum to one.
+    pub norm_topk: bool,
+}
+
+/// Which elements of a head rotate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeMode {
+    /// Neighbours, `(2i, 2i + 1)`: ggml's NORM.
+    Norm,
+    /// Halves, `(i, i + n_rot / 2)`: ggml's NEOX.
+    Neox,
+}
+
+/// The verbs of a forward pass.
+///
+/// `n` below is the number of tokens of the pass; every buffer named is `[n, width]`.
+pub trait Backend {
+    /// A bound weight.
+    type Weight;
+
+    /// `out[i] = w[token[i]]`; rows of the embedding matrix `[n_vocab, n_embd]`.
+    fn embed(&mut self, out: Buf, w: &Self::Weight);
+
+    /// `out = x / rms(x) * w` over each row, `rms(x) = sqrt(mean(x²) + eps)`.
+    fn rms_norm(&mut self, out: Buf, x: Buf, w: &Self::Weight, eps: f32);
+
+    /// In place over each head of `x`, `[n, n_head, head_dim]`; `w` is `[head_dim]`.
+    fn rms_norm_heads(&mut self, x: Buf, w: &Self::Weight, eps: f32);
+
+    /// `out_i = w_i x (+ bias_i)` for several matrices with one input.
+    fn mul_mats<const N: usize>(&mut self, outs: [(Buf, &Linear<Self::Weight>); N], x: Buf);
+
+    /// `acc += w x (+ bias)`.
+    fn mul_mat_add(&mut self, acc: Buf, w: &Linear<Self::Weight>, x: Buf);
+
+    /// Rotates queries and keys by the positions of the pass.
+    fn rope(&mut self, q: Buf, k: Buf);
+
+    /// Stores `k` and `v` of the pass in their slots of layer `il`, attends with `q` over the live pages up to each token's
+    /// position, and leaves the page masses of the last token if the policy wants them.
+    fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize);
+
+    /// `gate = silu(gate) * up`.
+    fn swiglu(&mut self, gate: Buf, up: Buf);
+
+    /// `acc += experts(x)`, each token through its best experts.
+    fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<Self::Weight>);
+
+    /// Logits of the tokens whose output is wanted: `w rms_norm(x)`.
+    fn output(&mut self, w: &Linear<Self::Weight>, norm: &Self::Weight, x: Buf, eps: f32);
+
+    /// Tells a tracing backend what a buffer holds at this point; `name` as ggml's callbacks name it.
+    #[inline(always)]
+    fn note(&mut self, name: &'static str, il: usize, buf: Buf) {
+        let _ = (name, il, buf);
+    }
+}
+
+/// Which logits a pass leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// None: the middle of a prompt.
+    None,
+    /// Of the last token.
+    Last,
+    /// Of every token.
+    All,
+}
+
+/// A tensor to be bound by a backend; it keeps its file mapped.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Type of its elements.
+    pub ty: GgmlType,
+    /// Elements of a row.
+    pub n_in: usize,
+    /// Rows, of all experts together for a tensor of experts.
+    pub n_out: usize,
+    /// Its data, row after row.
+    pub bytes: Bytes,
+}
+
+impl Tensor {
+    /// Row `i`, dequantized into `out`, `[n_in]`.
+    pub fn dequantize_row(&self, i: usize, out: &mut [f32]) {
+        let size = self.bytes.len() / self.n_out;
+        self.ty.dequantize_row(&self.bytes[i * size..][..size], out);
+    }
+
+    /// The whole of a small tensor, dequantized.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.n_in * self.n_out];
+        for (i, row) in out.chunks_exact_mut(self.n_in).enumerate() {
+            self.dequantize_row(i, row);
+        }
+        out
+    }
+}
+
+/// A loaded model on a device: runs passes over batches of tokens.
+///
+/// The only interface that sessions use; one implementation for each backend.
+pub trait Runner: Send {
+    /// Processes `tokens`, which `cache` has just been given places for ([`Cache::begin`]), and lets the cache take the page masses
+    /// when the pass is a single token.
+    ///
+    /// # Errors
+    /// [`Error`] of the device. CPU passes do not fail.
+    fn run(&mut self, tokens: &[u32], cache: &mut Cache, outputs: Outputs) -> Result<(), Error>;
+
+    /// Logits of the last pass, `[n_outputs, n_vocab]`.
+    fn logits(&self) -> &[f32];
+
+    /// Enlarges the KV pool to `n_slots` slots a layer.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the device cannot hold it.
+    fn grow(&mut self, n_slots: usize) -> Result<(), Error>;
+
+    /// Bytes of one slot over all layers, keys and values.
+    fn slot_bytes(&self) -> u64;
+
+    /// One line for the log: what runs the passes.
+    fn describe(&self) -> String;
+}

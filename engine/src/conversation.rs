@@ -1,0 +1,279 @@
+//! A conversation: messages, rendered by the model's chat template, over one session.
+//!
+//! Each turn renders the whole conversation again and compares its tokens with what the session already holds; only what follows
+//! the common prefix is processed. Templates of reasoning models drop the thinking of earlier turns, so a turn usually begins by
+//! dropping the last chain of thought, which also frees its pages.
+//!
+//! What people and files say is text: if it happens to contain `<|im_end|>`, that is six or so ordinary tokens, never the control token.
+//! A mark character inside every such string survives the template and tells the tokenizer so.
+
+use std::ops::ControlFlow;
+
+use serde_json::{Value, json};
+
+use crate::chat::{ChatTemplate, RenderInput, ThinkTags};
+use crate::error::Error;
+use crate::generate::{Event, GenOptions, Outcome, Prompt, generate};
+use crate::sampling::Sampler;
+use crate::session::{Rewind, Session};
+use crate::tokenizer::Tokenizer;
+
+/// Who says a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Instructions for the whole conversation.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    /// The name that templates use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        }
+    }
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// The text, without thinking.
+    pub content: String,
+    /// The thinking before the text, of an assistant's message.
+    pub thinking: Option<String>,
+}
+
+/// How a prompt is made of the messages.
+#[derive(Clone, Debug, Default)]
+pub struct PromptOptions {
+    /// Thinking switched on or off, where the model can be told; `None` leaves it to the model.
+    pub reasoning: Option<bool>,
+    /// Further variables of the template.
+    pub extra: serde_json::Map<String, Value>,
+}
+
+/// Messages over one session.
+pub struct Conversation {
+    session: Session,
+    messages: Vec<Message>,
+    tags: Option<ThinkTags>,
+    /// The token that ended the last reply for want of room: sampled, shown, but not yet in the session.
+    pending: Option<u32>,
+}
+
+/// Separates a string that looks like a control token from being one; no character of any text.
+pub(crate) const MARK: char = '\u{10fffe}';
+
+impl Conversation {
+    /// An empty conversation.
+    pub fn new(session: Session) -> Self {
+        let model = session.model();
+        let tags = model.template().ok().and_then(|t| {
+            let tokenizer = model.tokenizer();
+            ThinkTags::detect(t.source(), |text| tokenizer.token_id(text.as_bytes()))
+        });
+        Self { session, messages: Vec::new(), tags, pending: None }
+    }
+
+    /// The session.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The session, to be looked into or given hooks.
+    pub fn session_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// The messages so far.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
+    /// Tags between which the model thinks.
+    pub fn think_tags(&self) -> Option<&ThinkTags> {
+        self.tags.as_ref()
+    }
+
+    /// Replaces all messages, for a conversation that was saved.
+    pub fn set_messages(&mut self, messages: Vec<Message>) {
+        self.messages = messages;
+        self.pending = None;
+    }
+
+    /// Sets or removes the system message.
+    pub fn set_system(&mut self, text: Option<String>) {
+        self.messages.retain(|m| m.role != Role::System);
+        if let Some(content) = text {
+            self.messages.insert(0, Message { role: Role::System, content, thinking: None });
+        }
+    }
+
+    /// The system message.
+    pub fn system(&self) -> Option<&str> {
+        self.messages.first().filter(|m| m.role == Role::System).map(|m| m.content.as_str())
+    }
+
+    /// Adds what the person says.
+    pub fn push_user(&mut self, text: impl Into<String>) {
+        self.messages.push(Message { role: Role::User, content: text.into(), thinking: None });
+        self.pending = None;
+    }
+
+    /// Removes the last exchange, the person's message included; returns what the person had said.
+    pub fn undo(&mut self) -> Option<String> {
+        let at = self.messages.iter().rposition(|m| m.role == Role::User)?;
+        let said = self.messages[at].content.clone();
+        self.messages.truncate(at);
+        self.pending = None;
+        Some(said)
+    }
+
+    /// Removes the last reply, so that [`Conversation::reply`] makes another. `false` if there is none.
+    pub fn drop_reply(&mut self) -> bool {
+        self.pending = None;
+        match self.messages.last() {
+            Some(m) if m.role == Role::Assistant => {
+                self.messages.pop();
+                true
+            }
+            Some(m) => m.role == Role::User,
+            None => false,
+        }
+    }
+
+    /// Forgets everything but the system message.
+    pub fn clear(&mut self) {
+        self.messages.retain(|m| m.role == Role::System);
+        self.session.clear();
+        self.pending = None;
+    }
+
+    /// Renders the messages up to the point where the model is to speak.
+    ///
+    /// # Errors
+    /// What the template says, or that there is none.
+    pub fn prompt(&self, o: &PromptOptions) -> Result<Prompt, Error> {
+        let model = self.session.model();
+        let template = model.template()?;
+        let tokenizer = model.tokenizer();
+        let text = render(template, tokenizer, &self.messages, o, true)?;
+        Ok(Prompt::from_marked(tokenizer, &text, self.tags.as_ref(), o.reasoning))
+    }
+
+    /// Makes the model reply to the messages so far and adds its reply to them.
+    ///
+    /// # Errors
+    /// Those of the template, of [`Session::prefill`] and of sampling. The messages are unchanged then.
+    pub fn reply(
+        &mut self,
+        sampler: &mut Sampler,
+        p: &PromptOptions,
+        g: &GenOptions,
+        sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Outcome, Error> {
+        let prompt = self.prompt(p)?;
+        self.pending = None;
+        let kept = reuse(&mut self.session, &prompt.tokens);
+        let outcome = generate(&mut self.session, &prompt, kept, sampler, self.tags.as_ref(), g, sink)?;
+        self.pending = outcome.pending;
+        self.messages.push(Message {
+            role: Role::Assistant,
+            content: outcome.text.clone(),
+            thinking: (!outcome.thinking.is_empty()).then(|| outcome.thinking.clone()),
+        });
+        Ok(outcome)
+    }
+
+    /// Goes on with the last reply where it was cut. `None` if nothing was cut.
+    ///
+    /// # Errors
+    /// As [`Conversation::reply`].
+    pub fn resume(
+        &mut self,
+        sampler: &mut Sampler,
+        g: &GenOptions,
+        sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Option<Outcome>, Error> {
+        let Some(token) = self.pending else { return Ok(None) };
+        let Some(last) = self.messages.last_mut().filter(|m| m.role == Role::Assistant) else { return Ok(None) };
+        let thinking = last.content.is_empty() && last.thinking.is_some();
+        self.session.decode(token)?;
+        self.pending = None;
+        let prompt = Prompt { tokens: Vec::new(), thinking };
+        let outcome = generate(&mut self.session, &prompt, 0, sampler, self.tags.as_ref(), g, sink)?;
+        self.pending = outcome.pending;
+        last.content.push_str(&outcome.text);
+        if !outcome.thinking.is_empty() {
+            last.thinking.get_or_insert_default().push_str(&outcome.thinking);
+        }
+        Ok(Some(outcome))
+    }
+}
+
+/// Renders messages; strings in them that look like control tokens carry a [`MARK`].
+///
+/// # Errors
+/// What the template says.
+pub fn render(
+    template: &ChatTemplate,
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+    o: &PromptOptions,
+    add_generation_prompt: bool,
+) -> Result<String, Error> {
+    let list: Vec<Value> = messages
+        .iter()
+        .map(|m| {
+            let mut v = json!({ "role": m.role.name(), "content": protect(tokenizer, &m.content) });
+            if let Some(t) = &m.thinking {
+                v["reasoning_content"] = protect(tokenizer, t).into();
+            }
+            v
+        })
+        .collect();
+    let list = Value::Array(list);
+    let input = RenderInput {
+        messages: &list,
+        add_generation_prompt,
+        enable_thinking: o.reasoning,
+        extra: o.extra.clone(),
+        ..RenderInput::default()
+    };
+    template.render(&input).map_err(Error::from)
+}
+
+/// Puts a [`MARK`] behind the first character of every string that the tokenizer would take for a control token.
+fn protect(tokenizer: &Tokenizer, text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let clean = text.replace(MARK, "\u{fffd}");
+    let mut last = 0;
+    for range in tokenizer.special_matches(&clean) {
+        let first = clean[range.start..].chars().next().map_or(0, char::len_utf8);
+        out.push_str(&clean[last..range.start + first]);
+        out.push(MARK);
+        last = range.start + first;
+    }
+    out.push_str(&clean[last..]);
+    out
+}
+
+/// Rewinds a session to the longest common prefix with `tokens`; returns its length.
+///
+/// At least the last token is left to be processed, since its logits are wanted.
+pub fn reuse(session: &mut Session, tokens: &[u32]) -> usize {
+    let common = session.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
+    let keep = common.min(tokens.len().saturating_sub(1));
+    match session.rewind(keep as u32) {
+        Rewind::Done => keep,
+        Rewind::Refill => 0,
+    }
+}

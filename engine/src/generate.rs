@@ -1,0 +1,358 @@
+//! Turning a prompt into an answer: sample, split thinking from answer, look for the end.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use crate::chat::{Part, ThinkSplitter, ThinkTags};
+use crate::conversation::MARK;
+use crate::error::Error;
+use crate::sampling::Sampler;
+use crate::session::Session;
+use crate::tokenizer::Tokenizer;
+
+/// When a reply ends.
+#[derive(Clone, Debug, Default)]
+pub struct GenOptions {
+    /// Most tokens, thinking included; `None` for no limit.
+    pub n_predict: Option<usize>,
+    /// Strings of the answer that end it; they are not part of it.
+    pub stop: Vec<String>,
+    /// Go on after an end-of-generation token.
+    pub ignore_eos: bool,
+    /// Most tokens of thinking; the thinking is then closed and the answer begins.
+    pub think_budget: Option<usize>,
+    /// Keep the log-probability of every token.
+    pub logprobs: bool,
+}
+
+/// What happens during a reply.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// Tokens of the prompt processed, and their number.
+    Prefill {
+        /// Processed.
+        done: usize,
+        /// In all.
+        total: usize,
+    },
+    /// Thinking.
+    Think(&'a str),
+    /// Answer.
+    Text(&'a str),
+    /// The pool is full for the first time: pages are recycled from this position on.
+    Recycle {
+        /// Position.
+        pos: u32,
+    },
+}
+
+/// Why a reply ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// An end-of-generation token.
+    Eos,
+    /// A stop string.
+    Stop,
+    /// The most tokens asked for.
+    Length,
+    /// The end of the context.
+    Position,
+    /// Nothing in the pool may be recycled.
+    Budget,
+    /// The caller.
+    Interrupt,
+}
+
+impl Finish {
+    /// The word in JSON records and the stats line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Finish::Eos => "eos",
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+            Finish::Position => "position",
+            Finish::Budget => "budget",
+            Finish::Interrupt => "interrupt",
+        }
+    }
+}
+
+/// A reply.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The answer.
+    pub text: String,
+    /// The thinking before it.
+    pub thinking: String,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt, and how many of them the session held already.
+    pub n_prompt: usize,
+    /// Tokens of the prompt that were reused.
+    pub n_cached: usize,
+    /// Tokens of thinking, tags included.
+    pub n_think: usize,
+    /// Tokens of the answer.
+    pub n_answer: usize,
+    /// Whether the reply ended inside the thinking.
+    pub still_thinking: bool,
+    /// Seconds for the prompt.
+    pub prefill_s: f64,
+    /// Seconds for the tokens after the first.
+    pub decode_s: f64,
+    /// Seconds from the start to the first token.
+    pub ttft_s: f64,
+    /// Ids and log-probabilities, if asked for.
+    pub logprobs: Vec<(u32, f32)>,
+    /// The last token, where it was sampled but did not enter the session.
+    pub pending: Option<u32>,
+}
+
+/// Tokens to begin with, and whether they leave the model thinking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Ids.
+    pub tokens: Vec<u32>,
+    /// Whether the model is inside its thinking tags when it begins.
+    pub thinking: bool,
+}
+
+impl Prompt {
+    /// Tokenizes rendered text, control tokens on except across marks, and reads the state of thinking from its tail.
+    pub fn from_marked(tokenizer: &Tokenizer, marked: &str, tags: Option<&ThinkTags>, reasoning: Option<bool>) -> Self {
+        let mut text = String::with_capacity(marked.len());
+        let mut marks = Vec::new();
+        for c in marked.chars() {
+            if c == MARK {
+                marks.push(text.len());
+            } else {
+                text.push(c);
+            }
+        }
+        let mut thinking = tags.is_some_and(|t| t.open_at_end(&text));
+        if thinking && reasoning == Some(false)
+            && let Some(t) = tags
+        {
+            text.push_str(&t.close_text());
+            thinking = false;
+        }
+        // Templates usually write the beginning-of-sequence token themselves.
+        let bos = tokenizer.bos().map(|id| String::from_utf8_lossy(tokenizer.token_text(id)).into_owned());
+        let has_bos = bos.is_some_and(|b| !b.is_empty() && text.starts_with(&b));
+        let tokens = tokenizer.encode_marked(&text, &marks, !has_bos);
+        Self { tokens, thinking }
+    }
+
+    /// Tokenizes plain text to be continued.
+    pub fn raw(tokenizer: &Tokenizer, text: &str, parse_special: bool) -> Self {
+        Self { tokens: tokenizer.encode(text, true, parse_special), thinking: false }
+    }
+}
+
+/// Processes `prompt.tokens[kept..]` and samples until something ends the reply.
+///
+/// # Errors
+/// Those of [`Session::prefill`]; of sampling when the model's logits are not numbers.
+pub fn generate(
+    session: &mut Session,
+    prompt: &Prompt,
+    kept: usize,
+    sampler: &mut Sampler,
+    tags: Option<&ThinkTags>,
+    o: &GenOptions,
+    sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Outcome, Error> {
+    let start = Instant::now();
+    let model = session.model().clone();
+    let tokenizer = model.tokenizer();
+    let mut out = Outcome {
+        text: String::new(),
+        thinking: String::new(),
+        finish: Finish::Interrupt,
+        n_prompt: prompt.tokens.len(),
+        n_cached: kept,
+        n_think: 0,
+        n_answer: 0,
+        still_thinking: prompt.thinking,
+        prefill_s: 0.0,
+        decode_s: 0.0,
+        ttft_s: 0.0,
+        logprobs: Vec::new(),
+        pending: None,
+    };
+    let fresh = &prompt.tokens[kept..];
+    let mut stopped = false;
+    if !fresh.is_empty() {
+        session.prefill(fresh, true, &mut |done, total| {
+            let flow = sink(Event::Prefill { done, total });
+            stopped = flow.is_break() && done < total;
+            flow
+        })?;
+    }
+    for &t in &prompt.tokens {
+        sampler.accept(t);
+    }
+    out.prefill_s = start.elapsed().as_secs_f64();
+    if stopped {
+        return Ok(out);
+    }
+
+    let mut splitter = ThinkSplitter::new(tags, tokenizer, prompt.thinking);
+    let mut forced: std::collections::VecDeque<u32> = std::collections::VecDeque::new();
+    let mut closed = false;
+    let mut writer = Writer { stop: &o.stop, held: String::new() };
+    let mut told = session.kv().first_recycle.is_some();
+    let decode_start = Instant::now();
+    loop {
+        if o.n_predict == Some(out.n_think + out.n_answer) {
+            out.finish = Finish::Length;
+            break;
+        }
+        let budget_spent = o.think_budget.is_some_and(|b| out.n_think >= b);
+        if splitter.thinking() && budget_spent && !closed {
+            closed = true;
+            forced.extend(tags.map(|t| tokenizer.encode(&t.close_text(), false, true)).unwrap_or_default());
+        }
+        let id = match forced.pop_front() {
+            Some(id) => id,
+            None => {
+                let s = sampler.sample(session.logits())?;
+                if o.logprobs {
+                    out.logprobs.push((s.id, s.logprob));
+                }
+                s.id
+            }
+        };
+        sampler.accept(id);
+        if out.n_think + out.n_answer == 0 {
+            out.ttft_s = start.elapsed().as_secs_f64();
+        }
+        if tokenizer.is_eog(id) && !o.ignore_eos {
+            out.finish = Finish::Eos;
+            break;
+        }
+        let was_thinking = splitter.thinking();
+        let mut flow = ControlFlow::Continue(());
+        let mut hit = false;
+        splitter.push(id, &mut |part, text| {
+            flow = match part {
+                Part::Think => {
+                    out.thinking.push_str(text);
+                    sink(Event::Think(text))
+                }
+                Part::Text => {
+                    let (piece, end) = writer.push(text);
+                    hit |= end;
+                    out.text.push_str(&piece);
+                    if piece.is_empty() { ControlFlow::Continue(()) } else { sink(Event::Text(&piece)) }
+                }
+            };
+        });
+        if was_thinking || splitter.thinking() {
+            out.n_think += 1;
+        } else {
+            out.n_answer += 1;
+        }
+        out.pending = Some(id);
+        if hit {
+            out.finish = Finish::Stop;
+            break;
+        }
+        if flow.is_break() {
+            out.finish = Finish::Interrupt;
+            break;
+        }
+        if session.pos() >= session.n_ctx() {
+            out.finish = Finish::Position;
+            break;
+        }
+        if o.n_predict == Some(out.n_think + out.n_answer) {
+            out.finish = Finish::Length;
+            break;
+        }
+        match session.decode(id) {
+            Ok(()) => out.pending = None,
+            Err(Error::PromptTooLong(_)) => {
+                out.finish = Finish::Budget;
+                break;
+            }
+            Err(e) => return Err(e),
+        }
+        if !told && let Some(pos) = session.kv().first_recycle {
+            told = true;
+            if sink(Event::Recycle { pos }).is_break() {
+                out.finish = Finish::Interrupt;
+                break;
+            }
+        }
+    }
+    out.still_thinking = splitter.thinking();
+    // What was held back in case it became a tag, a stop string or the rest of a character.
+    splitter.finish(&mut |part, text| match part {
+        Part::Think => {
+            out.thinking.push_str(text);
+            let _ = sink(Event::Think(text));
+        }
+        Part::Text => {
+            let (piece, _) = writer.push(text);
+            out.text.push_str(&piece);
+            let _ = sink(Event::Text(&piece));
+        }
+    });
+    if out.finish != Finish::Stop && !writer.held.is_empty() {
+        out.text.push_str(&writer.held);
+        let _ = sink(Event::Text(&writer.held));
+    }
+    out.decode_s = decode_start.elapsed().as_secs_f64();
+    Ok(out)
+}
+
+/// Holds back the tail of the answer that may be the beginning of a stop string.
+struct Writer<'a> {
+    stop: &'a [String],
+    held: String,
+}
+
+impl Writer<'_> {
+    /// What can be shown now, and whether a stop string was met.
+    fn push(&mut self, text: &str) -> (String, bool) {
+        if self.stop.iter().all(String::is_empty) {
+            return (text.to_owned(), false);
+        }
+        self.held.push_str(text);
+        let found = self.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str())).min();
+        if let Some(at) = found {
+            let shown = self.held[..at].to_owned();
+            self.held.clear();
+            return (shown, true);
+        }
+        let keep = self.stop.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - keep);
+        (std::mem::replace(&mut self.held, rest), false)
+    }
+}
+
+/// Length of the longest tail of `text` that begins `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    stop.char_indices()
+        .map(|(i, c)| i + c.len_utf8())
+        .filter(|&n| n < stop.len() && text.ends_with(&stop[..n]))
+        .max()
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_strings_are_found_across_pieces() {
+        let stop = vec!["END".to_owned(), "\n\n".to_owned()];
+        let mut w = Writer { stop: &stop, held: String::new() };
+        assert_eq!(w.push("one E"), ("one ".to_owned(), false));
+        assert_eq!(w.push("N"), (String::new(), false));
+        assert_eq!(w.push("x\n"), ("ENx".to_owned(), false));
+        assert_eq!(w.push("y E"), ("\ny ".to_owned(), false));
+        assert_eq!(w.push("ND more"), (String::new(), true));
+    }
+}

@@ -1,0 +1,99 @@
+//! The memory plan: what a session will take, printed before it is taken, and refused when the machine cannot hold it.
+
+use std::fmt;
+
+use crate::error::Error;
+use crate::report;
+
+/// What a session takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Bytes of weights, mapped: the system may drop and reread them.
+    pub weights: u64,
+    /// Bytes of the KV pool.
+    pub kv: u64,
+    /// Bytes of activations, logits and tables.
+    pub scratch: u64,
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (w, kv, s) = (show(self.weights), show(self.kv), show(self.scratch));
+        write!(f, "weights {w} mapped + KV pool {kv} + scratch {s}")
+    }
+}
+
+/// Bytes for people: `11.0 MiB`, `1.04 GiB`.
+pub fn show(bytes: u64) -> String {
+    const MIB: f64 = 1024.0 * 1024.0;
+    let b = bytes as f64;
+    if b >= 1024.0 * MIB {
+        format!("{:.2} GiB", b / (1024.0 * MIB))
+    } else if b >= 100.0 * MIB {
+        format!("{:.0} MiB", b / MIB)
+    } else {
+        format!("{:.1} MiB", b / MIB)
+    }
+}
+
+/// Refuses a plan whose pool and scratch exceed what is available.
+///
+/// Mapped weights do not count: a model larger than memory runs, slowly, and a warning says so.
+///
+/// # Errors
+/// [`Error::Memory`] naming what is needed and what there is.
+pub fn check(plan: &MemoryPlan) -> Result<(), Error> {
+    let Some(free) = available() else { return Ok(()) };
+    let need = plan.kv.saturating_add(plan.scratch);
+    if need > free {
+        return Err(report::memory(
+            format!("{} for the KV pool and {} of scratch", show(plan.kv), show(plan.scratch)),
+            format!("at most the {} that are available", show(free)),
+        ));
+    }
+    if need.saturating_add(plan.weights) > free {
+        log::warn!("weights ({}) and pool exceed the available {}: expect slow reads", show(plan.weights), show(free));
+    }
+    Ok(())
+}
+
+/// Bytes that can be taken now without swapping: the smaller of what the kernel calls available and what the control group still
+/// allows. `None` where the system does not say.
+pub fn available() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let machine = line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024;
+    Some(cgroup_room().map_or(machine, |c| c.min(machine)))
+}
+
+/// What the control group (version 2) still allows; reclaimable file cache counts as free.
+fn cgroup_room() -> Option<u64> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|l| l.strip_prefix("0::"))?;
+    let dir = format!("/sys/fs/cgroup{path}");
+    let read = |name: &str| std::fs::read_to_string(format!("{dir}/{name}")).ok();
+    let max = read("memory.max")?.trim().parse::<u64>().ok()?;
+    let used = read("memory.current")?.trim().parse::<u64>().ok()?;
+    let stat = read("memory.stat").unwrap_or_default();
+    let file = stat.lines().find_map(|l| l.strip_prefix("inactive_file "))?.trim().parse::<u64>().ok()?;
+    Some(max.saturating_sub(used.saturating_sub(file)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plan_reads_well() {
+        let plan = MemoryPlan { weights: 1_116_691_497, kv: 112 << 20, scratch: 24 << 20 };
+        assert_eq!(plan.to_string(), "weights 1.04 GiB mapped + KV pool 112 MiB + scratch 24.0 MiB");
+    }
+
+    #[test]
+    fn a_plan_beyond_any_machine_is_refused() {
+        let plan = MemoryPlan { weights: 0, kv: u64::MAX, scratch: 1 };
+        if available().is_some() {
+            assert!(matches!(check(&plan), Err(Error::Memory(_))));
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! A loaded model: the open file, its checked hyper-parameters, its tokenizer and its chat template.
+//!
+//! Loading reads metadata and binds nothing: tensors stay where the file has them, and a [`Session`](crate::session::Session) binds them to
+//! a backend. Everything that can be wrong with a file is found here or when the session is made, before the first token.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lemma_quant::GgmlType;
+
+use crate::arch::{ArchModel, Binder, HParams, Widths};
+use crate::backend::cpu::CpuRunner;
+use crate::backend::trace::TraceRunner;
+use crate::backend::{Buf, Runner};
+use crate::chat::ChatTemplate;
+use crate::error::Error;
+use crate::gguf::GgufFile;
+use crate::kv::PAGE;
+use crate::memory::MemoryPlan;
+use crate::options::{BackendKind, KvOptions, LoadOptions};
+use crate::report;
+use crate::tokenizer::{Tokenizer, TokenizerOptions, VocabSource};
+
+/// A loaded model. Cheap to share between sessions.
+pub struct Model {
+    file: Arc<GgufFile>,
+    hp: HParams,
+    tokenizer: Tokenizer,
+    template: Option<Result<ChatTemplate, Error>>,
+}
+
+impl Model {
+    /// Opens a GGUF file (or the first part of a split one).
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unreadable`], [`Error::Malformed`] and [`Error::Unsupported`], each naming the culprit.
+    pub fn load(path: &Path, o: &LoadOptions) -> Result<Self, Error> {
+        Self::new(GgufFile::open(path)?, o)
+    }
+
+    /// Opens a model that is part of the program. `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_static(bytes: &'static [u8], name: &str, o: &LoadOptions) -> Result<Self, Error> {
+        Self::new(GgufFile::from_static(bytes, name)?, o)
+    }
+
+    fn new(file: GgufFile, o: &LoadOptions) -> Result<Self, Error> {
+        let hp = HParams::read(&file)?;
+        let options = TokenizerOptions { pre_override: o.pre_override.clone() };
+        let source = VocabSource::from_gguf(&file)?;
+        let tokenizer = Tokenizer::with_options(source, &options).map_err(|e| Error::from(e).in_file(file.name()))?;
+        if tokenizer.n_vocab() > hp.n_vocab {
+            return Err(report::malformed(
+                file.name(),
+                format!("tokenizer.ggml.tokens has {} entries", tokenizer.n_vocab()),
+                format!("at most the {} rows of token_embd.weight", hp.n_vocab),
+            ));
+        }
+        let template = template(&file, &tokenizer, o.chat_template.as_deref());
+        let file = Arc::new(file);
+        // A dry run of binding finds missing tensors and wrong shapes before anything is allocated.
+        ArchModel::bind(&hp, &mut Binder::new(&file, &mut |_| Ok(())))?;
+        Ok(Self { file, hp, tokenizer, template })
+    }
+
+    /// The open file.
+    pub fn gguf(&self) -> &GgufFile {
+        &self.file
+    }
+
+    /// Hyper-parameters.
+    pub fn hparams(&self) -> &HParams {
+        &self.hp
+    }
+
+    /// Tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Architecture, as `general.architecture` names it.
+    pub fn arch(&self) -> &str {
+        self.hp.arch
+    }
+
+    /// `general.name`, or the file's name; printable.
+    pub fn name(&self) -> String {
+        let name = self.file.meta().opt_str("general.name").ok().flatten().filter(|n| !n.is_empty());
+        crate::error::escape(name.unwrap_or(self.file.name()), 64)
+    }
+
+    /// Whether the model has a chat template (working or not).
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the model has none, or what is wrong with the one it has.
+    pub fn template(&self) -> Result<&ChatTemplate, Error> {
+        match &self.template {
+            Some(Ok(t)) => Ok(t),
+            Some(Err(e)) => Err(e.clone()),
+            None => Err(report::unsupported(
+                self.file.name(),
+                "the model has no chat template",
+                "a model with tokenizer.chat_template, or --chat-template",
+            )),
+        }
+    }
+
+    /// Bytes of one slot of the KV pool over all layers.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a type that the pool cannot hold.
+    pub fn slot_bytes(&self, kv: &KvOptions) -> Result<u64, Error> {
+        let row = |flag: &str, ty: GgmlType| match ty {
+            GgmlType::F32 | GgmlType::F16 | GgmlType::Q8_0 => ty.row_size(self.hp.head_dim).ok_or_else(|| {
+                report::usage(format!("{flag} {} with heads of {}", ty.name(), self.hp.head_dim), "f16 or f32")
+            }),
+            _ => Err(report::usage(format!("{flag} {}", ty.name()), "f32, f16 or q8_0")),
+        };
+        let token = row("-ctk", kv.ty_k)? + row("-ctv", kv.ty_v)?;
+        Ok((self.hp.n_layer * self.hp.n_head_kv * PAGE * token) as u64)
+    }
+
+    pub(crate) fn plan(&self, o: &LoadOptions, n_slots: usize, n_ubatch: usize) -> Result<MemoryPlan, Error> {
+        let kv = self.slot_bytes(&o.kv)?.saturating_mul(n_slots as u64);
+        Ok(self.plan_of(kv, n_ubatch))
+    }
+
+    pub(crate) fn plan_of(&self, kv: u64, n_ubatch: usize) -> MemoryPlan {
+        let widths = Widths::of(&self.hp);
+        let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();
+        // Activations in f32 and once more quantized, and the logits of one token.
+        let scratch = n_ubatch * token * 6 + self.hp.n_vocab * 4;
+        MemoryPlan { weights: self.file.n_tensor_bytes(), kv, scratch: scratch as u64 }
+    }
+
+    pub(crate) fn runner(&self, o: &LoadOptions, n_slots: usize, n_ubatch: usize) -> Result<Box<dyn Runner>, Error> {
+        match o.backend {
+            BackendKind::Trace => Ok(Box::new(TraceRunner::new(&self.file, &self.hp, n_slots)?)),
+            BackendKind::Auto | BackendKind::Cpu => Ok(Box::new(CpuRunner::new(&self.file, &self.hp, o, n_slots, n_ubatch)?)),
+            BackendKind::Cuda(i) => Err(report::usage(format!("device CUDA{i}"), "cpu: this build runs on no GPU yet")),
+        }
+    }
+}
+
+fn template(file: &GgufFile, tokenizer: &Tokenizer, source: Option<&str>) -> Option<Result<ChatTemplate, Error>> {
+    let own = file.meta().opt_str("tokenizer.chat_template");
+    let source = match (source, own) {
+        (Some(s), _) => s,
+        (None, Ok(Some(s))) => s,
+        (None, Ok(None)) => return None,
+        (None, Err(e)) => return Some(Err(e)),
+    };
+    let text = |id: Option<u32>| id.map_or(String::new(), |id| String::from_utf8_lossy(tokenizer.token_text(id)).into_owned());
+    let made = ChatTemplate::new(source, &text(tokenizer.bos()), &text(tokenizer.eos()));
+    Some(made.map_err(|e| Error::from(e).in_file(file.name())))
+}

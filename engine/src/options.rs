@@ -1,0 +1,147 @@
+//! What a caller chooses before a model is loaded.
+//!
+//! Everything here has a default that is right for one user with one sequence; the command line maps its flags onto these
+//! fields one to one.
+
+use lemma_quant::GgmlType;
+
+/// Where the forward pass runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendKind {
+    /// The best device that is present.
+    #[default]
+    Auto,
+    /// Hand-written CPU kernels.
+    Cpu,
+    /// The scalar reference that keeps every intermediate.
+    Trace,
+    /// The CUDA device of this index.
+    Cuda(u32),
+}
+
+/// How large the KV pool is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvBudget {
+    /// The prompt plus [`DEFAULT_BUDGET`] tokens, or what the machine holds if that is less.
+    #[default]
+    Default,
+    /// This many tokens, the prompt included; rounded up to pages.
+    Tokens(u32),
+    /// As many pages as fit in this many MiB.
+    MiB(u32),
+}
+
+/// Tokens that a default pool holds beside the prompt.
+pub const DEFAULT_BUDGET: u32 = 4096;
+
+/// Which pages get a new time stamp after a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Refresh {
+    /// The best share of the live pages by attention mass, `0.0..=1.0` (RaaS, adaptive rule; 0.5).
+    Rank(f32),
+    /// Every page whose attention mass exceeds this (RaaS, section on alpha; 1e-4).
+    Alpha(f32),
+}
+
+/// Which prompt pages may never be recycled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pin {
+    /// Every prompt, that of later turns included.
+    #[default]
+    Prompt,
+    /// The first prompt of the conversation up to its first user message.
+    System,
+    /// Only the first page of all (the attention sink).
+    None,
+}
+
+/// How the query heads of a layer agree on one mass for a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aggregate {
+    /// The largest mass over the query heads.
+    #[default]
+    Max,
+    /// The mean over the query heads.
+    Mean,
+}
+
+/// Options of the KV pool.
+#[derive(Clone, Debug)]
+pub struct KvOptions {
+    /// Name of a policy in [`crate::kv::policy::POLICIES`].
+    pub policy: String,
+    /// Size of the pool.
+    pub budget: KvBudget,
+    /// Type of the stored keys: F32, F16 or Q8_0.
+    pub ty_k: GgmlType,
+    /// Type of the stored values: F32, F16 or Q8_0.
+    pub ty_v: GgmlType,
+    /// Rule by which time stamps are renewed.
+    pub refresh: Refresh,
+    /// What is never recycled.
+    pub pin: Pin,
+    /// The last pages that are never recycled, the current one included.
+    pub recent: u32,
+    /// Aggregation of page masses over query heads.
+    pub aggregate: Aggregate,
+    /// Seed of the policies that draw.
+    pub seed: u64,
+    /// Allow positions beyond the context that the model was trained on.
+    pub beyond_train: bool,
+}
+
+impl Default for KvOptions {
+    fn default() -> Self {
+        Self {
+            policy: "raas".to_owned(),
+            budget: KvBudget::Default,
+            ty_k: GgmlType::F16,
+            ty_v: GgmlType::F16,
+            refresh: Refresh::Rank(0.5),
+            pin: Pin::Prompt,
+            recent: 4,
+            aggregate: Aggregate::Max,
+            seed: 0,
+            beyond_train: false,
+        }
+    }
+}
+
+/// Options of a model and its sessions.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Worker threads; `None` takes the physical cores within the allowance of the process.
+    pub n_threads: Option<usize>,
+    /// Instruction set to force: `scalar`, `avx2` or `avx512`; `None` takes the best present.
+    pub isa: Option<String>,
+    /// Where the forward pass runs.
+    pub backend: BackendKind,
+    /// Cap of positions; `None` takes the trained context.
+    pub n_ctx: Option<u32>,
+    /// Tokens of a prompt between two progress reports.
+    pub n_batch: u32,
+    /// Tokens in one forward pass of a prompt.
+    pub n_ubatch: u32,
+    /// The KV pool.
+    pub kv: KvOptions,
+    /// Pre-tokenizer that replaces `tokenizer.ggml.pre`.
+    pub pre_override: Option<String>,
+    /// Chat template (source text) that replaces that of the model.
+    pub chat_template: Option<String>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            n_threads: None,
+            isa: None,
+            backend: BackendKind::Auto,
+            n_ctx: None,
+            n_batch: 2048,
+            n_ubatch: 512,
+            kv: KvOptions::default(),
+            pre_override: None,
+            chat_template: None,
+        }
+    }
+}
