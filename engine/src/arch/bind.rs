@@ -107,7 +107,7 @@ impl<'a, W> Binder<'a, W> {
         let fits = if vector {
             matches!(t.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
         } else {
-            t.ty.traits().dequantize_row.is_some()
+            t.ty.traits().vec_dot.is_some()
         };
         if !fits {
             let expected = if vector { "f32, f16 or bf16" } else { "a type of weights" };

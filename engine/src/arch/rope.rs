@@ -93,7 +93,7 @@ impl Rope {
             return Err(report::malformed(file.name(), found, format!("f32 [{half}]")));
         }
         let mut factors = vec![0.0; half];
-        t.ty.dequantize_row(t.data, &mut factors);
+        (t.ty.traits().dequantize_row)(t.data, &mut factors);
         if let Some(bad) = factors.iter().find(|f| !f.is_finite() || **f <= 0.0) {
             return Err(report::malformed(file.name(), format!("tensor {name} holds {bad}"), "positive numbers"));
         }

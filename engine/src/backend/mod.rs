@@ -157,7 +157,7 @@ impl Tensor {
     /// Row `i`, dequantized into `out`, `[n_in]`.
     pub fn dequantize_row(&self, i: usize, out: &mut [f32]) {
         let size = self.bytes.len() / self.n_out;
-        self.ty.dequantize_row(&self.bytes[i * size..][..size], out);
+        (self.ty.traits().dequantize_row)(&self.bytes[i * size..][..size], out);
     }
 
     /// The whole of a small tensor, dequantized.

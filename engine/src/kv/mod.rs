@@ -188,7 +188,7 @@ impl Cache {
 
     /// Tokens that can be appended at all: room, and pages that may give their slots away.
     pub fn room_with_recycling(&self) -> usize {
-        let n = self.layers.iter().map(|l| (0..l.pages.len()).filter(|&i| may_recycle(&l.pages, i, self.recent)).count());
+        let n = self.layers.iter().map(|l| (0..l.pages.len()).filter(|&i| may_recycle(&l.pages, i, 1)).count());
         if self.keeps_all { self.room() } else { self.room() + n.min().unwrap_or(0) * PAGE }
     }
 
@@ -230,9 +230,10 @@ impl Cache {
 
     fn recycle(&mut self, il: usize, step: u32) -> Result<u32, PoolFull> {
         let l = &mut self.layers[il];
-        let (pages, recent) = (&l.pages, self.recent);
-        let victim = self.policy.victim(il, pages, &|i| may_recycle(pages, i, recent));
-        let Some(i) = victim else {
+        let pages = &l.pages;
+        let mut choose = |recent| self.policy.victim(il, pages, &|i| may_recycle(pages, i, recent));
+        // In a pool so small that the recent pages are all there is, only the current one is protected.
+        let Some(i) = choose(self.recent).or_else(|| choose(1)) else {
             return Err(PoolFull { n_slots: self.n_slots, held: pages.len() });
         };
         let page = l.pages.remove(i);
@@ -294,3 +295,6 @@ impl Cache {
 fn may_recycle(pages: &[PageMeta], i: usize, recent: usize) -> bool {
     !pages[i].pinned && i + recent < pages.len()
 }
+
+#[cfg(test)]
+mod tests;
