@@ -142,7 +142,7 @@ impl Session {
     }
 
     /// Logits of the last token, `[n_vocab]`; empty before the first.
-    pub fn logits(&self) -> &[f32] {
+    pub fn logits(&mut self) -> &[f32] {
         self.runner.logits()
     }
 

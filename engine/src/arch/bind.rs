@@ -114,7 +114,7 @@ impl<'a, W> Binder<'a, W> {
             return Err(report::unsupported(self.file.name(), format!("tensor {full} has type {}", t.ty.name()), expected));
         }
         let (n_in, n_out) = (dims[0], dims[1..].iter().product());
-        (self.make)(Tensor { ty: t.ty, n_in, n_out, bytes: self.file.bytes_of(t.info) }).map(Some)
+        (self.make)(Tensor { ty: t.ty, n_in, n_out, vector, bytes: self.file.bytes_of(t.info) }).map(Some)
     }
 }
 

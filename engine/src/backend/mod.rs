@@ -149,6 +149,8 @@ pub struct Tensor {
     pub n_in: usize,
     /// Rows, of all experts together for a tensor of experts.
     pub n_out: usize,
+    /// Whether it is a vector: a norm, a bias.
+    pub vector: bool,
     /// Its data, row after row.
     pub bytes: Bytes,
 }
@@ -182,7 +184,7 @@ pub trait Runner: Send {
     fn run(&mut self, tokens: &[u32], cache: &mut Cache, outputs: Outputs) -> Result<(), Error>;
 
     /// Logits of the last pass, `[n_outputs, n_vocab]`.
-    fn logits(&self) -> &[f32];
+    fn logits(&mut self) -> &[f32];
 
     /// Enlarges the KV pool to `n_slots` slots a layer.
     ///

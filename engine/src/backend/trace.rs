@@ -130,7 +130,7 @@ impl Runner for TraceRunner {
         Ok(())
     }
 
-    fn logits(&self) -> &[f32] {
+    fn logits(&mut self) -> &[f32] {
         &self.pass.logits
     }
 
