@@ -78,7 +78,7 @@ impl Conversation {
         let model = session.model();
         let tags = model.template().ok().and_then(|t| {
             let tokenizer = model.tokenizer();
-            ThinkTags::detect(t.source(), |text| tokenizer.token_id(text.as_bytes()))
+            ThinkTags::detect(t.source(), |text| tokenizer.find_tag(text))
         });
         Self { session, messages: Vec::new(), tags, pending: None }
     }
@@ -242,7 +242,7 @@ pub fn render(
         .collect();
     let list = Value::Array(list);
     let input = RenderInput {
-        messages: &list,
+        messages: Some(&list),
         add_generation_prompt,
         enable_thinking: o.reasoning,
         extra: o.extra.clone(),
@@ -256,11 +256,11 @@ fn protect(tokenizer: &Tokenizer, text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let clean = text.replace(MARK, "\u{fffd}");
     let mut last = 0;
-    for range in tokenizer.special_matches(&clean) {
-        let first = clean[range.start..].chars().next().map_or(0, char::len_utf8);
-        out.push_str(&clean[last..range.start + first]);
+    for start in tokenizer.control_starts(&clean) {
+        let Some(first) = clean.get(start..).and_then(|rest| rest.chars().next()) else { continue };
+        out.push_str(&clean[last..start + first.len_utf8()]);
         out.push(MARK);
-        last = range.start + first;
+        last = start + first.len_utf8();
     }
     out.push_str(&clean[last..]);
     out

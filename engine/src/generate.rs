@@ -137,8 +137,8 @@ impl Prompt {
             thinking = false;
         }
         // Templates usually write the beginning-of-sequence token themselves.
-        let bos = tokenizer.bos().map(|id| String::from_utf8_lossy(tokenizer.token_text(id)).into_owned());
-        let has_bos = bos.is_some_and(|b| !b.is_empty() && text.starts_with(&b));
+        let bos = tokenizer.bos().and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
+        let has_bos = !bos.is_empty() && text.as_bytes().starts_with(bos);
         let tokens = tokenizer.encode_marked(&text, &marks, !has_bos);
         Self { tokens, thinking }
     }

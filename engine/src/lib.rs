@@ -12,6 +12,7 @@
 
 pub mod arch;
 pub mod backend;
+pub mod chat;
 pub mod conversation;
 pub mod error;
 pub mod generate;

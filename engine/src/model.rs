@@ -19,7 +19,7 @@ use crate::kv::PAGE;
 use crate::memory::MemoryPlan;
 use crate::options::{BackendKind, KvOptions, LoadOptions};
 use crate::report;
-use crate::tokenizer::{Tokenizer, TokenizerOptions, VocabSource};
+use crate::tokenizer::{Tokenizer, TokenizerOptions};
 
 /// A loaded model. Cheap to share between sessions.
 pub struct Model {
@@ -49,8 +49,7 @@ impl Model {
     fn new(file: GgufFile, o: &LoadOptions) -> Result<Self, Error> {
         let hp = HParams::read(&file)?;
         let options = TokenizerOptions { pre_override: o.pre_override.clone() };
-        let source = VocabSource::from_gguf(&file)?;
-        let tokenizer = Tokenizer::with_options(source, &options).map_err(|e| Error::from(e).in_file(file.name()))?;
+        let tokenizer = Tokenizer::from_gguf(&file, &options)?;
         if tokenizer.n_vocab() > hp.n_vocab {
             return Err(report::malformed(
                 file.name(),
@@ -157,7 +156,10 @@ fn template(file: &GgufFile, tokenizer: &Tokenizer, source: Option<&str>) -> Opt
         (None, Ok(None)) => return None,
         (None, Err(e)) => return Some(Err(e)),
     };
-    let text = |id: Option<u32>| id.map_or(String::new(), |id| String::from_utf8_lossy(tokenizer.token_text(id)).into_owned());
+    let text = |id: Option<u32>| {
+        let bytes = id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    };
     let made = ChatTemplate::new(source, &text(tokenizer.bos()), &text(tokenizer.eos()));
-    Some(made.map_err(|e| Error::from(e).in_file(file.name())))
+    Some(made.map_err(|e: Error| Error::from(e).in_file(file.name())))
 }

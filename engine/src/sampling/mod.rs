@@ -77,6 +77,7 @@ struct Candidate {
 fn best_first(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
+<<<<<<< HEAD
 
 impl From<SamplingError> for crate::error::Error {
     fn from(e: SamplingError) -> Self {
@@ -86,3 +87,5 @@ impl From<SamplingError> for crate::error::Error {
         }
     }
 }
+=======
+>>>>>>> 02368a6 (Wire the core together: model, conversation, generation)

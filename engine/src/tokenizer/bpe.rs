@@ -100,24 +100,26 @@ pub(super) struct BpeModel {
     ignore_merges: bool,
 }
 
-/// Splits a merge line at its first space that is not the first character.
-fn parse_merge(line: &[u8]) -> Option<(&str, &str)> {
-    let line = std::str::from_utf8(line).ok()?;
-    let at = line.bytes().skip(1).position(|b| b == b' ')? + 1;
-    let (left, right) = (&line[..at], &line[at + 1..]);
+/// Splits a merge at its first space that is not the first character; `None` if a part is missing.
+pub(super) fn parse_merge(merge: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = merge.iter().skip(1).position(|&b| b == b' ')? + 1;
+    let (left, right) = (&merge[..at], &merge[at + 1..]);
     (!right.is_empty()).then_some((left, right))
+}
+
+/// The parts as strings. Merges of bytes that are not UTF-8 can never apply: text is UTF-8 when it gets here.
+fn utf8_merge(merge: &[u8]) -> Option<(&str, &str)> {
+    let (left, right) = parse_merge(merge)?;
+    Some((
+        std::str::from_utf8(left).ok()?,
+        std::str::from_utf8(right).ok()?,
+    ))
 }
 
 impl BpeModel {
     fn build(parts: &BpeParts) -> Built {
         let splitter = Splitter::new(parts.split)?;
-        let mut merges: Vec<(&str, &str)> = parts.merges.iter().filter_map(parse_merge).collect();
-        let skipped = parts.merges.len() - merges.len();
-        if skipped > 0 {
-            log::warn!(
-                "tokenizer.ggml.merges: {skipped} entries are not of the form \"left right\" and are ignored"
-            );
-        }
+        let mut merges: Vec<(&str, &str)> = parts.merges.iter().filter_map(utf8_merge).collect();
         // The crate lets the last of equal merges win (the first must) and would write past the longest token.
         let mut seen = HashSet::with_capacity(merges.len());
         let before = merges.len();

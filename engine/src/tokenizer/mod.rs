@@ -21,6 +21,7 @@
 mod bpe;
 mod detok;
 mod eog;
+mod from_gguf;
 mod pre;
 mod pre_regex;
 mod source;
@@ -78,7 +79,11 @@ impl Tokenizer {
                 let list = source.merges.as_deref().unwrap_or_default();
                 let mut merges =
                     Arena::with_capacity(list.len(), list.iter().map(|m| m.len()).sum());
-                for merge in list {
+                for (index, merge) in list.iter().enumerate() {
+                    if bpe::parse_merge(merge).is_none() {
+                        let text = source::escape(merge);
+                        return Err(TokenizerError::BadMerge { index, text });
+                    }
                     merges.push("tokenizer.ggml.merges", merge)?;
                 }
                 Some(Bpe::start(BpeParts {
@@ -119,6 +124,22 @@ impl Tokenizer {
     /// As [`encode`](Self::encode), for bytes that need not be UTF-8: an invalid byte becomes its byte token
     /// (SentencePiece) or U+FFFD.
     pub fn encode_bytes(&self, text: &[u8], add_special: bool, parse_special: bool) -> Vec<u32> {
+        self.encode_parts(text, &[], add_special, parse_special)
+    }
+
+    /// As [`encode`](Self::encode) with control tokens parsed, except that no special token is found across any of
+    /// `marks` (byte positions, ascending): where a template holds what a user typed, a mark inside every string that
+    /// looks like a control token ([`control_starts`](Self::control_starts)) keeps it text.
+    pub fn encode_marked(&self, text: &str, marks: &[usize], add_special: bool) -> Vec<u32> {
+        self.encode_parts(text.as_bytes(), marks, add_special, true)
+    }
+
+    /// Byte positions at which the text of a control token begins, ascending.
+    pub fn control_starts(&self, text: &str) -> Vec<usize> {
+        self.special.control_starts(text.as_bytes())
+    }
+
+    fn encode_parts(&self, text: &[u8], marks: &[usize], add_special: bool, parse_special: bool) -> Vec<u32> {
         let vocab = &self.vocab;
         let mut out = Vec::with_capacity(text.len() / 3 + 2);
         if add_special && vocab.add_bos {
@@ -127,7 +148,7 @@ impl Tokenizer {
         let n_added = out.len();
         // The first stretch of text, and each that follows a special token, gets the space that words begin with.
         let mut after_special = true;
-        for fragment in self.special.partition(text, parse_special) {
+        for fragment in self.special.partition(text, marks, parse_special) {
             match fragment {
                 Fragment::Token(id) => {
                     out.push(id);

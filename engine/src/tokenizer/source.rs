@@ -3,8 +3,6 @@
 //! [`VocabSource`] is a plain view of the `tokenizer.ggml.*` metadata. It knows nothing of the file it came from, so
 //! that vocabularies can be made in tests and read from any container.
 
-use std::fmt::Write as _;
-
 /// The vocabulary as the file states it: borrowed text, nothing checked.
 ///
 /// Field names follow the metadata keys `tokenizer.ggml.*`; a key that is absent is `None`.
@@ -83,14 +81,24 @@ pub enum TokenizerError {
         model: String,
     },
     /// `tokenizer.ggml.pre` (or the override) is not known.
-    #[error("{origin}: unknown pre-tokenizer \"{pre}\"; override it with one of: {known}")]
+    #[error("{}: unknown pre-tokenizer \"{pre}\"", if *by_user { "pre-tokenizer override" } else { "tokenizer.ggml.pre" })]
     UnknownPre {
-        /// Where the name came from.
-        origin: &'static str,
+        /// The name was given as [`TokenizerOptions::pre_override`].
+        by_user: bool,
         /// The name, escaped.
         pre: String,
         /// The names that are known, separated by spaces.
         known: String,
+    },
+    /// A merge that is not two parts separated by a space.
+    #[error(
+        "tokenizer.ggml.merges: entry {index} is \"{text}\", expected two parts separated by a space"
+    )]
+    BadMerge {
+        /// Position in the list.
+        index: usize,
+        /// The entry, escaped.
+        text: String,
     },
     /// No tokens at all.
     #[error("tokenizer.ggml.tokens: the vocabulary is empty")]
@@ -126,28 +134,7 @@ pub enum TokenizerError {
     Build(String),
 }
 
-/// `bytes` as printable ASCII, at most 64 of them, so that a name from a hostile file cannot drive a terminal.
+/// Text from the file, made fit for a message.
 pub(super) fn escape(bytes: &[u8]) -> String {
-    const MAX: usize = 64;
-    let mut out = String::new();
-    for chunk in bytes[..bytes.len().min(MAX)].utf8_chunks() {
-        for c in chunk.valid().chars() {
-            // Letters of any script are wanted in messages; only what could act on a terminal is escaped.
-            if c.is_alphanumeric()
-                || (' '..='~').contains(&c)
-                || matches!(c, '\u{2581}' | '\u{ff5c}')
-            {
-                out.push(c);
-            } else {
-                out.extend(c.escape_unicode());
-            }
-        }
-        for b in chunk.invalid() {
-            let _ = write!(out, "\\x{b:02x}");
-        }
-    }
-    if bytes.len() > MAX {
-        out.push('…');
-    }
-    out
+    crate::error::escape(bytes, 64)
 }

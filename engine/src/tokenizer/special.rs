@@ -77,8 +77,22 @@ impl SpecialTokens {
         this
     }
 
-    /// Cuts `text` into fragments, in order.
-    pub(super) fn partition(&self, text: &[u8], parse_special: bool) -> Vec<Fragment> {
+    /// Where control tokens begin in `text`, ascending.
+    pub(super) fn control_starts(&self, text: &[u8]) -> Vec<usize> {
+        let mut starts: Vec<usize> = self
+            .hits(text, true)
+            .into_iter()
+            .filter(|(index, _)| self.tokens[*index as usize].only_parsed)
+            .flat_map(|(index, list)| list.unwrap_or_else(|| self.scan_one(text, index)))
+            .map(|start| start as usize)
+            .collect();
+        starts.sort_unstable();
+        starts.dedup();
+        starts
+    }
+
+    /// Cuts `text` into fragments, in order. No token is found across a position in `marks` (ascending).
+    pub(super) fn partition(&self, text: &[u8], marks: &[usize], parse_special: bool) -> Vec<Fragment> {
         if text.is_empty() {
             return vec![];
         }
@@ -99,6 +113,11 @@ impl SpecialTokens {
                 }
             };
             for &pos in positions {
+                let (start, end) = (pos as usize, pos as usize + token.len as usize);
+                let next_mark = marks.partition_point(|&m| m <= start);
+                if marks.get(next_mark).is_some_and(|&m| m < end) {
+                    continue;
+                }
                 take(&mut free, text, pos as usize, token, &mut found);
             }
         }

@@ -248,13 +248,8 @@ fn kind(src: &VocabSource<'_>, options: &TokenizerOptions) -> Result<Kind, Token
         log::warn!("tokenizer.ggml.pre: missing, \"default\" is assumed; answers may suffer");
         "default"
     });
-    let origin = if options.pre_override.is_some() {
-        "pre-tokenizer override"
-    } else {
-        "tokenizer.ggml.pre"
-    };
     let pre = pre::lookup(name).ok_or_else(|| TokenizerError::UnknownPre {
-        origin,
+        by_user: options.pre_override.is_some(),
         pre: escape(name.as_bytes()),
         known: pre::names(),
     })?;
