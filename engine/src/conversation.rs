@@ -80,7 +80,12 @@ impl Conversation {
             let tokenizer = model.tokenizer();
             ThinkTags::detect(t.source(), |text| tokenizer.find_tag(text))
         });
-        Self { session, messages: Vec::new(), tags, pending: None }
+        Self {
+            session,
+            messages: Vec::new(),
+            tags,
+            pending: None,
+        }
     }
 
     /// The session.
@@ -113,18 +118,32 @@ impl Conversation {
     pub fn set_system(&mut self, text: Option<String>) {
         self.messages.retain(|m| m.role != Role::System);
         if let Some(content) = text {
-            self.messages.insert(0, Message { role: Role::System, content, thinking: None });
+            self.messages.insert(
+                0,
+                Message {
+                    role: Role::System,
+                    content,
+                    thinking: None,
+                },
+            );
         }
     }
 
     /// The system message.
     pub fn system(&self) -> Option<&str> {
-        self.messages.first().filter(|m| m.role == Role::System).map(|m| m.content.as_str())
+        self.messages
+            .first()
+            .filter(|m| m.role == Role::System)
+            .map(|m| m.content.as_str())
     }
 
     /// Adds what the person says.
     pub fn push_user(&mut self, text: impl Into<String>) {
-        self.messages.push(Message { role: Role::User, content: text.into(), thinking: None });
+        self.messages.push(Message {
+            role: Role::User,
+            content: text.into(),
+            thinking: None,
+        });
         self.pending = None;
     }
 
@@ -166,7 +185,12 @@ impl Conversation {
         let template = model.template()?;
         let tokenizer = model.tokenizer();
         let text = render(template, tokenizer, &self.messages, o, true)?;
-        Ok(Prompt::from_marked(tokenizer, &text, self.tags.as_ref(), o.reasoning))
+        Ok(Prompt::from_marked(
+            tokenizer,
+            &text,
+            self.tags.as_ref(),
+            o.reasoning,
+        ))
     }
 
     /// Makes the model reply to the messages so far and adds its reply to them.
@@ -183,7 +207,15 @@ impl Conversation {
         let prompt = self.prompt(p)?;
         self.pending = None;
         let kept = reuse(&mut self.session, &prompt.tokens);
-        let outcome = generate(&mut self.session, &prompt, kept, sampler, self.tags.as_ref(), g, sink)?;
+        let outcome = generate(
+            &mut self.session,
+            &prompt,
+            kept,
+            sampler,
+            self.tags.as_ref(),
+            g,
+            sink,
+        )?;
         self.pending = outcome.pending;
         self.messages.push(Message {
             role: Role::Assistant,
@@ -203,17 +235,38 @@ impl Conversation {
         g: &GenOptions,
         sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Option<Outcome>, Error> {
-        let Some(token) = self.pending else { return Ok(None) };
-        let Some(last) = self.messages.last_mut().filter(|m| m.role == Role::Assistant) else { return Ok(None) };
+        let Some(token) = self.pending else {
+            return Ok(None);
+        };
+        let Some(last) = self
+            .messages
+            .last_mut()
+            .filter(|m| m.role == Role::Assistant)
+        else {
+            return Ok(None);
+        };
         let thinking = last.content.is_empty() && last.thinking.is_some();
         self.session.decode(token)?;
         self.pending = None;
-        let prompt = Prompt { tokens: Vec::new(), thinking };
-        let outcome = generate(&mut self.session, &prompt, 0, sampler, self.tags.as_ref(), g, sink)?;
+        let prompt = Prompt {
+            tokens: Vec::new(),
+            thinking,
+        };
+        let outcome = generate(
+            &mut self.session,
+            &prompt,
+            0,
+            sampler,
+            self.tags.as_ref(),
+            g,
+            sink,
+        )?;
         self.pending = outcome.pending;
         last.content.push_str(&outcome.text);
         if !outcome.thinking.is_empty() {
-            last.thinking.get_or_insert_default().push_str(&outcome.thinking);
+            last.thinking
+                .get_or_insert_default()
+                .push_str(&outcome.thinking);
         }
         Ok(Some(outcome))
     }
@@ -257,7 +310,9 @@ fn protect(tokenizer: &Tokenizer, text: &str) -> String {
     let clean = text.replace(MARK, "\u{fffd}");
     let mut last = 0;
     for start in tokenizer.control_starts(&clean) {
-        let Some(first) = clean.get(start..).and_then(|rest| rest.chars().next()) else { continue };
+        let Some(first) = clean.get(start..).and_then(|rest| rest.chars().next()) else {
+            continue;
+        };
         out.push_str(&clean[last..start + first.len_utf8()]);
         out.push(MARK);
         last = start + first.len_utf8();
@@ -270,7 +325,12 @@ fn protect(tokenizer: &Tokenizer, text: &str) -> String {
 ///
 /// At least the last token is left to be processed, since its logits are wanted.
 pub fn reuse(session: &mut Session, tokens: &[u32]) -> usize {
-    let common = session.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
+    let common = session
+        .tokens()
+        .iter()
+        .zip(tokens)
+        .take_while(|(a, b)| a == b)
+        .count();
     let keep = common.min(tokens.len().saturating_sub(1));
     match session.rewind(keep as u32) {
         Rewind::Done => keep,

@@ -119,7 +119,12 @@ pub struct Prompt {
 
 impl Prompt {
     /// Tokenizes rendered text, control tokens on except across marks, and reads the state of thinking from its tail.
-    pub fn from_marked(tokenizer: &Tokenizer, marked: &str, tags: Option<&ThinkTags>, reasoning: Option<bool>) -> Self {
+    pub fn from_marked(
+        tokenizer: &Tokenizer,
+        marked: &str,
+        tags: Option<&ThinkTags>,
+        reasoning: Option<bool>,
+    ) -> Self {
         let mut text = String::with_capacity(marked.len());
         let mut marks = Vec::new();
         for c in marked.chars() {
@@ -130,14 +135,18 @@ impl Prompt {
             }
         }
         let mut thinking = tags.is_some_and(|t| t.open_at_end(&text));
-        if thinking && reasoning == Some(false)
+        if thinking
+            && reasoning == Some(false)
             && let Some(t) = tags
         {
             text.push_str(&t.close_text());
             thinking = false;
         }
         // Templates usually write the beginning-of-sequence token themselves.
-        let bos = tokenizer.bos().and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
+        let bos = tokenizer
+            .bos()
+            .and_then(|id| tokenizer.token_text(id))
+            .unwrap_or_default();
         let has_bos = !bos.is_empty() && text.as_bytes().starts_with(bos);
         let tokens = tokenizer.encode_marked(&text, &marks, !has_bos);
         Self { tokens, thinking }
@@ -145,7 +154,10 @@ impl Prompt {
 
     /// Tokenizes plain text to be continued.
     pub fn raw(tokenizer: &Tokenizer, text: &str, parse_special: bool) -> Self {
-        Self { tokens: tokenizer.encode(text, true, parse_special), thinking: false }
+        Self {
+            tokens: tokenizer.encode(text, true, parse_special),
+            thinking: false,
+        }
     }
 }
 
@@ -200,7 +212,10 @@ pub fn generate(
     let mut splitter = ThinkSplitter::new(tags, tokenizer, prompt.thinking);
     let mut forced: std::collections::VecDeque<u32> = std::collections::VecDeque::new();
     let mut closed = false;
-    let mut writer = Writer { stop: &o.stop, held: String::new() };
+    let mut writer = Writer {
+        stop: &o.stop,
+        held: String::new(),
+    };
     let mut told = session.kv().first_recycle.is_some();
     let decode_start = Instant::now();
     loop {
@@ -211,7 +226,10 @@ pub fn generate(
         let budget_spent = o.think_budget.is_some_and(|b| out.n_think >= b);
         if splitter.thinking() && budget_spent && !closed {
             closed = true;
-            forced.extend(tags.map(|t| tokenizer.encode(&t.close_text(), false, true)).unwrap_or_default());
+            forced.extend(
+                tags.map(|t| tokenizer.encode(&t.close_text(), false, true))
+                    .unwrap_or_default(),
+            );
         }
         let id = match forced.pop_front() {
             Some(id) => id,
@@ -244,7 +262,11 @@ pub fn generate(
                     let (piece, end) = writer.push(text);
                     hit |= end;
                     out.text.push_str(&piece);
-                    if piece.is_empty() { ControlFlow::Continue(()) } else { sink(Event::Text(&piece)) }
+                    if piece.is_empty() {
+                        ControlFlow::Continue(())
+                    } else {
+                        sink(Event::Text(&piece))
+                    }
                 }
             };
         });
@@ -320,13 +342,23 @@ impl Writer<'_> {
             return (text.to_owned(), false);
         }
         self.held.push_str(text);
-        let found = self.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str())).min();
+        let found = self
+            .stop
+            .iter()
+            .filter(|s| !s.is_empty())
+            .filter_map(|s| self.held.find(s.as_str()))
+            .min();
         if let Some(at) = found {
             let shown = self.held[..at].to_owned();
             self.held.clear();
             return (shown, true);
         }
-        let keep = self.stop.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
+        let keep = self
+            .stop
+            .iter()
+            .map(|s| overlap(&self.held, s))
+            .max()
+            .unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
         (std::mem::replace(&mut self.held, rest), false)
     }
@@ -348,7 +380,10 @@ mod tests {
     #[test]
     fn stop_strings_are_found_across_pieces() {
         let stop = vec!["END".to_owned(), "\n\n".to_owned()];
-        let mut w = Writer { stop: &stop, held: String::new() };
+        let mut w = Writer {
+            stop: &stop,
+            held: String::new(),
+        };
         assert_eq!(w.push("one E"), ("one ".to_owned(), false));
         assert_eq!(w.push("N"), (String::new(), false));
         assert_eq!(w.push("x\n"), ("ENx".to_owned(), false));

@@ -43,16 +43,26 @@ pub fn show(bytes: u64) -> String {
 /// # Errors
 /// [`Error::Memory`] naming what is needed and what there is.
 pub fn check(plan: &MemoryPlan) -> Result<(), Error> {
-    let Some(free) = available() else { return Ok(()) };
+    let Some(free) = available() else {
+        return Ok(());
+    };
     let need = plan.kv.saturating_add(plan.scratch);
     if need > free {
         return Err(report::memory(
-            format!("{} for the KV pool and {} of scratch", show(plan.kv), show(plan.scratch)),
+            format!(
+                "{} for the KV pool and {} of scratch",
+                show(plan.kv),
+                show(plan.scratch)
+            ),
             format!("at most the {} that are available", show(free)),
         ));
     }
     if need.saturating_add(plan.weights) > free {
-        log::warn!("weights ({}) and pool exceed the available {}: expect slow reads", show(plan.weights), show(free));
+        log::warn!(
+            "weights ({}) and pool exceed the available {}: expect slow reads",
+            show(plan.weights),
+            show(free)
+        );
     }
     Ok(())
 }
@@ -75,7 +85,12 @@ fn cgroup_room() -> Option<u64> {
     let max = read("memory.max")?.trim().parse::<u64>().ok()?;
     let used = read("memory.current")?.trim().parse::<u64>().ok()?;
     let stat = read("memory.stat").unwrap_or_default();
-    let file = stat.lines().find_map(|l| l.strip_prefix("inactive_file "))?.trim().parse::<u64>().ok()?;
+    let file = stat
+        .lines()
+        .find_map(|l| l.strip_prefix("inactive_file "))?
+        .trim()
+        .parse::<u64>()
+        .ok()?;
     Some(max.saturating_sub(used.saturating_sub(file)))
 }
 
@@ -85,13 +100,24 @@ mod tests {
 
     #[test]
     fn plan_reads_well() {
-        let plan = MemoryPlan { weights: 1_116_691_497, kv: 112 << 20, scratch: 24 << 20 };
-        assert_eq!(plan.to_string(), "weights 1.04 GiB mapped + KV pool 112 MiB + scratch 24.0 MiB");
+        let plan = MemoryPlan {
+            weights: 1_116_691_497,
+            kv: 112 << 20,
+            scratch: 24 << 20,
+        };
+        assert_eq!(
+            plan.to_string(),
+            "weights 1.04 GiB mapped + KV pool 112 MiB + scratch 24.0 MiB"
+        );
     }
 
     #[test]
     fn a_plan_beyond_any_machine_is_refused() {
-        let plan = MemoryPlan { weights: 0, kv: u64::MAX, scratch: 1 };
+        let plan = MemoryPlan {
+            weights: 0,
+            kv: u64::MAX,
+            scratch: 1,
+        };
         if available().is_some() {
             assert!(matches!(check(&plan), Err(Error::Memory(_))));
         }

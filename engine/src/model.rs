@@ -48,7 +48,9 @@ impl Model {
 
     fn new(file: GgufFile, o: &LoadOptions) -> Result<Self, Error> {
         let hp = HParams::read(&file)?;
-        let options = TokenizerOptions { pre_override: o.pre_override.clone() };
+        let options = TokenizerOptions {
+            pre_override: o.pre_override.clone(),
+        };
         let tokenizer = Tokenizer::from_gguf(&file, &options)?;
         if tokenizer.n_vocab() > hp.n_vocab {
             return Err(report::malformed(
@@ -61,7 +63,12 @@ impl Model {
         let file = Arc::new(file);
         // A dry run of binding finds missing tensors and wrong shapes before anything is allocated.
         ArchModel::bind(&hp, &mut Binder::new(&file, &mut |_| Ok(())))?;
-        Ok(Self { file, hp, tokenizer, template })
+        Ok(Self {
+            file,
+            hp,
+            tokenizer,
+            template,
+        })
     }
 
     /// The open file.
@@ -86,7 +93,13 @@ impl Model {
 
     /// `general.name`, or the file's name; printable.
     pub fn name(&self) -> String {
-        let name = self.file.meta().opt_str("general.name").ok().flatten().filter(|n| !n.is_empty());
+        let name = self
+            .file
+            .meta()
+            .opt_str("general.name")
+            .ok()
+            .flatten()
+            .filter(|n| !n.is_empty());
         crate::error::escape(name.unwrap_or(self.file.name()), 64)
     }
 
@@ -117,16 +130,29 @@ impl Model {
     /// [`Error::Usage`] for a type that the pool cannot hold.
     pub fn slot_bytes(&self, kv: &KvOptions) -> Result<u64, Error> {
         let row = |flag: &str, ty: GgmlType| match ty {
-            GgmlType::F32 | GgmlType::F16 | GgmlType::Q8_0 => ty.row_size(self.hp.head_dim).ok_or_else(|| {
-                report::usage(format!("{flag} {} with heads of {}", ty.name(), self.hp.head_dim), "f16 or f32")
-            }),
-            _ => Err(report::usage(format!("{flag} {}", ty.name()), "f32, f16 or q8_0")),
+            GgmlType::F32 | GgmlType::F16 | GgmlType::Q8_0 => {
+                ty.row_size(self.hp.head_dim).ok_or_else(|| {
+                    report::usage(
+                        format!("{flag} {} with heads of {}", ty.name(), self.hp.head_dim),
+                        "f16 or f32",
+                    )
+                })
+            }
+            _ => Err(report::usage(
+                format!("{flag} {}", ty.name()),
+                "f32, f16 or q8_0",
+            )),
         };
         let token = row("-ctk", kv.ty_k)? + row("-ctv", kv.ty_v)?;
         Ok((self.hp.n_layer * self.hp.n_head_kv * PAGE * token) as u64)
     }
 
-    pub(crate) fn plan(&self, o: &LoadOptions, n_slots: usize, n_ubatch: usize) -> Result<MemoryPlan, Error> {
+    pub(crate) fn plan(
+        &self,
+        o: &LoadOptions,
+        n_slots: usize,
+        n_ubatch: usize,
+    ) -> Result<MemoryPlan, Error> {
         let kv = self.slot_bytes(&o.kv)?.saturating_mul(n_slots as u64);
         Ok(self.plan_of(kv, n_ubatch))
     }
@@ -136,19 +162,37 @@ impl Model {
         let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();
         // Activations in f32 and once more quantized, and the logits of one token.
         let scratch = n_ubatch * token * 6 + self.hp.n_vocab * 4;
-        MemoryPlan { weights: self.file.n_tensor_bytes(), kv, scratch: scratch as u64 }
+        MemoryPlan {
+            weights: self.file.n_tensor_bytes(),
+            kv,
+            scratch: scratch as u64,
+        }
     }
 
-    pub(crate) fn runner(&self, o: &LoadOptions, n_slots: usize, n_ubatch: usize) -> Result<Box<dyn Runner>, Error> {
+    pub(crate) fn runner(
+        &self,
+        o: &LoadOptions,
+        n_slots: usize,
+        n_ubatch: usize,
+    ) -> Result<Box<dyn Runner>, Error> {
         match o.backend {
             BackendKind::Trace => Ok(Box::new(TraceRunner::new(&self.file, &self.hp, n_slots)?)),
-            BackendKind::Auto | BackendKind::Cpu => Ok(Box::new(CpuRunner::new(&self.file, &self.hp, o, n_slots, n_ubatch)?)),
-            BackendKind::Cuda(i) => Err(report::usage(format!("device CUDA{i}"), "cpu: this build runs on no GPU yet")),
+            BackendKind::Auto | BackendKind::Cpu => Ok(Box::new(CpuRunner::new(
+                &self.file, &self.hp, o, n_slots, n_ubatch,
+            )?)),
+            BackendKind::Cuda(i) => Err(report::usage(
+                format!("device CUDA{i}"),
+                "cpu: this build runs on no GPU yet",
+            )),
         }
     }
 }
 
-fn template(file: &GgufFile, tokenizer: &Tokenizer, source: Option<&str>) -> Option<Result<ChatTemplate, Error>> {
+fn template(
+    file: &GgufFile,
+    tokenizer: &Tokenizer,
+    source: Option<&str>,
+) -> Option<Result<ChatTemplate, Error>> {
     let own = file.meta().opt_str("tokenizer.chat_template");
     let source = match (source, own) {
         (Some(s), _) => s,
@@ -157,7 +201,9 @@ fn template(file: &GgufFile, tokenizer: &Tokenizer, source: Option<&str>) -> Opt
         (None, Err(e)) => return Some(Err(e)),
     };
     let text = |id: Option<u32>| {
-        let bytes = id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
+        let bytes = id
+            .and_then(|id| tokenizer.token_text(id))
+            .unwrap_or_default();
         String::from_utf8_lossy(bytes).into_owned()
     };
     let made = ChatTemplate::new(source, &text(tokenizer.bos()), &text(tokenizer.eos()));

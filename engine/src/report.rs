@@ -32,13 +32,3 @@ pub(crate) fn memory(found: impl Display, expected: impl Display) -> Error {
 pub(crate) fn prompt_too_long(found: impl Display, expected: impl Display) -> Error {
     Error::prompt_too_long(line(found, expected))
 }
-
-impl From<crate::sampling::SamplingError> for Error {
-    fn from(e: crate::sampling::SamplingError) -> Self {
-        use crate::sampling::SamplingError::*;
-        match e {
-            BadValue { .. } | UnknownName(_) => Error::usage(e),
-            _ => Error::runtime(e),
-        }
-    }
-}

@@ -10,12 +10,12 @@ use std::time::Instant;
 
 use crate::backend::{Outputs, Runner};
 use crate::error::Error;
-use crate::report;
 use crate::kv::policy::{self, PolicyInfo};
 use crate::kv::{Cache, PAGE, PageMeta, Recycled};
 use crate::memory::{self, MemoryPlan};
 use crate::model::Model;
 use crate::options::{DEFAULT_BUDGET, KvBudget, LoadOptions, Pin};
+use crate::report;
 
 /// Logits of one scoring batch are kept below this many elements.
 const MAX_SCORE_LOGITS: usize = 16 << 20;
@@ -87,13 +87,19 @@ impl Session {
         let hp = model.hparams();
         let Some(policy) = policy::find(&o.kv.policy) else {
             let names: Vec<&str> = policy::POLICIES.iter().map(|p| p.name).collect();
-            return Err(report::usage(format!("KV policy {:?}", o.kv.policy), format!("one of {}", names.join(", "))));
+            return Err(report::usage(
+                format!("KV policy {:?}", o.kv.policy),
+                format!("one of {}", names.join(", ")),
+            ));
         };
         let n_ctx = o.n_ctx.filter(|&n| n > 0).unwrap_or(hp.n_ctx_train);
         if n_ctx > hp.n_ctx_train && !o.kv.beyond_train {
             return Err(report::usage(
                 format!("a context of {n_ctx} positions"),
-                format!("at most the {} that the model was trained on, or the option to go beyond", hp.n_ctx_train),
+                format!(
+                    "at most the {} that the model was trained on, or the option to go beyond",
+                    hp.n_ctx_train
+                ),
             ));
         }
         let n_ubatch = (o.n_ubatch.max(1) as usize).min(n_ctx as usize);
@@ -182,7 +188,9 @@ impl Session {
             let last = done + batch.len() == tokens.len();
             self.run(batch, pin, if last { Outputs::Last } else { Outputs::None })?;
             done += batch.len();
-            if (last || done % self.n_batch < self.n_ubatch) && progress(done, tokens.len()).is_break() {
+            if (last || done % self.n_batch < self.n_ubatch)
+                && progress(done, tokens.len()).is_break()
+            {
                 break;
             }
         }
@@ -230,7 +238,11 @@ impl Session {
         }
         let n_vocab = self.model.hparams().n_vocab;
         let fits = self.cache.room() >= tokens.len();
-        let size = if fits { self.n_ubatch.min((MAX_SCORE_LOGITS / n_vocab).max(1)) } else { 1 };
+        let size = if fits {
+            self.n_ubatch.min((MAX_SCORE_LOGITS / n_vocab).max(1))
+        } else {
+            1
+        };
         let mut done = 0;
         for batch in tokens.chunks(size) {
             self.run(batch, false, Outputs::All)?;
@@ -267,7 +279,10 @@ impl Session {
             policy: self.policy.name,
             n_slots: self.cache.n_slots(),
             pages: layers().map(|l| l.pages.len()).max().unwrap_or(0),
-            pinned: layers().map(|l| l.pages.iter().filter(|p| p.pinned).count()).max().unwrap_or(0),
+            pinned: layers()
+                .map(|l| l.pages.iter().filter(|p| p.pinned).count())
+                .max()
+                .unwrap_or(0),
             recycled: layers().map(|l| l.recycled).max().unwrap_or(0),
             bytes: self.cache.n_slots() as u64 * self.runner.slot_bytes(),
             first_recycle: self.cache.first_recycle(),
@@ -287,7 +302,10 @@ impl Session {
     fn run(&mut self, tokens: &[u32], pin: bool, outputs: Outputs) -> Result<(), Error> {
         if let Err(full) = self.cache.begin(tokens.len(), pin) {
             return Err(report::prompt_too_long(
-                format!("the KV pool of {} pages holds nothing that may be recycled", full.n_slots),
+                format!(
+                    "the KV pool of {} pages holds nothing that may be recycled",
+                    full.n_slots
+                ),
                 "a larger --kv-budget",
             ));
         }
@@ -303,7 +321,10 @@ impl Session {
     fn check_ids(&self, tokens: &[u32]) -> Result<(), Error> {
         let n_vocab = self.model.hparams().n_vocab;
         match tokens.iter().find(|&&t| t as usize >= n_vocab) {
-            Some(t) => Err(report::usage(format!("token {t}"), format!("an id below {n_vocab}"))),
+            Some(t) => Err(report::usage(
+                format!("token {t}"),
+                format!("an id below {n_vocab}"),
+            )),
             None => Ok(()),
         }
     }
@@ -333,7 +354,11 @@ impl Session {
         if n + spare > room {
             return Err(report::prompt_too_long(
                 format!("a prompt of {n} tokens"),
-                format!("at most {} in a KV pool of {} tokens", room.saturating_sub(spare), self.cache.n_slots() * PAGE),
+                format!(
+                    "at most {} in a KV pool of {} tokens",
+                    room.saturating_sub(spare),
+                    self.cache.n_slots() * PAGE
+                ),
             ));
         }
         Ok(())
@@ -370,7 +395,10 @@ impl Session {
 
     /// The plan of this session's memory.
     pub fn plan(&self) -> MemoryPlan {
-        self.model.plan_of(self.cache.n_slots() as u64 * self.runner.slot_bytes(), self.n_ubatch)
+        self.model.plan_of(
+            self.cache.n_slots() as u64 * self.runner.slot_bytes(),
+            self.n_ubatch,
+        )
     }
 }
 
@@ -379,7 +407,12 @@ fn pages(tokens: usize) -> usize {
 }
 
 /// Slots that the pool begins with.
-fn first_slots(policy: &PolicyInfo, o: &LoadOptions, n_ctx: u32, slot_bytes: u64) -> Result<usize, Error> {
+fn first_slots(
+    policy: &PolicyInfo,
+    o: &LoadOptions,
+    n_ctx: u32,
+    slot_bytes: u64,
+) -> Result<usize, Error> {
     let all = pages(n_ctx as usize);
     if policy.whole_context {
         return Ok(all);
@@ -390,7 +423,10 @@ fn first_slots(policy: &PolicyInfo, o: &LoadOptions, n_ctx: u32, slot_bytes: u64
         KvBudget::MiB(n) => ((u64::from(n) << 20) / slot_bytes) as usize,
     };
     if n < 2 {
-        return Err(report::usage(format!("a KV pool of {n} pages"), format!("at least 2 pages of {PAGE} tokens")));
+        return Err(report::usage(
+            format!("a KV pool of {n} pages"),
+            format!("at least 2 pages of {PAGE} tokens"),
+        ));
     }
     Ok(n.min(all))
 }

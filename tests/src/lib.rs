@@ -12,7 +12,10 @@ pub fn data() -> PathBuf {
 /// The folders to take `name` from: that of the project, and the larger one that `LEMMA_FIXTURES` names, if it is set.
 pub fn folders(name: &str) -> Vec<PathBuf> {
     let more = std::env::var_os("LEMMA_FIXTURES").map(|p| PathBuf::from(p).join(name));
-    std::iter::once(data().join(name)).chain(more).filter(|p| p.is_dir()).collect()
+    std::iter::once(data().join(name))
+        .chain(more)
+        .filter(|p| p.is_dir())
+        .collect()
 }
 
 /// A JSON file.
@@ -24,14 +27,21 @@ pub fn json(path: &Path) -> Value {
 /// A file of little-endian f32.
 pub fn floats(path: &Path) -> Vec<f32> {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
 }
 
 /// Normalised mean squared error: the sum of squared differences over the sum of squares of the reference.
 pub fn nmse(got: &[f32], reference: &[f32]) -> f64 {
     assert_eq!(got.len(), reference.len());
     let square = |x: f64| x * x;
-    let error: f64 = got.iter().zip(reference).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let error: f64 = got
+        .iter()
+        .zip(reference)
+        .map(|(a, b)| square(f64::from(*a) - f64::from(*b)))
+        .sum();
     let size: f64 = reference.iter().map(|b| square(f64::from(*b))).sum();
     error / size
 }

@@ -26,7 +26,12 @@ impl Case {
     }
 
     fn tokens(&self) -> Vec<u32> {
-        self.entry["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
+        self.entry["tokens"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| t.as_u64().unwrap() as u32)
+            .collect()
     }
 
     fn floats(&self, key: &str) -> Vec<f32> {
@@ -50,7 +55,10 @@ fn cases() -> Vec<Case> {
         let manifest = json(&dir.join("manifest.json"));
         for entry in manifest["entries"].as_array().unwrap() {
             if arch::NAMES.contains(&entry["arch"].as_str().unwrap()) {
-                all.push(Case { dir: dir.clone(), entry: entry.clone() });
+                all.push(Case {
+                    dir: dir.clone(),
+                    entry: entry.clone(),
+                });
             }
         }
     }
@@ -59,7 +67,11 @@ fn cases() -> Vec<Case> {
 }
 
 fn options(backend: BackendKind, kv: GgmlType) -> LoadOptions {
-    let mut o = LoadOptions { backend, n_threads: Some(2), ..LoadOptions::default() };
+    let mut o = LoadOptions {
+        backend,
+        n_threads: Some(2),
+        ..LoadOptions::default()
+    };
     o.kv.ty_k = kv;
     o.kv.ty_v = kv;
     o
@@ -85,7 +97,9 @@ fn steps(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
 }
 
 fn prefill(session: &mut Session, tokens: &[u32]) {
-    session.prefill(tokens, true, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    session
+        .prefill(tokens, true, &mut |_, _| ControlFlow::Continue(()))
+        .unwrap();
 }
 
 /// Logits of a case by batch and by steps, and what they are held to.
@@ -98,11 +112,20 @@ fn check(case: &Case, backend: BackendKind, kv: GgmlType) {
     let t = &case.entry["tolerance"];
     let who = format!("{} on {backend:?} with {} pool", case.name(), kv.name());
     if case.f32_weights() {
-        let limit = if kv == GgmlType::F32 { &t["f32_kv"] } else { &t["f16_kv"] }["nmse"].as_f64().unwrap();
+        let limit = if kv == GgmlType::F32 {
+            &t["f32_kv"]
+        } else {
+            &t["f16_kv"]
+        }["nmse"]
+            .as_f64()
+            .unwrap();
         let b = nmse(&by_batch, &case.floats("logits_batch"));
         let s = nmse(&by_steps, &case.floats("logits_step"));
         println!("{who}: batch {b:.1e} steps {s:.1e}");
-        assert!(b <= limit && s <= limit, "{who}: batch {b:.1e}, steps {s:.1e}, limit {limit:.1e}");
+        assert!(
+            b <= limit && s <= limit,
+            "{who}: batch {b:.1e}, steps {s:.1e}, limit {limit:.1e}"
+        );
     } else {
         // Activations are rounded as ggml does on the fast backend and not at all on the reference, so either of the two
         // comparisons may be the close one; the looser of them still finds any real mistake.
@@ -112,7 +135,10 @@ fn check(case: &Case, backend: BackendKind, kv: GgmlType) {
         for (how, got) in [("batch", &by_batch), ("steps", &by_steps)] {
             let (e, g) = (nmse(got, &exact), nmse(got, &ggml));
             println!("{who}: {how} {e:.1e} against f64, {g:.1e} against ggml");
-            assert!(e <= limit || g <= 5e-4, "{who}: {how} {e:.1e} (limit {limit:.1e}), {g:.1e} (limit 5e-4)");
+            assert!(
+                e <= limit || g <= 5e-4,
+                "{who}: {how} {e:.1e} (limit {limit:.1e}), {g:.1e} (limit 5e-4)"
+            );
         }
     }
 }
@@ -142,10 +168,20 @@ fn greedy_continuation_is_the_same() {
         // Where the two best are closer than rounding moves them, the paths may part.
         let tolerance = if case.f32_weights() { 1e-3 } else { 0.5 };
         let margins = greedy["top1_minus_top2"].as_array().unwrap();
-        for (i, (want, margin)) in greedy["tokens"].as_array().unwrap().iter().zip(margins).enumerate() {
+        for (i, (want, margin)) in greedy["tokens"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .zip(margins)
+            .enumerate()
+        {
             let got = argmax(session.logits());
             if u64::from(got) != want.as_u64().unwrap() {
-                assert!(margin.as_f64().unwrap() < tolerance, "{}: token {i} is {got}, not {want}", case.name());
+                assert!(
+                    margin.as_f64().unwrap() < tolerance,
+                    "{}: token {i} is {got}, not {want}",
+                    case.name()
+                );
                 break;
             }
             session.decode(got).unwrap();
@@ -164,12 +200,20 @@ fn bits(model: &Arc<Model>, o: &LoadOptions, tokens: &[u32]) -> Vec<u32> {
 }
 
 fn long_text(n: usize, n_vocab: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| i.wrapping_mul(2_654_435_761).rotate_left(7) % n_vocab as u32).collect()
+    (0..n as u32)
+        .map(|i| i.wrapping_mul(2_654_435_761).rotate_left(7) % n_vocab as u32)
+        .collect()
 }
 
 /// One model for each way through the verbs.
 fn each_arch() -> Vec<Case> {
-    let wanted = ["llama-gqa-tied.gguf", "llama-moe.gguf", "llama-q-q4_k_m.gguf", "qwen2-gqa-tied.gguf", "qwen3-tied.gguf"];
+    let wanted = [
+        "llama-gqa-tied.gguf",
+        "llama-moe.gguf",
+        "llama-q-q4_k_m.gguf",
+        "qwen2-gqa-tied.gguf",
+        "qwen3-tied.gguf",
+    ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {
         if wanted.contains(&case.name()) && found.iter().all(|c| c.name() != case.name()) {
@@ -190,7 +234,11 @@ fn any_number_of_threads_gives_the_same_bits() {
         let one = bits(&model, &o, &text);
         for n in [2, 3, 5] {
             o.n_threads = Some(n);
-            assert!(bits(&model, &o, &text) == one, "{} with {n} threads", case.name());
+            assert!(
+                bits(&model, &o, &text) == one,
+                "{} with {n} threads",
+                case.name()
+            );
         }
     }
 }
@@ -207,7 +255,12 @@ fn a_pool_that_never_fills_gives_the_same_bits_under_every_policy() {
             for budget in [KvBudget::Default, KvBudget::Tokens(128)] {
                 o.kv.policy = policy.name.to_owned();
                 o.kv.budget = budget;
-                assert!(bits(&model, &o, &text) == full, "{} under {}", case.name(), policy.name);
+                assert!(
+                    bits(&model, &o, &text) == full,
+                    "{} under {}",
+                    case.name(),
+                    policy.name
+                );
             }
         }
     }
@@ -226,17 +279,33 @@ fn recycling_agrees_with_the_reference() {
                 let mut session = Session::new(model.clone(), o).unwrap();
                 prefill(&mut session, &text[..20]);
                 let logits = steps(&mut session, &text[20..]);
-                let first = |il| session.kv_pages(il).iter().map(|p| p.first_pos).collect::<Vec<_>>();
+                let first = |il| {
+                    session
+                        .kv_pages(il)
+                        .iter()
+                        .map(|p| p.first_pos)
+                        .collect::<Vec<_>>()
+                };
                 let held: Vec<Vec<u32>> = (0..session.n_layer()).map(first).collect();
                 (logits, held, session.kv().recycled)
             };
             let (want, want_held, recycled) = run(&o);
             o.backend = BackendKind::Cpu;
             let (got, got_held, _) = run(&o);
-            assert!(recycled > 0, "{} under {} recycled nothing", case.name(), policy.name);
+            assert!(
+                recycled > 0,
+                "{} under {} recycled nothing",
+                case.name(),
+                policy.name
+            );
             assert_eq!(got_held, want_held, "{} under {}", case.name(), policy.name);
             let error = nmse(&got, &want);
-            assert!(error < 1e-9, "{} under {}: {error:.1e}", case.name(), policy.name);
+            assert!(
+                error < 1e-9,
+                "{} under {}: {error:.1e}",
+                case.name(),
+                policy.name
+            );
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use lemma_quant::GgmlType;
 
-pub use super::hparams::Shape;
 use super::HParams;
+pub use super::hparams::Shape;
 use crate::backend::{Linear, Moe, Tensor};
 use crate::error::Error;
-use crate::report;
 use crate::gguf::GgufFile;
+use crate::report;
 
 /// Binds the tensors of one file to a backend's weights.
 pub struct Binder<'a, W> {
@@ -20,7 +20,11 @@ pub struct Binder<'a, W> {
 impl<'a, W> Binder<'a, W> {
     /// A binder over `file`; `make` turns a tensor into a weight.
     pub fn new(file: &'a GgufFile, make: &'a mut dyn FnMut(Tensor) -> Result<W, Error>) -> Self {
-        Self { file, make, prefix: String::new() }
+        Self {
+            file,
+            make,
+            prefix: String::new(),
+        }
     }
 
     /// The file.
@@ -29,7 +33,11 @@ impl<'a, W> Binder<'a, W> {
     }
 
     /// Calls `each` for every layer, with names relative to `blk.N.`.
-    pub(super) fn layers<L>(&mut self, n: usize, mut each: impl FnMut(&mut Self) -> Result<L, Error>) -> Result<Vec<L>, Error> {
+    pub(super) fn layers<L>(
+        &mut self,
+        n: usize,
+        mut each: impl FnMut(&mut Self) -> Result<L, Error>,
+    ) -> Result<Vec<L>, Error> {
         let layers = (0..n)
             .map(|il| {
                 self.prefix = format!("blk.{il}.");
@@ -41,7 +49,12 @@ impl<'a, W> Binder<'a, W> {
     }
 
     /// `<name>.weight` of `n_out` rows of `n_in` elements, and `<name>.bias` where the file has one.
-    pub(super) fn linear(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<Linear<W>, Error> {
+    pub(super) fn linear(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+    ) -> Result<Linear<W>, Error> {
         let w = self.matrix(name, n_in, n_out)?;
         let bias = self.optional(&format!("{name}.bias"), &[n_out])?;
         Ok(Linear { w, bias })
@@ -100,8 +113,15 @@ impl<'a, W> Binder<'a, W> {
         };
         let wanted: [u64; 4] = std::array::from_fn(|i| dims.get(i).map_or(1, |&n| n as u64));
         if t.dims != wanted {
-            let found: Vec<usize> = t.dims[..(t.n_dims as usize).max(dims.len())].iter().map(|&n| n as usize).collect();
-            return Err(report::malformed(self.file.name(), format!("tensor {full} has shape {}", show(&found)), show(dims)));
+            let found: Vec<usize> = t.dims[..(t.n_dims as usize).max(dims.len())]
+                .iter()
+                .map(|&n| n as usize)
+                .collect();
+            return Err(report::malformed(
+                self.file.name(),
+                format!("tensor {full} has shape {}", show(&found)),
+                show(dims),
+            ));
         }
         let vector = dims.len() == 1;
         let fits = if vector {
@@ -110,11 +130,26 @@ impl<'a, W> Binder<'a, W> {
             t.ty.traits().vec_dot.is_some()
         };
         if !fits {
-            let expected = if vector { "f32, f16 or bf16" } else { "a type of weights" };
-            return Err(report::unsupported(self.file.name(), format!("tensor {full} has type {}", t.ty.name()), expected));
+            let expected = if vector {
+                "f32, f16 or bf16"
+            } else {
+                "a type of weights"
+            };
+            return Err(report::unsupported(
+                self.file.name(),
+                format!("tensor {full} has type {}", t.ty.name()),
+                expected,
+            ));
         }
         let (n_in, n_out) = (dims[0], dims[1..].iter().product());
-        (self.make)(Tensor { ty: t.ty, n_in, n_out, vector, bytes: self.file.bytes_of(t.info) }).map(Some)
+        (self.make)(Tensor {
+            ty: t.ty,
+            n_in,
+            n_out,
+            vector,
+            bytes: self.file.bytes_of(t.info),
+        })
+        .map(Some)
     }
 }
 

@@ -6,8 +6,8 @@
 use super::RopeScaling;
 use crate::backend::RopeMode;
 use crate::error::Error;
-use crate::report;
 use crate::gguf::{GgufFile, Value};
+use crate::report;
 
 /// Hyper-parameters, in ggml's words.
 #[derive(Clone, Debug)]
@@ -83,31 +83,64 @@ impl HParams {
         let n_layer = k.count("block_count", MAX_LAYERS)?;
         let n_embd = k.count("embedding_length", MAX_DIM)?;
         let n_head = k.count("attention.head_count", MAX_HEADS)?;
-        let n_head_kv = k.optional_count("attention.head_count_kv", MAX_HEADS)?.unwrap_or(n_head);
+        let n_head_kv = k
+            .optional_count("attention.head_count_kv", MAX_HEADS)?
+            .unwrap_or(n_head);
         if n_head % n_head_kv != 0 {
-            return Err(k.bad("attention.head_count_kv", n_head_kv, format!("a divisor of head_count {n_head}")));
+            return Err(k.bad(
+                "attention.head_count_kv",
+                n_head_kv,
+                format!("a divisor of head_count {n_head}"),
+            ));
         }
         let head_dim = match k.optional_count("attention.key_length", MAX_DIM)? {
             Some(n) => n,
             None if n_embd % n_head == 0 => n_embd / n_head,
-            None => return Err(k.bad("attention.head_count", n_head, format!("a divisor of embedding_length {n_embd}"))),
+            None => {
+                return Err(k.bad(
+                    "attention.head_count",
+                    n_head,
+                    format!("a divisor of embedding_length {n_embd}"),
+                ));
+            }
         };
         if let Some(v) = k.optional_count("attention.value_length", MAX_DIM)?
             && v != head_dim
         {
-            return Err(k.bad("attention.value_length", v, format!("key_length {head_dim}")));
+            return Err(k.bad(
+                "attention.value_length",
+                v,
+                format!("key_length {head_dim}"),
+            ));
         }
-        if n_head.checked_mul(head_dim).is_none_or(|n| n > MAX_DIM as usize) {
-            return Err(k.bad("attention.key_length", head_dim, format!("at most {} for {n_head} heads", MAX_DIM as usize / n_head)));
+        if n_head
+            .checked_mul(head_dim)
+            .is_none_or(|n| n > MAX_DIM as usize)
+        {
+            return Err(k.bad(
+                "attention.key_length",
+                head_dim,
+                format!("at most {} for {n_head} heads", MAX_DIM as usize / n_head),
+            ));
         }
-        let n_rot = k.optional_count("rope.dimension_count", MAX_DIM)?.unwrap_or(head_dim);
+        let n_rot = k
+            .optional_count("rope.dimension_count", MAX_DIM)?
+            .unwrap_or(head_dim);
         if n_rot != head_dim || n_rot % 2 != 0 {
-            return Err(k.bad("rope.dimension_count", n_rot, format!("the head width {head_dim}, an even number")));
+            return Err(k.bad(
+                "rope.dimension_count",
+                n_rot,
+                format!("the head width {head_dim}, an even number"),
+            ));
         }
         let n_expert = k.optional("expert_count")?.unwrap_or(0);
         let n_expert_used = k.optional("expert_used_count")?.unwrap_or(0);
         if n_expert > 4096 || n_expert_used > n_expert || (n_expert > 0 && n_expert_used == 0) {
-            return Err(k.bad("expert_used_count", n_expert_used as usize, format!("1 to expert_count ({n_expert}, at most 4096)")));
+            return Err(k.bad(
+                "expert_used_count",
+                n_expert_used as usize,
+                format!("1 to expert_count ({n_expert}, at most 4096)"),
+            ));
         }
         let n_ff = k.count("feed_forward_length", MAX_DIM)?;
         let eps = k.positive("attention.layer_norm_rms_epsilon", None)?;
@@ -119,7 +152,11 @@ impl HParams {
         let rope_freq_base = k.positive("rope.freq_base", Some(10_000.0))?;
 
         let embd = file.tensor("token_embd.weight").ok_or_else(|| {
-            report::malformed(file.name(), "tensor token_embd.weight is missing", format!("a matrix of {n_embd} columns"))
+            report::malformed(
+                file.name(),
+                "tensor token_embd.weight is missing",
+                format!("a matrix of {n_embd} columns"),
+            )
         })?;
         let n_vocab = embd.dims[1];
         if n_vocab == 0 || n_vocab > u64::from(MAX_DIM) {
@@ -147,7 +184,11 @@ impl HParams {
             n_rot,
             rope_freq_base,
             rope_scaling: k.rope_scaling(n_ctx_train)?,
-            rope_mode: if arch == "llama" { RopeMode::Norm } else { RopeMode::Neox },
+            rope_mode: if arch == "llama" {
+                RopeMode::Norm
+            } else {
+                RopeMode::Neox
+            },
         })
     }
 
@@ -218,16 +259,25 @@ impl Keys<'_> {
         match self.float(name)?.or(default) {
             Some(x) if x.is_finite() && x > 0.0 => Ok(x),
             Some(x) => Err(self.bad(name, x, "a positive number".to_owned())),
-            None => Err(self.file.meta().missing(&self.key(name), "a positive number")),
+            None => Err(self
+                .file
+                .meta()
+                .missing(&self.key(name), "a positive number")),
         }
     }
 
     fn rope_scaling(&self, n_ctx_train: u32) -> Result<RopeScaling, Error> {
-        let kind = self.file.meta().opt_str(&self.key("rope.scaling.type"))?.unwrap_or("linear");
+        let kind = self
+            .file
+            .meta()
+            .opt_str(&self.key("rope.scaling.type"))?
+            .unwrap_or("linear");
         // Old files have `rope.scale_linear` instead.
         let factor = match self.float("rope.scaling.factor")? {
             Some(f) => Some(("rope.scaling.factor", f)),
-            None => self.float("rope.scale_linear")?.map(|f| ("rope.scale_linear", f)),
+            None => self
+                .float("rope.scale_linear")?
+                .map(|f| ("rope.scale_linear", f)),
         };
         let factor = match factor {
             None => 1.0,
@@ -246,9 +296,20 @@ impl Keys<'_> {
                 };
                 // ggml multiplies by 1 + 0.1 ln(factor) inside the rotation and the loader cancels it, so what is left is
                 // the plain YaRN magnitude, or its ratio when the model states an exponent for all dimensions.
-                let mscale = |m: f32| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-                let log_mul = self.float("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
-                let ext_factor = self.float("rope.scaling.yarn_ext_factor")?.filter(|f| *f >= 0.0).unwrap_or(1.0);
+                let mscale = |m: f32| {
+                    if factor <= 1.0 {
+                        1.0
+                    } else {
+                        0.1 * m * factor.ln() + 1.0
+                    }
+                };
+                let log_mul = self
+                    .float("rope.scaling.yarn_log_multiplier")?
+                    .unwrap_or(0.0);
+                let ext_factor = self
+                    .float("rope.scaling.yarn_ext_factor")?
+                    .filter(|f| *f >= 0.0)
+                    .unwrap_or(1.0);
                 let magnitude = match (ext_factor, log_mul) {
                     (0.0, _) => 1.0,
                     (_, 0.0) => mscale(1.0),

@@ -28,13 +28,23 @@ struct Layer<W> {
 
 #[derive(Debug)]
 enum Ffn<W> {
-    Dense { ffn_gate: Linear<W>, ffn_up: Linear<W>, ffn_down: Linear<W> },
+    Dense {
+        ffn_gate: Linear<W>,
+        ffn_up: Linear<W>,
+        ffn_down: Linear<W>,
+    },
     Moe(Moe<W>),
 }
 
 impl<W> Model<W> {
     pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
-        let Shape { n_embd, n_q, n_kv, n_ff, n_vocab } = hp.shape();
+        let Shape {
+            n_embd,
+            n_q,
+            n_kv,
+            n_ff,
+            n_vocab,
+        } = hp.shape();
         let layers = b.layers(hp.n_layer, |b| {
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,
@@ -83,7 +93,11 @@ impl<W> Model<W> {
             b.rms_norm(Xn, X, &l.ffn_norm, eps);
             b.note("ffn_norm", il, Xn);
             match &l.ffn {
-                Ffn::Dense { ffn_gate, ffn_up, ffn_down } => {
+                Ffn::Dense {
+                    ffn_gate,
+                    ffn_up,
+                    ffn_down,
+                } => {
                     b.mul_mats([(Gate, ffn_gate), (Up, ffn_up)], Xn);
                     b.swiglu(Gate, Up);
                     b.note("ffn_swiglu", il, Gate);

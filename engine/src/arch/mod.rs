@@ -15,8 +15,8 @@ pub use rope::{Rope, RopeScaling};
 
 use crate::backend::{Backend, Buf};
 use crate::error::Error;
-use crate::report;
 use crate::gguf::GgufFile;
+use crate::report;
 
 macro_rules! archs {
     ($($module:ident => $variant:ident),* $(,)?) => {

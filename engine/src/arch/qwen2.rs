@@ -29,7 +29,13 @@ struct Layer<W> {
 
 impl<W> Model<W> {
     pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
-        let Shape { n_embd, n_q, n_kv, n_ff, n_vocab } = hp.shape();
+        let Shape {
+            n_embd,
+            n_q,
+            n_kv,
+            n_ff,
+            n_vocab,
+        } = hp.shape();
         let layers = b.layers(hp.n_layer, |b| {
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,

@@ -8,8 +8,8 @@ use lemma_quant::GgmlType;
 use super::HParams;
 use crate::backend::RopeMode;
 use crate::error::Error;
-use crate::report;
 use crate::gguf::GgufFile;
+use crate::report;
 
 /// How positions beyond the original context are squeezed in.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,14 +58,23 @@ impl Rope {
         let mut magnitude = 1.0;
         let freq = (0..half)
             .map(|i| {
-                let extrapolated = base.powf(-2.0 * i as f64 / hp.n_rot as f64) / factors.map_or(1.0, |f| f64::from(f[i]));
+                let extrapolated = base.powf(-2.0 * i as f64 / hp.n_rot as f64)
+                    / factors.map_or(1.0, |f| f64::from(f[i]));
                 match hp.rope_scaling {
                     RopeScaling::None => extrapolated,
                     RopeScaling::Linear { factor } => extrapolated / f64::from(factor),
-                    RopeScaling::Yarn { factor, n_ctx_orig, ext_factor, beta_fast, beta_slow, magnitude: m } => {
+                    RopeScaling::Yarn {
+                        factor,
+                        n_ctx_orig,
+                        ext_factor,
+                        beta_fast,
+                        beta_slow,
+                        magnitude: m,
+                    } => {
                         magnitude = f64::from(m);
                         let dim = |beta: f32| {
-                            let turns = f64::from(n_ctx_orig) / (f64::from(beta) * 2.0 * std::f64::consts::PI);
+                            let turns = f64::from(n_ctx_orig)
+                                / (f64::from(beta) * 2.0 * std::f64::consts::PI);
                             hp.n_rot as f64 * turns.ln() / (2.0 * base.ln())
                         };
                         let low = dim(beta_fast).floor().max(0.0);
@@ -77,7 +86,12 @@ impl Rope {
                 }
             })
             .collect();
-        Self { mode: hp.rope_mode, n_rot: hp.n_rot, freq, magnitude }
+        Self {
+            mode: hp.rope_mode,
+            n_rot: hp.n_rot,
+            freq,
+            magnitude,
+        }
     }
 
     /// Frequencies of a file's model, with its `rope_freqs` divisors where it has them.
@@ -86,23 +100,41 @@ impl Rope {
     /// [`Error::Malformed`] for divisors of another shape or type, or that are not positive.
     pub fn from_file(hp: &HParams, file: &GgufFile) -> Result<Self, Error> {
         let name = "rope_freqs.weight";
-        let Some(t) = file.tensor(name) else { return Ok(Self::new(hp, None)) };
+        let Some(t) = file.tensor(name) else {
+            return Ok(Self::new(hp, None));
+        };
         let half = hp.n_rot / 2;
         if t.ty != GgmlType::F32 || t.dims != [half as u64, 1, 1, 1] {
-            let found = format!("tensor {name} has type {} and shape {:?}", t.ty.name(), t.shape());
-            return Err(report::malformed(file.name(), found, format!("f32 [{half}]")));
+            let found = format!(
+                "tensor {name} has type {} and shape {:?}",
+                t.ty.name(),
+                t.shape()
+            );
+            return Err(report::malformed(
+                file.name(),
+                found,
+                format!("f32 [{half}]"),
+            ));
         }
         let mut factors = vec![0.0; half];
         (t.ty.traits().dequantize_row)(t.data, &mut factors);
         if let Some(bad) = factors.iter().find(|f| !f.is_finite() || **f <= 0.0) {
-            return Err(report::malformed(file.name(), format!("tensor {name} holds {bad}"), "positive numbers"));
+            return Err(report::malformed(
+                file.name(),
+                format!("tensor {name} holds {bad}"),
+                "positive numbers",
+            ));
         }
         Ok(Self::new(hp, Some(&factors)))
     }
 
     /// Writes cosine and sine pairs for consecutive positions: `out` is `[n_tokens, n_rot / 2, 2]`.
     pub fn fill(&self, pos: u32, n_tokens: usize, out: &mut [f32]) {
-        for (t, row) in out.chunks_exact_mut(self.freq.len() * 2).take(n_tokens).enumerate() {
+        for (t, row) in out
+            .chunks_exact_mut(self.freq.len() * 2)
+            .take(n_tokens)
+            .enumerate()
+        {
             let p = f64::from(pos + t as u32);
             for (pair, f) in row.chunks_exact_mut(2).zip(&self.freq) {
                 let (sin, cos) = (p * f).sin_cos();

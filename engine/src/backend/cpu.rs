@@ -1,7 +1,8 @@
 //! The CPU backend: the verbs over `lemma-cpu`, every worker of the team running the same pass.
 
 use lemma_cpu::{
-    Attention, Experts, Gating, Isa, KvLayer, KvShape, Limits, Mat, MoeFfn, MulMat, Ops, PageRef, Pass, Place, Shared, Team,
+    Attention, Experts, Gating, Isa, KvLayer, KvShape, Limits, Mat, MoeFfn, MulMat, Ops, PageRef,
+    Pass, Place, Shared, Team,
 };
 use lemma_quant::GgmlType;
 
@@ -33,19 +34,44 @@ pub enum CpuWeight {
 
 impl CpuWeight {
     fn new(t: Tensor) -> Self {
-        if t.vector { Self::Vec(t.to_f32()) } else { Self::Mat { ty: t.ty, n_in: t.n_in, n_out: t.n_out, bytes: t.bytes } }
+        if t.vector {
+            Self::Vec(t.to_f32())
+        } else {
+            Self::Mat {
+                ty: t.ty,
+                n_in: t.n_in,
+                n_out: t.n_out,
+                bytes: t.bytes,
+            }
+        }
     }
 
     fn mat(&self) -> Mat<'_> {
         match self {
-            Self::Mat { ty, n_in, n_out, bytes } => Mat { ty: *ty, n_in: *n_in, n_out: *n_out, data: bytes },
+            Self::Mat {
+                ty,
+                n_in,
+                n_out,
+                bytes,
+            } => Mat {
+                ty: *ty,
+                n_in: *n_in,
+                n_out: *n_out,
+                data: bytes,
+            },
             Self::Vec(_) => unreachable!("bound as a matrix"),
         }
     }
 
     fn experts(&self, n_expert: usize) -> Experts<'_> {
         let m = self.mat();
-        Experts { ty: m.ty, n_in: m.n_in, n_out: m.n_out / n_expert, n_expert, data: m.data }
+        Experts {
+            ty: m.ty,
+            n_in: m.n_in,
+            n_out: m.n_out / n_expert,
+            n_expert,
+            data: m.data,
+        }
     }
 
     fn vec(&self) -> &[f32] {
@@ -99,9 +125,18 @@ impl CpuRunner {
     ///
     /// # Errors
     /// Those of [`ArchModel::bind`]; [`Error::Usage`] for an instruction set that the machine does not have.
-    pub fn new(file: &GgufFile, hp: &HParams, o: &LoadOptions, n_slots: usize, n_ubatch: usize) -> Result<Self, Error> {
+    pub fn new(
+        file: &GgufFile,
+        hp: &HParams,
+        o: &LoadOptions,
+        n_slots: usize,
+        n_ubatch: usize,
+    ) -> Result<Self, Error> {
         let isa = isa(o.isa.as_deref())?;
-        let n_threads = o.n_threads.filter(|&n| n > 0).unwrap_or_else(lemma_cpu::default_threads);
+        let n_threads = o
+            .n_threads
+            .filter(|&n| n > 0)
+            .unwrap_or_else(lemma_cpu::default_threads);
         let model = ArchModel::bind(hp, &mut Binder::new(file, &mut |t| Ok(CpuWeight::new(t))))?;
         let widths = Widths::of(hp);
         let n_ubatch = n_ubatch.max(1);
@@ -127,8 +162,12 @@ impl CpuRunner {
             tokens: Vec::with_capacity(n_ubatch),
             positions: Vec::with_capacity(n_ubatch),
             angles: vec![0.0; n_ubatch * hp.n_rot],
-            pages: (0..hp.n_layer).map(|_| Vec::with_capacity(n_slots)).collect(),
-            places: (0..hp.n_layer).map(|_| Vec::with_capacity(n_ubatch)).collect(),
+            pages: (0..hp.n_layer)
+                .map(|_| Vec::with_capacity(n_slots))
+                .collect(),
+            places: (0..hp.n_layer)
+                .map(|_| Vec::with_capacity(n_ubatch))
+                .collect(),
             outputs: None,
             wants_mass: false,
         };
@@ -138,8 +177,12 @@ impl CpuRunner {
             state: State {
                 rope: Rope::from_file(hp, file)?,
                 bufs: Buf::ALL.map(|b| Shared::zeroed(n_ubatch * widths.get(b))),
-                kv: (0..hp.n_layer).map(|_| KvLayer::new(shape, n_slots)).collect(),
-                mass: (0..hp.n_layer).map(|_| Shared::zeroed(n_slots * hp.n_head)).collect(),
+                kv: (0..hp.n_layer)
+                    .map(|_| KvLayer::new(shape, n_slots))
+                    .collect(),
+                mass: (0..hp.n_layer)
+                    .map(|_| Shared::zeroed(n_slots * hp.n_head))
+                    .collect(),
                 logits: Shared::zeroed(hp.n_vocab),
                 n_outputs: 0,
                 step,
@@ -153,12 +196,17 @@ impl CpuRunner {
 /// The instruction set of a name, of the environment, or the best there is.
 fn isa(name: Option<&str>) -> Result<Isa, Error> {
     let env = std::env::var("LEMMA_ISA").ok().filter(|v| !v.is_empty());
-    let Some(name) = name.or(env.as_deref()) else { return Ok(Isa::detect()) };
+    let Some(name) = name.or(env.as_deref()) else {
+        return Ok(Isa::detect());
+    };
     match Isa::from_name(name) {
         Some(isa) if isa.is_available() => Ok(isa),
         _ => {
             let names: Vec<String> = Isa::available().map(|i| i.to_string()).collect();
-            Err(report::usage(format!("instruction set {name:?}"), format!("one of {}", names.join(", "))))
+            Err(report::usage(
+                format!("instruction set {name:?}"),
+                format!("one of {}", names.join(", ")),
+            ))
         }
     }
 }
@@ -168,7 +216,8 @@ impl Runner for CpuRunner {
         let s = &mut self.state;
         s.prepare(tokens, cache, outputs);
         let (model, state) = (&self.model, &self.state);
-        self.ops.run(|pass| model.forward(&mut CpuPass { pass, s: state }));
+        self.ops
+            .run(|pass| model.forward(&mut CpuPass { pass, s: state }));
         if self.state.step.wants_mass {
             let n_head = self.state.hp.n_head;
             for il in 0..cache.n_layer() {
@@ -185,23 +234,41 @@ impl Runner for CpuRunner {
 
     fn grow(&mut self, n_slots: usize) -> Result<(), Error> {
         let s = &mut self.state;
-        for (kv, (mass, pages)) in s.kv.iter_mut().zip(s.mass.iter_mut().zip(&mut s.step.pages)) {
+        for (kv, (mass, pages)) in
+            s.kv.iter_mut()
+                .zip(s.mass.iter_mut().zip(&mut s.step.pages))
+        {
             kv.grow(n_slots);
             mass.grow(n_slots * s.hp.n_head);
             pages.reserve(n_slots - pages.len());
         }
-        let limits = Limits { max_pages: n_slots, ..*self.ops.limits() };
-        self.ops = Ops::new(Team::new(self.ops.team().n_threads()), self.ops.isa(), limits);
+        let limits = Limits {
+            max_pages: n_slots,
+            ..*self.ops.limits()
+        };
+        self.ops = Ops::new(
+            Team::new(self.ops.team().n_threads()),
+            self.ops.isa(),
+            limits,
+        );
         Ok(())
     }
 
     fn slot_bytes(&self) -> u64 {
-        self.state.kv.iter().map(|l| l.shape().slot_size() as u64).sum()
+        self.state
+            .kv
+            .iter()
+            .map(|l| l.shape().slot_size() as u64)
+            .sum()
     }
 
     fn describe(&self) -> String {
         let n = self.ops.team().n_threads();
-        format!("cpu ({}, {n} thread{})", self.ops.isa(), if n == 1 { "" } else { "s" })
+        format!(
+            "cpu ({}, {n} thread{})",
+            self.ops.isa(),
+            if n == 1 { "" } else { "s" }
+        )
     }
 }
 
@@ -218,9 +285,16 @@ impl State {
         for (il, (pages, places)) in step.pages.iter_mut().zip(&mut step.places).enumerate() {
             let table = cache.layer(il);
             pages.clear();
-            pages.extend(table.pages.iter().map(|p| PageRef { slot: p.slot, first_pos: p.first_pos, len: p.len }));
+            pages.extend(table.pages.iter().map(|p| PageRef {
+                slot: p.slot,
+                first_pos: p.first_pos,
+                len: p.len,
+            }));
             places.clear();
-            places.extend(table.places.iter().map(|p| Place { slot: p.slot, row: p.row }));
+            places.extend(table.places.iter().map(|p| Place {
+                slot: p.slot,
+                row: p.row,
+            }));
         }
         step.outputs = Some(outputs);
         step.wants_mass = n == 1 && cache.wants_mass();
@@ -253,23 +327,31 @@ impl CpuPass<'_> {
 }
 
 fn product<'a>(out: &'a Shared<f32>, out_add: bool, w: &'a Linear<CpuWeight>) -> MulMat<'a> {
-    MulMat { out, out_add, w: w.w.mat(), bias: w.bias.as_ref().map(CpuWeight::vec) }
+    MulMat {
+        out,
+        out_add,
+        w: w.w.mat(),
+        bias: w.bias.as_ref().map(CpuWeight::vec),
+    }
 }
 
 impl Backend for CpuPass<'_> {
     type Weight = CpuWeight;
 
     fn embed(&mut self, out: Buf, w: &CpuWeight) {
-        self.pass.embed(self.s.buf(out), w.mat(), &self.s.step.tokens);
+        self.pass
+            .embed(self.s.buf(out), w.mat(), &self.s.step.tokens);
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &CpuWeight, eps: f32) {
-        self.pass.rms_norm(self.s.buf(out), self.s.buf(x), w.vec(), eps, self.n());
+        self.pass
+            .rms_norm(self.s.buf(out), self.s.buf(x), w.vec(), eps, self.n());
     }
 
     fn rms_norm_heads(&mut self, x: Buf, w: &CpuWeight, eps: f32) {
         let (x, width) = (self.s.buf(x), self.s.widths.get(x));
-        self.pass.rms_norm(x, x, w.vec(), eps, self.n() * width / w.vec().len());
+        self.pass
+            .rms_norm(x, x, w.vec(), eps, self.n() * width / w.vec().len());
     }
 
     fn mul_mats<const N: usize>(&mut self, outs: [(Buf, &Linear<CpuWeight>); N], x: Buf) {
@@ -280,7 +362,8 @@ impl Backend for CpuPass<'_> {
 
     fn mul_mat_add(&mut self, acc: Buf, w: &Linear<CpuWeight>, x: Buf) {
         let s = self.s;
-        self.pass.mul_mat(product(s.buf(acc), true, w), s.buf(x), self.n());
+        self.pass
+            .mul_mat(product(s.buf(acc), true, w), s.buf(x), self.n());
     }
 
     fn rope(&mut self, q: Buf, k: Buf) {
@@ -291,13 +374,22 @@ impl Backend for CpuPass<'_> {
         };
         for b in [q, k] {
             let n_head = s.widths.get(b) / s.hp.head_dim;
-            self.pass.rope(s.buf(b), self.n(), n_head, s.hp.head_dim, s.rope.n_rot, &s.step.angles, mode);
+            self.pass.rope(
+                s.buf(b),
+                self.n(),
+                n_head,
+                s.hp.head_dim,
+                s.rope.n_rot,
+                &s.step.angles,
+                mode,
+            );
         }
     }
 
     fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
         let (s, layer) = (self.s, &self.s.kv[il]);
-        self.pass.kv_store(layer, s.buf(k), s.buf(v), &s.step.places[il]);
+        self.pass
+            .kv_store(layer, s.buf(k), s.buf(v), &s.step.places[il]);
         let a = Attention {
             n_head: s.hp.n_head,
             pages: &s.step.pages[il],
@@ -328,7 +420,8 @@ impl Backend for CpuPass<'_> {
             norm_topk: moe.norm_topk,
             weights_scale: 1.0,
         };
-        self.pass.moe_ffn(self.s.buf(acc), self.s.buf(x), &f, self.n());
+        self.pass
+            .moe_ffn(self.s.buf(acc), self.s.buf(x), &f, self.n());
     }
 
     fn output(&mut self, w: &Linear<CpuWeight>, norm: &CpuWeight, x: Buf, eps: f32) {

@@ -42,7 +42,16 @@ pub enum Buf {
 
 impl Buf {
     /// Every buffer, in the order of their discriminants.
-    pub const ALL: [Buf; 8] = [Buf::X, Buf::Xn, Buf::Q, Buf::K, Buf::V, Buf::Att, Buf::Gate, Buf::Up];
+    pub const ALL: [Buf; 8] = [
+        Buf::X,
+        Buf::Xn,
+        Buf::Q,
+        Buf::K,
+        Buf::V,
+        Buf::Att,
+        Buf::Gate,
+        Buf::Up,
+    ];
 }
 
 /// A matrix with an optional bias.

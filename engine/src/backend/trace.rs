@@ -30,7 +30,10 @@ impl TraceWeight {
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>() as f32
+    a.iter()
+        .zip(b)
+        .map(|(x, y)| f64::from(*x) * f64::from(*y))
+        .sum::<f64>() as f32
 }
 
 fn softmax(x: &mut [f64]) {
@@ -116,7 +119,14 @@ impl Runner for TraceRunner {
         p.pos = cache.pos() - tokens.len() as u32;
         p.outputs = outputs;
         p.named.clear();
-        p.tables = (0..cache.n_layer()).map(|il| (cache.layer(il).pages.clone(), cache.layer(il).places.clone())).collect();
+        p.tables = (0..cache.n_layer())
+            .map(|il| {
+                (
+                    cache.layer(il).pages.clone(),
+                    cache.layer(il).places.clone(),
+                )
+            })
+            .collect();
         p.masses = vec![Vec::new(); cache.n_layer()];
         for b in Buf::ALL {
             p.bufs[b as usize] = vec![0.0; tokens.len() * p.widths.get(b)];
@@ -169,7 +179,8 @@ impl TracePass {
         for o in 0..n_out {
             let row = w.w.row(o);
             for t in 0..self.n() {
-                out[t * n_out + o] = dot(&row, self.row(x, t)) + bias.as_ref().map_or(0.0, |b| b[o]);
+                out[t * n_out + o] =
+                    dot(&row, self.row(x, t)) + bias.as_ref().map_or(0.0, |b| b[o]);
             }
         }
         out
@@ -190,7 +201,9 @@ impl TracePass {
                 for row in 0..p.len {
                     if p.first_pos + row <= pos {
                         let base = (p.slot as usize * PAGE + row as usize) * n_kv + kv;
-                        scores.push(f64::from(dot(qh, &self.k[il][base..][..d])) * f64::from(hp.attn_scale));
+                        scores.push(
+                            f64::from(dot(qh, &self.k[il][base..][..d])) * f64::from(hp.attn_scale),
+                        );
                         at.push((i, base));
                     }
                 }
@@ -215,17 +228,27 @@ impl Backend for TracePass {
     type Weight = TraceWeight;
 
     fn embed(&mut self, out: Buf, w: &TraceWeight) {
-        self.bufs[out as usize] = self.tokens.iter().flat_map(|&id| w.row(id as usize)).collect();
+        self.bufs[out as usize] = self
+            .tokens
+            .iter()
+            .flat_map(|&id| w.row(id as usize))
+            .collect();
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &TraceWeight, eps: f32) {
         let (w, width) = (w.vector(), self.widths.get(x));
-        self.bufs[out as usize] = self.bufs[x as usize].chunks_exact(width).flat_map(|r| norm(r, &w, eps)).collect();
+        self.bufs[out as usize] = self.bufs[x as usize]
+            .chunks_exact(width)
+            .flat_map(|r| norm(r, &w, eps))
+            .collect();
     }
 
     fn rms_norm_heads(&mut self, x: Buf, w: &TraceWeight, eps: f32) {
         let w = w.vector();
-        self.bufs[x as usize] = self.bufs[x as usize].chunks_exact(w.len()).flat_map(|r| norm(r, &w, eps)).collect();
+        self.bufs[x as usize] = self.bufs[x as usize]
+            .chunks_exact(w.len())
+            .flat_map(|r| norm(r, &w, eps))
+            .collect();
     }
 
     fn mul_mats<const N: usize>(&mut self, outs: [(Buf, &Linear<TraceWeight>); N], x: Buf) {
@@ -255,7 +278,8 @@ impl Backend for TracePass {
                             RopeMode::Neox => (i, i + half),
                         };
                         let (cos, sin) = (table[(t * half + i) * 2], table[(t * half + i) * 2 + 1]);
-                        (head[x], head[y]) = (head[x] * cos - head[y] * sin, head[x] * sin + head[y] * cos);
+                        (head[x], head[y]) =
+                            (head[x] * cos - head[y] * sin, head[x] * sin + head[y] * cos);
                     }
                 }
             }
@@ -288,12 +312,18 @@ impl Backend for TracePass {
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<TraceWeight>) {
         for t in 0..self.n() {
             let xn = self.row(x, t).to_vec();
-            let mut probs: Vec<f64> = (0..moe.n_expert).map(|e| f64::from(dot(&moe.gate_inp.row(e), &xn))).collect();
+            let mut probs: Vec<f64> = (0..moe.n_expert)
+                .map(|e| f64::from(dot(&moe.gate_inp.row(e), &xn)))
+                .collect();
             softmax(&mut probs);
             let mut order: Vec<usize> = (0..moe.n_expert).collect();
             order.sort_by(|&a, &b| probs[b].total_cmp(&probs[a]).then(a.cmp(&b)));
             order.truncate(moe.n_expert_used);
-            let sum: f64 = if moe.norm_topk { order.iter().map(|&e| probs[e]).sum() } else { 1.0 };
+            let sum: f64 = if moe.norm_topk {
+                order.iter().map(|&e| probs[e]).sum()
+            } else {
+                1.0
+            };
             let mut y = vec![0.0f64; xn.len()];
             for e in order {
                 let hidden: Vec<f32> = (0..moe.n_ff)
@@ -303,11 +333,15 @@ impl Backend for TracePass {
                     })
                     .collect();
                 for (o, y) in y.iter_mut().enumerate() {
-                    *y += probs[e] / sum * f64::from(dot(&moe.down_exps.row(e * xn.len() + o), &hidden));
+                    *y += probs[e] / sum
+                        * f64::from(dot(&moe.down_exps.row(e * xn.len() + o), &hidden));
                 }
             }
             let width = xn.len();
-            for (a, y) in self.bufs[acc as usize][t * width..][..width].iter_mut().zip(y) {
+            for (a, y) in self.bufs[acc as usize][t * width..][..width]
+                .iter_mut()
+                .zip(y)
+            {
                 *a += y as f32;
             }
         }
@@ -324,20 +358,26 @@ impl Backend for TracePass {
         let bias = w.bias.as_ref().map(TraceWeight::vector);
         for t in first..self.n() {
             let xn = norm(self.row(x, t), &nw, eps);
-            self.logits
-                .extend((0..w.w.0.n_out).map(|o| dot(&w.w.row(o), &xn) + bias.as_ref().map_or(0.0, |b| b[o])));
+            self.logits.extend(
+                (0..w.w.0.n_out)
+                    .map(|o| dot(&w.w.row(o), &xn) + bias.as_ref().map_or(0.0, |b| b[o])),
+            );
         }
     }
 
     fn note(&mut self, name: &'static str, il: usize, buf: Buf) {
-        self.named.insert(format!("{name}-{il}"), self.bufs[buf as usize].clone());
+        self.named
+            .insert(format!("{name}-{il}"), self.bufs[buf as usize].clone());
     }
 }
 
 fn norm(row: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / row.len() as f64;
     let scale = 1.0 / (mean + f64::from(eps)).sqrt();
-    row.iter().zip(w).map(|(x, w)| (f64::from(*x) * scale * f64::from(*w)) as f32).collect()
+    row.iter()
+        .zip(w)
+        .map(|(x, w)| (f64::from(*x) * scale * f64::from(*w)) as f32)
+        .collect()
 }
 
 fn silu(x: f32) -> f32 {

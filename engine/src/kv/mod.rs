@@ -183,13 +183,25 @@ impl Cache {
 
     /// Tokens that can be appended without recycling anything.
     pub fn room(&self) -> usize {
-        self.layers.iter().map(|l| l.free.len() * PAGE + l.pages.last().map_or(0, |p| PAGE - p.len as usize)).min().unwrap_or(0)
+        self.layers
+            .iter()
+            .map(|l| l.free.len() * PAGE + l.pages.last().map_or(0, |p| PAGE - p.len as usize))
+            .min()
+            .unwrap_or(0)
     }
 
     /// Tokens that can be appended at all: room, and pages that may give their slots away.
     pub fn room_with_recycling(&self) -> usize {
-        let n = self.layers.iter().map(|l| (0..l.pages.len()).filter(|&i| may_recycle(&l.pages, i, 1)).count());
-        if self.keeps_all { self.room() } else { self.room() + n.min().unwrap_or(0) * PAGE }
+        let n = self.layers.iter().map(|l| {
+            (0..l.pages.len())
+                .filter(|&i| may_recycle(&l.pages, i, 1))
+                .count()
+        });
+        if self.keeps_all {
+            self.room()
+        } else {
+            self.room() + n.min().unwrap_or(0) * PAGE
+        }
     }
 
     /// Appends `n` tokens to every layer's table and says where they go. Pages that hold any of them are pinned if `pin`.
@@ -206,7 +218,10 @@ impl Cache {
                 let l = &mut self.layers[il];
                 match l.pages.last_mut() {
                     Some(p) if (p.len as usize) < PAGE => {
-                        l.places.push(Place { slot: p.slot, row: p.len });
+                        l.places.push(Place {
+                            slot: p.slot,
+                            row: p.len,
+                        });
                         p.len += 1;
                         p.pinned |= pin;
                     }
@@ -218,7 +233,14 @@ impl Cache {
                         let l = &mut self.layers[il];
                         // Page 0 is the attention sink: it stays under every policy.
                         let pinned = pin || pos == 0;
-                        l.pages.push(PageMeta { slot, first_pos: pos, len: 1, stamp: pos, w: 0.0, pinned });
+                        l.pages.push(PageMeta {
+                            slot,
+                            first_pos: pos,
+                            len: 1,
+                            stamp: pos,
+                            w: 0.0,
+                            pinned,
+                        });
                         l.places.push(Place { slot, row: 0 });
                     }
                 }
@@ -231,10 +253,16 @@ impl Cache {
     fn recycle(&mut self, il: usize, step: u32) -> Result<u32, PoolFull> {
         let l = &mut self.layers[il];
         let pages = &l.pages;
-        let mut choose = |recent| self.policy.victim(il, pages, &|i| may_recycle(pages, i, recent));
+        let mut choose = |recent| {
+            self.policy
+                .victim(il, pages, &|i| may_recycle(pages, i, recent))
+        };
         // In a pool so small that the recent pages are all there is, only the current one is protected.
         let Some(i) = choose(self.recent).or_else(|| choose(1)) else {
-            return Err(PoolFull { n_slots: self.n_slots, held: pages.len() });
+            return Err(PoolFull {
+                n_slots: self.n_slots,
+                held: pages.len(),
+            });
         };
         let page = l.pages.remove(i);
         l.recycled += 1;

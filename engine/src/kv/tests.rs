@@ -5,12 +5,19 @@ use super::*;
 use crate::options::{KvOptions, Refresh};
 
 fn cache(policy: &str, n_layer: usize, n_slots: usize) -> Cache {
-    Cache::new(&KvOptions::default(), find(policy).unwrap(), n_layer, n_slots)
+    Cache::new(
+        &KvOptions::default(),
+        find(policy).unwrap(),
+        n_layer,
+        n_slots,
+    )
 }
 
 /// Masses that depend on the page and the step only, so that two implementations see the same.
 fn mass(first_pos: u32, step: u32, h: usize) -> f32 {
-    let x = first_pos.wrapping_mul(0x9e37_79b9) ^ step.wrapping_mul(0x85eb_ca6b) ^ (h as u32).wrapping_mul(0xc2b2_ae35);
+    let x = first_pos.wrapping_mul(0x9e37_79b9)
+        ^ step.wrapping_mul(0x85eb_ca6b)
+        ^ (h as u32).wrapping_mul(0xc2b2_ae35);
     ((x ^ (x >> 15)).wrapping_mul(0x2c1b_3c6d) >> 8) as f32 / (1 << 24) as f32
 }
 
@@ -19,7 +26,12 @@ fn step(c: &mut Cache, n_head: usize) {
     let now = c.pos() - 1;
     for il in 0..c.n_layer() {
         let masses: Vec<f32> = (0..n_head)
-            .flat_map(|h| c.layer(il).pages.iter().map(move |p| mass(p.first_pos + il as u32, now, h)))
+            .flat_map(|h| {
+                c.layer(il)
+                    .pages
+                    .iter()
+                    .map(move |p| mass(p.first_pos + il as u32, now, h))
+            })
             .collect();
         c.end_layer(il, &masses, n_head);
     }
@@ -29,13 +41,33 @@ fn step(c: &mut Cache, n_head: usize) {
 fn check(c: &Cache) {
     for il in 0..c.n_layer() {
         let l = c.layer(il);
-        let mut slots: Vec<u32> = l.pages.iter().map(|p| p.slot).chain(l.free.iter().copied()).collect();
+        let mut slots: Vec<u32> = l
+            .pages
+            .iter()
+            .map(|p| p.slot)
+            .chain(l.free.iter().copied())
+            .collect();
         slots.sort_unstable();
-        assert_eq!(slots, (0..c.n_slots() as u32).collect::<Vec<_>>(), "every slot is held once or free");
-        assert!(l.pages.is_sorted_by(|a, b| a.first_pos + a.len <= b.first_pos), "pages are in position order");
+        assert_eq!(
+            slots,
+            (0..c.n_slots() as u32).collect::<Vec<_>>(),
+            "every slot is held once or free"
+        );
+        assert!(
+            l.pages
+                .is_sorted_by(|a, b| a.first_pos + a.len <= b.first_pos),
+            "pages are in position order"
+        );
         let last = l.pages.last().unwrap();
         assert_eq!(last.first_pos + last.len, c.pos());
-        assert!(l.pages.iter().rev().skip(1).all(|p| p.len as usize == PAGE || p.pinned), "only the last page is partial");
+        assert!(
+            l.pages
+                .iter()
+                .rev()
+                .skip(1)
+                .all(|p| p.len as usize == PAGE || p.pinned),
+            "only the last page is partial"
+        );
     }
 }
 
@@ -45,13 +77,23 @@ fn raas_follows_its_rules() {
     let mut c = cache("raas", 2, n_slots);
     c.begin(prompt, true).unwrap();
     // (first position, stamp, w) of the live pages of layer 0, kept by the rules as they are written down.
-    let mut pages: Vec<(u32, u32, f32)> = (0..prompt as u32).step_by(PAGE).map(|p| (p, p, 0.0)).collect();
+    let mut pages: Vec<(u32, u32, f32)> = (0..prompt as u32)
+        .step_by(PAGE)
+        .map(|p| (p, p, 0.0))
+        .collect();
     for _ in 0..600 {
         let t = c.pos();
         if t as usize % PAGE == 0 {
             if pages.len() == n_slots {
-                let free: Vec<_> = pages[..n_slots - recent].iter().filter(|p| p.0 as usize >= prompt).collect();
-                let victim = free.iter().min_by(|a, b| (a.1, a.2, a.0).partial_cmp(&(b.1, b.2, b.0)).unwrap()).unwrap().0;
+                let free: Vec<_> = pages[..n_slots - recent]
+                    .iter()
+                    .filter(|p| p.0 as usize >= prompt)
+                    .collect();
+                let victim = free
+                    .iter()
+                    .min_by(|a, b| (a.1, a.2, a.0).partial_cmp(&(b.1, b.2, b.0)).unwrap())
+                    .unwrap()
+                    .0;
                 pages.retain(|p| p.0 != victim);
             }
             pages.push((t, t, 0.0));
@@ -65,7 +107,12 @@ fn raas_follows_its_rules() {
             pages[i].1 = t;
         }
         step(&mut c, n_head);
-        let got: Vec<(u32, u32, f32)> = c.layer(0).pages.iter().map(|p| (p.first_pos, p.stamp, p.w)).collect();
+        let got: Vec<(u32, u32, f32)> = c
+            .layer(0)
+            .pages
+            .iter()
+            .map(|p| (p.first_pos, p.stamp, p.w))
+            .collect();
         assert_eq!(got, pages, "at position {t}");
         check(&c);
     }
@@ -75,13 +122,21 @@ fn raas_follows_its_rules() {
 
 #[test]
 fn alpha_stamps_by_threshold() {
-    let o = KvOptions { refresh: Refresh::Alpha(0.9), ..KvOptions::default() };
+    let o = KvOptions {
+        refresh: Refresh::Alpha(0.9),
+        ..KvOptions::default()
+    };
     let mut c = Cache::new(&o, find("raas").unwrap(), 1, 8);
     for _ in 0..100 {
         step(&mut c, 1);
         let now = c.pos() - 1;
         for p in &c.layer(0).pages {
-            assert_eq!(p.stamp == now, p.w > 0.9 || p.first_pos == now, "page {}", p.first_pos);
+            assert_eq!(
+                p.stamp == now,
+                p.w > 0.9 || p.first_pos == now,
+                "page {}",
+                p.first_pos
+            );
         }
     }
 }
@@ -100,13 +155,20 @@ fn window_keeps_prompt_and_the_last_pages() {
 #[test]
 fn random_is_seeded_and_forgets_evenly() {
     let run = |seed: u64| {
-        let o = KvOptions { seed, ..KvOptions::default() };
+        let o = KvOptions {
+            seed,
+            ..KvOptions::default()
+        };
         let mut c = Cache::new(&o, find("random").unwrap(), 1, 32);
         for _ in 0..4000 {
             step(&mut c, 1);
             check(&c);
         }
-        c.layer(0).pages.iter().map(|p| p.first_pos).collect::<Vec<_>>()
+        c.layer(0)
+            .pages
+            .iter()
+            .map(|p| p.first_pos)
+            .collect::<Vec<_>>()
     };
     assert_eq!(run(1), run(1));
     assert_ne!(run(1), run(2));
@@ -121,10 +183,23 @@ fn every_policy_keeps_pinned_and_recent_pages() {
             step(&mut c, 2);
             check(&c);
             let pages = &c.layer(2).pages;
-            assert!((0..4).all(|i| pages[i].first_pos == i as u32 * 16 && pages[i].pinned), "{}", policy.name);
-            let tail: Vec<u32> = pages.iter().rev().take(4).map(|p| p.first_pos / 16).collect();
+            assert!(
+                (0..4).all(|i| pages[i].first_pos == i as u32 * 16 && pages[i].pinned),
+                "{}",
+                policy.name
+            );
+            let tail: Vec<u32> = pages
+                .iter()
+                .rev()
+                .take(4)
+                .map(|p| p.first_pos / 16)
+                .collect();
             let now = (c.pos() - 1) / 16;
-            assert!(tail.iter().zip(0..).all(|(p, i)| *p == now - i), "{}: {tail:?} at {now}", policy.name);
+            assert!(
+                tail.iter().zip(0..).all(|(p, i)| *p == now - i),
+                "{}: {tail:?} at {now}",
+                policy.name
+            );
         }
     }
 }
@@ -134,7 +209,13 @@ fn a_pool_of_pinned_pages_is_full() {
     let mut c = cache("raas", 1, 4);
     c.begin(64, true).unwrap();
     assert_eq!(c.room_with_recycling(), 0);
-    assert_eq!(c.begin(1, false), Err(PoolFull { n_slots: 4, held: 4 }));
+    assert_eq!(
+        c.begin(1, false),
+        Err(PoolFull {
+            n_slots: 4,
+            held: 4
+        })
+    );
 }
 
 #[test]

@@ -23,11 +23,7 @@ pub(super) fn exp_nonpositive(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-<<<<<<< HEAD
     p = p * r + 0.5;
-=======
-    p = p * r + 5.000_000_1e-1;
->>>>>>> 02368a6 (Wire the core together: model, conversation, generation)
     let e = p * r * r + r + 1.0;
     // The low bits of `shifted` are n itself.
     let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));

@@ -77,7 +77,6 @@ struct Candidate {
 fn best_first(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
-<<<<<<< HEAD
 
 impl From<SamplingError> for crate::error::Error {
     fn from(e: SamplingError) -> Self {
@@ -87,5 +86,3 @@ impl From<SamplingError> for crate::error::Error {
         }
     }
 }
-=======
->>>>>>> 02368a6 (Wire the core together: model, conversation, generation)

@@ -139,7 +139,13 @@ impl Tokenizer {
         self.special.control_starts(text.as_bytes())
     }
 
-    fn encode_parts(&self, text: &[u8], marks: &[usize], add_special: bool, parse_special: bool) -> Vec<u32> {
+    fn encode_parts(
+        &self,
+        text: &[u8],
+        marks: &[usize],
+        add_special: bool,
+        parse_special: bool,
+    ) -> Vec<u32> {
         let vocab = &self.vocab;
         let mut out = Vec::with_capacity(text.len() / 3 + 2);
         if add_special && vocab.add_bos {

@@ -92,7 +92,12 @@ impl SpecialTokens {
     }
 
     /// Cuts `text` into fragments, in order. No token is found across a position in `marks` (ascending).
-    pub(super) fn partition(&self, text: &[u8], marks: &[usize], parse_special: bool) -> Vec<Fragment> {
+    pub(super) fn partition(
+        &self,
+        text: &[u8],
+        marks: &[usize],
+        parse_special: bool,
+    ) -> Vec<Fragment> {
         if text.is_empty() {
             return vec![];
         }

@@ -28,7 +28,12 @@ pub trait Policy: Send {
 
     /// Index in `pages` of the one to recycle in layer `il`, or `None` if no page may be. `may(i)` tells whether page `i` is
     /// neither pinned nor recent.
-    fn victim(&mut self, il: usize, pages: &[PageMeta], may: &dyn Fn(usize) -> bool) -> Option<usize>;
+    fn victim(
+        &mut self,
+        il: usize,
+        pages: &[PageMeta],
+        may: &dyn Fn(usize) -> bool,
+    ) -> Option<usize>;
 
     /// Forgets everything: a new sequence begins.
     fn reset(&mut self) {}

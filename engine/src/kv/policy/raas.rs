@@ -12,7 +12,12 @@ pub(super) const INFO: PolicyInfo = PolicyInfo {
     name: "raas",
     summary: "recycle the page that has not mattered for the longest time (RaaS time stamps)",
     whole_context: false,
-    new: |o, _| Box::new(Raas { refresh: o.refresh, rank: Vec::new() }),
+    new: |o, _| {
+        Box::new(Raas {
+            refresh: o.refresh,
+            rank: Vec::new(),
+        })
+    },
 };
 
 struct Raas {
@@ -34,7 +39,8 @@ impl Policy for Raas {
                 }
             }
             Refresh::Rank(share) => {
-                let best = ((pages.len() as f64 * f64::from(share)).ceil() as usize).min(pages.len());
+                let best =
+                    ((pages.len() as f64 * f64::from(share)).ceil() as usize).min(pages.len());
                 if best == 0 {
                     return;
                 }
@@ -54,10 +60,18 @@ impl Policy for Raas {
         }
     }
 
-    fn victim(&mut self, _: usize, pages: &[PageMeta], may: &dyn Fn(usize) -> bool) -> Option<usize> {
+    fn victim(
+        &mut self,
+        _: usize,
+        pages: &[PageMeta],
+        may: &dyn Fn(usize) -> bool,
+    ) -> Option<usize> {
         (0..pages.len()).filter(|&i| may(i)).min_by(|&a, &b| {
             let (pa, pb) = (&pages[a], &pages[b]);
-            pa.stamp.cmp(&pb.stamp).then(pa.w.total_cmp(&pb.w)).then(a.cmp(&b))
+            pa.stamp
+                .cmp(&pb.stamp)
+                .then(pa.w.total_cmp(&pb.w))
+                .then(a.cmp(&b))
         })
     }
 }

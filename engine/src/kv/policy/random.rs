@@ -11,7 +11,12 @@ pub(super) const INFO: PolicyInfo = PolicyInfo {
     name: "random",
     summary: "keep the prompt, recent pages and a random sample of the rest (seeded)",
     whole_context: false,
-    new: |o, _| Box::new(Random { seed: o.seed, rng: rng(o.seed) }),
+    new: |o, _| {
+        Box::new(Random {
+            seed: o.seed,
+            rng: rng(o.seed),
+        })
+    },
 };
 
 struct Random {
@@ -24,7 +29,12 @@ fn rng(seed: u64) -> Pcg32 {
 }
 
 impl Policy for Random {
-    fn victim(&mut self, _: usize, pages: &[PageMeta], may: &dyn Fn(usize) -> bool) -> Option<usize> {
+    fn victim(
+        &mut self,
+        _: usize,
+        pages: &[PageMeta],
+        may: &dyn Fn(usize) -> bool,
+    ) -> Option<usize> {
         let n = (0..pages.len()).filter(|&i| may(i)).count();
         if n == 0 {
             return None;

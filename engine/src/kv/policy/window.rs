@@ -14,7 +14,12 @@ pub(super) const INFO: PolicyInfo = PolicyInfo {
 struct Window;
 
 impl Policy for Window {
-    fn victim(&mut self, _: usize, pages: &[PageMeta], may: &dyn Fn(usize) -> bool) -> Option<usize> {
+    fn victim(
+        &mut self,
+        _: usize,
+        pages: &[PageMeta],
+        may: &dyn Fn(usize) -> bool,
+    ) -> Option<usize> {
         (0..pages.len()).find(|&i| may(i))
     }
 }
