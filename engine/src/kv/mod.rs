@@ -127,6 +127,7 @@ impl Cache {
             l.pages.reserve(n_slots - l.pages.len());
         }
         self.recycled.reserve(self.layers.len());
+        self.policy.reserve(n_slots);
         self.n_slots = n_slots;
     }
 

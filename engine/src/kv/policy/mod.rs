@@ -35,6 +35,11 @@ pub trait Policy: Send {
         may: &dyn Fn(usize) -> bool,
     ) -> Option<usize>;
 
+    /// Makes room for tables of `n_slots` pages, so that a step allocates nothing.
+    fn reserve(&mut self, n_slots: usize) {
+        let _ = n_slots;
+    }
+
     /// Forgets everything: a new sequence begins.
     fn reset(&mut self) {}
 }

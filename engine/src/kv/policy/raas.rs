@@ -60,6 +60,11 @@ impl Policy for Raas {
         }
     }
 
+    fn reserve(&mut self, n_slots: usize) {
+        self.rank.clear();
+        self.rank.reserve(n_slots);
+    }
+
     fn victim(
         &mut self,
         _: usize,

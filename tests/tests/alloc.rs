@@ -1,0 +1,102 @@
+//! A decode step allocates nothing: a counting allocator watches every thread.
+//!
+//! One test in a file of its own, since the counter sees the whole process.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use lemma_engine::kv::policy::POLICIES;
+use lemma_engine::model::Model;
+use lemma_engine::options::{BackendKind, KvBudget, LoadOptions};
+use lemma_engine::sampling::{Sampler, SamplerParams};
+use lemma_engine::session::Session;
+
+struct Counting;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        BYTES.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promises are the system's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are the system's.
+        unsafe { System.dealloc(p, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_decode_step_allocates_nothing() {
+    for name in [
+        "llama-q-q4_k_m",
+        "llama-moe",
+        "qwen2-gqa-tied",
+        "qwen3-tied",
+    ] {
+        for policy in POLICIES {
+            for n_threads in [1, 2] {
+                let mut o = LoadOptions {
+                    backend: BackendKind::Cpu,
+                    n_threads: Some(n_threads),
+                    ..LoadOptions::default()
+                };
+                o.kv.policy = policy.name.to_owned();
+                o.kv.budget = KvBudget::Tokens(128);
+                let path = lemma_tests::data()
+                    .join("arch")
+                    .join(format!("{name}.gguf"));
+                let model = Arc::new(Model::load(&path, &o).unwrap());
+                let n_vocab = model.hparams().n_vocab;
+                model.tokenizer().ready().unwrap();
+                let mut session = Session::new(model, &o).unwrap();
+                let mut sampler =
+                    Sampler::new(SamplerParams::default(), n_vocab, |_| Vec::new()).unwrap();
+                session
+                    .prefill(
+                        &[1, 2, 3, 4, 5],
+                        true,
+                        &mut |_, _| ControlFlow::Continue(()),
+                    )
+                    .unwrap();
+                // The first steps may still fill what is filled once (the workers' queues).
+                let mut step = |session: &mut Session| {
+                    let id = sampler.sample(session.logits()).unwrap().id;
+                    sampler.accept(id);
+                    session.decode(id).unwrap();
+                };
+                for _ in 0..20 {
+                    step(&mut session);
+                }
+                let (count, bytes) = (COUNT.load(Ordering::Relaxed), BYTES.load(Ordering::Relaxed));
+                for _ in 0..200 {
+                    step(&mut session);
+                }
+                let count = COUNT.load(Ordering::Relaxed) - count;
+                let bytes = BYTES.load(Ordering::Relaxed) - bytes;
+                println!(
+                    "{name} {} {n_threads}: {count} allocations, {bytes} bytes in 200 steps",
+                    policy.name
+                );
+                assert!(policy.whole_context || session.kv().recycled > 0);
+                // Waking the team is one boxed job of rayon's; the engine itself allocates nothing.
+                let rayon = if n_threads == 1 { 0 } else { 200 };
+                assert_eq!(
+                    count, rayon,
+                    "{name} under {} with {n_threads} threads",
+                    policy.name
+                );
+            }
+        }
+    }
+}
