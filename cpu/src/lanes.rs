@@ -3,6 +3,8 @@
 //! Loops over arrays of [`LANES`] values become vector instructions of whatever width there is, and add up in the same
 //! order everywhere.
 
+#![allow(clippy::needless_range_loop, reason = "lanes are counted")]
+
 /// Sums are kept in so many lanes, whatever the width of vectors.
 pub(crate) const LANES: usize = 16;
 
@@ -42,6 +44,8 @@ macro_rules! multiversion {
     )*};
 }
 
+pub(crate) use multiversion;
+
 /// `a * b + c`, rounded once where there is an instruction for it.
 #[inline(always)]
 pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -76,7 +80,7 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     let p = fma::<FMA>(p, r, 8.333_452e-3);
     let p = fma::<FMA>(p, r, 4.166_579_6e-2);
     let p = fma::<FMA>(p, r, 1.666_666_5e-1);
-    let p = fma::<FMA>(p, r, 5.000_000_1e-1);
+    let p = fma::<FMA>(p, r, 0.5);
     let p = fma::<FMA>(p, r * r, r) + 1.0;
     // 2^n in two factors: one alone would leave the range at both ends.
     let n = t.to_bits().wrapping_sub(SHIFT.to_bits()) as i32;
@@ -187,7 +191,7 @@ pub(crate) fn tanh<const FMA: bool>(x: f32) -> f32 {
     let large = (1.0 - e) / (1.0 + e);
     // Odd polynomial below 0.625 (Cephes).
     let z = x * x;
-    let p = fma::<FMA>(-5.704_988e-3, z, 2.063_908_9e-2);
+    let p = fma::<FMA>(-5.704_988e-3, z, 2.063_909e-2);
     let p = fma::<FMA>(p, z, -5.373_971_6e-2);
     let p = fma::<FMA>(p, z, 1.333_144_2e-1);
     let p = fma::<FMA>(p, z, -3.333_328e-1);

@@ -9,14 +9,18 @@
 //! Results do not depend on the number of threads: work is partitioned over independent outputs, and sums are taken in
 //! an order that the shapes alone decide.
 
+mod activations;
 mod barrier;
 mod isa;
+mod kernels;
 mod kv;
 mod lanes;
 mod ops;
 mod shared;
 mod team;
 mod tensor;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 pub use isa::{Isa, IsaFlags};
 pub use kv::{KvLayer, KvShape, PAGE, PageRef, Place};

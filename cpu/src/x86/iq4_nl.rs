@@ -1,0 +1,100 @@
+//! `iq4_nl`: nibbles that stand for the values of a table, with a scale.
+
+use super::gemm::{Tile, Unpack};
+use super::util::*;
+use crate::activations::X32;
+use std::arch::x86_64::*;
+
+const TABLE: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
+
+/// The values that nibbles stand for, in both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn table() -> __m256i {
+    // SAFETY: the table has 16 bytes.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(TABLE.as_ptr().cast()) })
+}
+
+pub(super) mod avx2 {
+    use super::super::rows::Rows32;
+    use super::*;
+
+    pub(in super::super) struct IQ4NL;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for IQ4NL {
+        const SIZE: usize = 18;
+        const OFFSET: i32 = 0;
+        const MINS: bool = false;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_signed_avx2(_mm256_shuffle_epi8(table(), nibbles_32(w.add(2))), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { (f16x4(w), _mm_setzero_ps()) }
+        }
+    }
+}
+
+pub(super) mod avx512 {
+    use super::super::rows::Rows32;
+    use super::*;
+
+    pub(in super::super) struct IQ4NL;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for IQ4NL {
+        const SIZE: usize = 18;
+        const OFFSET: i32 = 0;
+        const MINS: bool = false;
+
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_signed_avx512(_mm256_shuffle_epi8(table(), nibbles_32(w.add(2))), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { (f16x4(w), _mm_setzero_ps()) }
+        }
+    }
+}
+
+/// For batches.
+pub(super) struct IQ4NL;
+
+// SAFETY: offsets are within the block.
+unsafe impl Unpack for IQ4NL {
+    const SIZE: usize = 18;
+    const LEN: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            let v = _mm256_shuffle_epi8(table(), nibbles_32(w.add(2)));
+            _mm256_store_si256(q.cast(), _mm256_xor_si256(v, _mm256_set1_epi8(-128)));
+            tile.d[b][r] = f16(w);
+        }
+    }
+}

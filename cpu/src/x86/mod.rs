@@ -1,0 +1,83 @@
+//! Kernels for x86-64.
+//!
+//! One file per format has what is special to it: how a block is multiplied with activations, and how it is unpacked
+//! for batches. What formats share is in `rows` (a few rows with one token: memory-bound) and `gemm` (a tile of rows
+//! with many tokens: compute-bound).
+//!
+//! # One order of sums
+//!
+//! Sums within a block are integers and exact. A row's blocks are added up one after the other, by the same fused
+//! operations in every kernel; so the result for a row and a token does not depend on how many of them were computed
+//! together, nor on the instruction set.
+
+mod gemm;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_k;
+mod q5_0;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+mod rows;
+mod util;
+
+pub(crate) use gemm::{ROWS, Tile};
+
+use crate::Isa;
+use lemma_quant::GgmlType;
+
+/// The form of activations that a kernel reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// `X32` and `G32`.
+    X32,
+    /// `X256` and `G256`.
+    X256,
+}
+
+/// Multiplies `n` rows (1 to 4) that are `row_size` bytes apart with one token of `n_blocks` blocks of activations.
+///
+/// # Safety
+/// The instruction set is available; pointers are valid for what the sizes say. Prefetches may go anywhere.
+pub(crate) type RowsFn =
+    unsafe fn(w: *const u8, row_size: usize, n: usize, x: *const u8, n_blocks: usize) -> [f32; 4];
+
+/// Unpacks up to 256 columns (`n32` times 32) of `n` rows (1 to 16) that are `row_size` bytes apart.
+///
+/// # Safety
+/// As for [`RowsFn`].
+pub(crate) type UnpackFn =
+    unsafe fn(w: *const u8, row_size: usize, n: usize, n32: usize, tile: &mut Tile);
+
+/// Adds the product of a tile with `n` tokens (1 to 8) of interleaved activations to `acc`, `[8, 16]`. Blocks of 32
+/// columns are `stride` blocks apart.
+///
+/// # Safety
+/// As for [`RowsFn`].
+pub(crate) type TileFn =
+    unsafe fn(&Tile, x: *const u8, n: usize, n32: usize, stride: usize, &mut [[f32; ROWS]; 8]);
+
+/// What there is for a type and instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel {
+    pub(crate) form: Form,
+    pub(crate) rows: RowsFn,
+    /// For batches.
+    pub(crate) gemm: Option<(UnpackFn, TileFn)>,
+}
+
+/// The kernel for a type; `None` where the scalar path serves it.
+pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
+    match isa {
+        Isa::Scalar => None,
+        Isa::Avx2 => rows::avx2::kernel(ty),
+        Isa::Avx512 => rows::avx512::kernel(ty).map(|kernel| Kernel {
+            gemm: gemm::kernel(ty),
+            ..kernel
+        }),
+    }
+}

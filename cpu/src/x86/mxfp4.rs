@@ -1,0 +1,107 @@
+//! `mxfp4`: nibbles that stand for small floating-point numbers, with a power of two as scale.
+
+use super::gemm::{Tile, Unpack};
+use super::util::*;
+use crate::activations::X32;
+use std::arch::x86_64::*;
+
+use lemma_quant::num::e8m0_half_to_f32;
+
+/// E2M1 numbers, doubled.
+const TABLE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// The values that nibbles stand for, in both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn table() -> __m256i {
+    // SAFETY: the table has 16 bytes.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(TABLE.as_ptr().cast()) })
+}
+
+pub(super) mod avx2 {
+    use super::super::rows::Rows32;
+    use super::*;
+
+    pub(in super::super) struct MXFP4;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for MXFP4 {
+        const SIZE: usize = 17;
+        const OFFSET: i32 = 0;
+        const MINS: bool = false;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_signed_avx2(_mm256_shuffle_epi8(table(), nibbles_32(w.add(1))), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe {
+                let d = w.map(|w| e8m0_half_to_f32(*w));
+                (_mm_set_ps(d[3], d[2], d[1], d[0]), _mm_setzero_ps())
+            }
+        }
+    }
+}
+
+pub(super) mod avx512 {
+    use super::super::rows::Rows32;
+    use super::*;
+
+    pub(in super::super) struct MXFP4;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for MXFP4 {
+        const SIZE: usize = 17;
+        const OFFSET: i32 = 0;
+        const MINS: bool = false;
+
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_signed_avx512(_mm256_shuffle_epi8(table(), nibbles_32(w.add(1))), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe {
+                let d = w.map(|w| e8m0_half_to_f32(*w));
+                (_mm_set_ps(d[3], d[2], d[1], d[0]), _mm_setzero_ps())
+            }
+        }
+    }
+}
+
+/// For batches.
+pub(super) struct MXFP4;
+
+// SAFETY: offsets are within the block.
+unsafe impl Unpack for MXFP4 {
+    const SIZE: usize = 17;
+    const LEN: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            let v = _mm256_shuffle_epi8(table(), nibbles_32(w.add(1)));
+            _mm256_store_si256(q.cast(), _mm256_add_epi8(v, _mm256_set1_epi8(16)));
+            tile.d[b][r] = e8m0_half_to_f32(*w);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! `q2_K`: 2 bits, with 4-bit scales and minimums for every 16 values.
+
+use super::gemm::{Tile, Unpack};
+use super::q4_k::scale_pairs;
+use super::util::*;
+use crate::activations::X256;
+use std::arch::x86_64::*;
+
+/// Bytes of a block.
+const SIZE: usize = 84;
+/// Where the quants begin.
+const QS: usize = 16;
+/// Where the scales of scales and minimums are.
+const D: usize = 80;
+
+/// 32 quants; run `i` of a row.
+///
+/// # Safety
+/// `w` is valid for a block, and `i` is below 8.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn crumbs_32(qs: *const u8, i: usize) -> __m256i {
+    // SAFETY: by the caller.
+    let q = unsafe { _mm256_loadu_si256(qs.add(32 * (i / 4)).cast()) };
+    let q = _mm256_srl_epi16(q, _mm_cvtsi32_si128(2 * (i % 4) as i32));
+    _mm256_and_si256(q, _mm256_set1_epi8(3))
+}
+
+/// Bytes `2i` and `2i + 1` of `scales` as 16-bit numbers, eight of each.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn two_scales(scales: __m128i, i: usize) -> __m256i {
+    let eight = 0x0202_0202_0202_0202 * i as i64;
+    let pick = _mm_set_epi64x(eight + 0x0101_0101_0101_0101, eight);
+    _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, pick))
+}
+
+macro_rules! rows {
+    ($isa:ident, $features:literal) => {
+        pub(super) mod $isa {
+            use super::super::rows::Rows256;
+            use super::*;
+
+            pub(in super::super) struct Q2K;
+
+            // SAFETY: offsets are within the 84 bytes.
+            unsafe impl Rows256 for Q2K {
+                const SIZE: usize = SIZE;
+                const MINS: bool = true;
+
+                #[inline]
+                #[target_feature(enable = $features)]
+                unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+                    // SAFETY: by the caller; offsets into `x` end at 256.
+                    unsafe {
+                        let packed = _mm_loadu_si128(w.cast());
+                        let mask = _mm_set1_epi8(15);
+                        let scales = _mm_and_si128(packed, mask);
+                        let mins = _mm_and_si128(_mm_srli_epi16::<4>(packed), mask);
+                        let sums = _mm256_loadu_si256(x.sum16.as_ptr().cast());
+                        let mins = _mm256_madd_epi16(_mm256_cvtepu8_epi16(mins), sums);
+                        let mins = _mm_add_epi32(
+                            _mm256_castsi256_si128(mins),
+                            _mm256_extracti128_si256::<1>(mins),
+                        );
+                        let mut sum = _mm256_setzero_si256();
+                        for i in 0..8 {
+                            let x = _mm256_load_si256(x.q.as_ptr().add(32 * i).cast());
+                            let p = _mm256_maddubs_epi16(crumbs_32(w.add(QS), i), x);
+                            sum =
+                                _mm256_add_epi32(sum, _mm256_madd_epi16(p, two_scales(scales, i)));
+                        }
+                        (sum, mins)
+                    }
+                }
+
+                #[inline]
+                #[target_feature(enable = "avx2,f16c")]
+                unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+                    // SAFETY: by the caller.
+                    unsafe { scale_pairs(w.map(|w| w.add(D))) }
+                }
+            }
+        }
+    };
+}
+rows!(avx2, "avx2");
+rows!(avx512, "avx2,avx512f,avx512bw,avx512vl,avx512vnni");
+
+/// For batches.
+pub(super) struct Q2K;
+
+// SAFETY: offsets are within the 84 bytes.
+unsafe impl Unpack for Q2K {
+    const SIZE: usize = SIZE;
+    const LEN: usize = 256;
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            for i in 0..8 {
+                _mm256_store_si256(q.add(32 * i).cast(), crumbs_32(w.add(QS), i));
+            }
+            for (j, s) in bytes::<16>(w).into_iter().enumerate() {
+                tile.scales[j][r] = i32::from(s & 15);
+                tile.mins[j / 2][r][j % 2] = i16::from(s >> 4);
+            }
+            tile.d[0][r] = f16(w.add(D));
+            tile.m[0][r] = f16(w.add(D + 2));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! `q3_K`: 3 bits, with 6-bit signed scales for every 16 values.
+
+use super::gemm::{Tile, Unpack};
+use super::q2_k::{crumbs_32, two_scales};
+use super::util::*;
+use crate::activations::X256;
+use std::arch::x86_64::*;
+
+/// Bytes of a block.
+const SIZE: usize = 110;
+/// Where the low bits begin; before them are the third bits.
+const QS: usize = 32;
+/// Where the scales begin.
+const SCALES: usize = 96;
+/// Where the scale of the scales is.
+const D: usize = 108;
+
+/// The signed scales.
+///
+/// # Safety
+/// `w` is valid for a block.
+#[inline(always)]
+unsafe fn sub_scales(w: *const u8) -> [u8; 16] {
+    // SAFETY: by the caller.
+    let s: [u8; 12] = unsafe { bytes(w.add(SCALES)) };
+    let low = u64::from_le_bytes([s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]]);
+    let high = u64::from(u32::from_le_bytes([s[8], s[9], s[10], s[11]]));
+    let high = high | high << 32;
+    // Scale j: nibble j / 8 of byte j % 8, and bits 2 (j / 4) of upper byte j % 4. Subtracting 32 from each byte.
+    let nibbles = 0x0f0f_0f0f_0f0f_0f0f;
+    let upper = 0x3030_3030_3030_3030;
+    let first = (low & nibbles) | ((high << 4 & 0x3030_3030) | (high << 2 & 0x3030_3030 << 32));
+    let last = (low >> 4 & nibbles) | ((high & 0x3030_3030) | (high >> 2 & upper & !0xffff_ffff));
+    let mut out = [0; 16];
+    out[..8].copy_from_slice(&first.to_le_bytes());
+    out[8..].copy_from_slice(&last.to_le_bytes());
+    out.map(|s| s.wrapping_sub(32))
+}
+
+/// 32 quants plus 4; run `i` of a row.
+///
+/// # Safety
+/// `w` is valid for a block, and `i` is below 8.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn quants(w: *const u8, i: usize) -> __m256i {
+    // SAFETY: by the caller.
+    unsafe {
+        let third = _mm256_loadu_si256(w.cast());
+        let third = _mm256_srl_epi16(third, _mm_cvtsi32_si128(i as i32));
+        let third = _mm256_slli_epi16::<2>(_mm256_and_si256(third, _mm256_set1_epi8(1)));
+        _mm256_or_si256(crumbs_32(w.add(QS), i), third)
+    }
+}
+
+macro_rules! rows {
+    ($isa:ident, $features:literal) => {
+        pub(super) mod $isa {
+            use super::super::rows::Rows256;
+            use super::*;
+
+            pub(in super::super) struct Q3K;
+
+            // SAFETY: offsets are within the 110 bytes.
+            unsafe impl Rows256 for Q3K {
+                const SIZE: usize = SIZE;
+                const MINS: bool = false;
+
+                #[inline]
+                #[target_feature(enable = $features)]
+                unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+                    // SAFETY: by the caller; offsets into `x` end at 256.
+                    unsafe {
+                        let scales = sub_scales(w);
+                        let scales = _mm_loadu_si128(scales.as_ptr().cast());
+                        let sums = _mm256_loadu_si256(x.sum16.as_ptr().cast());
+                        let offset = _mm256_madd_epi16(_mm256_cvtepi8_epi16(scales), sums);
+                        let offset = _mm256_slli_epi32::<2>(offset);
+                        let mut sum = _mm256_sub_epi32(_mm256_setzero_si256(), offset);
+                        for i in 0..8 {
+                            let x = _mm256_load_si256(x.q.as_ptr().add(32 * i).cast());
+                            let p = _mm256_maddubs_epi16(quants(w, i), x);
+                            sum =
+                                _mm256_add_epi32(sum, _mm256_madd_epi16(p, two_scales(scales, i)));
+                        }
+                        (sum, _mm_setzero_si128())
+                    }
+                }
+
+                #[inline]
+                #[target_feature(enable = "avx2,f16c")]
+                unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+                    // SAFETY: by the caller.
+                    unsafe { (f16x4(w.map(|w| w.add(D))), _mm_setzero_ps()) }
+                }
+            }
+        }
+    };
+}
+rows!(avx2, "avx2");
+rows!(avx512, "avx2,avx512f,avx512bw,avx512vl,avx512vnni");
+
+/// For batches.
+pub(super) struct Q3K;
+
+// SAFETY: offsets are within the 110 bytes.
+unsafe impl Unpack for Q3K {
+    const SIZE: usize = SIZE;
+    const LEN: usize = 256;
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            for i in 0..8 {
+                _mm256_store_si256(q.add(32 * i).cast(), quants(w, i));
+            }
+            for (j, s) in sub_scales(w).into_iter().enumerate() {
+                tile.scales[j][r] = i32::from(s as i8);
+            }
+            tile.d[0][r] = f16(w.add(D));
+        }
+    }
+}

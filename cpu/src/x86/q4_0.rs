@@ -1,0 +1,159 @@
+//! `q4_0` and `q4_1`: nibbles with a scale, and with a scale and a minimum.
+
+use super::gemm::{Tile, Unpack};
+use super::util::*;
+use crate::activations::X32;
+use std::arch::x86_64::*;
+
+pub(super) mod avx2 {
+    use super::super::rows::Rows32;
+    use super::*;
+
+    pub(in super::super) struct Q4_0;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for Q4_0 {
+        const SIZE: usize = 18;
+        const OFFSET: i32 = 8;
+        const MINS: bool = false;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_avx2(nibbles_32(w.add(2)), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { (f16x4(w), _mm_setzero_ps()) }
+        }
+    }
+
+    pub(in super::super) struct Q4_1;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for Q4_1 {
+        const SIZE: usize = 20;
+        const OFFSET: i32 = 0;
+        const MINS: bool = true;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_avx2(nibbles_32(w.add(4)), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { super::super::q4_k::scale_pairs(w) }
+        }
+    }
+}
+
+pub(super) mod avx512 {
+    use super::super::rows::Rows32;
+    use super::*;
+
+    pub(in super::super) struct Q4_0;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for Q4_0 {
+        const SIZE: usize = 18;
+        const OFFSET: i32 = 8;
+        const MINS: bool = false;
+
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_avx512(nibbles_32(w.add(2)), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { (f16x4(w), _mm_setzero_ps()) }
+        }
+    }
+
+    pub(in super::super) struct Q4_1;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for Q4_1 {
+        const SIZE: usize = 20;
+        const OFFSET: i32 = 0;
+        const MINS: bool = true;
+
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_avx512(nibbles_32(w.add(4)), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { super::super::q4_k::scale_pairs(w) }
+        }
+    }
+}
+
+/// For batches.
+pub(super) struct Q4_0;
+
+// SAFETY: offsets are within the block.
+unsafe impl Unpack for Q4_0 {
+    const SIZE: usize = 18;
+    const LEN: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            _mm256_store_si256(q.cast(), nibbles_32(w.add(2)));
+            tile.d[b][r] = f16(w);
+        }
+    }
+}
+
+/// For batches.
+pub(super) struct Q4_1;
+
+// SAFETY: offsets are within the block.
+unsafe impl Unpack for Q4_1 {
+    const SIZE: usize = 20;
+    const LEN: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            _mm256_store_si256(q.cast(), nibbles_32(w.add(4)));
+            tile.d[b][r] = f16(w);
+            tile.m[b][r] = f16(w.add(2));
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! `q4_K`: 4 bits, with 6-bit scales and minimums for every 32 values.
+
+use super::gemm::{Tile, Unpack};
+use super::util::{bytes, f16, k_scales};
+use crate::activations::X256;
+use lemma_quant::unpack_k_scales;
+use std::arch::x86_64::*;
+
+/// Bytes of a block.
+const SIZE: usize = 144;
+/// Where the quants begin.
+const QS: usize = 16;
+
+pub(super) mod avx2 {
+    use super::super::rows::Rows256;
+    use super::*;
+
+    pub(in super::super) struct Q4K;
+
+    // SAFETY: offsets are within the 144 bytes.
+    unsafe impl Rows256 for Q4K {
+        const SIZE: usize = SIZE;
+        const MINS: bool = true;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+            // SAFETY: by the caller; offsets into `x` end at 256.
+            unsafe {
+                let (scales, mins) = scales_and_mins(w, x);
+                let mut sum = _mm256_setzero_si256();
+                let mask = _mm256_set1_epi8(15);
+                for g in 0..4 {
+                    let q = _mm256_loadu_si256(w.add(QS + 32 * g).cast());
+                    let low = _mm256_and_si256(q, mask);
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask);
+                    let x_low = _mm256_load_si256(x.q.as_ptr().add(64 * g).cast());
+                    let x_high = _mm256_load_si256(x.q.as_ptr().add(64 * g + 32).cast());
+                    let low = _mm256_maddubs_epi16(low, x_low);
+                    let high = _mm256_maddubs_epi16(high, x_high);
+                    let low = _mm256_madd_epi16(low, scale(scales, 2 * g));
+                    let high = _mm256_madd_epi16(high, scale(scales, 2 * g + 1));
+                    sum = _mm256_add_epi32(sum, _mm256_add_epi32(low, high));
+                }
+                (sum, mins)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { scale_pairs(w) }
+        }
+    }
+
+    /// Scale `j` of eight 16-bit ones, in all lanes.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in super::super) fn scale(scales: __m128i, j: usize) -> __m256i {
+        let pick = _mm256_set1_epi16((0x0100 + 0x0202 * j) as i16);
+        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(scales), pick)
+    }
+}
+
+pub(super) mod avx512 {
+    use super::super::rows::Rows256;
+    use super::super::util::fold_512;
+    use super::*;
+
+    pub(in super::super) struct Q4K;
+
+    // SAFETY: offsets are within the 144 bytes.
+    unsafe impl Rows256 for Q4K {
+        const SIZE: usize = SIZE;
+        const MINS: bool = true;
+
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+            // SAFETY: by the caller; offsets into `x` end at 256.
+            unsafe {
+                let (scales, mins) = scales_and_mins(w, x);
+                let scales = _mm512_broadcast_i32x4(scales);
+                let mut sum = [_mm512_setzero_si512(); 2];
+                let mask = _mm512_set1_epi8(15);
+                for g in 0..2 {
+                    let q = _mm512_loadu_si512(w.add(QS + 64 * g).cast());
+                    let low = _mm512_and_si512(q, mask);
+                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(q), mask);
+                    let (x_low, x_high) = even_and_odd(x, g);
+                    let low = _mm512_maddubs_epi16(low, x_low);
+                    let high = _mm512_maddubs_epi16(high, x_high);
+                    let (s_low, s_high) = (pick(4 * g, 4 * g + 2), pick(4 * g + 1, 4 * g + 3));
+                    sum[0] = _mm512_dpwssd_epi32(sum[0], low, _mm512_shuffle_epi8(scales, s_low));
+                    sum[1] = _mm512_dpwssd_epi32(sum[1], high, _mm512_shuffle_epi8(scales, s_high));
+                }
+                (fold_512(_mm512_add_epi32(sum[0], sum[1])), mins)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { scale_pairs(w) }
+        }
+    }
+
+    /// Of 128 activations, the even and the odd runs of 32: nibbles of 64 bytes belong to them.
+    ///
+    /// # Safety
+    /// `g` is 0 or 1.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f")]
+    pub(in super::super) unsafe fn even_and_odd(x: &X256, g: usize) -> (__m512i, __m512i) {
+        // SAFETY: offsets end at 256.
+        unsafe {
+            let p = x.q.as_ptr().add(128 * g);
+            let x = [0, 1, 2, 3].map(|i| _mm256_load_si256(p.add(32 * i).cast()));
+            (
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(x[0]), x[2]),
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(x[1]), x[3]),
+            )
+        }
+    }
+
+    /// Picks 16-bit scale `a` for the lower half and `b` for the upper one.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f")]
+    pub(in super::super) fn pick(a: usize, b: usize) -> __m512i {
+        let half = |j: usize| _mm256_set1_epi16((0x0100 + 0x0202 * j) as i16);
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(a)), half(b))
+    }
+}
+
+/// The 16-bit scales, and lanes that sum to the products of minimums and sums of activations.
+///
+/// # Safety
+/// `w` is valid for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn scales_and_mins(w: *const u8, x: &X256) -> (__m128i, __m128i) {
+    // SAFETY: by the caller, and `sum32` has 16 bytes.
+    unsafe {
+        let packed = k_scales(_mm_loadu_si128(w.cast()));
+        let mins = _mm_unpackhi_epi8(packed, _mm_setzero_si128());
+        let sums = _mm_loadu_si128(x.sum32.as_ptr().cast());
+        (_mm_cvtepu8_epi16(packed), _mm_madd_epi16(mins, sums))
+    }
+}
+
+/// `d` and `dmin` at the beginning of four blocks.
+///
+/// # Safety
+/// Pointers are valid for four bytes.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) unsafe fn scale_pairs(w: [*const u8; 4]) -> (__m128, __m128) {
+    // SAFETY: by the caller.
+    let h = w.map(|p| unsafe { p.cast::<i32>().read_unaligned() });
+    let pairs = _mm256_cvtph_ps(_mm_set_epi32(h[3], h[2], h[1], h[0]));
+    let (low, high) = (
+        _mm256_castps256_ps128(pairs),
+        _mm256_extractf128_ps::<1>(pairs),
+    );
+    (
+        _mm_shuffle_ps::<0b10_00_10_00>(low, high),
+        _mm_shuffle_ps::<0b11_01_11_01>(low, high),
+    )
+}
+
+/// For batches.
+pub(super) struct Q4K;
+
+// SAFETY: offsets are within the 144 bytes.
+unsafe impl Unpack for Q4K {
+    const SIZE: usize = SIZE;
+    const LEN: usize = 256;
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            for g in 0..4 {
+                let v = _mm256_loadu_si256(w.add(QS + 32 * g).cast());
+                let low = _mm256_and_si256(v, mask);
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask);
+                _mm256_store_si256(q.add(64 * g).cast(), low);
+                _mm256_store_si256(q.add(64 * g + 32).cast(), high);
+            }
+            unpack_header(w, tile, r);
+        }
+    }
+}
+
+/// Scales and minimums of row `r` of a tile.
+///
+/// # Safety
+/// `w` is valid for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn unpack_header(w: *const u8, tile: &mut Tile, r: usize) {
+    // SAFETY: by the caller.
+    unsafe {
+        let (scales, mins) = unpack_k_scales(&bytes(w.add(4)));
+        for j in 0..8 {
+            tile.scales[j][r] = i32::from(scales[j]);
+            tile.mins[j / 2][r][j % 2] = i16::from(mins[j]);
+        }
+        tile.d[0][r] = f16(w);
+        tile.m[0][r] = f16(w.add(2));
+    }
+}

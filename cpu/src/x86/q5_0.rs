@@ -1,0 +1,176 @@
+//! `q5_0` and `q5_1`: `q4_0` and `q4_1` with a fifth bit.
+
+use super::gemm::{Tile, Unpack};
+use super::util::*;
+use crate::activations::X32;
+use std::arch::x86_64::*;
+
+/// Fifth bits, then nibbles.
+///
+/// # Safety
+/// `p` is valid for 20 bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn quants(p: *const u8) -> __m256i {
+    // SAFETY: by the caller.
+    unsafe {
+        let fifth = bits_to_bytes(u32::from_le_bytes(bytes(p)));
+        _mm256_or_si256(
+            nibbles_32(p.add(4)),
+            _mm256_and_si256(fifth, _mm256_set1_epi8(16)),
+        )
+    }
+}
+
+pub(super) mod avx2 {
+    use super::super::rows::Rows32;
+    use super::*;
+
+    pub(in super::super) struct Q5_0;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for Q5_0 {
+        const SIZE: usize = 22;
+        const OFFSET: i32 = 16;
+        const MINS: bool = false;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_avx2(quants(w.add(2)), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { (f16x4(w), _mm_setzero_ps()) }
+        }
+    }
+
+    pub(in super::super) struct Q5_1;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for Q5_1 {
+        const SIZE: usize = 24;
+        const OFFSET: i32 = 0;
+        const MINS: bool = true;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_avx2(quants(w.add(4)), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { super::super::q4_k::scale_pairs(w) }
+        }
+    }
+}
+
+pub(super) mod avx512 {
+    use super::super::rows::Rows32;
+    use super::*;
+
+    pub(in super::super) struct Q5_0;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for Q5_0 {
+        const SIZE: usize = 22;
+        const OFFSET: i32 = 16;
+        const MINS: bool = false;
+
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_avx512(quants(w.add(2)), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { (f16x4(w), _mm_setzero_ps()) }
+        }
+    }
+
+    pub(in super::super) struct Q5_1;
+
+    // SAFETY: offsets are within the block.
+    unsafe impl Rows32 for Q5_1 {
+        const SIZE: usize = 24;
+        const OFFSET: i32 = 0;
+        const MINS: bool = true;
+
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
+            // SAFETY: by the caller; `x.q` has 32 bytes.
+            unsafe {
+                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
+                dot4_avx512(quants(w.add(4)), x)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { super::super::q4_k::scale_pairs(w) }
+        }
+    }
+}
+
+/// For batches.
+pub(super) struct Q5_0;
+
+// SAFETY: offsets are within the block.
+unsafe impl Unpack for Q5_0 {
+    const SIZE: usize = 22;
+    const LEN: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            _mm256_store_si256(q.cast(), quants(w.add(2)));
+            tile.d[b][r] = f16(w);
+        }
+    }
+}
+
+/// For batches.
+pub(super) struct Q5_1;
+
+// SAFETY: offsets are within the block.
+unsafe impl Unpack for Q5_1 {
+    const SIZE: usize = 24;
+    const LEN: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            _mm256_store_si256(q.cast(), quants(w.add(4)));
+            tile.d[b][r] = f16(w);
+            tile.m[b][r] = f16(w.add(2));
+        }
+    }
+}

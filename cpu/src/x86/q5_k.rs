@@ -1,0 +1,157 @@
+//! `q5_K`: `q4_K` with a fifth bit.
+
+use super::gemm::{Tile, Unpack};
+use super::q4_k::{scale_pairs, scales_and_mins, unpack_header};
+use crate::activations::X256;
+use std::arch::x86_64::*;
+
+/// Bytes of a block.
+const SIZE: usize = 176;
+/// Where the fifth bits begin.
+const QH: usize = 16;
+/// Where the low bits begin.
+const QS: usize = 48;
+
+/// Quants of values `64 g ..`, two runs of 32.
+///
+/// # Safety
+/// `w` is valid for a block, and `g` is below 4.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn quants(w: *const u8, qh: __m256i, g: usize) -> (__m256i, __m256i) {
+    let mask = _mm256_set1_epi8(15);
+    let fifth = _mm256_set1_epi8(16);
+    // SAFETY: by the caller.
+    let q = unsafe { _mm256_loadu_si256(w.add(QS + 32 * g).cast()) };
+    // Bits 2g and 2g + 1 of every byte, moved to bit 4.
+    let qh = _mm256_srl_epi16(qh, _mm_cvtsi32_si128(2 * g as i32));
+    let low = _mm256_and_si256(_mm256_slli_epi16::<4>(qh), fifth);
+    let high = _mm256_and_si256(_mm256_slli_epi16::<3>(qh), fifth);
+    (
+        _mm256_or_si256(_mm256_and_si256(q, mask), low),
+        _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(q), mask), high),
+    )
+}
+
+pub(super) mod avx2 {
+    use super::super::q4_k::avx2::scale;
+    use super::super::rows::Rows256;
+    use super::*;
+
+    pub(in super::super) struct Q5K;
+
+    // SAFETY: offsets are within the 176 bytes.
+    unsafe impl Rows256 for Q5K {
+        const SIZE: usize = SIZE;
+        const MINS: bool = true;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+            // SAFETY: by the caller; offsets into `x` end at 256.
+            unsafe {
+                let (scales, mins) = scales_and_mins(w, x);
+                let qh = _mm256_loadu_si256(w.add(QH).cast());
+                let mut sum = _mm256_setzero_si256();
+                for g in 0..4 {
+                    let (low, high) = quants(w, qh, g);
+                    let x_low = _mm256_load_si256(x.q.as_ptr().add(64 * g).cast());
+                    let x_high = _mm256_load_si256(x.q.as_ptr().add(64 * g + 32).cast());
+                    let low = _mm256_maddubs_epi16(low, x_low);
+                    let high = _mm256_maddubs_epi16(high, x_high);
+                    let low = _mm256_madd_epi16(low, scale(scales, 2 * g));
+                    let high = _mm256_madd_epi16(high, scale(scales, 2 * g + 1));
+                    sum = _mm256_add_epi32(sum, _mm256_add_epi32(low, high));
+                }
+                (sum, mins)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { scale_pairs(w) }
+        }
+    }
+}
+
+pub(super) mod avx512 {
+    use super::super::q4_k::avx512::{even_and_odd, pick};
+    use super::super::rows::Rows256;
+    use super::super::util::fold_512;
+    use super::*;
+
+    pub(in super::super) struct Q5K;
+
+    // SAFETY: offsets are within the 176 bytes.
+    unsafe impl Rows256 for Q5K {
+        const SIZE: usize = SIZE;
+        const MINS: bool = true;
+
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+            // SAFETY: by the caller; offsets into `x` end at 256.
+            unsafe {
+                let (scales, mins) = scales_and_mins(w, x);
+                let scales = _mm512_broadcast_i32x4(scales);
+                let qh = _mm256_loadu_si256(w.add(QH).cast());
+                // The upper half of 64 bytes of nibbles takes the bits two further.
+                let qh =
+                    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(qh), _mm256_srli_epi16::<2>(qh));
+                let mut sum = [_mm512_setzero_si512(); 2];
+                let (mask, fifth) = (_mm512_set1_epi8(15), _mm512_set1_epi8(16));
+                for g in 0..2 {
+                    let q = _mm512_loadu_si512(w.add(QS + 64 * g).cast());
+                    let qh = _mm512_srl_epi16(qh, _mm_cvtsi32_si128(4 * g as i32));
+                    // a & b | c
+                    let low = _mm512_and_si512(q, mask);
+                    let low =
+                        _mm512_or_si512(low, _mm512_and_si512(_mm512_slli_epi16::<4>(qh), fifth));
+                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(q), mask);
+                    let high =
+                        _mm512_or_si512(high, _mm512_and_si512(_mm512_slli_epi16::<3>(qh), fifth));
+                    let (x_low, x_high) = even_and_odd(x, g);
+                    let low = _mm512_maddubs_epi16(low, x_low);
+                    let high = _mm512_maddubs_epi16(high, x_high);
+                    let (s_low, s_high) = (pick(4 * g, 4 * g + 2), pick(4 * g + 1, 4 * g + 3));
+                    sum[0] = _mm512_dpwssd_epi32(sum[0], low, _mm512_shuffle_epi8(scales, s_low));
+                    sum[1] = _mm512_dpwssd_epi32(sum[1], high, _mm512_shuffle_epi8(scales, s_high));
+                }
+                (fold_512(_mm512_add_epi32(sum[0], sum[1])), mins)
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { scale_pairs(w) }
+        }
+    }
+}
+
+/// For batches.
+pub(super) struct Q5K;
+
+// SAFETY: offsets are within the 176 bytes.
+unsafe impl Unpack for Q5K {
+    const SIZE: usize = SIZE;
+    const LEN: usize = 256;
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            let qh = _mm256_loadu_si256(w.add(QH).cast());
+            for g in 0..4 {
+                let (low, high) = quants(w, qh, g);
+                _mm256_store_si256(q.add(64 * g).cast(), low);
+                _mm256_store_si256(q.add(64 * g + 32).cast(), high);
+            }
+            unpack_header(w, tile, r);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! `q6_K`: 6 bits, with 8-bit signed scales for every 16 values.
+
+use super::gemm::{Tile, Unpack};
+use super::util::{bytes, f16, f16x4};
+use crate::activations::X256;
+use std::arch::x86_64::*;
+
+/// Bytes of a block.
+const SIZE: usize = 210;
+/// Where the upper bits begin.
+const QH: usize = 128;
+/// Where the scales begin.
+const SCALES: usize = 192;
+/// Where the scale of the scales is.
+const D: usize = 208;
+
+/// Quants of values `128 h ..`, plus 32, in four runs of 32.
+///
+/// # Safety
+/// `w` is valid for a block, and `h` is below 2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn quants(w: *const u8, h: usize) -> [__m256i; 4] {
+    let (low, upper) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+    // SAFETY: by the caller.
+    unsafe {
+        let a = _mm256_loadu_si256(w.add(64 * h).cast());
+        let b = _mm256_loadu_si256(w.add(64 * h + 32).cast());
+        let qh = _mm256_loadu_si256(w.add(QH + 32 * h).cast());
+        let join = |q, h| _mm256_or_si256(_mm256_and_si256(q, low), _mm256_and_si256(h, upper));
+        [
+            join(a, _mm256_slli_epi16::<4>(qh)),
+            join(b, _mm256_slli_epi16::<2>(qh)),
+            join(_mm256_srli_epi16::<4>(a), qh),
+            join(_mm256_srli_epi16::<4>(b), _mm256_srli_epi16::<2>(qh)),
+        ]
+    }
+}
+
+/// What the offset of 32 contributes: lanes that sum to `32 * sum of scale * sum of x`.
+///
+/// # Safety
+/// `scales` is valid for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn offset(scales: __m128i, x: &X256) -> __m256i {
+    // SAFETY: `sum16` has 32 bytes.
+    let sums = unsafe { _mm256_loadu_si256(x.sum16.as_ptr().cast()) };
+    _mm256_slli_epi32::<5>(_mm256_madd_epi16(_mm256_cvtepi8_epi16(scales), sums))
+}
+
+/// Picks byte `a` eight times, then byte `a + 1`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pick(a: usize) -> __m128i {
+    let eight = 0x0101_0101_0101_0101 * a as i64;
+    _mm_set_epi64x(eight + 0x0101_0101_0101_0101, eight)
+}
+
+pub(super) mod avx2 {
+    use super::super::rows::Rows256;
+    use super::*;
+
+    pub(in super::super) struct Q6K;
+
+    // SAFETY: offsets are within the 210 bytes.
+    unsafe impl Rows256 for Q6K {
+        const SIZE: usize = SIZE;
+        const MINS: bool = false;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+            // SAFETY: by the caller; offsets into `x` end at 256.
+            unsafe {
+                let scales = _mm_loadu_si128(w.add(SCALES).cast());
+                let mut sum = _mm256_sub_epi32(_mm256_setzero_si256(), offset(scales, x));
+                for h in 0..2 {
+                    for (i, q) in quants(w, h).into_iter().enumerate() {
+                        let x = _mm256_load_si256(x.q.as_ptr().add(128 * h + 32 * i).cast());
+                        let s = _mm_shuffle_epi8(scales, pick(8 * h + 2 * i));
+                        let p = _mm256_maddubs_epi16(q, x);
+                        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(p, _mm256_cvtepi8_epi16(s)));
+                    }
+                }
+                (sum, _mm_setzero_si128())
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { (f16x4(w.map(|w| w.add(D))), _mm_setzero_ps()) }
+        }
+    }
+}
+
+pub(super) mod avx512 {
+    use super::super::rows::Rows256;
+    use super::super::util::fold_512;
+    use super::*;
+
+    pub(in super::super) struct Q6K;
+
+    // SAFETY: offsets are within the 210 bytes.
+    unsafe impl Rows256 for Q6K {
+        const SIZE: usize = SIZE;
+        const MINS: bool = false;
+
+        #[inline]
+        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+            // SAFETY: by the caller; offsets into `x` end at 256.
+            unsafe {
+                let scales = _mm_loadu_si128(w.add(SCALES).cast());
+                let mut sums = [_mm512_setzero_si512(); 2];
+                let (low, upper) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
+                for h in 0..2 {
+                    let ql = _mm512_loadu_si512(w.add(64 * h).cast());
+                    let qh = _mm256_loadu_si256(w.add(QH + 32 * h).cast());
+                    // Bits 0..4 of both halves belong to the low nibbles, bits 4..8 to the high ones.
+                    let qh = _mm512_inserti64x4::<1>(
+                        _mm512_castsi256_si512(_mm256_slli_epi16::<2>(qh)),
+                        qh,
+                    );
+                    let a = _mm512_or_si512(
+                        _mm512_and_si512(ql, low),
+                        _mm512_and_si512(_mm512_slli_epi16::<2>(qh), upper),
+                    );
+                    let b = _mm512_or_si512(
+                        _mm512_and_si512(_mm512_srli_epi16::<4>(ql), low),
+                        _mm512_and_si512(_mm512_srli_epi16::<2>(qh), upper),
+                    );
+                    for (i, q) in [a, b].into_iter().enumerate() {
+                        let x = _mm512_load_si512(x.q.as_ptr().add(128 * h + 64 * i).cast());
+                        let first = 8 * h + 4 * i;
+                        let pick = _mm256_set_m128i(pick(first + 2), pick(first));
+                        let s = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(scales), pick);
+                        let p = _mm512_maddubs_epi16(q, x);
+                        sums[i] = _mm512_dpwssd_epi32(sums[i], p, _mm512_cvtepi8_epi16(s));
+                    }
+                }
+                let sum = fold_512(_mm512_add_epi32(sums[0], sums[1]));
+                (
+                    _mm256_sub_epi32(sum, offset(scales, x)),
+                    _mm_setzero_si128(),
+                )
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { (f16x4(w.map(|w| w.add(D))), _mm_setzero_ps()) }
+        }
+    }
+}
+
+/// For batches.
+pub(super) struct Q6K;
+
+// SAFETY: offsets are within the 210 bytes.
+unsafe impl Unpack for Q6K {
+    const SIZE: usize = SIZE;
+    const LEN: usize = 256;
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
+        // SAFETY: by the caller.
+        unsafe {
+            for h in 0..2 {
+                for (i, v) in quants(w, h).into_iter().enumerate() {
+                    _mm256_store_si256(q.add(128 * h + 32 * i).cast(), v);
+                }
+            }
+            for (j, s) in bytes::<16>(w.add(SCALES)).into_iter().enumerate() {
+                tile.scales[j][r] = i32::from(s as i8);
+            }
+            tile.d[0][r] = f16(w.add(D));
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! A few rows with one token.
+//!
+//! With one token every weight is used once, so the speed is that of the memory. Four rows at a time share the
+//! loads of activations and the folding of lanes, and run through memory as one stream after the other; the
+//! next four are prefetched.
+
+use crate::activations::{X32, X256};
+use std::arch::x86_64::*;
+
+/// What is special to a format of 256 values.
+///
+/// # Safety
+/// `SIZE` is the size of a block, and functions read nothing outside of it.
+pub(super) unsafe trait Rows256 {
+    /// Bytes of a block.
+    const SIZE: usize;
+    /// Whether there are minimums.
+    const MINS: bool;
+
+    /// Lanes that sum to `sum of scale * q * x`, and to `sum of minimum * sum of x`.
+    ///
+    /// # Safety
+    /// `w` is valid for a block, and the instruction set is available.
+    unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i);
+
+    /// The scales `d` and (where there are minimums) `dmin` of four blocks.
+    ///
+    /// # Safety
+    /// As for `dot`.
+    unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128);
+}
+
+/// What is special to a format of 32 values.
+///
+/// # Safety
+/// `SIZE` is the size of a block, and functions read nothing outside of it.
+pub(super) unsafe trait Rows32 {
+    /// Bytes of a block.
+    const SIZE: usize;
+    /// What `dot` does not subtract from the quants.
+    const OFFSET: i32;
+    /// Whether there are minimums.
+    const MINS: bool;
+
+    /// Lanes that sum to `sum of (q + OFFSET) * x`.
+    ///
+    /// # Safety
+    /// `w` is valid for a block, and the instruction set is available.
+    unsafe fn dot(w: *const u8, x: &X32) -> __m256i;
+
+    /// The scales `d` and (where there are minimums) `m` of four blocks.
+    ///
+    /// # Safety
+    /// As for `dot`.
+    unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128);
+}
+
+macro_rules! drivers {
+    ($isa:ident, $features:literal) => {
+        pub(super) mod $isa {
+            use super::super::util::{sum_half_lanes, sum_lanes};
+            use super::super::{
+                Form, Kernel, iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0,
+            };
+            use super::*;
+            use lemma_quant::GgmlType;
+
+            pub(in super::super) fn kernel(ty: GgmlType) -> Option<Kernel> {
+                let (form, rows) = match ty {
+                    GgmlType::Q4_0 => (Form::X32, rows_32::<q4_0::$isa::Q4_0> as _),
+                    GgmlType::Q4_1 => (Form::X32, rows_32::<q4_0::$isa::Q4_1> as _),
+                    GgmlType::Q5_0 => (Form::X32, rows_32::<q5_0::$isa::Q5_0> as _),
+                    GgmlType::Q5_1 => (Form::X32, rows_32::<q5_0::$isa::Q5_1> as _),
+                    GgmlType::Q8_0 => (Form::X32, rows_32::<q8_0::$isa::Q8_0> as _),
+                    GgmlType::IQ4_NL => (Form::X32, rows_32::<iq4_nl::$isa::IQ4NL> as _),
+                    GgmlType::MXFP4 => (Form::X32, rows_32::<mxfp4::$isa::MXFP4> as _),
+                    GgmlType::Q2_K => (Form::X256, rows_256::<q2_k::$isa::Q2K> as _),
+                    GgmlType::Q3_K => (Form::X256, rows_256::<q3_k::$isa::Q3K> as _),
+                    GgmlType::Q4_K => (Form::X256, rows_256::<q4_k::$isa::Q4K> as _),
+                    GgmlType::Q5_K => (Form::X256, rows_256::<q5_k::$isa::Q5K> as _),
+                    GgmlType::Q6_K => (Form::X256, rows_256::<q6_k::$isa::Q6K> as _),
+                    GgmlType::IQ4_XS => (Form::X256, rows_256::<iq4_xs::$isa::IQ4XS> as _),
+                    _ => return None,
+                };
+                Some(Kernel {
+                    form,
+                    rows,
+                    gemm: None,
+                })
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn rows_256<F: Rows256>(
+                w: *const u8,
+                row_size: usize,
+                n: usize,
+                x: *const u8,
+                n_blocks: usize,
+            ) -> [f32; 4] {
+                // SAFETY: by the caller.
+                unsafe {
+                    let x = std::slice::from_raw_parts(x.cast(), n_blocks);
+                    match n {
+                        4 => some_rows_256::<F, 4>(w, row_size, x),
+                        3 => some_rows_256::<F, 3>(w, row_size, x),
+                        2 => some_rows_256::<F, 2>(w, row_size, x),
+                        _ => some_rows_256::<F, 1>(w, row_size, x),
+                    }
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn some_rows_256<F: Rows256, const R: usize>(
+                w: *const u8,
+                row_size: usize,
+                x: &[X256],
+            ) -> [f32; 4] {
+                let mut acc = _mm_setzero_ps();
+                let mut at = w;
+                for x in x {
+                    let mut sums = [_mm256_setzero_si256(); 4];
+                    let mut min_sums = [_mm_setzero_si128(); 4];
+                    let mut blocks = [at; 4];
+                    for r in 0..R {
+                        // SAFETY: the block of row r, by the caller; a prefetch cannot fault.
+                        unsafe {
+                            blocks[r] = at.add(r * row_size);
+                            let next = blocks[r].wrapping_add(R * row_size).cast::<i8>();
+                            _mm_prefetch::<_MM_HINT_T0>(next);
+                            if F::SIZE > 64 {
+                                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64));
+                            }
+                            if F::SIZE > 128 {
+                                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(128));
+                            }
+                            if F::SIZE > 192 {
+                                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(192));
+                            }
+                            (sums[r], min_sums[r]) = F::dot(blocks[r], x);
+                        }
+                    }
+                    // SAFETY: the blocks from above.
+                    let (d, dmin) = unsafe { F::scales(blocks) };
+                    let dx = _mm_set1_ps(x.d);
+                    let sum = _mm_cvtepi32_ps(sum_lanes(sums));
+                    acc = _mm_fmadd_ps(sum, _mm_mul_ps(d, dx), acc);
+                    if F::MINS {
+                        let sum = _mm_cvtepi32_ps(sum_half_lanes(min_sums));
+                        acc = _mm_fnmadd_ps(sum, _mm_mul_ps(dmin, dx), acc);
+                    }
+                    at = at.wrapping_add(F::SIZE);
+                }
+                let mut out = [0.0; 4];
+                // SAFETY: four values.
+                unsafe { _mm_storeu_ps(out.as_mut_ptr(), acc) };
+                out
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn rows_32<F: Rows32>(
+                w: *const u8,
+                row_size: usize,
+                n: usize,
+                x: *const u8,
+                n_blocks: usize,
+            ) -> [f32; 4] {
+                // SAFETY: by the caller.
+                unsafe {
+                    let x = std::slice::from_raw_parts(x.cast(), n_blocks);
+                    match n {
+                        4 => some_rows_32::<F, 4>(w, row_size, x),
+                        3 => some_rows_32::<F, 3>(w, row_size, x),
+                        2 => some_rows_32::<F, 2>(w, row_size, x),
+                        _ => some_rows_32::<F, 1>(w, row_size, x),
+                    }
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn some_rows_32<F: Rows32, const R: usize>(
+                w: *const u8,
+                row_size: usize,
+                x: &[X32],
+            ) -> [f32; 4] {
+                let mut acc = _mm_setzero_ps();
+                let mut at = w;
+                for x in x {
+                    let mut sums = [_mm256_setzero_si256(); 4];
+                    let mut blocks = [at; 4];
+                    for r in 0..R {
+                        // SAFETY: the block of row r, by the caller; a prefetch cannot fault.
+                        unsafe {
+                            blocks[r] = at.add(r * row_size);
+                            let next = blocks[r].wrapping_add(R * row_size).cast::<i8>();
+                            _mm_prefetch::<_MM_HINT_T0>(next);
+                            sums[r] = F::dot(blocks[r], x);
+                        }
+                    }
+                    // SAFETY: the blocks from above.
+                    let (d, m) = unsafe { F::scales(blocks) };
+                    let sum = sum_lanes(sums);
+                    let sum = _mm_sub_epi32(sum, _mm_set1_epi32(F::OFFSET * x.sum));
+                    let d = _mm_mul_ps(d, _mm_set1_ps(x.d));
+                    acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), d, acc);
+                    if F::MINS {
+                        acc = _mm_fmadd_ps(m, _mm_set1_ps(x.s), acc);
+                    }
+                    at = at.wrapping_add(F::SIZE);
+                }
+                let mut out = [0.0; 4];
+                // SAFETY: four values.
+                unsafe { _mm_storeu_ps(out.as_mut_ptr(), acc) };
+                out
+            }
+        }
+    };
+}
+
+drivers!(avx2, "avx2,fma,f16c");
+drivers!(
+    avx512,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
+);

@@ -1,0 +1,140 @@
+//! Small things that kernels share.
+
+use std::arch::x86_64::*;
+
+/// Sums of the lanes of four vectors.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn sum_lanes(v: [__m256i; 4]) -> __m128i {
+    let ab = _mm256_hadd_epi32(v[0], v[1]);
+    let cd = _mm256_hadd_epi32(v[2], v[3]);
+    let abcd = _mm256_hadd_epi32(ab, cd);
+    _mm_add_epi32(
+        _mm256_castsi256_si128(abcd),
+        _mm256_extracti128_si256::<1>(abcd),
+    )
+}
+
+/// Sums of the lanes of four half vectors.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn sum_half_lanes(v: [__m128i; 4]) -> __m128i {
+    _mm_hadd_epi32(_mm_hadd_epi32(v[0], v[1]), _mm_hadd_epi32(v[2], v[3]))
+}
+
+/// Adds the upper half to the lower one.
+#[inline]
+#[target_feature(enable = "avx2,avx512f")]
+pub(super) fn fold_512(v: __m512i) -> __m256i {
+    _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v))
+}
+
+/// Sums of four neighbouring products of unsigned and signed bytes. Pairs of products must fit 16 bits, which
+/// holds for factors below 128.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn dot4_avx2(u: __m256i, s: __m256i) -> __m256i {
+    _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1))
+}
+
+/// Sums of four neighbouring products of signed bytes; `x` is not -128.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn dot4_signed_avx2(w: __m256i, x: __m256i) -> __m256i {
+    // 128 * 127 twice still fits 16 bits.
+    dot4_avx2(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+}
+
+/// Sums of four neighbouring products of unsigned and signed bytes.
+#[inline]
+#[target_feature(enable = "avx512vl,avx512vnni")]
+pub(super) fn dot4_avx512(u: __m256i, s: __m256i) -> __m256i {
+    _mm256_dpbusd_epi32(_mm256_setzero_si256(), u, s)
+}
+
+/// Sums of four neighbouring products of signed bytes; `x` is not -128.
+#[inline]
+#[target_feature(enable = "avx2,avx512vl,avx512vnni")]
+pub(super) fn dot4_signed_avx512(w: __m256i, x: __m256i) -> __m256i {
+    dot4_avx512(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+}
+
+/// 16 bytes of nibbles: the low ones, then the high ones.
+///
+/// # Safety
+/// `p` is valid for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn nibbles_32(p: *const u8) -> __m256i {
+    // SAFETY: by the caller.
+    let packed = unsafe { _mm_loadu_si128(p.cast()) };
+    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(packed), packed);
+    _mm256_and_si256(both, _mm256_set1_epi8(15))
+}
+
+/// 32 bits to 32 bytes of 0 or -1.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn bits_to_bytes(bits: u32) -> __m256i {
+    let spread = _mm256_set_epi64x(
+        0x0303_0303_0303_0303,
+        0x0202_0202_0202_0202,
+        0x0101_0101_0101_0101,
+        0,
+    );
+    let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), spread);
+    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit)
+}
+
+/// Scales and minimums of `q4_K` and `q5_K`: bytes 0..8 and 8..16. `header` is the first 16 bytes of a block.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn k_scales(header: __m128i) -> __m128i {
+    // Words of the header: [d dmin][a][b][c]. Words of the result: scales [a & 63] [c & 15 | a >> 6 << 4], minimums
+    // [b & 63] [c >> 4 | b >> 6 << 4].
+    let low = _mm_shuffle_epi32::<0b11_10_11_01>(header);
+    let low = _mm_srlv_epi32(low, _mm_set_epi32(4, 0, 0, 0));
+    let low = _mm_and_si128(
+        low,
+        _mm_set_epi32(0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f),
+    );
+    let high = _mm_srli_epi32::<2>(_mm_shuffle_epi32::<0b10_00_01_00>(header));
+    let high = _mm_and_si128(high, _mm_set_epi32(0x3030_3030, 0, 0x3030_3030, 0));
+    _mm_or_si128(low, high)
+}
+
+/// Reads four half-precision numbers.
+///
+/// # Safety
+/// The pointers are valid for two bytes each.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) unsafe fn f16x4(p: [*const u8; 4]) -> __m128 {
+    // SAFETY: by the caller.
+    let h = p.map(|p| unsafe { p.cast::<u16>().read_unaligned() } as u64);
+    let bits = h[0] | h[1] << 16 | h[2] << 32 | h[3] << 48;
+    _mm_cvtph_ps(_mm_cvtsi64_si128(bits as i64))
+}
+
+/// Reads `N` bytes.
+///
+/// # Safety
+/// `p` is valid for them.
+#[inline(always)]
+pub(super) unsafe fn bytes<const N: usize>(p: *const u8) -> [u8; N] {
+    // SAFETY: by the caller.
+    unsafe { p.cast::<[u8; N]>().read_unaligned() }
+}
+
+/// Reads a half-precision number.
+///
+/// # Safety
+/// `p` is valid for two bytes.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) unsafe fn f16(p: *const u8) -> f32 {
+    // SAFETY: by the caller.
+    let bits = i32::from(unsafe { p.cast::<i16>().read_unaligned() });
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)))
+}

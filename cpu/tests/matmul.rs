@@ -1,0 +1,273 @@
+//! Products of every type on every instruction set, against the scalar code of the formats.
+
+mod common;
+use common::*;
+use lemma_cpu::{Isa, Limits, Mat, MulMat, Shared};
+use lemma_quant::GgmlType;
+
+fn weight_types() -> impl Iterator<Item = GgmlType> {
+    GgmlType::ALL.iter().copied().filter(|ty| {
+        ty.traits().quantize_row.is_some() && !matches!(ty, GgmlType::Q8_1 | GgmlType::Q8_K)
+    })
+}
+
+fn limits(n_tokens: usize, n_in: usize) -> Limits {
+    Limits {
+        max_tokens: n_tokens,
+        max_width: n_in,
+        ..Limits::default()
+    }
+}
+
+fn product(isa: Isa, nth: usize, w: Mat<'_>, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    let n_tokens = x.len() / w.n_in;
+    let mut ops = ops(isa, nth, limits(n_tokens, w.n_in));
+    let x = Shared::from_slice(x);
+    let mut out = Shared::zeroed(n_tokens * w.n_out);
+    ops.run(|p| {
+        p.mul_mat(
+            MulMat {
+                out: &out,
+                out_add: false,
+                w,
+                bias,
+            },
+            &x,
+            n_tokens,
+        );
+    });
+    out.as_mut_slice().to_vec()
+}
+
+/// What the scalar code gives, in double precision over blocks, and the sum of magnitudes to compare errors with.
+fn reference(w: Mat<'_>, x: &[f32]) -> Vec<(f64, f64)> {
+    let traits = w.ty.traits();
+    let n_tokens = x.len() / w.n_in;
+    let mut out = Vec::new();
+    let rows: Vec<_> = (0..w.n_out)
+        .map(|r| dequantize(w.ty, w.row(r), w.n_in))
+        .collect();
+    let float = matches!(w.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
+    for t in 0..n_tokens {
+        let x = &x[t * w.n_in..(t + 1) * w.n_in];
+        let quantized =
+            (!float && traits.vec_dot.is_some()).then(|| quantize(traits.vec_dot_type, x));
+        for (r, row) in rows.iter().enumerate() {
+            let products = row
+                .iter()
+                .zip(x)
+                .map(|(w, x)| f64::from(*w) * f64::from(*x));
+            let magnitude = products.clone().map(f64::abs).sum::<f64>();
+            let value = match &quantized {
+                None => products.sum(),
+                Some(x) => {
+                    let (block, size) = (traits.block_size, traits.type_size);
+                    let x_size = row_size(traits.vec_dot_type, block);
+                    (0..w.n_in / block)
+                        .map(|b| {
+                            let w = &w.row(r)[b * size..(b + 1) * size];
+                            let x = &x[b * x_size..(b + 1) * x_size];
+                            f64::from(traits.vec_dot.unwrap()(block, w, x))
+                        })
+                        .sum()
+                }
+            };
+            out.push((value, magnitude));
+        }
+    }
+    out
+}
+
+fn check(w: Mat<'_>, x: &[f32]) {
+    let want = reference(w, x);
+    for isa in Isa::available() {
+        let got = product(isa, 2, w, x, None);
+        for (i, (got, (want, magnitude))) in got.iter().zip(&want).enumerate() {
+            let error = (f64::from(*got) - want).abs();
+            assert!(
+                error <= 1e-6 * magnitude + 1e-30,
+                "{} {isa} {}x{}, output {i}: {got} instead of {want} ({error:e} of {magnitude})",
+                w.ty,
+                w.n_in,
+                w.n_out,
+            );
+        }
+    }
+}
+
+#[test]
+fn every_type_and_shape() {
+    let mut random = Random(1);
+    for ty in weight_types() {
+        let block = ty.block_size().max(32);
+        for (n_out, n_tokens, blocks) in [
+            (1, 1, 1),
+            (5, 1, 3),
+            (7, 2, 2),
+            (37, 3, 3),
+            (18, 9, 5),
+            (33, 70, 1),
+            (64, 16, 9),
+        ] {
+            let n_in = block * blocks;
+            let data = quantize(ty, &random.vec(n_out * n_in));
+            check(
+                Mat::new(ty, n_in, n_out, &data),
+                &random.vec(n_tokens * n_in),
+            );
+        }
+    }
+}
+
+/// Quants, scales and activations as large as they get: nothing may saturate on the way.
+#[test]
+fn extremes() {
+    for ty in weight_types().filter(|ty| ty.block_size() > 1 && ty.traits().vec_dot.is_some()) {
+        let n_in = 2 * ty.block_size().max(32);
+        for byte in [0x00, 0x7f, 0x80, 0xff, 0x88, 0x77, 0xf0, 0x0f] {
+            let size = ty.type_size();
+            let mut data = vec![byte; row_size(ty, n_in) * 5];
+            // Scales are half-precision numbers at one of these places; all of them become 1 or so.
+            for block in data.chunks_exact_mut(size) {
+                set_scales(ty, block);
+            }
+            for sign in [1.0, -1.0] {
+                for n_tokens in [1, 8] {
+                    let x: Vec<f32> = (0..n_tokens * n_in).map(|_| sign * 127.0).collect();
+                    check(Mat::new(ty, n_in, 5, &data), &x);
+                    let alternating: Vec<f32> = (0..n_tokens * n_in)
+                        .map(|i| {
+                            if i % 2 == 0 {
+                                sign * 127.0
+                            } else {
+                                sign * -127.0
+                            }
+                        })
+                        .collect();
+                    check(Mat::new(ty, n_in, 5, &data), &alternating);
+                }
+            }
+        }
+    }
+}
+
+/// Sets the half-precision scales of a block to 1.
+fn set_scales(ty: GgmlType, block: &mut [u8]) {
+    let at: &[usize] = match ty {
+        GgmlType::Q2_K => &[80, 82],
+        GgmlType::Q3_K => &[108],
+        GgmlType::Q6_K => &[208],
+        GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4_K | GgmlType::Q5_K => &[0, 2],
+        GgmlType::MXFP4 => {
+            block[0] = 127;
+            &[]
+        }
+        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4_NL | GgmlType::IQ4_XS => {
+            &[0]
+        }
+        _ => {
+            // No kernels of its own; some valid block.
+            let mut random = Random(9);
+            let x = random.vec(ty.block_size());
+            block.copy_from_slice(&quantize(ty, &x));
+            &[]
+        }
+    };
+    for at in at {
+        block[*at..at + 2].copy_from_slice(&[0x00, 0x3c]);
+    }
+}
+
+/// A result depends on its row and token alone: not on how many are computed together, by how many workers, nor
+/// (for quantized weights) with which vectors.
+#[test]
+fn results_do_not_depend_on_company() {
+    let mut random = Random(2);
+    for ty in weight_types() {
+        let (n_in, n_out, n_tokens) = (ty.block_size().max(32) * 4, 77, 21);
+        let data = quantize(ty, &random.vec(n_out * n_in));
+        let w = Mat::new(ty, n_in, n_out, &data);
+        let (x, bias) = (random.vec(n_tokens * n_in), random.vec(n_out));
+        let bits = |y: Vec<f32>| y.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let mut by_isa = Vec::new();
+        for isa in Isa::available() {
+            let all = bits(product(isa, 1, w, &x, Some(&bias)));
+            for nth in [2, 3, 5] {
+                assert_eq!(
+                    all,
+                    bits(product(isa, nth, w, &x, Some(&bias))),
+                    "{ty} {isa} x{nth}"
+                );
+            }
+            for n in [1, 2, 4] {
+                for (x, want) in x.chunks_exact(n * n_in).zip(all.chunks_exact(n * n_out)) {
+                    assert_eq!(
+                        want,
+                        bits(product(isa, 1, w, x, Some(&bias))),
+                        "{ty} {isa} {n}"
+                    );
+                }
+            }
+            by_isa.push((isa, all));
+        }
+        let vector: Vec<_> = by_isa
+            .iter()
+            .filter(|(isa, _)| *isa != Isa::Scalar)
+            .collect();
+        assert!(
+            vector.windows(2).all(|w| w[0].1 == w[1].1),
+            "{ty} differs among vectors"
+        );
+    }
+}
+
+#[test]
+fn several_products_bias_and_residual() {
+    let mut random = Random(3);
+    let (n_in, n_tokens) = (512, 6);
+    let shapes = [
+        (GgmlType::Q4_K, 40),
+        (GgmlType::Q6_K, 8),
+        (GgmlType::Q8_0, 9),
+        (GgmlType::F16, 3),
+    ];
+    let data: Vec<_> = shapes
+        .iter()
+        .map(|(ty, n)| quantize(*ty, &random.vec(n * n_in)))
+        .collect();
+    let bias = random.vec(40);
+    let x = random.vec(n_tokens * n_in);
+    for isa in Isa::available() {
+        let mats: Vec<_> = shapes
+            .iter()
+            .zip(&data)
+            .map(|((ty, n), d)| Mat::new(*ty, n_in, *n, d))
+            .collect();
+        let start = random.vec(n_tokens * 40);
+        let out: Vec<_> = mats
+            .iter()
+            .map(|m| Shared::from_slice(&start[..n_tokens * m.n_out]))
+            .collect();
+        let shared_x = Shared::from_slice(&x);
+        ops(isa, 3, limits(n_tokens, n_in)).run(|p| {
+            let list: [MulMat<'_>; 4] = std::array::from_fn(|i| MulMat {
+                out: &out[i],
+                out_add: i == 0 || i == 3,
+                w: mats[i],
+                bias: (i == 0).then_some(&bias[..]),
+            });
+            p.mul_mats(&list, &shared_x, n_tokens);
+        });
+        for (i, mut out) in out.into_iter().enumerate() {
+            let alone = product(isa, 1, mats[i], &x, (i == 0).then_some(&bias[..]));
+            for (j, (got, want)) in out.as_mut_slice().iter().zip(alone).enumerate() {
+                let want = if i == 0 || i == 3 {
+                    start[j] + want
+                } else {
+                    want
+                };
+                assert_eq!(got.to_bits(), want.to_bits(), "{isa} product {i}");
+            }
+        }
+    }
+}
