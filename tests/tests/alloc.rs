@@ -58,7 +58,9 @@ fn a_decode_step_allocates_nothing() {
                     .join(format!("{name}.gguf"));
                 let model = Arc::new(Model::load(&path, &o).unwrap());
                 let n_vocab = model.hparams().n_vocab;
+                // The thread that completes the merge table allocates until it has ended.
                 model.tokenizer().ready().unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(20));
                 let mut session = Session::new(model, &o).unwrap();
                 let mut sampler =
                     Sampler::new(SamplerParams::default(), n_vocab, |_| Vec::new()).unwrap();

@@ -130,7 +130,7 @@ impl HParams {
             return Err(k.bad(
                 "rope.dimension_count",
                 n_rot,
-                format!("the head width {head_dim}, an even number"),
+                format!("the head width {head_dim} (attention.key_length, or embedding_length / head_count), an even number"),
             ));
         }
         let n_expert = k.optional("expert_count")?.unwrap_or(0);
