@@ -12,6 +12,8 @@ pub mod guard;
 mod meta;
 mod source;
 mod split;
+#[cfg(test)]
+mod tests;
 mod value;
 pub mod write;
 
