@@ -92,7 +92,8 @@ pub fn write(
     Ok(())
 }
 
-/// Writes a model to the file `path`, which appears only when it is complete.
+/// Writes a model to the file `path`, which appears only when it is complete. What is there and not a regular file (a
+/// pipe, a device) is written into, never replaced.
 ///
 /// # Errors
 /// Those of [`write`], naming the file.
@@ -105,12 +106,14 @@ pub fn write_file(
 ) -> Result<()> {
     let name = path.to_string_lossy().into_owned();
     let failed = |e: std::io::Error| Error::runtime_in(&name, format!("cannot be written ({e})"));
-    let tmp = path.with_file_name(format!(
-        "{}.tmp",
-        path.file_name()
-            .ok_or_else(|| Error::usage_in(&name, "is not a file name"))?
-            .to_string_lossy()
-    ));
+    if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+        let file = File::options().write(true).open(path).map_err(failed)?;
+        return write(shape, ftype, seed, file, progress).map_err(|e| e.in_file(&name));
+    }
+    let file_name = path
+        .file_name()
+        .ok_or_else(|| Error::usage_in(&name, "is not a file name"))?;
+    let tmp = path.with_file_name(format!("{}.tmp", file_name.to_string_lossy()));
     let result = File::create(&tmp)
         .map_err(failed)
         .and_then(|file| write(shape, ftype, seed, file, progress).map_err(|e| e.in_file(&name)))
@@ -326,6 +329,35 @@ mod tests {
         let a = make("tiny", "q4_k_m", 7);
         assert!(a == make("tiny", "q4_k_m", 7));
         assert!(a != make("tiny", "q4_k_m", 8));
+    }
+
+    #[test]
+    fn a_file_appears_whole_and_a_pipe_stays_a_pipe() {
+        let dir = std::env::temp_dir().join(format!("lemma-synth-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (file, pipe) = (dir.join("a.gguf"), dir.join("pipe"));
+        write_file("tiny", "q8_0", 3, &file, &mut |_, _| ()).unwrap();
+        assert!(
+            std::process::Command::new("mkfifo")
+                .arg(&pipe)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::read(pipe).unwrap()
+        });
+        write_file("tiny", "q8_0", 3, &pipe, &mut |_, _| ()).unwrap();
+        assert!(reader.join().unwrap() == std::fs::read(&file).unwrap());
+        assert!(!pipe.metadata().unwrap().is_file());
+        assert!(write_file("tiny", "q8_0", 3, &dir, &mut |_, _| ()).is_err());
+        assert_eq!(
+            std::fs::read_dir(&dir).unwrap().count(),
+            2,
+            "no temporary file is left"
+        );
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
