@@ -29,6 +29,19 @@ pub struct Model {
     template: Option<Result<ChatTemplate, Error>>,
 }
 
+/// Types that keys and values may be stored as.
+pub const KV_TYPES: [GgmlType; 9] = [
+    GgmlType::F32,
+    GgmlType::F16,
+    GgmlType::BF16,
+    GgmlType::Q8_0,
+    GgmlType::Q5_1,
+    GgmlType::Q5_0,
+    GgmlType::Q4_1,
+    GgmlType::Q4_0,
+    GgmlType::IQ4_NL,
+];
+
 impl Model {
     /// Opens a GGUF file (or the first part of a split one).
     ///
@@ -129,18 +142,15 @@ impl Model {
     /// # Errors
     /// [`Error::Usage`] for a type that the pool cannot hold.
     pub fn slot_bytes(&self, kv: &KvOptions) -> Result<u64, Error> {
-        let row = |flag: &str, ty: GgmlType| match ty {
-            GgmlType::F32 | GgmlType::F16 | GgmlType::Q8_0 => {
-                ty.row_size(self.hp.head_dim).ok_or_else(|| {
-                    report::usage(
-                        format!("{flag} {} with heads of {}", ty.name(), self.hp.head_dim),
-                        "f16 or f32",
-                    )
-                })
+        let names = || KV_TYPES.map(GgmlType::name).join(", ");
+        let row = |flag: &str, ty: GgmlType| match ty.row_size(self.hp.head_dim) {
+            _ if !KV_TYPES.contains(&ty) => {
+                Err(report::usage(format!("{flag} {}", ty.name()), names()))
             }
-            _ => Err(report::usage(
-                format!("{flag} {}", ty.name()),
-                "f32, f16 or q8_0",
+            Some(bytes) => Ok(bytes),
+            None => Err(report::usage(
+                format!("{flag} {} with heads of {}", ty.name(), self.hp.head_dim),
+                format!("a type whose blocks of {} divide a head", ty.block_size()),
             )),
         };
         let token = row("-ctk", kv.ty_k)? + row("-ctv", kv.ty_v)?;

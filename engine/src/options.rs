@@ -72,9 +72,9 @@ pub struct KvOptions {
     pub policy: String,
     /// Size of the pool.
     pub budget: KvBudget,
-    /// Type of the stored keys: F32, F16 or Q8_0.
+    /// Type of the stored keys, one of [`crate::model::KV_TYPES`].
     pub ty_k: GgmlType,
-    /// Type of the stored values: F32, F16 or Q8_0.
+    /// Type of the stored values, one of [`crate::model::KV_TYPES`].
     pub ty_v: GgmlType,
     /// Rule by which time stamps are renewed.
     pub refresh: Refresh,

@@ -309,3 +309,26 @@ fn recycling_agrees_with_the_reference() {
         }
     }
 }
+
+#[test]
+fn quantized_pools_stay_close() {
+    let case = each_arch()
+        .into_iter()
+        .find(|c| c.name() == "llama-q-q4_k_m.gguf")
+        .unwrap();
+    let full = options(BackendKind::Cpu, GgmlType::F32);
+    let model = case.load(&full);
+    let run = |o: &LoadOptions| batch(&mut Session::new(model.clone(), o).unwrap(), &case.tokens());
+    let want = run(&full);
+    for ty in lemma_engine::model::KV_TYPES {
+        // The models are random and amplify errors; a wrong layout gives about 1.
+        let limit = if ty.type_size() as f64 / ty.block_size() as f64 >= 1.0 {
+            4e-3
+        } else {
+            0.1
+        };
+        let error = nmse(&run(&options(BackendKind::Cpu, ty)), &want);
+        println!("{}: {error:.1e}", ty.name());
+        assert!(error < limit, "{}: {error:.1e}", ty.name());
+    }
+}
