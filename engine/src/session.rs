@@ -61,6 +61,12 @@ pub struct Timings {
     pub decode_n: usize,
 }
 
+/// Called with what was recycled and the tokens of the sequence.
+pub type OnRecycle = Box<dyn FnMut(&[Recycled], &[u32]) + Send>;
+
+/// Called with a position and its logits, `[n_vocab]`.
+type EachLogits<'a> = dyn FnMut(usize, &[f32]) -> Result<(), Error> + 'a;
+
 /// One sequence over a model.
 pub struct Session {
     model: Arc<Model>,
@@ -74,7 +80,7 @@ pub struct Session {
     n_ubatch: usize,
     tokens: Vec<u32>,
     timings: Timings,
-    on_recycle: Option<Box<dyn FnMut(&[Recycled], &[u32]) + Send>>,
+    on_recycle: Option<OnRecycle>,
 }
 
 impl Session {
@@ -163,7 +169,7 @@ impl Session {
     }
 
     /// Calls `f` whenever pages are recycled, with what was recycled and the tokens of the sequence.
-    pub fn on_recycle(&mut self, f: Option<Box<dyn FnMut(&[Recycled], &[u32]) + Send>>) {
+    pub fn on_recycle(&mut self, f: Option<OnRecycle>) {
         self.on_recycle = f;
     }
 
@@ -227,7 +233,7 @@ impl Session {
     pub fn score(
         &mut self,
         tokens: &[u32],
-        each: &mut dyn FnMut(usize, &[f32]) -> Result<(), Error>,
+        each: &mut EachLogits<'_>,
     ) -> Result<(), Error> {
         self.check_ids(tokens)?;
         if self.pos() as usize + tokens.len() > self.n_ctx as usize {

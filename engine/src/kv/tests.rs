@@ -83,7 +83,7 @@ fn raas_follows_its_rules() {
         .collect();
     for _ in 0..600 {
         let t = c.pos();
-        if t as usize % PAGE == 0 {
+        if (t as usize).is_multiple_of(PAGE) {
             if pages.len() == n_slots {
                 let free: Vec<_> = pages[..n_slots - recent]
                     .iter()

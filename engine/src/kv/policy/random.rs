@@ -25,7 +25,7 @@ struct Random {
 }
 
 fn rng(seed: u64) -> Pcg32 {
-    Pcg32::new(seed, 0xa02b_dbf7_bb3c_0a7)
+    Pcg32::new(seed, 0x0a02_bdbf_7bb3_c0a7)
 }
 
 impl Policy for Random {
