@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lemma_engine::error::Error;
-use lemma_engine::gguf::GgufFile;
 use lemma_engine::model::Model;
 use lemma_engine::options::LoadOptions;
 use lemma_engine::session::Session;
