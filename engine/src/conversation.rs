@@ -9,9 +9,11 @@
 
 use std::ops::ControlFlow;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::chat::{ChatTemplate, RenderInput, ThinkTags};
+use crate::chat::{
+    ChatTemplate, Message as ChatMessage, Reasoning, ReasoningSwitch, RenderInput, ThinkTags,
+};
 use crate::error::Error;
 use crate::generate::{Event, GenOptions, Outcome, Prompt, generate};
 use crate::sampling::Sampler;
@@ -184,13 +186,10 @@ impl Conversation {
         let model = self.session.model();
         let template = model.template()?;
         let tokenizer = model.tokenizer();
-        let text = render(template, tokenizer, &self.messages, o, true)?;
-        Ok(Prompt::from_marked(
-            tokenizer,
-            &text,
-            self.tags.as_ref(),
-            o.reasoning,
-        ))
+        let mut text = render(template, tokenizer, &self.messages, o, true)?;
+        let switch = ReasoningSwitch::detect(template.source());
+        text.push_str(&switch.prompt_suffix(mode(o), self.tags.as_ref(), &text));
+        Ok(Prompt::from_marked(tokenizer, &text))
     }
 
     /// Makes the model reply to the messages so far and adds its reply to them.
@@ -248,9 +247,14 @@ impl Conversation {
         let thinking = last.content.is_empty() && last.thinking.is_some();
         self.session.decode(token)?;
         self.pending = None;
+        let open = self
+            .tags
+            .as_ref()
+            .filter(|_| thinking)
+            .map_or("", ThinkTags::open);
         let prompt = Prompt {
             tokens: Vec::new(),
-            thinking,
+            text: open.to_owned(),
         };
         let outcome = generate(
             &mut self.session,
@@ -283,25 +287,32 @@ pub fn render(
     o: &PromptOptions,
     add_generation_prompt: bool,
 ) -> Result<String, Error> {
-    let list: Vec<Value> = messages
+    let list: Vec<ChatMessage> = messages
         .iter()
-        .map(|m| {
-            let mut v = json!({ "role": m.role.name(), "content": protect(tokenizer, &m.content) });
-            if let Some(t) = &m.thinking {
-                v["reasoning_content"] = protect(tokenizer, t).into();
-            }
-            v
+        .map(|m| ChatMessage {
+            role: m.role.name().to_owned(),
+            content: protect(tokenizer, &m.content),
+            reasoning_content: m.thinking.as_ref().map(|t| protect(tokenizer, t)),
+            ..ChatMessage::default()
         })
         .collect();
-    let list = Value::Array(list);
+    let mut extra = ReasoningSwitch::detect(template.source()).variables(mode(o));
+    extra.extend(o.extra.clone());
     let input = RenderInput {
-        messages: Some(&list),
+        messages: ChatMessage::list_to_json(&list),
         add_generation_prompt,
-        enable_thinking: o.reasoning,
-        extra: o.extra.clone(),
+        extra,
         ..RenderInput::default()
     };
-    template.render(&input).map_err(Error::from)
+    Ok(template.render(&input)?)
+}
+
+fn mode(o: &PromptOptions) -> Reasoning {
+    match o.reasoning {
+        None => Reasoning::Auto,
+        Some(true) => Reasoning::On,
+        Some(false) => Reasoning::Off,
+    }
 }
 
 /// Puts a [`MARK`] behind the first character of every string that the tokenizer would take for a control token.

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use crate::chat::{Part, ThinkSplitter, ThinkTags};
+use crate::chat::{Part, Piece, ThinkSplitter, ThinkTags};
 use crate::conversation::MARK;
 use crate::error::Error;
 use crate::sampling::Sampler;
@@ -108,23 +108,18 @@ pub struct Outcome {
     pub pending: Option<u32>,
 }
 
-/// Tokens to begin with, and whether they leave the model thinking.
+/// What a reply begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     /// Ids.
     pub tokens: Vec<u32>,
-    /// Whether the model is inside its thinking tags when it begins.
-    pub thinking: bool,
+    /// The text of a rendered prompt, whose end says whether the model is thinking; empty for plain text.
+    pub text: String,
 }
 
 impl Prompt {
-    /// Tokenizes rendered text, control tokens on except across marks, and reads the state of thinking from its tail.
-    pub fn from_marked(
-        tokenizer: &Tokenizer,
-        marked: &str,
-        tags: Option<&ThinkTags>,
-        reasoning: Option<bool>,
-    ) -> Self {
+    /// Tokenizes rendered text, control tokens on except across marks.
+    pub fn from_marked(tokenizer: &Tokenizer, marked: &str) -> Self {
         let mut text = String::with_capacity(marked.len());
         let mut marks = Vec::new();
         for c in marked.chars() {
@@ -134,14 +129,6 @@ impl Prompt {
                 text.push(c);
             }
         }
-        let mut thinking = tags.is_some_and(|t| t.open_at_end(&text));
-        if thinking
-            && reasoning == Some(false)
-            && let Some(t) = tags
-        {
-            text.push_str(&t.close_text());
-            thinking = false;
-        }
         // Templates usually write the beginning-of-sequence token themselves.
         let bos = tokenizer
             .bos()
@@ -149,14 +136,14 @@ impl Prompt {
             .unwrap_or_default();
         let has_bos = !bos.is_empty() && text.as_bytes().starts_with(bos);
         let tokens = tokenizer.encode_marked(&text, &marks, !has_bos);
-        Self { tokens, thinking }
+        Self { tokens, text }
     }
 
     /// Tokenizes plain text to be continued.
     pub fn raw(tokenizer: &Tokenizer, text: &str, parse_special: bool) -> Self {
         Self {
             tokens: tokenizer.encode(text, true, parse_special),
-            thinking: false,
+            text: String::new(),
         }
     }
 }
@@ -185,7 +172,7 @@ pub fn generate(
         n_cached: kept,
         n_think: 0,
         n_answer: 0,
-        still_thinking: prompt.thinking,
+        still_thinking: false,
         prefill_s: 0.0,
         decode_s: 0.0,
         ttft_s: 0.0,
@@ -209,7 +196,9 @@ pub fn generate(
         return Ok(out);
     }
 
-    let mut splitter = ThinkSplitter::new(tags, tokenizer, prompt.thinking);
+    let mut splitter = ThinkSplitter::new(tags, &prompt.text);
+    let mut detokenizer = tokenizer.detokenizer(false);
+    let mut pieces: Vec<Piece> = Vec::new();
     let mut forced: std::collections::VecDeque<u32> = std::collections::VecDeque::new();
     let mut closed = false;
     let mut writer = Writer {
@@ -224,10 +213,10 @@ pub fn generate(
             break;
         }
         let budget_spent = o.think_budget.is_some_and(|b| out.n_think >= b);
-        if splitter.thinking() && budget_spent && !closed {
+        if splitter.part() == Part::Thinking && budget_spent && !closed {
             closed = true;
             forced.extend(
-                tags.map(|t| tokenizer.encode(&t.close_text(), false, true))
+                tags.map(|t| tokenizer.encode(t.close_sequence(), false, true))
                     .unwrap_or_default(),
             );
         }
@@ -249,31 +238,12 @@ pub fn generate(
             out.finish = Finish::Eos;
             break;
         }
-        let was_thinking = splitter.thinking();
-        let mut flow = ControlFlow::Continue(());
-        let mut hit = false;
-        splitter.push(id, &mut |part, text| {
-            flow = match part {
-                Part::Think => {
-                    out.thinking.push_str(text);
-                    sink(Event::Think(text))
-                }
-                Part::Text => {
-                    let (piece, end) = writer.push(text);
-                    hit |= end;
-                    out.text.push_str(&piece);
-                    if piece.is_empty() {
-                        ControlFlow::Continue(())
-                    } else {
-                        sink(Event::Text(&piece))
-                    }
-                }
-            };
-        });
-        if was_thinking || splitter.thinking() {
-            out.n_think += 1;
-        } else {
+        let part = splitter.push(id, detokenizer.push(id), &mut pieces);
+        let (flow, hit) = deliver(&mut pieces, &mut writer, &mut out, sink);
+        if part == Part::Answer {
             out.n_answer += 1;
+        } else {
+            out.n_think += 1;
         }
         out.pending = Some(id);
         if hit {
@@ -308,25 +278,56 @@ pub fn generate(
             }
         }
     }
-    out.still_thinking = splitter.thinking();
+    out.still_thinking = splitter.part() != Part::Answer;
     // What was held back in case it became a tag, a stop string or the rest of a character.
-    splitter.finish(&mut |part, text| match part {
-        Part::Think => {
-            out.thinking.push_str(text);
-            let _ = sink(Event::Think(text));
+    if out.finish != Finish::Stop {
+        let rest = detokenizer.finish().to_owned();
+        splitter.push(u32::MAX, &rest, &mut pieces);
+        splitter.finish(&mut pieces);
+        let _ = deliver(&mut pieces, &mut writer, &mut out, sink);
+        if !writer.held.is_empty() {
+            out.text.push_str(&writer.held);
+            let _ = sink(Event::Text(&writer.held));
         }
-        Part::Text => {
-            let (piece, _) = writer.push(text);
-            out.text.push_str(&piece);
-            let _ = sink(Event::Text(&piece));
-        }
-    });
-    if out.finish != Finish::Stop && !writer.held.is_empty() {
-        out.text.push_str(&writer.held);
-        let _ = sink(Event::Text(&writer.held));
     }
     out.decode_s = decode_start.elapsed().as_secs_f64();
     Ok(out)
+}
+
+/// Hands pieces of the reply to the caller; tells whether it wants to go on, and whether a stop string was met.
+fn deliver(
+    pieces: &mut Vec<Piece>,
+    writer: &mut Writer<'_>,
+    out: &mut Outcome,
+    sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> (ControlFlow<()>, bool) {
+    let mut flow = ControlFlow::Continue(());
+    for Piece { part, text } in pieces.drain(..) {
+        let now = match part {
+            Part::Tag => continue,
+            Part::Thinking => {
+                out.thinking.push_str(&text);
+                sink(Event::Think(&text))
+            }
+            Part::Answer => {
+                let (shown, hit) = writer.push(&text);
+                out.text.push_str(&shown);
+                let now = if shown.is_empty() {
+                    flow
+                } else {
+                    sink(Event::Text(&shown))
+                };
+                if hit {
+                    return (now, true);
+                }
+                now
+            }
+        };
+        if now.is_break() {
+            flow = now;
+        }
+    }
+    (flow, false)
 }
 
 /// Holds back the tail of the answer that may be the beginning of a stop string.

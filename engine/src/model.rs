@@ -12,7 +12,7 @@ use crate::arch::{ArchModel, Binder, HParams, Widths};
 use crate::backend::cpu::CpuRunner;
 use crate::backend::trace::TraceRunner;
 use crate::backend::{Buf, Runner};
-use crate::chat::ChatTemplate;
+use crate::chat::{ChatTemplate, named_template};
 use crate::error::Error;
 use crate::gguf::GgufFile;
 use crate::kv::PAGE;
@@ -205,7 +205,8 @@ fn template(
 ) -> Option<Result<ChatTemplate, Error>> {
     let own = file.meta().opt_str("tokenizer.chat_template");
     let source = match (source, own) {
-        (Some(s), _) => s,
+        // A name of a built-in template, or a template.
+        (Some(s), _) => named_template(s).unwrap_or(s),
         (None, Ok(Some(s))) => s,
         (None, Ok(None)) => return None,
         (None, Err(e)) => return Some(Err(e)),
@@ -217,5 +218,5 @@ fn template(
         String::from_utf8_lossy(bytes).into_owned()
     };
     let made = ChatTemplate::new(source, &text(tokenizer.bos()), &text(tokenizer.eos()));
-    Some(made.map_err(|e: Error| Error::from(e).in_file(file.name())))
+    Some(made.map_err(|e| Error::from(e).in_file(file.name())))
 }

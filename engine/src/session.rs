@@ -230,11 +230,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::PromptTooLong`] when the text does not fit the context; what `each` returns.
-    pub fn score(
-        &mut self,
-        tokens: &[u32],
-        each: &mut EachLogits<'_>,
-    ) -> Result<(), Error> {
+    pub fn score(&mut self, tokens: &[u32], each: &mut EachLogits<'_>) -> Result<(), Error> {
         self.check_ids(tokens)?;
         if self.pos() as usize + tokens.len() > self.n_ctx as usize {
             return Err(self.beyond_context(tokens.len()));

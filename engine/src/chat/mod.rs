@@ -1,55 +1,80 @@
-//! STUB
-#![allow(missing_docs)]
-use crate::error::Error;
-use crate::tokenizer::Tokenizer;
-pub struct ChatTemplate(String);
-#[derive(Default)]
-pub struct RenderInput<'a> {
-    pub messages: Option<&'a serde_json::Value>,
-    pub add_generation_prompt: bool,
-    pub enable_thinking: Option<bool>,
-    pub extra: serde_json::Map<String, serde_json::Value>,
+//! From messages to a prompt, and from a reply to thinking and answer.
+//!
+//! [`ChatTemplate`] renders the Jinja template that comes with a model ([`render`](ChatTemplate::render)), the way
+//! Hugging Face transformers does: `trim_blocks` and `lstrip_blocks`, `break` and `continue`, the `generation` tag,
+//! `raise_exception`, `strftime_now`, `tojson` with the formatting of Python's `json.dumps`, and the methods of
+//! Python's strings and dictionaries. Where Python raises a `TypeError` on `None` or undefined values, rendering may
+//! go on instead.
+//!
+//! A template is a program from a file that nobody has vetted. It runs with a budget of instructions and bytes that
+//! grows with the input, a limit on nesting and a limit on the size of source and output; passing any of them is an
+//! ordinary error. It sees the messages, the tools and the variables passed to it, and nothing of the machine but
+//! the date.
+//!
+//! [`ThinkTags`] finds how a model marks its thinking, [`ThinkSplitter`] sorts the reply accordingly, and
+//! [`ReasoningSwitch`] knows how to turn thinking on and off.
+
+mod json;
+mod named;
+mod splitter;
+mod switch;
+mod template;
+mod thinking;
+mod time;
+
+#[cfg(test)]
+mod tests;
+
+pub use named::{TEMPLATE_NAMES, named_template};
+pub use splitter::{Part, Piece, ThinkSplitter};
+pub use switch::{Reasoning, ReasoningSwitch};
+pub use template::{ChatTemplate, Message, RenderInput, ToolCall};
+pub use thinking::ThinkTags;
+pub use time::CivilTime;
+
+/// Why a chat template could not be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChatError {
+    /// The source is longer than any template has reason to be.
+    #[error("chat template is {found} bytes long, at most {limit} are accepted")]
+    SourceTooLong {
+        /// Length of the source in bytes.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The source is not a valid template.
+    #[error("chat template does not parse: {0}")]
+    Syntax(String),
+    /// The template refused the conversation (`raise_exception`).
+    #[error("chat template refuses the conversation: {0}")]
+    Refused(String),
+    /// The template ran into an error.
+    #[error("chat template failed: {0}")]
+    Failed(String),
+    /// The template used up its budget, or went too deep.
+    #[error("chat template was stopped: {0}")]
+    Limit(&'static str),
+    /// The messages are not what a template can take.
+    #[error("messages: {0}")]
+    BadMessages(String),
+    /// There is no built-in template of this name.
+    #[error("unknown chat template {found:?}, expected one of: {expected}")]
+    UnknownName {
+        /// The name asked for.
+        found: String,
+        /// All names, separated by commas.
+        expected: String,
+    },
 }
-impl ChatTemplate {
-    pub fn new(s: &str, _b: &str, _e: &str) -> Result<Self, Error> {
-        Ok(Self(s.to_owned()))
+
+impl From<ChatError> for crate::error::Error {
+    fn from(e: ChatError) -> Self {
+        match e {
+            ChatError::SourceTooLong { .. } | ChatError::Syntax(_) => Self::malformed(e),
+            ChatError::BadMessages(_) | ChatError::UnknownName { .. } => Self::usage(e),
+            ChatError::Refused(_) | ChatError::Failed(_) | ChatError::Limit(_) => Self::runtime(e),
+        }
     }
-    pub fn source(&self) -> &str {
-        &self.0
-    }
-    pub fn render(&self, _i: &RenderInput<'_>) -> Result<String, Error> {
-        Ok(String::new())
-    }
-}
-pub struct ThinkTags;
-impl ThinkTags {
-    pub fn detect(_s: &str, _f: impl Fn(&str) -> Option<u32>) -> Option<Self> {
-        None
-    }
-    pub fn open_at_end(&self, _t: &str) -> bool {
-        false
-    }
-    pub fn close_text(&self) -> String {
-        String::new()
-    }
-}
-pub enum Part {
-    Think,
-    Text,
-}
-pub struct ThinkSplitter<'a>(&'a Tokenizer);
-impl<'a> ThinkSplitter<'a> {
-    pub fn new(_t: Option<&ThinkTags>, k: &'a Tokenizer, _s: bool) -> Self {
-        Self(k)
-    }
-    pub fn thinking(&self) -> bool {
-        false
-    }
-    pub fn push(&mut self, id: u32, f: &mut dyn FnMut(Part, &str)) {
-        f(
-            Part::Text,
-            &String::from_utf8_lossy(self.0.token_bytes(id, false)),
-        )
-    }
-    pub fn finish(&mut self, _f: &mut dyn FnMut(Part, &str)) {}
 }
