@@ -1,122 +1,14 @@
 //! The tokenizer against reference data made with llama.cpp: ids, pieces, detokenization, end-of-generation sets.
 //! See `tests/data/tokenizer/README.md` for the format and for the two environment variables that add data.
 
-use lemma_engine::tokenizer::{Tokenizer, VocabSource};
+use lemma_engine::gguf::GgufFile;
+use lemma_engine::tokenizer::{Tokenizer, TokenizerOptions};
 use serde_json::Value;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// Just enough of GGUF to read vocabulary-only files.
-#[derive(Default)]
-struct Meta {
-    numbers: HashMap<String, u64>,
-    strings: HashMap<String, String>,
-    lists: HashMap<String, Vec<Vec<u8>>>,
-    floats: HashMap<String, Vec<f32>>,
-    ints: HashMap<String, Vec<i32>>,
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> &'a [u8] {
-        let (head, tail) = self.0.split_at(n);
-        self.0 = tail;
-        head
-    }
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.take(4).try_into().unwrap())
-    }
-    fn u64(&mut self) -> u64 {
-        u64::from_le_bytes(self.take(8).try_into().unwrap())
-    }
-    fn bytes(&mut self) -> &'a [u8] {
-        let n = self.u64() as usize;
-        self.take(n)
-    }
-}
-
-fn read_meta(path: &Path) -> Meta {
-    let file = std::fs::read(path).unwrap();
-    let mut r = Reader(&file);
-    assert_eq!(r.take(4), b"GGUF");
-    let (_version, _tensors, n) = (r.u32(), r.u64(), r.u64());
-    let mut meta = Meta::default();
-    for _ in 0..n {
-        let key = String::from_utf8(r.bytes().to_vec()).unwrap();
-        match r.u32() {
-            0 | 1 | 7 => drop(meta.numbers.insert(key, u64::from(r.take(1)[0]))),
-            2 | 3 => drop(r.take(2)),
-            4 | 5 => drop(meta.numbers.insert(key, u64::from(r.u32()))),
-            6 => drop(r.take(4)),
-            8 => drop(
-                meta.strings
-                    .insert(key, String::from_utf8_lossy(r.bytes()).into_owned()),
-            ),
-            9 => {
-                let (kind, n) = (r.u32(), r.u64() as usize);
-                match kind {
-                    8 => drop(
-                        meta.lists
-                            .insert(key, (0..n).map(|_| r.bytes().to_vec()).collect()),
-                    ),
-                    6 => drop(
-                        meta.floats
-                            .insert(key, (0..n).map(|_| f32::from_bits(r.u32())).collect()),
-                    ),
-                    4 | 5 => drop(
-                        meta.ints
-                            .insert(key, (0..n).map(|_| r.u32() as i32).collect()),
-                    ),
-                    0 | 1 | 7 => drop(r.take(n)),
-                    other => panic!("array type {other}"),
-                }
-            }
-            _ => drop(r.u64()),
-        }
-    }
-    meta
-}
-
-impl Meta {
-    fn source(&self) -> VocabSource<'_> {
-        let ggml = |k: &str| format!("tokenizer.ggml.{k}");
-        let string = |k: &str| self.strings.get(k).map(String::as_str);
-        let id = |k: &str| self.numbers.get(&ggml(k)).map(|&x| x as u32);
-        let flag = |k: &str| self.numbers.get(&ggml(k)).map(|&x| x != 0);
-        let list = |k: &str| {
-            self.lists
-                .get(&ggml(k))
-                .map(|l| l.iter().map(Vec::as_slice).collect::<Vec<_>>())
-        };
-        VocabSource {
-            model: string("tokenizer.ggml.model").unwrap(),
-            pre: string("tokenizer.ggml.pre"),
-            model_name: string("general.name"),
-            arch: string("general.architecture"),
-            tokens: list("tokens").unwrap(),
-            scores: self.floats.get(&ggml("scores")).cloned(),
-            token_types: self.ints.get(&ggml("token_type")).cloned(),
-            merges: list("merges"),
-            bos: id("bos_token_id"),
-            eos: id("eos_token_id"),
-            eot: id("eot_token_id"),
-            eom: id("eom_token_id"),
-            unk: id("unknown_token_id"),
-            sep: id("seperator_token_id"),
-            pad: id("padding_token_id"),
-            mask: id("mask_token_id"),
-            fim_pre: id("fim_pre_token_id").or(id("prefix_token_id")),
-            fim_suf: id("fim_suf_token_id").or(id("suffix_token_id")),
-            fim_mid: id("fim_mid_token_id").or(id("middle_token_id")),
-            fim_pad: id("fim_pad_token_id"),
-            fim_rep: id("fim_rep_token_id"),
-            fim_sep: id("fim_sep_token_id"),
-            add_bos: flag("add_bos_token"),
-            add_eos: flag("add_eos_token"),
-            add_space_prefix: flag("add_space_prefix"),
-        }
-    }
+fn open(path: &Path) -> Tokenizer {
+    let file = GgufFile::open(path).unwrap();
+    Tokenizer::from_gguf(&file, &TokenizerOptions::default()).unwrap()
 }
 
 fn data_dirs() -> Vec<PathBuf> {
@@ -215,8 +107,7 @@ fn reference_data() {
             serde_json::from_slice(&std::fs::read(dir.join("manifest.json")).unwrap()).unwrap();
         for vocab in manifest["vocabs"].as_array().unwrap() {
             let name = vocab["name"].as_str().unwrap();
-            let meta = read_meta(&dir.join(vocab["gguf"].as_str().unwrap()));
-            let t = Tokenizer::new(&meta.source()).unwrap();
+            let t = open(&dir.join(vocab["gguf"].as_str().unwrap()));
             let mut report = Report::default();
 
             report.check(
@@ -293,11 +184,11 @@ fn published_pairs() {
         let (true, Ok(inp), Ok(out)) = (file.ends_with(".gguf"), with("inp"), with("out")) else {
             continue;
         };
-        let meta = read_meta(&path);
-        if meta.strings["tokenizer.ggml.model"] == "bert" {
+        let gguf = GgufFile::open(&path).unwrap();
+        if gguf.meta().str("tokenizer.ggml.model").unwrap() == "bert" {
             continue;
         }
-        let t = Tokenizer::new(&meta.source()).unwrap();
+        let t = Tokenizer::from_gguf(&gguf, &TokenizerOptions::default()).unwrap();
         let mut report = Report::default();
         for (text, ids) in inp.split("\n__ggml_vocab_test__\n").zip(out.lines()) {
             let want: Vec<u32> = ids.split_whitespace().map(|x| x.parse().unwrap()).collect();
