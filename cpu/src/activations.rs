@@ -4,9 +4,7 @@
 //! quants aligned, sums that several formats need computed once, and for batches the same four columns of eight tokens
 //! beside each other.
 
-#![allow(clippy::needless_range_loop, reason = "lanes are counted")]
-
-use crate::lanes::multiversion;
+use crate::Isa;
 use lemma_quant::F16;
 
 /// Tokens that lie interleaved in a group.
@@ -125,95 +123,80 @@ impl G256 {
     }
 }
 
-/// Lanes of the largest magnitude; NaN counts as nothing.
-#[inline(always)]
-fn max_magnitude<const N: usize>(x: &[f32; N]) -> f32 {
-    let mut max = [0.0f32; 16];
-    for x in x.as_chunks::<16>().0 {
-        for i in 0..16 {
-            let a = x[i].abs();
-            max[i] = if a > max[i] { a } else { max[i] };
-        }
+/// The value of largest magnitude, the first one of equals, given the largest and the smallest (or zero).
+#[inline]
+pub(crate) fn extreme(x: &[f32; 256], max: f32, min: f32) -> f32 {
+    if max > -min {
+        max
+    } else if max < -min || max == 0.0 {
+        min
+    } else {
+        // Both signs have it.
+        x.iter()
+            .copied()
+            .find(|x| *x == max || *x == min)
+            .unwrap_or(max)
     }
-    let mut half = 8;
-    while half > 0 {
-        for i in 0..half {
-            max[i] = if max[i + half] > max[i] {
-                max[i + half]
-            } else {
-                max[i]
-            };
-        }
-        half /= 2;
-    }
-    max[0]
 }
 
-multiversion! {
-    /// Quantizes as `q8_0` and `q8_1` do.
-    pub(crate) fn quantize_32(x: &[f32; 32], y: &mut X32) {
-        let d = max_magnitude(x) / 127.0;
-        let id = if d == 0.0 { 0.0 } else { 1.0 / d };
-        let mut sum = 0;
-        for i in 0..32 {
-            // Half away from zero; a product that is not a number becomes zero.
-            let v = x[i] * id;
-            let v = v + 0.499_999_97_f32.copysign(v);
-            let v = if v >= -127.0 { v } else { -127.0 };
-            let v = if v <= 127.0 { v } else { 127.0 };
-            // SAFETY: between -127 and 127.
-            let q = unsafe { v.to_int_unchecked::<i32>() };
-            y.q[i] = q as i8;
-            sum += q;
-        }
-        y.sum = sum;
-        y.d = F16::from_f32(d).to_f32();
-        y.s = F16::from_f32(sum as f32 * d).to_f32();
-    }
+/// The largest and the smallest value, or zero; NaN counts as nothing.
+fn max_and_min(x: &[f32]) -> (f32, f32) {
+    x.iter().fold((0.0, 0.0), |(max, min), x| {
+        (
+            if *x > max { *x } else { max },
+            if *x < min { *x } else { min },
+        )
+    })
+}
 
-    /// Quantizes as `q8_K` does.
-    pub(crate) fn quantize_256(x: &[f32; 256], y: &mut X256) {
-        const MAGIC: f32 = 12_582_912.0;
-        let magnitude = max_magnitude(x);
-        if magnitude == 0.0 {
-            *y = X256::ZERO;
-            return;
-        }
-        // The first value of that magnitude decides on the sign.
-        let mut max = magnitude;
-        for x in x {
-            if x.abs() == magnitude {
-                max = *x;
-                break;
-            }
-        }
-        let iscale = -127.0 / max;
-        y.d = 1.0 / iscale;
-        for (x, q) in x.as_chunks::<16>().0.iter().zip(y.q.as_chunks_mut::<16>().0) {
-            for i in 0..16 {
-                // Adding the magic number rounds, ties to even, and leaves the integer in the low bits.
-                let v = iscale * x[i];
-                let v = if v >= -128.0 { v } else { -128.0 };
-                let v = if v <= 127.0 { v } else { 127.0 };
-                q[i] = (v + MAGIC).to_bits() as i8;
-            }
-        }
-        for (sum, q) in y.sum16.iter_mut().zip(y.q.as_chunks::<16>().0) {
-            *sum = 0;
-            for q in q {
-                *sum += i16::from(*q);
-            }
-        }
-        for (sum, pair) in y.sum32.iter_mut().zip(y.sum16.as_chunks::<2>().0) {
-            *sum = pair[0] + pair[1];
-        }
+/// Quantizes as `q8_0` and `q8_1` do.
+pub(crate) fn quantize_32(isa: Isa, x: &[f32; 32], y: &mut X32) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx2 {
+        // SAFETY: a set is only chosen where it is available; `Ops::new` has checked.
+        return unsafe { crate::x86::quantize_32(x, y) };
+    }
+    let _ = isa;
+    let (max, min) = max_and_min(x);
+    let d = (if -min > max { -min } else { max }) / 127.0;
+    let id = if d == 0.0 { 0.0 } else { 1.0 / d };
+    y.sum = 0;
+    for (q, x) in y.q.iter_mut().zip(x) {
+        // Half away from zero; with 0.5 itself, the number below it would become 1.
+        let v = x * id;
+        *q = (v + 0.499_999_97_f32.copysign(v)).clamp(-127.0, 127.0) as i8;
+        y.sum += i32::from(*q);
+    }
+    y.d = F16::from_f32(d).to_f32();
+    y.s = F16::from_f32(y.sum as f32 * d).to_f32();
+}
+
+/// Quantizes as `q8_K` does.
+pub(crate) fn quantize_256(isa: Isa, x: &[f32; 256], y: &mut X256) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx2 {
+        // SAFETY: a set is only chosen where it is available; `Ops::new` has checked.
+        return unsafe { crate::x86::quantize_256(x, y) };
+    }
+    let _ = isa;
+    let (max, min) = max_and_min(x);
+    let extreme = extreme(x, max, min);
+    *y = X256::ZERO;
+    if extreme == 0.0 {
+        return;
+    }
+    let iscale = -127.0 / extreme;
+    y.d = 1.0 / iscale;
+    for (i, (q, x)) in y.q.iter_mut().zip(x).enumerate() {
+        *q = (iscale * x).round_ties_even().clamp(-128.0, 127.0) as i8;
+        y.sum16[i / 16] += i16::from(*q);
+        y.sum32[i / 32] += i16::from(*q);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Isa;
     use lemma_quant::{BlockQ8_0, BlockQ8_1, BlockQ8K, Quantize};
 
     fn inputs() -> Vec<[f32; 256]> {

@@ -44,8 +44,6 @@ macro_rules! multiversion {
     )*};
 }
 
-pub(crate) use multiversion;
-
 /// `a * b + c`, rounded once where there is an instruction for it.
 #[inline(always)]
 pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -171,6 +169,54 @@ multiversion! {
     pub(crate) fn softcap(x: &mut [f32], cap: f32) {
         for x in x {
             *x = cap * tanh::<FMA>(*x / cap);
+        }
+    }
+}
+
+/// [`LANES`] columns of some rows that nobody else touches.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns {
+    start: *mut f32,
+    stride: usize,
+    n_rows: usize,
+}
+
+impl Columns {
+    /// # Safety
+    /// From `start`, for as long as this value is used, `n_rows` times [`LANES`] values are valid that are `stride`
+    /// apart, and only the caller touches them.
+    pub(crate) unsafe fn new(start: *mut f32, stride: usize, n_rows: usize) -> Self {
+        Self {
+            start,
+            stride,
+            n_rows,
+        }
+    }
+}
+
+multiversion! {
+    /// Writes rows of sums, or adds them.
+    pub(crate) fn store_tile(
+        to: Columns,
+        sums: &[[f32; LANES]],
+        bias: Option<&[f32; LANES]>,
+        add: bool,
+    ) {
+        for (t, sums) in sums.iter().enumerate().take(to.n_rows) {
+            // SAFETY: promised when `to` was made.
+            let out = unsafe { &mut *to.start.add(t * to.stride).cast::<[f32; LANES]>() };
+            let mut sums = *sums;
+            if let Some(bias) = bias {
+                for i in 0..LANES {
+                    sums[i] += bias[i];
+                }
+            }
+            if add {
+                for i in 0..LANES {
+                    sums[i] += out[i];
+                }
+            }
+            *out = sums;
         }
     }
 }

@@ -10,6 +10,7 @@
 //! an order that the shapes alone decide.
 
 mod activations;
+mod attend;
 mod barrier;
 mod isa;
 mod kernels;
@@ -17,6 +18,7 @@ mod kv;
 mod lanes;
 mod ops;
 mod shared;
+mod simd;
 mod team;
 mod tensor;
 #[cfg(target_arch = "x86_64")]

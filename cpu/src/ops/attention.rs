@@ -1,11 +1,23 @@
 //! Attention over pages.
+//!
+//! Query heads that share a key and value head are worked on together, for a few tokens at a time: a page is decoded
+//! once for all of them, and each row of queries goes through the pages with an online softmax.
+//!
+//! Pages come in chunks of a fixed number. A chunk is summed up for itself and then joined to those before. With
+//! one token, workers take chunks and a second stage joins them; with many, a worker goes through all chunks of its
+//! tokens. The sums are the same.
 
 use super::{Limits, Pass, id};
+use crate::attend::{self, Page, Rows};
 use crate::lanes::{self, LANES};
-use crate::{KvLayer, PAGE, PageRef, Place, Shared};
+use crate::{KvLayer, PAGE, PageRef, Shared};
+use lemma_quant::GgmlType;
+use std::ops::Range;
 
-/// Pages whose results are combined first; a constant, so that sums do not depend on the number of workers.
+/// Pages of a chunk; a constant, so that sums do not depend on the number of workers.
 const CHUNK: usize = 16;
+/// Rows of queries that share a decoded page, if there are so many.
+const ROWS: usize = 16;
 
 /// How attention looks at the pages.
 #[derive(Clone, Copy, Debug)]
@@ -30,22 +42,21 @@ pub struct Attention<'a> {
 }
 
 pub(crate) struct Scratch {
-    /// What chunks of pages contribute to a token: `[chunks, n_head, LANES + head_dim]`.
-    #[allow(dead_code)]
+    /// What chunks contribute to one token: `[chunks, n_head]` of a row's state.
     partial: Shared<f32>,
     /// Largest logit and sum relative to it, of every page: `[n_head, max_pages, 2]`.
     page_stats: Shared<f32>,
-    /// Decoded keys and values of a page for each worker: `[nth, 2, PAGE, head_dim]`.
-    decoded: Shared<f32>,
+    /// Decoded keys and values, queries, and states of rows, for each worker.
+    worker: Shared<f32>,
 }
 
 impl Scratch {
     pub(crate) fn new(limits: &Limits, nth: usize) -> Self {
-        let [partial, page_stats, decoded] = Self::lens(limits, nth);
+        let [partial, page_stats, worker] = Self::lens(limits, nth);
         Self {
             partial: Shared::zeroed(partial),
             page_stats: Shared::zeroed(page_stats),
-            decoded: Shared::zeroed(decoded),
+            worker: Shared::zeroed(worker),
         }
     }
 
@@ -54,12 +65,69 @@ impl Scratch {
     }
 
     fn lens(limits: &Limits, nth: usize) -> [usize; 3] {
-        let dim = limits.head_dim.next_multiple_of(LANES);
         [
-            limits.max_pages.div_ceil(CHUNK) * limits.n_head * (LANES + dim),
+            limits.max_pages.div_ceil(CHUNK) * limits.n_head * (LANES + Self::dim(limits)),
             limits.n_head * limits.max_pages * 2,
-            nth * 2 * PAGE * dim,
+            nth * Self::worker_len(limits),
         ]
+    }
+
+    /// Keys and values of a page, then queries and two sets of states.
+    fn worker_len(limits: &Limits) -> usize {
+        let rows = (ROWS + limits.n_head) * (3 * Self::dim(limits) + 6);
+        (2 * PAGE * Self::dim(limits) + rows).next_multiple_of(LANES)
+    }
+
+    fn dim(limits: &Limits) -> usize {
+        limits.head_dim.next_multiple_of(LANES)
+    }
+}
+
+/// The state of some rows: see [`Rows`].
+struct State<'a> {
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+    acc: &'a mut [f32],
+}
+
+impl State<'_> {
+    fn clear(&mut self) {
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+        self.acc.fill(0.0);
+    }
+}
+
+/// A worker's memory.
+struct Memory<'a> {
+    k: &'a mut [f32],
+    v: &'a mut [f32],
+    q: &'a mut [f32],
+    page_sum: &'a mut [f32],
+    chunk: State<'a>,
+    total: State<'a>,
+}
+
+impl<'a> Memory<'a> {
+    fn new(memory: &'a mut [f32], n: usize, dim_k: usize, dim_v: usize) -> Self {
+        let mut rest = memory;
+        let mut take = |len: usize| rest.split_off_mut(..len).expect("sized by the limits");
+        let (k, v) = (take(PAGE * dim_k), take(PAGE * dim_v));
+        let q = take(n * dim_k);
+        let mut state = |n| State {
+            acc: take(n * dim_v),
+            max: take(n),
+            sum: take(n),
+        };
+        let (chunk, total) = (state(n), state(n));
+        Self {
+            k,
+            v,
+            q,
+            page_sum: take(n),
+            chunk,
+            total,
+        }
     }
 }
 
@@ -81,116 +149,338 @@ impl Pass<'_> {
         assert!(a.n_head.is_multiple_of(shape.n_head_kv) && !out.is(q));
         assert!(a.n_head <= self.limits.n_head && a.pages.len() <= self.limits.max_pages);
         assert!(shape.head_dim_k.max(shape.head_dim_v) <= self.limits.head_dim);
-        for item in self.w.range(a.q_pos.len() * a.n_head, 1) {
-            // SAFETY: `q` is only read, the head's part of `out` is this worker's.
-            let (q, out) = unsafe {
-                (
-                    q.slice(item * shape.head_dim_k..(item + 1) * shape.head_dim_k),
-                    out.slice_mut(item * shape.head_dim_v..(item + 1) * shape.head_dim_v),
-                )
-            };
-            self.attend(out, q, layer, a, item / a.n_head, item % a.n_head);
+        assert!(a.pages.iter().all(|p| p.len as usize <= PAGE));
+        assert!(a.sinks.is_none_or(|s| s.len() == a.n_head));
+        let n_tokens = a.q_pos.len();
+        if n_tokens == 1 {
+            let chunks = a.pages.len().div_ceil(CHUNK);
+            for item in self.w.claim(shape.n_head_kv * chunks, 1).map(|r| r.start) {
+                // Chunks of one head after the other.
+                self.one_chunk(q, layer, a, item / chunks, item % chunks);
+            }
+            self.barrier();
+            for h in self.w.range(a.n_head, 1) {
+                self.join_chunks(out, layer, a, h, chunks);
+            }
+        } else {
+            let block = ROWS.div_ceil(a.n_head / shape.n_head_kv);
+            let blocks = n_tokens.div_ceil(block);
+            for item in self.w.claim(shape.n_head_kv * blocks, 1).map(|r| r.start) {
+                // The last tokens see most: they come first.
+                let (b, head) = (blocks - 1 - item / shape.n_head_kv, item % shape.n_head_kv);
+                let tokens = b * block..((b + 1) * block).min(n_tokens);
+                self.some_tokens(out, q, layer, a, head, tokens);
+            }
         }
         self.barrier();
     }
 
-    /// One head of one token.
-    fn attend(
+    /// One token and all heads of a group with one chunk, to `partial`.
+    fn one_chunk(
         &self,
-        out: &mut [f32],
-        q: &[f32],
+        q: &Shared<f32>,
         layer: &KvLayer,
         a: &Attention<'_>,
-        t: usize,
+        head: usize,
+        chunk: usize,
+    ) {
+        let (group, dim_v) = (
+            a.n_head / layer.shape().n_head_kv,
+            dim(layer.shape().head_dim_v),
+        );
+        let mut m = self.memory(layer, group);
+        self.load_queries(m.q, q, layer, a, head, 0..1);
+        m.chunk.clear();
+        self.chunk(&mut m, layer, a, head, 0..1, chunk);
+        for i in 0..group {
+            let size = LANES + Scratch::dim(self.limits);
+            let at = (chunk * a.n_head + head * group + i) * size;
+            // SAFETY: a chunk's row is this worker's.
+            let to = unsafe { self.scratch.attention.partial.slice_mut(at..at + size) };
+            (to[0], to[1]) = (m.chunk.max[i], m.chunk.sum[i]);
+            to[LANES..LANES + dim_v].copy_from_slice(&m.chunk.acc[i * dim_v..(i + 1) * dim_v]);
+        }
+    }
+
+    /// Joins the chunks of head `h` of one token.
+    fn join_chunks(
+        &self,
+        out: &Shared<f32>,
+        layer: &KvLayer,
+        a: &Attention<'_>,
         h: usize,
+        chunks: usize,
+    ) {
+        let dim_v = layer.shape().head_dim_v;
+        let m = self.memory(layer, 1);
+        let mut total = m.total;
+        self.start(&mut total, a, 0, h);
+        for chunk in 0..chunks {
+            let size = LANES + Scratch::dim(self.limits);
+            let at = (chunk * a.n_head + h) * size;
+            // SAFETY: written before the last barrier.
+            let from = unsafe { self.scratch.attention.partial.slice(at..at + size) };
+            self.join(
+                &mut total,
+                0,
+                from[0],
+                from[1],
+                &from[LANES..LANES + dim(dim_v)],
+            );
+        }
+        self.finish(out, &total, 0, h, a, dim_v);
+    }
+
+    /// Some tokens and all heads of a group with all chunks.
+    fn some_tokens(
+        &self,
+        out: &Shared<f32>,
+        q: &Shared<f32>,
+        layer: &KvLayer,
+        a: &Attention<'_>,
+        head: usize,
+        tokens: Range<usize>,
     ) {
         let shape = layer.shape();
-        let head_kv = h / (a.n_head / shape.n_head_kv);
-        let start = self.ith() * 2 * PAGE * self.limits.head_dim.next_multiple_of(LANES);
-        // SAFETY: every worker has its own.
-        let decoded = unsafe {
-            self.scratch
-                .attention
-                .decoded
-                .slice_mut(start..start + q.len().max(out.len()))
-        };
-        let pos = a.q_pos[t];
-        let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0f32);
-        if let Some(sinks) = a.sinks {
-            (max, sum) = (sinks[h], 1.0);
+        let (group, dim_v) = (a.n_head / shape.n_head_kv, dim(shape.head_dim_v));
+        let n = tokens.len() * group;
+        let mut m = self.memory(layer, n);
+        self.load_queries(m.q, q, layer, a, head, tokens.clone());
+        for r in 0..n {
+            self.start(&mut m.total, a, r, head * group + r % group);
         }
-        out.fill(0.0);
-        let mass = a.mass.filter(|_| t + 1 == a.q_pos.len());
-        let stats_at = |i: usize| (h * self.limits.max_pages + i) * 2;
-        for (i, page) in a.pages.iter().enumerate() {
-            let mut logits = [f32::NEG_INFINITY; PAGE];
-            for (row, logit) in logits.iter_mut().enumerate().take(page.len as usize) {
-                let p = page.first_pos + row as u32;
-                if p > pos || a.window.is_some_and(|w| pos - p >= w) {
-                    continue;
-                }
-                let key = &mut decoded[..q.len()];
-                let place = Place {
-                    slot: page.slot,
-                    row: row as u32,
+        for chunk in 0..a.pages.len().div_ceil(CHUNK) {
+            m.chunk.clear();
+            self.chunk(&mut m, layer, a, head, tokens.clone(), chunk);
+            for r in 0..n {
+                let acc = &m.chunk.acc[r * dim_v..(r + 1) * dim_v];
+                self.join(&mut m.total, r, m.chunk.max[r], m.chunk.sum[r], acc);
+            }
+        }
+        for r in 0..n {
+            let at = (tokens.start + r / group) * a.n_head + head * group + r % group;
+            self.finish(out, &m.total, r, at, a, shape.head_dim_v);
+        }
+    }
+
+    /// This worker's memory for `n` rows.
+    fn memory(&self, layer: &KvLayer, n: usize) -> Memory<'_> {
+        let len = Scratch::worker_len(self.limits);
+        let start = self.ith() * len;
+        // SAFETY: every worker has its own, and asks for it once at a time.
+        let memory = unsafe { self.scratch.attention.worker.slice_mut(start..start + len) };
+        let shape = layer.shape();
+        Memory::new(memory, n, dim(shape.head_dim_k), dim(shape.head_dim_v))
+    }
+
+    /// The queries of a group of heads: `[tokens, group, dim_k]`, filled up with zeros.
+    fn load_queries(
+        &self,
+        to: &mut [f32],
+        q: &Shared<f32>,
+        layer: &KvLayer,
+        a: &Attention<'_>,
+        head: usize,
+        tokens: Range<usize>,
+    ) {
+        let (group, len) = (a.n_head / layer.shape().n_head_kv, layer.shape().head_dim_k);
+        for (r, to) in to.chunks_exact_mut(dim(len)).enumerate() {
+            let row = (tokens.start + r / group) * a.n_head + head * group + r % group;
+            // SAFETY: `q` is only read.
+            to[..len].copy_from_slice(unsafe { q.slice(row * len..(row + 1) * len) });
+            to[len..].fill(0.0);
+        }
+    }
+
+    /// Takes a chunk of pages into account.
+    fn chunk(
+        &self,
+        m: &mut Memory<'_>,
+        layer: &KvLayer,
+        a: &Attention<'_>,
+        head: usize,
+        tokens: Range<usize>,
+        chunk: usize,
+    ) {
+        let shape = layer.shape();
+        let group = a.n_head / shape.n_head_kv;
+        let n = tokens.len() * group;
+        let first = chunk * CHUNK;
+        let mut seen = [(0, 0); ROWS];
+        let mut all_seen = [(0, 0); 2 * ROWS];
+        let pages = &a.pages[first..(first + CHUNK).min(a.pages.len())];
+        for (i, page) in pages.iter().enumerate() {
+            let mut any = false;
+            for (seen, pos) in seen.iter_mut().zip(&a.q_pos[tokens.clone()]) {
+                *seen = visible(page, *pos, a.window);
+                any |= seen.0 < seen.1;
+            }
+            let is_last = tokens.end == a.q_pos.len();
+            if any {
+                let k = self.decode(
+                    m.k,
+                    &layer.k,
+                    layer.k_page(page.slot, head),
+                    shape.ty_k,
+                    shape.head_dim_k,
+                );
+                let v = self.decode(
+                    m.v,
+                    &layer.v,
+                    layer.v_page(page.slot, head),
+                    shape.ty_v,
+                    shape.head_dim_v,
+                );
+                let page = Page {
+                    k,
+                    v,
+                    scale: a.scale,
+                    softcap: a.softcap,
                 };
-                // SAFETY: the pool is only read.
-                let bytes = unsafe { layer.k.slice(layer.k_row(place, head_kv)) };
-                (shape.ty_k.traits().dequantize_row)(bytes, key);
-                *logit = lanes::dot(self.isa, q, key) * a.scale;
-                if let Some(cap) = a.softcap {
-                    *logit = cap * lanes::tanh::<false>(*logit / cap);
-                }
-            }
-            let page_max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut page_sum = 0.0;
-            if page_max > f32::NEG_INFINITY {
-                let new_max = max.max(page_max);
-                let rescale = lanes::exp::<false>(max - new_max);
-                max = new_max;
-                sum *= rescale;
-                lanes::scale(self.isa, out, rescale);
-                for (row, logit) in logits.iter().enumerate() {
-                    let p = lanes::exp::<false>(logit - max);
-                    if p > 0.0 {
-                        page_sum += p;
-                        let value = &mut decoded[..out.len()];
-                        let place = Place {
-                            slot: page.slot,
-                            row: row as u32,
-                        };
-                        // SAFETY: the pool is only read.
-                        let bytes = unsafe { layer.v.slice(layer.v_row(place, head_kv)) };
-                        (shape.ty_v.traits().dequantize_row)(bytes, value);
-                        lanes::add_scaled(self.isa, out, value, p);
+                // Rows of a token see the same.
+                for start in (0..n).step_by(all_seen.len()) {
+                    let rows = start..(start + all_seen.len()).min(n);
+                    for (seen_r, r) in all_seen.iter_mut().zip(rows.clone()) {
+                        *seen_r = seen[r / group];
                     }
-                }
-                sum += page_sum;
-            }
-            if mass.is_some() {
-                let at = stats_at(i);
-                // SAFETY: a head's pages are this worker's.
-                unsafe { self.scratch.attention.page_stats.slice_mut(at..at + 2) }
-                    .copy_from_slice(&[max, page_sum]);
-            }
-        }
-        if sum > 0.0 {
-            lanes::scale(self.isa, out, 1.0 / sum);
-        }
-        if let Some(mass) = mass {
-            for i in 0..a.pages.len() {
-                let (from, to) = (stats_at(i), h * a.pages.len() + i);
-                // SAFETY: a head's pages are this worker's.
-                unsafe {
-                    let stats = self.scratch.attention.page_stats.slice(from..from + 2);
-                    let seen = stats[1] > 0.0;
-                    mass.slice_mut(to..to + 1)[0] = if seen {
-                        stats[1] * lanes::exp::<false>(stats[0] - max) / sum
-                    } else {
-                        0.0
+                    let (dim_k, dim_v) = (dim(shape.head_dim_k), dim(shape.head_dim_v));
+                    let mut rows = Rows {
+                        q: &m.q[rows.start * dim_k..rows.end * dim_k],
+                        max: &mut m.chunk.max[rows.clone()],
+                        sum: &mut m.chunk.sum[rows.clone()],
+                        acc: &mut m.chunk.acc[rows.start * dim_v..rows.end * dim_v],
+                        seen: &all_seen[..rows.len()],
+                        page_sum: &mut m.page_sum[rows],
                     };
+                    // SAFETY: `isa` is available.
+                    unsafe { attend::attend(self.isa, &mut rows, page) };
+                }
+            } else {
+                m.page_sum[..n].fill(0.0);
+            }
+            if a.mass.is_some() && is_last {
+                for j in 0..group {
+                    let r = n - group + j;
+                    let at = ((head * group + j) * self.limits.max_pages + first + i) * 2;
+                    // SAFETY: the page of a head is this worker's.
+                    unsafe { self.scratch.attention.page_stats.slice_mut(at..at + 2) }
+                        .copy_from_slice(&[m.chunk.max[r], m.page_sum[r]]);
                 }
             }
         }
     }
+
+    /// The keys or values of a head in a page as f32, `[PAGE, dim]`.
+    fn decode<'s>(
+        &self,
+        to: &'s mut [f32],
+        pool: &'s Shared<u8>,
+        range: Range<usize>,
+        ty: GgmlType,
+        len: usize,
+    ) -> &'s [f32] {
+        // SAFETY: the pool is only read.
+        let bytes = unsafe { pool.slice(range) };
+        if ty == GgmlType::F16 && dim(len) == len {
+            // SAFETY: `isa` is available.
+            unsafe { attend::decode_f16(self.isa, bytes, to) };
+        } else if dim(len) == len {
+            (ty.traits().dequantize_row)(bytes, to);
+        } else {
+            let rows = bytes.chunks_exact(bytes.len() / PAGE);
+            for (bytes, to) in rows.zip(to.chunks_exact_mut(dim(len))) {
+                (ty.traits().dequantize_row)(bytes, &mut to[..len]);
+                to[len..].fill(0.0);
+            }
+        }
+        to
+    }
+
+    /// What is there before any page.
+    fn start(&self, total: &mut State<'_>, a: &Attention<'_>, r: usize, h: usize) {
+        let dim_v = total.acc.len() / total.max.len();
+        total.acc[r * dim_v..(r + 1) * dim_v].fill(0.0);
+        (total.max[r], total.sum[r]) = match a.sinks {
+            Some(sinks) => (sinks[h], 1.0),
+            None => (f32::NEG_INFINITY, 0.0),
+        };
+    }
+
+    /// Joins a chunk to row `r`.
+    fn join(&self, total: &mut State<'_>, r: usize, max: f32, sum: f32, acc: &[f32]) {
+        if max == f32::NEG_INFINITY {
+            return;
+        }
+        let new = total.max[r].max(max);
+        let (keep, add) = (exp(total.max[r] - new), exp(max - new));
+        total.max[r] = new;
+        total.sum[r] = total.sum[r] * keep + sum * add;
+        let to = &mut total.acc[r * acc.len()..(r + 1) * acc.len()];
+        // SAFETY: `isa` is available.
+        unsafe { attend::accumulate(self.isa, to, keep, acc, add) };
+    }
+
+    /// Writes row `r` to head number `at` of all tokens' heads, and the weights of pages for the last token.
+    fn finish(
+        &self,
+        out: &Shared<f32>,
+        total: &State<'_>,
+        r: usize,
+        at: usize,
+        a: &Attention<'_>,
+        len: usize,
+    ) {
+        let (max, sum) = (total.max[r], total.sum[r]);
+        // Nothing was seen: the average of nothing is taken to be zero.
+        let factor = if sum > 0.0 { 1.0 / sum } else { 0.0 };
+        let start = r * dim(len);
+        // SAFETY: the head's part of `out` is this worker's.
+        let out = unsafe { out.slice_mut(at * len..(at + 1) * len) };
+        for (out, acc) in out.iter_mut().zip(&total.acc[start..start + len]) {
+            *out = acc * factor;
+        }
+        let (t, h) = (at / a.n_head, at % a.n_head);
+        if let Some(mass) = a.mass.filter(|_| t + 1 == a.q_pos.len()) {
+            let n = a.pages.len();
+            let stats = h * self.limits.max_pages * 2;
+            // SAFETY: the weights of a head are this worker's; statistics were written by itself or before the barrier.
+            let (stats, mass) = unsafe {
+                (
+                    self.scratch
+                        .attention
+                        .page_stats
+                        .slice(stats..stats + 2 * n),
+                    mass.slice_mut(h * n..(h + 1) * n),
+                )
+            };
+            for (mass, [page_max, page_sum]) in mass.iter_mut().zip(stats.as_chunks::<2>().0) {
+                *mass = if *page_sum > 0.0 {
+                    page_sum * exp(page_max - max) * factor
+                } else {
+                    0.0
+                };
+            }
+        }
+    }
+}
+
+/// Values of a head, rounded up to whole vectors.
+fn dim(len: usize) -> usize {
+    len.next_multiple_of(LANES)
+}
+
+fn exp(x: f32) -> f32 {
+    lanes::exp::<false>(x)
+}
+
+/// The tokens of a page that a query at `pos` sees.
+fn visible(page: &PageRef, pos: u32, window: Option<u32>) -> (u8, u8) {
+    let first = page.first_pos;
+    let end = if pos < first {
+        0
+    } else {
+        (pos - first + 1).min(page.len)
+    };
+    let oldest = window.map_or(0, |w| (pos + 1).saturating_sub(w));
+    (oldest.saturating_sub(first).min(page.len) as u8, end as u8)
 }

@@ -395,12 +395,28 @@ impl Pass<'_> {
                 }
             }
         }
+        let n_out = mat.w.n_out;
         for g in 0..groups {
+            let n = (n_tokens - g * GROUP).min(GROUP);
             for i in 0..n_tiles {
-                let n = (n_tokens - g * GROUP).min(GROUP);
-                for (t, sums) in acc[g * TILES + i].iter().enumerate().take(n) {
-                    let row = rows.start + i * MAX_ROWS;
-                    self.store(mat, g * GROUP + t, row, &sums[..in_tile(i)]);
+                let (t, row) = (g * GROUP, rows.start + i * MAX_ROWS);
+                let sums = &acc[g * TILES + i][..n];
+                if in_tile(i) == MAX_ROWS {
+                    let at = t * n_out + row;
+                    assert!(
+                        at + (n - 1) * n_out + MAX_ROWS <= mat.out.len(),
+                        "rows of the output"
+                    );
+                    // SAFETY: within the output, and the columns are this worker's.
+                    let to = unsafe { lanes::Columns::new(mat.out.as_ptr().add(at), n_out, n) };
+                    let bias = mat
+                        .bias
+                        .map(|b| b[row..].first_chunk().expect("a tile of rows"));
+                    lanes::store_tile(self.isa, to, sums, bias, mat.out_add);
+                } else {
+                    for (t, sums) in (t..).zip(sums) {
+                        self.store(mat, t, row, &sums[..in_tile(i)]);
+                    }
                 }
             }
         }
@@ -412,9 +428,21 @@ impl Pass<'_> {
         let at = t * mat.w.n_out + row;
         // SAFETY: the rows are this worker's.
         let out = unsafe { mat.out.slice_mut(at..at + sums.len()) };
-        for (i, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
-            let sum = mat.bias.map_or(*sum, |b| *sum + b[row + i]);
-            *out = if mat.out_add { *out + sum } else { sum };
+        match (mat.bias.map(|b| &b[row..row + sums.len()]), mat.out_add) {
+            (None, false) => out.copy_from_slice(sums),
+            (None, true) => out.iter_mut().zip(sums).for_each(|(o, s)| *o += s),
+            (Some(b), false) => {
+                out.iter_mut()
+                    .zip(sums)
+                    .zip(b)
+                    .for_each(|((o, s), b)| *o = s + b);
+            }
+            (Some(b), true) => {
+                out.iter_mut()
+                    .zip(sums)
+                    .zip(b)
+                    .for_each(|((o, s), b)| *o += s + b);
+            }
         }
     }
 }

@@ -22,10 +22,14 @@ mod q5_0;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod quantize;
 mod rows;
 mod util;
+mod vectors;
 
 pub(crate) use gemm::{ROWS, Tile};
+pub(crate) use quantize::{quantize_32, quantize_256};
+pub(crate) use vectors::{Avx2, Avx512};
 
 use crate::Isa;
 use lemma_quant::GgmlType;

@@ -1,0 +1,260 @@
+//! Vectors of f32.
+
+use crate::simd::Simd;
+use std::arch::x86_64::*;
+
+/// Eight lanes.
+pub(crate) struct Avx2;
+
+/// Sixteen lanes.
+pub(crate) struct Avx512;
+
+/// `e^x` by the steps of `lanes::exp`, for `x` between -87.4 and 0.
+macro_rules! exp {
+    ($x:expr, $set:ident, $fma:ident, $mul:ident, $add:ident, $sub:ident, $scale:expr) => {{
+        let x = $x;
+        let shift = $set(12_582_912.0);
+        let t = $fma(x, $set(std::f32::consts::LOG2_E), shift);
+        let n = $sub(t, shift);
+        let r = $fma(n, $set(-0.693_359_4), x);
+        let r = $fma(n, $set(2.121_944_4e-4), r);
+        let p = $fma($set(1.987_569_2e-4), r, $set(1.398_199_9e-3));
+        let p = $fma(p, r, $set(8.333_452e-3));
+        let p = $fma(p, r, $set(4.166_579_6e-2));
+        let p = $fma(p, r, $set(1.666_666_5e-1));
+        let p = $fma(p, r, $set(0.5));
+        let p = $add($fma(p, $mul(r, r), r), $set(1.0));
+        $scale(p, t)
+    }};
+}
+
+// SAFETY: the functions are what they are called.
+unsafe impl Simd for Avx2 {
+    const N: usize = 8;
+    type V = __m256;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn splat(a: f32) -> __m256 {
+        _mm256_set1_ps(a)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(p: *const f32) -> __m256 {
+        // SAFETY: by the caller.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn store(p: *mut f32, v: __m256) {
+        // SAFETY: by the caller.
+        unsafe { _mm256_storeu_ps(p, v) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_f16(p: *const u16) -> __m256 {
+        // SAFETY: by the caller.
+        _mm256_cvtph_ps(unsafe { _mm_loadu_si128(p.cast()) })
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_bf16(p: *const u16) -> __m256 {
+        // SAFETY: by the caller.
+        let v = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(p.cast()) });
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add(a: __m256, b: __m256) -> __m256 {
+        _mm256_add_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        _mm256_mul_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+        _mm256_fmadd_ps(a, b, c)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn max(a: __m256, b: __m256) -> __m256 {
+        _mm256_max_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sum(v: __m256) -> f32 {
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps::<1>(v, v)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn largest(v: __m256) -> f32 {
+        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sums(v: [__m256; 16], to: &mut [f32; 16]) {
+        for half in 0..2 {
+            let v: [__m256; 8] = std::array::from_fn(|i| v[8 * half + i]);
+            let a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+            let b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+            let low = _mm256_permute2f128_ps::<0x20>(a, b);
+            let high = _mm256_permute2f128_ps::<0x31>(a, b);
+            // SAFETY: eight of sixteen values.
+            unsafe {
+                _mm256_storeu_ps(to.as_mut_ptr().add(8 * half), _mm256_add_ps(low, high));
+            }
+        }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn exp(x: __m256) -> __m256 {
+        let lowest = _mm256_set1_ps(-87.3);
+        let keep = _mm256_cmp_ps::<_CMP_GE_OQ>(x, lowest);
+        let scale = |p, t| {
+            // n sits in the low bits of t; 2^n times p is n added to the exponent of p.
+            let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(t));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), n))
+        };
+        let y = exp!(
+            _mm256_max_ps(x, lowest),
+            _mm256_set1_ps,
+            _mm256_fmadd_ps,
+            _mm256_mul_ps,
+            _mm256_add_ps,
+            _mm256_sub_ps,
+            scale
+        );
+        _mm256_and_ps(y, keep)
+    }
+}
+
+// SAFETY: the functions are what they are called.
+unsafe impl Simd for Avx512 {
+    const N: usize = 16;
+    type V = __m512;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn splat(a: f32) -> __m512 {
+        _mm512_set1_ps(a)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn load(p: *const f32) -> __m512 {
+        // SAFETY: by the caller.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        // SAFETY: by the caller.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn load_f16(p: *const u16) -> __m512 {
+        // SAFETY: by the caller.
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(p.cast()) })
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn load_bf16(p: *const u16) -> __m512 {
+        // SAFETY: by the caller.
+        let v = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(p.cast()) });
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        _mm512_add_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        _mm512_mul_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        _mm512_max_ps(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn sum(v: __m512) -> f32 {
+        let (a, b) = (_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+        let v = _mm256_add_ps(a, b);
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps::<1>(v, v)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn largest(v: __m512) -> f32 {
+        let (a, b) = (_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+        let v = _mm256_max_ps(a, b);
+        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn sums(v: [__m512; 16], to: &mut [f32; 16]) {
+        // Each step adds lanes of two vectors and keeps both sums apart, so four steps leave one vector.
+        let a: [__m512; 8] = std::array::from_fn(|i| {
+            let (x, y) = (v[2 * i], v[2 * i + 1]);
+            _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y))
+        });
+        let b: [__m512; 4] = std::array::from_fn(|i| {
+            let (x, y) = (_mm512_castps_pd(a[2 * i]), _mm512_castps_pd(a[2 * i + 1]));
+            let (low, high) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+            _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+        });
+        // Lane k of b[i]: a quarter of the sums of vectors 4 i .. 4 i + 4.
+        let c: [__m512; 2] = std::array::from_fn(|i| {
+            let (x, y) = (b[2 * i], b[2 * i + 1]);
+            _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x88>(x, y),
+                _mm512_shuffle_f32x4::<0xdd>(x, y),
+            )
+        });
+        let d = _mm512_add_ps(
+            _mm512_shuffle_f32x4::<0x88>(c[0], c[1]),
+            _mm512_shuffle_f32x4::<0xdd>(c[0], c[1]),
+        );
+        // SAFETY: sixteen values.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), d) };
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn exp(x: __m512) -> __m512 {
+        let lowest = _mm512_set1_ps(-87.3);
+        let keep = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, lowest);
+        let scale = |p, t| {
+            // n sits in the low bits of t; 2^n times p is n added to the exponent of p.
+            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(t));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n))
+        };
+        let y = exp!(
+            _mm512_max_ps(x, lowest),
+            _mm512_set1_ps,
+            _mm512_fmadd_ps,
+            _mm512_mul_ps,
+            _mm512_add_ps,
+            _mm512_sub_ps,
+            scale
+        );
+        _mm512_maskz_mov_ps(keep, y)
+    }
+}
