@@ -1,0 +1,446 @@
+//! What was typed, understood: names resolved, defaults filled in, contradictions refused.
+//!
+//! From here on nothing looks at the command line. The order in which sources win is flag, environment, the model's own
+//! recommendation, built-in default; the first two meet here (clap reads both and says which it was), the last two where the
+//! model is known.
+
+use std::path::PathBuf;
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use lemma_engine::chat::{TEMPLATE_NAMES, named_template};
+use lemma_engine::gguf::GgmlType;
+use lemma_engine::model::KV_TYPES;
+use lemma_engine::options::{
+    Aggregate, BackendKind, KvBudget, KvOptions, LoadOptions, Pin, Refresh,
+};
+use lemma_engine::sampling::{SamplerOverrides, SamplerParams};
+
+use super::typed::{
+    CommonArgs, ComputeArgs, GenerateArgs, KvArgs, ModelArgs, OnOffAuto, PromptArgs, ThinkShow,
+};
+use crate::fail::{Failure, NOT_FOUND, Result};
+use crate::term::{Color, Term, escape_path};
+
+/// Where the weights come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ModelSource {
+    Path(PathBuf),
+    Bundled,
+}
+
+/// The sampling parameters that a command line and its environment set.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Sampling {
+    pub(crate) flags: SamplerOverrides,
+    pub(crate) env: SamplerOverrides,
+}
+
+/// How replies are made.
+#[derive(Clone, Debug)]
+pub(crate) struct Generate {
+    pub(crate) n_predict: i64,
+    pub(crate) stop: Vec<String>,
+    pub(crate) ignore_eos: bool,
+    pub(crate) reasoning: OnOffAuto,
+    pub(crate) think_budget: Option<u32>,
+    /// `None`: show on a terminal, hide in a pipe.
+    pub(crate) think: Option<ThinkShow>,
+    pub(crate) sampling: Sampling,
+}
+
+/// What the user says first.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Prompt {
+    pub(crate) text: Option<String>,
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) system: Option<String>,
+    /// Apply the chat template. `None`: if the model has one.
+    pub(crate) chat: Option<bool>,
+    pub(crate) single_turn: bool,
+    pub(crate) verbose: bool,
+}
+
+/// The sampling parameters of a command line; the fields of the flags bear the engine's names.
+pub(crate) fn sampling(matches: &ArgMatches) -> Result<Sampling> {
+    let mut out = Sampling::default();
+    for &key in SamplerParams::NAMES {
+        let layer = match matches.value_source(key) {
+            Some(ValueSource::CommandLine) => &mut out.flags,
+            Some(ValueSource::EnvVariable) => &mut out.env,
+            _ => continue,
+        };
+        let values: Vec<String> = matches
+            .get_raw(key)
+            .into_iter()
+            .flatten()
+            .map(|v| v.to_string_lossy().into_owned())
+            .collect();
+        if key == "dry_sequence_breakers" {
+            // These add up; "none" empties the list.
+            layer.dry_sequence_breakers =
+                Some(values.into_iter().filter(|v| v != "none").collect());
+        } else if let Some(last) = values.last() {
+            set(layer, key, last)?;
+        }
+    }
+    Ok(out)
+}
+
+/// Sets a sampling parameter by its name, in llama.cpp's spelling too.
+pub(crate) fn set(layer: &mut SamplerOverrides, name: &str, value: &str) -> Result {
+    let name = name.trim_start_matches('-').replace('-', "_");
+    let name = match name.as_str() {
+        "temperature" => "temp",
+        "typical_p" => "typical",
+        "top_nsigma" => "top_n_sigma",
+        "dynatemp_exp" => "dynatemp_exponent",
+        "mirostat_lr" => "mirostat_eta",
+        "mirostat_ent" => "mirostat_tau",
+        "dry_sequence_breaker" => "dry_sequence_breakers",
+        other => other,
+    };
+    layer.set(name, value).map_err(|e| {
+        let failure = Failure::usage(crate::term::escape(&e.to_string()));
+        match super::argv::nearest(name, SamplerParams::NAMES.iter().copied()) {
+            Some(near) if near != name => failure.hint(format!("did you mean {near}?")),
+            _ => failure,
+        }
+    })
+}
+
+pub(crate) fn generate(args: &GenerateArgs, sampling: Sampling) -> Result<Generate> {
+    Ok(Generate {
+        n_predict: args.n_predict.max(-1),
+        stop: args
+            .stop
+            .iter()
+            .filter(|s| !s.is_empty())
+            .cloned()
+            .collect(),
+        ignore_eos: args.ignore_eos,
+        reasoning: args.reasoning,
+        think_budget: match args.reasoning_budget {
+            None | Some(-1) => None,
+            Some(n) => Some(u32::try_from(n).map_err(|_| {
+                Failure::usage(format!(
+                    "--reasoning-budget {n}: expected -1 or a number of tokens"
+                ))
+            })?),
+        },
+        think: args.think,
+        sampling,
+    })
+}
+
+/// The model that the arguments name; `positional` is the bare word.
+pub(crate) fn model_source(
+    args: &ModelArgs,
+    from_env: bool,
+    positional: Option<&PathBuf>,
+) -> Result<ModelSource> {
+    let path = match (positional, &args.model) {
+        // A word on the command line says more than the environment.
+        (Some(p), Some(m)) if !from_env && p != m => {
+            return Err(Failure::usage(format!(
+                "two models: {} and {}",
+                escape_path(p),
+                escape_path(m)
+            ))
+            .hint("name one, with -m or without"));
+        }
+        (Some(p), _) => p,
+        (None, Some(m)) => m,
+        (None, None) if crate::bundled::PRESENT => return Ok(ModelSource::Bundled),
+        (None, None) => {
+            return Err(Failure::new(NOT_FOUND, "no model: this build carries none")
+                .hint("name a GGUF file with -m FILE or LEMMA_MODEL"));
+        }
+    };
+    Ok(ModelSource::Path(path.clone()))
+}
+
+pub(crate) fn load_options(
+    model: &ModelArgs,
+    kv: &KvArgs,
+    compute: &ComputeArgs,
+) -> Result<LoadOptions> {
+    let chat_template = chat_template(model)?;
+    Ok(LoadOptions {
+        // llama.cpp: anything below one means "as many as there are".
+        n_threads: compute.threads.filter(|&n| n > 0).map(|n| n as usize),
+        isa: compute.isa.clone(),
+        backend: backend(compute.device.as_deref(), compute.gpu_layers.as_deref())?,
+        n_ctx: kv.ctx_size.filter(|&n| n > 0),
+        // A smaller -b makes smaller passes, as in llama.cpp; the keyboard is looked at after each of them.
+        n_batch: compute.batch_size.min(compute.ubatch_size).max(1),
+        n_ubatch: compute.batch_size.min(compute.ubatch_size).max(1),
+        kv: kv_options(kv)?,
+        pre_override: model.pre.clone(),
+        chat_template,
+    })
+}
+
+/// The source of the chat template that replaces the model's, if one was given: by name, in full, or in a file.
+pub(crate) fn chat_template(args: &ModelArgs) -> Result<Option<String>> {
+    if let Some(path) = &args.chat_template_file {
+        return Ok(Some(
+            std::fs::read_to_string(path).map_err(|e| Failure::file(path, &e))?,
+        ));
+    }
+    let Some(given) = &args.chat_template else {
+        return Ok(None);
+    };
+    if let Ok(source) = named_template(given) {
+        return Ok(Some(source.to_owned()));
+    }
+    // A template without a tag says nothing about the conversation: a name that was misspelt.
+    if !given.contains('{') {
+        let name = crate::term::escape(given);
+        let failure = Failure::usage(format!(
+            "--chat-template {name}: expected a template, or one of {}",
+            TEMPLATE_NAMES.join(", ")
+        ));
+        return Err(
+            match super::argv::nearest(given, TEMPLATE_NAMES.iter().copied()) {
+                Some(near) => failure.hint(format!("did you mean {near}?")),
+                None => failure,
+            },
+        );
+    }
+    Ok(Some(given.clone()))
+}
+
+/// `--device` and `-ngl` together.
+pub(crate) fn backend(device: Option<&str>, gpu_layers: Option<&str>) -> Result<BackendKind> {
+    let on_cpu = match gpu_layers {
+        None | Some("auto" | "all") => false,
+        Some(n) => match n.parse::<i64>() {
+            Ok(n) => n == 0,
+            Err(_) => {
+                return Err(Failure::usage(format!(
+                    "--gpu-layers {}: expected a number, auto or all",
+                    crate::term::escape(n)
+                )));
+            }
+        },
+    };
+    let Some(name) = device else {
+        return Ok(if on_cpu {
+            BackendKind::Cpu
+        } else {
+            BackendKind::Auto
+        });
+    };
+    let lower = name.to_ascii_lowercase();
+    match lower.as_str() {
+        "auto" => Ok(if on_cpu {
+            BackendKind::Cpu
+        } else {
+            BackendKind::Auto
+        }),
+        "cpu" | "none" => Ok(BackendKind::Cpu),
+        "trace" => Ok(BackendKind::Trace),
+        _ => match lower.strip_prefix("cuda").map(|i| {
+            if i.is_empty() {
+                Ok(0)
+            } else {
+                i.trim_start_matches(':').parse::<u32>()
+            }
+        }) {
+            Some(Ok(index)) => Ok(BackendKind::Cuda(index)),
+            _ => Err(Failure::usage(format!(
+                "--device {}: expected auto, cpu, cuda, cuda0 … or trace",
+                crate::term::escape(name)
+            ))
+            .hint("'lemma devices' lists what there is")),
+        },
+    }
+}
+
+fn kv_options(args: &KvArgs) -> Result<KvOptions> {
+    let default = KvOptions::default();
+    let policies = lemma_engine::kv::policy::POLICIES;
+    let policy = args.kv_policy.clone().unwrap_or(default.policy);
+    if !policies.iter().any(|p| p.name == policy) {
+        let names: Vec<&str> = policies.iter().map(|p| p.name).collect();
+        let failure = Failure::usage(format!(
+            "--kv-policy {}: expected {}",
+            crate::term::escape(&policy),
+            names.join(", ")
+        ));
+        return Err(match super::argv::nearest(&policy, names.iter().copied()) {
+            Some(near) => failure.hint(format!("did you mean {near}?")),
+            None => failure,
+        });
+    }
+    let share = |flag: &str, value: Option<f32>| match value {
+        Some(v) if !(0.0..=1.0).contains(&v) => Err(Failure::usage(format!(
+            "{flag} {v}: expected a number from 0 to 1"
+        ))),
+        _ => Ok(value),
+    };
+    Ok(KvOptions {
+        policy,
+        budget: match (args.kv_budget, args.kv_mem) {
+            (Some(tokens), _) => KvBudget::Tokens(tokens),
+            (None, Some(mib)) => KvBudget::MiB(mib),
+            (None, None) => KvBudget::Default,
+        },
+        ty_k: cache_type("-ctk", args.cache_type_k.as_deref(), default.ty_k)?,
+        ty_v: cache_type("-ctv", args.cache_type_v.as_deref(), default.ty_v)?,
+        refresh: match (
+            share("--kv-alpha", args.kv_alpha)?,
+            share("--kv-top-r", args.kv_top_r)?,
+        ) {
+            (Some(alpha), _) => Refresh::Alpha(alpha),
+            (None, Some(r)) => Refresh::Rank(r),
+            (None, None) => default.refresh,
+        },
+        pin: match args.kv_pin.as_deref() {
+            Some("system") => Pin::System,
+            Some("none") => Pin::None,
+            _ => Pin::Prompt,
+        },
+        recent: args.kv_recent.unwrap_or(default.recent),
+        aggregate: match args.kv_aggregate.as_deref() {
+            Some("mean") => Aggregate::Mean,
+            _ => Aggregate::Max,
+        },
+        seed: args.kv_seed.unwrap_or(default.seed),
+        beyond_train: args.beyond_train,
+    })
+}
+
+fn cache_type(flag: &str, name: Option<&str>, default: GgmlType) -> Result<GgmlType> {
+    let Some(name) = name else { return Ok(default) };
+    let found = KV_TYPES
+        .into_iter()
+        .find(|t| t.name().eq_ignore_ascii_case(name));
+    found.ok_or_else(|| {
+        let names = KV_TYPES.map(GgmlType::name).join(", ");
+        Failure::usage(format!(
+            "{flag} {}: expected one of {names}",
+            crate::term::escape(name)
+        ))
+    })
+}
+
+pub(crate) fn prompt(args: &PromptArgs) -> Result<Prompt> {
+    let text = |s: &String| {
+        if args.no_escape {
+            s.clone()
+        } else {
+            unescape(s)
+        }
+    };
+    let system = match (&args.system, &args.system_file) {
+        (Some(s), _) => Some(text(s)),
+        (None, Some(path)) => {
+            Some(std::fs::read_to_string(path).map_err(|e| Failure::file(path, &e))?)
+        }
+        (None, None) => None,
+    };
+    Ok(Prompt {
+        text: args.prompt.as_ref().map(text),
+        file: args.file.clone(),
+        system: system.filter(|s| !s.is_empty()),
+        chat: if args.no_conversation {
+            Some(false)
+        } else if args.conversation {
+            Some(true)
+        } else {
+            None
+        },
+        single_turn: args.single_turn,
+        verbose: args.verbose_prompt,
+    })
+}
+
+pub(crate) fn term(args: &CommonArgs) -> Term {
+    Term::detect(match args.color.as_str() {
+        "always" | "on" => Color::Always,
+        "never" | "off" => Color::Never,
+        _ => Color::Auto,
+    })
+}
+
+/// Backslash sequences as llama.cpp processes them; one that it does not know stays as it is.
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let tail = &rest[at + 1..];
+        let (c, used) = match tail.chars().next() {
+            Some('n') => ('\n', 1),
+            Some('r') => ('\r', 1),
+            Some('t') => ('\t', 1),
+            Some(c @ ('\'' | '"' | '\\')) => (c, 1),
+            Some('x') => match tail
+                .get(1..3)
+                .and_then(|h| u8::from_str_radix(h, 16).ok())
+                .filter(u8::is_ascii)
+            {
+                Some(byte) => (char::from(byte), 3),
+                None => ('\\', 0),
+            },
+            _ => ('\\', 0),
+        };
+        out.push(c);
+        rest = &tail[used..];
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backslashes() {
+        assert_eq!(
+            unescape(r#"a\nb\t\"c\" \\n \q \x41 \xff \"#),
+            "a\nb\t\"c\" \\n \\q A \\xff \\"
+        );
+        assert_eq!(unescape("é\\né"), "é\né");
+    }
+
+    #[test]
+    fn devices() {
+        assert_eq!(backend(None, None).unwrap(), BackendKind::Auto);
+        assert_eq!(backend(None, Some("0")).unwrap(), BackendKind::Cpu);
+        assert_eq!(backend(None, Some("99")).unwrap(), BackendKind::Auto);
+        assert_eq!(
+            backend(Some("CUDA1"), Some("99")).unwrap(),
+            BackendKind::Cuda(1)
+        );
+        assert_eq!(backend(Some("cuda"), None).unwrap(), BackendKind::Cuda(0));
+        assert_eq!(
+            backend(Some("gpu"), None).unwrap_err().code,
+            crate::fail::USAGE
+        );
+        assert_eq!(
+            backend(None, Some("lots")).unwrap_err().code,
+            crate::fail::USAGE
+        );
+    }
+
+    #[test]
+    fn one_model_is_enough() {
+        let named = ModelArgs {
+            model: Some("a".into()),
+            ..ModelArgs::default()
+        };
+        assert!(model_source(&named, false, Some(&"b".into())).is_err());
+        assert_eq!(
+            model_source(&named, true, Some(&"b".into())).unwrap(),
+            ModelSource::Path("b".into())
+        );
+        assert_eq!(
+            model_source(&named, true, None).unwrap(),
+            ModelSource::Path("a".into())
+        );
+    }
+}

@@ -1,0 +1,243 @@
+//! The command line, in two layers: what was [typed] and what it [means](config).
+//!
+//! In between stand [`argv`], which knows llama.cpp's spelling, and clap. All errors of usage leave here as a
+//! [`Failure`] with exit code 2, in the same two lines as every other error, rather than in clap's own layout.
+
+pub(crate) mod argv;
+pub(crate) mod config;
+pub(crate) mod help;
+pub(crate) mod tools;
+pub(crate) mod typed;
+
+use std::ffi::OsString;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
+
+use crate::fail::{Failure, Result};
+use typed::Cli;
+
+/// A command line that was understood.
+pub(crate) enum Parsed {
+    /// Text that was asked for instead of an action: help, version.
+    Text(String),
+    Run(Box<Invocation>),
+}
+
+/// The parsed arguments and the matches that know where each came from.
+pub(crate) struct Invocation {
+    pub(crate) cli: Cli,
+    /// Matches of the command that runs: the subcommand's, or the root's.
+    pub(crate) matches: ArgMatches,
+}
+
+impl Invocation {
+    /// Whether the model was named by the environment alone.
+    pub(crate) fn model_from_env(&self) -> bool {
+        self.matches.value_source("model") == Some(ValueSource::EnvVariable)
+    }
+
+    /// The flags that every command takes.
+    pub(crate) fn common(&self) -> Option<&typed::CommonArgs> {
+        use typed::Command as C;
+        Some(match &self.cli.command {
+            None => &self.cli.run.common,
+            Some(C::Batch(a)) => &a.common,
+            Some(C::Score(a)) => &a.common,
+            Some(C::Perplexity(a)) => &a.common,
+            Some(C::Bench(a)) => &a.common,
+            Some(C::Tokenize(a)) => &a.common,
+            Some(C::Detokenize(a)) => &a.common,
+            Some(C::Template(a)) => &a.common,
+            Some(C::Inspect(a)) => &a.common,
+            Some(C::Check(a)) => &a.common,
+            Some(C::Synth(a)) => &a.common,
+            Some(C::Devices(a)) => &a.common,
+            Some(C::Completions(_)) => return None,
+        })
+    }
+}
+
+/// Parses the arguments of the process.
+pub(crate) fn parse(argv: Vec<OsString>) -> Result<Parsed> {
+    let root = Cli::command();
+    let argv = argv::normalize(argv, &root)?;
+    let matches = match root.try_get_matches_from(argv) {
+        Ok(matches) => matches,
+        Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            return Ok(Parsed::Text(e.render().to_string()));
+        }
+        Err(e) => return Err(usage(&e)),
+    };
+    let cli = Cli::from_arg_matches(&matches).map_err(|e| usage(&e))?;
+    let matches = match matches.subcommand() {
+        Some((_, sub)) => sub.clone(),
+        None => matches,
+    };
+    Ok(Parsed::Run(Box::new(Invocation { cli, matches })))
+}
+
+/// clap's error as a failure: its first line, and its tips as the hint.
+fn usage(e: &clap::Error) -> Failure {
+    let text = |kind| match e.get(kind) {
+        Some(ContextValue::String(s)) => Some(s.clone()),
+        Some(ContextValue::Strings(s)) if !s.is_empty() => Some(s.join(", ")),
+        _ => None,
+    };
+    let rendered = e.render().to_string();
+    let first = rendered
+        .lines()
+        .next()
+        .unwrap_or("")
+        .trim_start_matches("error: ")
+        .to_owned();
+    let message = match (
+        e.kind(),
+        text(ContextKind::InvalidArg),
+        text(ContextKind::InvalidValue),
+    ) {
+        (ErrorKind::InvalidValue, Some(arg), Some(value)) => match text(ContextKind::ValidValue) {
+            Some(valid) => format!("{}: {:?}, expected {valid}", flag(&arg), value),
+            None => first,
+        },
+        (ErrorKind::ValueValidation, Some(arg), Some(value)) => {
+            let why = rendered
+                .lines()
+                .next()
+                .and_then(|l| l.rsplit_once(": "))
+                .map_or("not valid", |(_, why)| why);
+            format!("{}: {value:?}, {why}", flag(&arg))
+        }
+        (ErrorKind::ArgumentConflict, Some(arg), _) => match text(ContextKind::PriorArg) {
+            Some(prior) => format!("{} and {} exclude each other", flag(&arg), flag(&prior)),
+            None => first,
+        },
+        (ErrorKind::MissingRequiredArgument, Some(args), _) => format!("missing: {args}"),
+        (ErrorKind::UnknownArgument, Some(arg), _) => format!("one argument too many: {arg}"),
+        _ => first,
+    };
+    let failure = Failure::usage(crate::term::escape(&message));
+    match text(ContextKind::SuggestedValue) {
+        Some(near) => failure.hint(format!("did you mean {near}?")),
+        None => failure.hint("'lemma --help' explains the flags"),
+    }
+}
+
+/// `--temp <F>` → `--temp`.
+fn flag(shown: &str) -> &str {
+    shown.split([' ', '=', '[']).next().unwrap_or(shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &[&str]) -> Result<Parsed> {
+        parse(
+            std::iter::once("lemma")
+                .chain(line.iter().copied())
+                .map(OsString::from)
+                .collect(),
+        )
+    }
+
+    fn run(line: &[&str]) -> Box<Invocation> {
+        match parse_line(line) {
+            Ok(Parsed::Run(run)) => run,
+            Ok(Parsed::Text(text)) => panic!("{text}"),
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    #[test]
+    fn clap_is_content() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_word_is_a_model_and_a_name_a_command() {
+        assert_eq!(
+            run(&["x.gguf", "-p", "hi"])
+                .cli
+                .run
+                .positional
+                .unwrap()
+                .to_str(),
+            Some("x.gguf")
+        );
+        assert!(matches!(
+            run(&["score", "-m", "x.gguf"]).cli.command,
+            Some(typed::Command::Score(_))
+        ));
+    }
+
+    #[test]
+    fn sampling_flags() {
+        let line = run(&[
+            "--temp",
+            "0.5",
+            "--temp",
+            "0.25",
+            "--dry-sequence-breaker",
+            "a",
+            "--dry-sequence-breaker",
+            "b",
+            "--mirostat-lr",
+            "0.2",
+            "-s",
+            "-1",
+        ]);
+        let s = config::sampling(&line.matches).unwrap();
+        assert_eq!(
+            (
+                s.flags.temp,
+                s.flags.mirostat_eta,
+                s.flags.top_k,
+                s.flags.seed
+            ),
+            (Some(0.25), Some(0.2), None, Some(None))
+        );
+        assert_eq!(s.flags.dry_sequence_breakers.unwrap(), ["a", "b"]);
+        assert_eq!(
+            config::sampling(&run(&["--temp", "warm"]).matches)
+                .unwrap_err()
+                .code,
+            crate::fail::USAGE
+        );
+    }
+
+    #[test]
+    fn every_sampling_parameter_has_a_flag() {
+        let root = Cli::command();
+        for name in lemma_engine::sampling::SamplerParams::NAMES {
+            assert!(root.get_arguments().any(|a| a.get_id() == name), "{name}");
+        }
+    }
+
+    #[test]
+    fn errors_are_two_lines_at_most() {
+        for line in [
+            &["-n", "many"][..],
+            &["--kv-pin", "everything"],
+            &["--json", "--stream-json"],
+            &["--kv-budget", "1", "--kv-mem", "1"],
+            &["synth"],
+            &["tokenize", "a", "b"],
+            &["completions", "tcsh"],
+            &["-n"],
+            &["a", "b"],
+        ] {
+            let Err(e) = parse_line(line) else {
+                panic!("{line:?} was accepted")
+            };
+            assert_eq!(e.code, crate::fail::USAGE, "{line:?}");
+            assert!(
+                !e.message.contains('\n') && !e.message.is_empty(),
+                "{line:?}: {}",
+                e.message
+            );
+            assert!(!e.hint.unwrap_or_default().contains('\n'));
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! What was typed after the name of a command.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum, ValueHint};
+
+use super::typed::{CommonArgs, ComputeArgs, GenerateArgs, KvArgs, ModelArgs, SamplingArgs};
+
+#[derive(Debug, Args)]
+pub(crate) struct BatchArgs {
+    /// Requests, one JSON object a line; stdin if absent or "-"
+    #[arg(value_name = "REQUESTS", value_hint = ValueHint::FilePath)]
+    pub(crate) input: Option<PathBuf>,
+    /// Append results here and skip requests that it already answers
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+    /// System message for requests that bring a prompt only [short: -sys]
+    #[arg(long = "system-prompt", value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Continue prompts as they are, without the chat template [short: -no-cnv]
+    #[arg(long)]
+    pub(crate) no_conversation: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) generate: GenerateArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScoreArgs {
+    /// Requests: {"text": …} or {"tokens": […]}, one a line [default: stdin]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// Also the N most likely tokens at each position
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) top: usize,
+    /// Write the logits of every position as raw little-endian f32, n_tokens × n_vocab
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) logits: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PerplexityArgs {
+    /// Text to measure on [default: stdin]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// Text to measure on
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
+    pub(crate) prompt: Option<String>,
+    /// Chunks at most, -1: all
+    #[arg(long, value_name = "N", default_value_t = -1, hide_default_value = true)]
+    pub(crate) chunks: i64,
+    /// Tokens between the starts of two windows, each scored after a full window of context; 0: disjoint chunks whose second half is scored
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) ppl_stride: usize,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchFormat {
+    Md,
+    Json,
+    Jsonl,
+    Csv,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// GGUF file
+    #[arg(short, long, value_name = "FILE", env = "LEMMA_MODEL", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub(crate) model: Option<PathBuf>,
+    /// Make a model of random weights in this shape instead (see lemma synth)
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
+    pub(crate) shape: Option<String>,
+    /// Type of the weights with --shape
+    #[arg(
+        long = "type",
+        value_name = "TYPE",
+        default_value = "q4_k_m",
+        requires = "shape"
+    )]
+    pub(crate) ty: String,
+    /// Tokens of prompt to measure, several with commas, 0: none
+    #[arg(short = 'p', long, value_name = "N,…", default_value = "512")]
+    pub(crate) n_prompt: String,
+    /// Tokens to generate, several with commas, 0: none
+    #[arg(short = 'n', long, value_name = "N,…", default_value = "128")]
+    pub(crate) n_gen: String,
+    /// Tokens that are in the cache before, several with commas
+    #[arg(short = 'd', long, value_name = "N,…", default_value = "0")]
+    pub(crate) n_depth: String,
+    /// Repetitions
+    #[arg(short, long, value_name = "N", default_value_t = 5)]
+    pub(crate) repetitions: usize,
+    /// Worker threads, several with commas [default: physical cores]
+    #[arg(
+        short,
+        long,
+        value_name = "N,…",
+        env = "LEMMA_THREADS",
+        hide_env_values = true
+    )]
+    pub(crate) threads: Option<String>,
+    /// Form of the results
+    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
+    pub(crate) output: BenchFormat,
+    /// Also measure how fast memory can be read: the ceiling of decoding
+    #[arg(long)]
+    pub(crate) ceiling: bool,
+    /// Generate up to this position and show speed and resident memory on the way
+    #[arg(long, value_name = "POS")]
+    pub(crate) decode_to: Option<u32>,
+    /// Where to run [short: -dev]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "LEMMA_DEVICE",
+        hide_env_values = true
+    )]
+    pub(crate) device: Option<String>,
+    /// 0: keep everything on the CPU [short: -ngl]
+    #[arg(long, alias = "n-gpu-layers", value_name = "N", hide_short_help = true)]
+    pub(crate) gpu_layers: Option<String>,
+    /// Instruction set of the CPU kernels: scalar, avx2 or avx512
+    #[arg(long, value_name = "NAME", env = "LEMMA_ISA", hide_env_values = true, value_parser = ["scalar", "avx2", "avx512"], hide_possible_values = true)]
+    pub(crate) isa: Option<String>,
+    /// Upper limit of --ubatch-size, for llama.cpp's sake
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        hide_short_help = true,
+        default_value_t = 2048
+    )]
+    pub(crate) batch_size: u32,
+    /// Tokens of a prompt in one forward pass [short: -ub]
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) ubatch_size: u32,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenizeArgs {
+    /// Text; stdin if absent
+    #[arg(value_name = "TEXT", conflicts_with = "jsonl")]
+    pub(crate) text: Option<String>,
+    /// Text
+    #[arg(short, long, value_name = "TEXT", conflicts_with_all = ["text", "jsonl"], hide_short_help = true)]
+    pub(crate) prompt: Option<String>,
+    /// Text from a file
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["text", "prompt"], value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// Only the numbers, as a JSON array
+    #[arg(long)]
+    pub(crate) ids: bool,
+    /// Only how many there are
+    #[arg(long, alias = "show-count")]
+    pub(crate) count: bool,
+    /// Do not add a beginning-of-text token where the model wants one
+    #[arg(long)]
+    pub(crate) no_bos: bool,
+    /// Take the names of special tokens as ordinary text
+    #[arg(long)]
+    pub(crate) no_parse_special: bool,
+    /// Read {"text": …} lines, write {"ids": […]} lines
+    #[arg(long)]
+    pub(crate) jsonl: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DetokenizeArgs {
+    /// Token numbers, separated by spaces or commas, brackets allowed; stdin if absent
+    #[arg(value_name = "IDS")]
+    pub(crate) ids: Vec<String>,
+    /// Show special tokens by their names
+    #[arg(long)]
+    pub(crate) special: bool,
+    /// Read {"ids": […]} lines, write {"text": …} lines
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) jsonl: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TemplateArgs {
+    /// Render this user message
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Render with this system message [short: -sys]
+    #[arg(long = "system-prompt", value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Render a JSON array of messages from a file ("-" is stdin)
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// Without the beginning of a reply
+    #[arg(long)]
+    pub(crate) no_generation_prompt: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// GGUF file
+    #[arg(value_name = "MODEL", value_hint = ValueHint::FilePath)]
+    pub(crate) positional: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// GGUF file
+    #[arg(value_name = "MODEL", value_hint = ValueHint::FilePath)]
+    pub(crate) positional: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SynthArgs {
+    /// Shape to make; --list names them
+    #[arg(value_name = "SHAPE", required_unless_present = "list")]
+    pub(crate) shape: Option<String>,
+    /// Type of the weights
+    #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m")]
+    pub(crate) ty: String,
+    /// File to write
+    #[arg(short, long, value_name = "FILE", required_unless_present = "list", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+    /// Seed of the weights
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// List the shapes
+    #[arg(long)]
+    pub(crate) list: bool,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Shell
+    pub(crate) shell: clap_complete::Shell,
+}

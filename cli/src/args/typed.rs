@@ -1,0 +1,429 @@
+//! What was typed: the command line as clap sees it, after [`argv`](super::argv) has spelled llama.cpp's short names out.
+//!
+//! Nothing here decides anything. Fields say what was given, in the words of the command line; what that means is the business of
+//! [`config`](super::config). The doc comments are the help text.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+use super::tools::{
+    BatchArgs, BenchArgs, CheckArgs, CompletionsArgs, DetokenizeArgs, DevicesArgs, InspectArgs,
+    PerplexityArgs, ScoreArgs, SynthArgs, TemplateArgs, TokenizeArgs,
+};
+
+const MODEL: &str = "Model";
+const PROMPT: &str = "Prompt";
+const OUTPUT: &str = "Output";
+const THINK: &str = "Thinking";
+const SAMPLING: &str = "Sampling";
+const KV: &str = "KV cache";
+const COMPUTE: &str = "Compute";
+
+/// Run GGUF language models from one binary, with a KV cache of fixed size.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lemma",
+    version,
+    max_term_width = 110,
+    disable_help_subcommand = true,
+    args_override_self = true,
+    override_usage = "lemma [MODEL] [OPTIONS]                 talk to a model (the bundled one if none is named)\n       lemma [MODEL] -p PROMPT | -f FILE       one answer to stdout\n       ... | lemma [MODEL]                     the whole of stdin is one prompt\n       lemma COMMAND [OPTIONS]",
+    after_help = "'lemma --help' explains more, 'lemma COMMAND --help' a command.",
+    after_long_help = super::help::AFTER_LONG
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one, and it lives as long as the program"
+)]
+pub(crate) enum Command {
+    /// Answer the requests of a JSONL file, one result a line; resumable
+    Batch(BatchArgs),
+    /// Log-probabilities of given texts, JSONL in and out
+    Score(ScoreArgs),
+    /// Perplexity of a model over a text
+    Perplexity(PerplexityArgs),
+    /// Measure the speed of a model on this machine
+    Bench(BenchArgs),
+    /// Text to tokens
+    Tokenize(TokenizeArgs),
+    /// Tokens to text
+    Detokenize(DetokenizeArgs),
+    /// Show the chat template of a model, or what it makes of a conversation
+    Template(TemplateArgs),
+    /// List the metadata and tensors of a file
+    Inspect(InspectArgs),
+    /// Read a model file from end to end and report what is wrong with it
+    Check(CheckArgs),
+    /// Write a model of random weights in the shape of a published one
+    Synth(SynthArgs),
+    /// List the devices that can run a model
+    Devices(DevicesArgs),
+    /// Write a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// No subcommand: talk, or answer once.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// GGUF file, or the first part of a split one
+    #[arg(value_name = "MODEL", value_hint = ValueHint::FilePath)]
+    pub(crate) positional: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) prompt: PromptArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) generate: GenerateArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = MODEL)]
+pub(crate) struct ModelArgs {
+    /// GGUF file, or the first part of a split one
+    #[arg(short, long, value_name = "FILE", env = "LEMMA_MODEL", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub(crate) model: Option<PathBuf>,
+    /// Pre-tokenizer to use in place of the one that the file names
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    pub(crate) pre: Option<String>,
+    /// Chat template to use in place of the model's: a name (chatml, llama3 …) or Jinja source
+    #[arg(
+        long,
+        value_name = "TEMPLATE",
+        hide_short_help = true,
+        conflicts_with = "chat_template_file"
+    )]
+    pub(crate) chat_template: Option<String>,
+    /// The same, from a file
+    #[arg(long, value_name = "FILE", hide_short_help = true, value_hint = ValueHint::FilePath)]
+    pub(crate) chat_template_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = PROMPT)]
+pub(crate) struct PromptArgs {
+    /// What to ask; joined with stdin by a blank line if that is piped
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Read the prompt from a file ("-" is stdin)
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// System message [short: -sys]
+    #[arg(
+        long = "system-prompt",
+        value_name = "TEXT",
+        conflicts_with = "system_file"
+    )]
+    pub(crate) system: Option<String>,
+    /// System message from a file [short: -sysf]
+    #[arg(long = "system-prompt-file", value_name = "FILE", hide_short_help = true, value_hint = ValueHint::FilePath)]
+    pub(crate) system_file: Option<PathBuf>,
+    /// Leave after one reply [short: -st]
+    #[arg(long, hide_short_help = true)]
+    pub(crate) single_turn: bool,
+    /// Talk on after -p has been answered [short: -cnv]
+    #[arg(long, hide_short_help = true, conflicts_with_all = ["no_conversation", "single_turn"])]
+    pub(crate) conversation: bool,
+    /// Continue the text as it is, without the chat template [short: -no-cnv]
+    #[arg(long)]
+    pub(crate) no_conversation: bool,
+    /// Take backslashes in -p and -sys literally
+    #[arg(long, hide_short_help = true)]
+    pub(crate) no_escape: bool,
+    /// Undo --no-escape (the default: \n, \t, \", \\ … in -p and -sys are processed)
+    #[arg(short, long, hide = true, overrides_with = "no_escape")]
+    pub(crate) escape: bool,
+    /// Show the prompt and its tokens on stderr
+    #[arg(long, hide_short_help = true)]
+    pub(crate) verbose_prompt: bool,
+}
+
+/// What becomes of the thinking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ThinkShow {
+    /// Dim, live, before the answer
+    Show,
+    /// Not at all
+    Hide,
+    /// Live on one line that the answer replaces (terminal), one line saying how long it was (pipe: hidden)
+    Fold,
+    /// To stderr
+    Stderr,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnOffAuto {
+    On,
+    Off,
+    #[default]
+    Auto,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = OUTPUT)]
+pub(crate) struct OutputArgs {
+    /// One JSON object in place of the answer
+    #[arg(long, conflicts_with = "stream_json")]
+    pub(crate) json: bool,
+    /// JSON events as they happen: start, think, text, kv, end
+    #[arg(long)]
+    pub(crate) stream_json: bool,
+}
+
+/// Flags that every command takes.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = OUTPUT)]
+pub(crate) struct CommonArgs {
+    /// auto, always or never; NO_COLOR counts under auto
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "always", "never", "on", "off"], hide_possible_values = true)]
+    pub(crate) color: String,
+    /// Say more on stderr (statistics also when it is not a terminal)
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = SAMPLING)]
+pub(crate) struct GenerateArgs {
+    /// Tokens to generate at most, -1: until the answer ends
+    #[arg(short = 'n', long = "predict", alias = "n-predict", value_name = "N", env = "LEMMA_N_PREDICT", hide_env = true, default_value_t = -1, hide_default_value = true)]
+    pub(crate) n_predict: i64,
+    /// Stop before this text; may be given several times
+    #[arg(
+        short = 'r',
+        long = "reverse-prompt",
+        alias = "stop",
+        value_name = "TEXT"
+    )]
+    pub(crate) stop: Vec<String>,
+    /// Go on after the end-of-generation token
+    #[arg(long, hide_short_help = true)]
+    pub(crate) ignore_eos: bool,
+    /// Whether a model that can think does: on, off or auto (what its template does)
+    #[arg(long, value_name = "MODE", help_heading = THINK, alias = "rea", default_value = "auto", hide_default_value = true, hide_possible_values = true)]
+    pub(crate) reasoning: OnOffAuto,
+    /// Tokens of thinking after which it is brought to an end; -1: no limit
+    #[arg(long, value_name = "N", help_heading = THINK, allow_negative_numbers = true)]
+    pub(crate) reasoning_budget: Option<i64>,
+    /// show, hide, fold or stderr [terminal: show, pipe: hide]
+    #[arg(long, value_name = "WHERE", env = "LEMMA_THINK", hide_env = true, help_heading = THINK, hide_possible_values = true)]
+    pub(crate) think: Option<ThinkShow>,
+}
+
+/// Sampling parameters, in llama.cpp's words. Without a flag the environment decides, then the model file, then the defaults below.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = SAMPLING)]
+pub(crate) struct SamplingArgs {
+    /// Seed of the random numbers; -1: a new one each time
+    #[arg(short, long, value_name = "N", env = "LEMMA_SEED", hide_env = true)]
+    pub(crate) seed: Option<String>,
+    /// Temperature; 0: always the most likely token [default: 0.8]
+    #[arg(
+        long,
+        alias = "temperature",
+        value_name = "F",
+        env = "LEMMA_TEMP",
+        hide_env = true
+    )]
+    pub(crate) temp: Option<String>,
+    /// Only the K most likely tokens, 0: all [default: 40]
+    #[arg(long, value_name = "K", env = "LEMMA_TOP_K", hide_env = true)]
+    pub(crate) top_k: Option<String>,
+    /// Only the most likely tokens that make up this probability [default: 0.95]
+    #[arg(long, value_name = "F", env = "LEMMA_TOP_P", hide_env = true)]
+    pub(crate) top_p: Option<String>,
+    /// Only tokens at least this likely compared with the best [default: 0.05]
+    #[arg(long, value_name = "F", env = "LEMMA_MIN_P", hide_env = true)]
+    pub(crate) min_p: Option<String>,
+    /// Only tokens within this many standard deviations of the best logit
+    #[arg(
+        long = "top-nsigma",
+        alias = "top-n-sigma",
+        value_name = "F",
+        hide_short_help = true
+    )]
+    pub(crate) top_n_sigma: Option<String>,
+    /// Locally typical sampling [default: 1.0, off]
+    #[arg(long, alias = "typical-p", value_name = "F", hide_short_help = true)]
+    pub(crate) typical: Option<String>,
+    /// Penalty of tokens that occurred lately [default: 1.0, off]
+    #[arg(
+        long,
+        value_name = "F",
+        env = "LEMMA_REPEAT_PENALTY",
+        hide_env = true,
+        hide_short_help = true
+    )]
+    pub(crate) repeat_penalty: Option<String>,
+    /// How many tokens back a penalty looks, -1: all [default: 64]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) repeat_last_n: Option<String>,
+    /// Flat penalty of tokens that occurred [default: 0]
+    #[arg(long, value_name = "F", hide_short_help = true)]
+    pub(crate) presence_penalty: Option<String>,
+    /// Penalty by how often a token occurred [default: 0]
+    #[arg(long, value_name = "F", hide_short_help = true)]
+    pub(crate) frequency_penalty: Option<String>,
+    /// DRY (penalty of repeated sequences) [default: 0, off]
+    #[arg(long, value_name = "F", hide_short_help = true)]
+    pub(crate) dry_multiplier: Option<String>,
+    /// Growth of the DRY penalty [default: 1.75]
+    #[arg(long, value_name = "F", hide_short_help = true)]
+    pub(crate) dry_base: Option<String>,
+    /// Length of a repetition that DRY lets pass [default: 2]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) dry_allowed_length: Option<String>,
+    /// How many tokens back DRY looks, -1: all [default: 64]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) dry_penalty_last_n: Option<String>,
+    /// Text at which DRY stops looking back; may be given several times, "none" for none
+    #[arg(
+        long = "dry-sequence-breaker",
+        value_name = "TEXT",
+        hide_short_help = true
+    )]
+    pub(crate) dry_sequence_breakers: Vec<String>,
+    /// XTC (exclude top choices): probability [default: 0, off]
+    #[arg(long, value_name = "F", hide_short_help = true)]
+    pub(crate) xtc_probability: Option<String>,
+    /// XTC: threshold [default: 0.1]
+    #[arg(long, value_name = "F", hide_short_help = true)]
+    pub(crate) xtc_threshold: Option<String>,
+    /// Dynamic temperature: range around --temp [default: 0, off]
+    #[arg(long, value_name = "F", hide_short_help = true)]
+    pub(crate) dynatemp_range: Option<String>,
+    /// Dynamic temperature: exponent [default: 1.0]
+    #[arg(long = "dynatemp-exp", value_name = "F", hide_short_help = true)]
+    pub(crate) dynatemp_exponent: Option<String>,
+    /// Mirostat: 0 off, 1, or 2
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) mirostat: Option<String>,
+    /// Mirostat: learning rate [default: 0.1]
+    #[arg(long = "mirostat-lr", value_name = "F", hide_short_help = true)]
+    pub(crate) mirostat_eta: Option<String>,
+    /// Mirostat: target entropy [default: 5.0]
+    #[arg(long = "mirostat-ent", value_name = "F", hide_short_help = true)]
+    pub(crate) mirostat_tau: Option<String>,
+    /// Add to the logit of a token: TOKEN+BIAS or TOKEN-BIAS, several with commas
+    #[arg(short = 'l', long, value_name = "T+B,…", hide_short_help = true)]
+    pub(crate) logit_bias: Option<String>,
+    /// Truncation leaves at least this many tokens [default: 0]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) min_keep: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = KV)]
+pub(crate) struct KvArgs {
+    /// Positions at most; costs no memory, 0: as trained
+    #[arg(short, long, value_name = "N", env = "LEMMA_CTX_SIZE", hide_env = true)]
+    pub(crate) ctx_size: Option<u32>,
+    /// Size of the pool in tokens, the prompt included [default: prompt + 4096]
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        env = "LEMMA_KV_BUDGET",
+        hide_env = true,
+        conflicts_with = "kv_mem"
+    )]
+    pub(crate) kv_budget: Option<u32>,
+    /// Size of the pool in MiB
+    #[arg(long, value_name = "MIB", hide_short_help = true)]
+    pub(crate) kv_mem: Option<u32>,
+    /// Which page gives its place away when the pool is full [default: raas]
+    #[arg(long, value_name = "NAME", env = "LEMMA_KV_POLICY", hide_env = true, help = super::help::policies())]
+    pub(crate) kv_policy: Option<String>,
+    /// Renew the time stamps of pages with more attention mass than this
+    #[arg(
+        long,
+        value_name = "F",
+        hide_short_help = true,
+        conflicts_with = "kv_top_r"
+    )]
+    pub(crate) kv_alpha: Option<f32>,
+    /// Renew the time stamps of this share of the pages, the best [default: 0.5]
+    #[arg(long, value_name = "F", hide_short_help = true)]
+    pub(crate) kv_top_r: Option<f32>,
+    /// What is never recycled: prompt, system or none [default: prompt]
+    #[arg(long, value_name = "WHAT", hide_short_help = true, value_parser = ["prompt", "system", "none"], hide_possible_values = true)]
+    pub(crate) kv_pin: Option<String>,
+    /// The last pages that are never recycled [default: 4]
+    #[arg(long, value_name = "PAGES", hide_short_help = true)]
+    pub(crate) kv_recent: Option<u32>,
+    /// How the heads of a layer agree on the mass of a page: max or mean [default: max]
+    #[arg(long, value_name = "HOW", hide_short_help = true, value_parser = ["max", "mean"], hide_possible_values = true)]
+    pub(crate) kv_aggregate: Option<String>,
+    /// Seed of policies that draw
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) kv_seed: Option<u64>,
+    /// Write every page that is recycled to this file, as JSON lines
+    #[arg(long, value_name = "FILE", hide_short_help = true, value_hint = ValueHint::FilePath)]
+    pub(crate) kv_trace: Option<PathBuf>,
+    /// Allow positions beyond the trained context
+    #[arg(long, hide_short_help = true)]
+    pub(crate) beyond_train: bool,
+    /// Type of the stored keys: f32, f16, q8_0 … [default: f16] [short: -ctk]
+    #[arg(long, value_name = "TYPE", hide_short_help = true)]
+    pub(crate) cache_type_k: Option<String>,
+    /// Type of the stored values [default: f16] [short: -ctv]
+    #[arg(long, value_name = "TYPE", hide_short_help = true)]
+    pub(crate) cache_type_v: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = COMPUTE)]
+pub(crate) struct ComputeArgs {
+    /// Worker threads [default: physical cores]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        env = "LEMMA_THREADS",
+        hide_env_values = true
+    )]
+    pub(crate) threads: Option<i64>,
+    /// Where to run: auto, cpu, cuda, cuda0, cuda1 …, or trace (slow reference) [short: -dev]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "LEMMA_DEVICE",
+        hide_env_values = true
+    )]
+    pub(crate) device: Option<String>,
+    /// 0: keep everything on the CPU; any other number: use a GPU if there is one [short: -ngl]
+    #[arg(long, alias = "n-gpu-layers", value_name = "N", hide_short_help = true)]
+    pub(crate) gpu_layers: Option<String>,
+    /// Instruction set of the CPU kernels: scalar, avx2 or avx512 [default: the best present]
+    #[arg(long, value_name = "NAME", env = "LEMMA_ISA", hide_env_values = true, hide_short_help = true, value_parser = ["scalar", "avx2", "avx512"], hide_possible_values = true)]
+    pub(crate) isa: Option<String>,
+    /// Upper limit of --ubatch-size, for llama.cpp's sake
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        hide_short_help = true,
+        default_value_t = 2048
+    )]
+    pub(crate) batch_size: u32,
+    /// Tokens of a prompt in one forward pass [short: -ub]
+    #[arg(long, value_name = "N", hide_short_help = true, default_value_t = 512)]
+    pub(crate) ubatch_size: u32,
+}

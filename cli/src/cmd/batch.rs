@@ -1,0 +1,293 @@
+//! `lemma batch`: one request a line in, one result a line out.
+//!
+//! A line that fails gives an error record and the run goes on; the exit code says at the end that some did (9). With `-o` the run
+//! can be repeated: results are appended, and requests that the file already answers are skipped. A line of the file that was cut
+//! when a run was killed is removed first. Requests without an id go by the number of their line.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
+use std::path::Path;
+
+use lemma_engine::conversation::{Conversation, PromptOptions, Role};
+use lemma_engine::generate::{Prompt, generate};
+use lemma_engine::options::{KvBudget, LoadOptions};
+use lemma_engine::session::Session;
+use serde_json::Value;
+
+use super::{Line, Lines, verdict};
+use crate::args::Invocation;
+use crate::args::config::{self, Generate};
+use crate::args::tools::BatchArgs;
+use crate::fail::{Failure, INTERRUPT, Result};
+use crate::load::{self, Loaded};
+use crate::reply::{Mode, Printer};
+use crate::request::{Request, id_of, message};
+use crate::signals::{self, Polling};
+use crate::term::Term;
+use crate::{out, record, run, sampling, trace};
+
+/// What every request of a run shares.
+struct Batch<'a> {
+    args: &'a BatchArgs,
+    loaded: Loaded,
+    load: LoadOptions,
+    generate: Generate,
+    term: Term,
+    base_seed: Option<u64>,
+    /// A session over the pool of the command line, kept from request to request.
+    conversation: Option<Conversation>,
+}
+
+pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Result {
+    let source = config::model_source(&args.model, invocation.model_from_env(), None)?;
+    let load = config::load_options(&args.model, &args.kv, &args.compute)?;
+    let generate = config::generate(&args.generate, config::sampling(&invocation.matches)?)?;
+    let mut lines = Lines::open(args.input.as_deref())?;
+    let mut output = Output::open(args.output.as_deref())?;
+    let loaded = load::model(&source, &load)?;
+    let mut batch = Batch {
+        args,
+        loaded,
+        load,
+        generate,
+        term,
+        base_seed: None,
+        conversation: None,
+    };
+
+    let polling = Polling::begin();
+    let (mut done, mut failed) = (0, 0);
+    while let Some(Line { number, text }) = lines.next()? {
+        let id = text.as_ref().ok().and_then(|t| id_of(t));
+        // The frame of a record needs an id to be found again.
+        let id = id.unwrap_or_else(|| number.into());
+        if output.has(&id) {
+            continue;
+        }
+        let result = text
+            .and_then(|t| Request::parse(&t))
+            .and_then(|r| batch.answer(&r, &id));
+        if signals::interrupted() {
+            break;
+        }
+        let (record, ok) = match result {
+            Ok(record) => {
+                let ok = record["ok"] == true;
+                (record, ok)
+            }
+            Err(f) if f.is_quiet() => return Err(f),
+            Err(f) => (record::error(Some(&id), &lines.locate(number, f)), false),
+        };
+        done += 1;
+        failed += usize::from(!ok);
+        output.write(&record)?;
+        if term.err_tty && args.output.is_some() {
+            out::err(&format!("\r\x1b[K{done} done, {failed} failed"));
+        }
+    }
+    if term.err_tty && args.output.is_some() && done > 0 {
+        out::err("\n");
+    }
+    let interrupted = signals::interrupted();
+    drop(polling);
+    if interrupted {
+        return Err(Failure::quiet(INTERRUPT));
+    }
+    verdict(failed, done)
+}
+
+impl Batch<'_> {
+    fn answer(&mut self, r: &Request, id: &Value) -> Result<Value> {
+        let model = self.loaded.model.clone();
+        let mut generate_options = run::gen_options(&self.generate);
+        let n_predict = r.n.unwrap_or(self.generate.n_predict);
+        generate_options.n_predict = usize::try_from(n_predict).ok();
+        generate_options.logprobs = r.logprobs;
+        if let Some(stop) = &r.stop {
+            generate_options.stop.clone_from(stop);
+        }
+        if let Some(n) = r.think_budget {
+            generate_options.think_budget = Some(n as usize);
+        }
+        let resolved = sampling::resolve(&self.generate.sampling, Some(&r.sampling), &model);
+        // Without a seed the run draws one, and every record names it.
+        let seed = resolved
+            .params
+            .seed
+            .unwrap_or_else(|| *self.base_seed.get_or_insert_with(|| run::seed(&resolved)));
+        let mut sampler = resolved.sampler(&model, seed)?;
+
+        // The pool of the command line serves every request; a request with its own budget gets a pool of its own.
+        let mut conversation = match (r.kv_budget, self.conversation.take()) {
+            (Some(tokens), kept) => {
+                self.conversation = kept;
+                let mut load = self.load.clone();
+                load.kv.budget = KvBudget::Tokens(tokens);
+                Conversation::new(Session::new(model.clone(), &load)?)
+            }
+            (None, Some(kept)) => kept,
+            (None, None) => {
+                let mut session = Session::new(model.clone(), &self.load)?;
+                if let Some(path) = &self.args.kv.kv_trace {
+                    trace::install(&mut session, path)?;
+                }
+                Conversation::new(session)
+            }
+        };
+        // Requests do not depend on what was asked before, not even in the last bit of a logit.
+        conversation.session_mut().clear();
+
+        let chat = !self.args.no_conversation && (model.has_template() || r.prompt.is_none());
+        let pool = String::new();
+        let mut printer = Printer::new(
+            &self.term,
+            Mode::Silent,
+            Some(crate::args::typed::ThinkShow::Hide),
+            false,
+            pool,
+        );
+        let outcome = if chat {
+            let mut messages = r.messages.clone();
+            if let Some(system) = self
+                .args
+                .system
+                .as_ref()
+                .filter(|_| r.prompt.is_some() && messages[0].role != Role::System)
+            {
+                messages.insert(0, message(Role::System, system.clone()));
+            }
+            conversation.set_messages(messages);
+            let reasoning = r.think.or(run::reasoning(self.generate.reasoning));
+            let o = PromptOptions {
+                reasoning,
+                ..PromptOptions::default()
+            };
+            conversation.reply(&mut sampler, &o, &generate_options, &mut |e| {
+                printer.event(e)
+            })
+        } else if let Some(text) = &r.prompt {
+            let prompt = Prompt::raw(model.tokenizer(), text, true);
+            generate(
+                conversation.session_mut(),
+                &prompt,
+                0,
+                &mut sampler,
+                None,
+                &generate_options,
+                &mut |e| printer.event(e),
+            )
+        } else {
+            return Err(
+                Failure::usage("\"messages\" need the chat template, \"prompt\" does not")
+                    .hint("leave -no-cnv out, or send a prompt"),
+            );
+        };
+        let kv = conversation.session().kv();
+        if r.kv_budget.is_none() {
+            self.conversation = Some(conversation);
+        }
+        let outcome = outcome?;
+        let failure = record::no_answer(&outcome, n_predict);
+        let outcome = if chat { run::tidy(outcome) } else { outcome };
+        let name = model.name();
+        let context = record::Context {
+            id: Some(id),
+            kv: &kv,
+            load_ms: self.loaded.load_ms,
+            seed,
+            model: &name,
+            sampling: None,
+        };
+        Ok(record::reply(&outcome, failure.as_ref(), &context))
+    }
+}
+
+/// Where results go.
+struct Output {
+    /// `None`: stdout.
+    file: Option<(File, std::path::PathBuf)>,
+    done: HashSet<String>,
+}
+
+impl Output {
+    fn open(path: Option<&Path>) -> Result<Self> {
+        let Some(path) = path.filter(|p| p.as_os_str() != "-") else {
+            return Ok(Self {
+                file: None,
+                done: HashSet::new(),
+            });
+        };
+        let open = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
+        let mut file = open.map_err(|e| Failure::file(path, &e))?;
+        let (done, whole) = Self::results(&file).map_err(|e| Failure::file(path, &e))?;
+        file.set_len(whole)
+            .and_then(|()| file.seek(std::io::SeekFrom::End(0)))
+            .map_err(|e| Failure::file(path, &e))?;
+        Ok(Self {
+            file: Some((file, path.to_owned())),
+            done,
+        })
+    }
+
+    /// The ids that succeeded, and the length of the file up to its last whole line.
+    fn results(file: &File) -> std::io::Result<(HashSet<String>, u64)> {
+        let mut done = HashSet::new();
+        let mut whole = 0;
+        let mut reader = BufReader::new(file);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let n = reader.read_until(b'\n', &mut line)?;
+            if n == 0 || line.last() != Some(&b'\n') {
+                return Ok((done, whole));
+            }
+            whole += n as u64;
+            // A request that failed is tried again.
+            if let Ok(v) = serde_json::from_slice::<Value>(&line)
+                && v["ok"] == true
+            {
+                done.insert(v["id"].to_string());
+            }
+        }
+    }
+
+    fn has(&self, id: &Value) -> bool {
+        self.done.contains(&id.to_string())
+    }
+
+    fn write(&mut self, record: &Value) -> Result {
+        match &mut self.file {
+            None => out::line(&record.to_string()),
+            // One write: a run that is killed leaves whole lines, or one that is recognised as cut.
+            Some((file, path)) => file
+                .write_all(format!("{record}\n").as_bytes())
+                .map_err(|e| Failure::file(path, &e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resumes_after_whole_lines() {
+        let path = std::env::temp_dir().join(format!("lemma-batch-{}.jsonl", std::process::id()));
+        std::fs::write(&path, "{\"v\":1,\"id\":\"a\",\"ok\":true}\n{\"v\":1,\"id\":2,\"ok\":false}\n{\"v\":1,\"id\":\"c\",\"ok\":tr").unwrap();
+        let mut output = Output::open(Some(&path)).unwrap();
+        assert!(output.has(&"a".into()) && !output.has(&2.into()) && !output.has(&"c".into()));
+        output
+            .write(&serde_json::json!({ "id": "c", "ok": true }))
+            .unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let _ = std::fs::remove_file(&path);
+        assert_eq!(text.lines().count(), 3);
+        assert!(text.ends_with("{\"id\":\"c\",\"ok\":true}\n"));
+    }
+}

@@ -1,0 +1,559 @@
+//! `lemma bench`: how fast a model runs here.
+//!
+//! The tests, their names and the fields of the results are llama-bench's: `pp512` reads a prompt of 512 tokens, `tg128` generates
+//! 128, each as a mean and a standard deviation over repetitions after one that warms up, at one or several depths. Tokens are
+//! drawn from the vocabulary at random, always the same ones.
+//!
+//! `--decode-to N` is about something llama-bench has no number for: how speed and memory behave over a long reply. It generates up
+//! to position N and reports on the way.
+
+use std::io::Write as _;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lemma_engine::model::Model;
+use lemma_engine::options::LoadOptions;
+use lemma_engine::session::{Rewind, Session};
+use serde_json::{Map, Value, json};
+
+use super::{ceiling, synth};
+use crate::args::Invocation;
+use crate::args::config::{self, ModelSource};
+use crate::args::tools::{BenchArgs, BenchFormat};
+use crate::args::typed::{ComputeArgs, ModelArgs};
+use crate::fail::{Failure, Result};
+use crate::stats::grouped;
+use crate::term::{Term, escape};
+use crate::{bundled, load, out, record, repl};
+
+/// One test: read `n_prompt` tokens or generate `n_gen`, with `n_depth` in the cache before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Test {
+    n_prompt: usize,
+    n_gen: usize,
+    n_depth: usize,
+    n_threads: Option<usize>,
+}
+
+impl Test {
+    fn name(&self) -> String {
+        let test = if self.n_prompt > 0 {
+            format!("pp{}", self.n_prompt)
+        } else {
+            format!("tg{}", self.n_gen)
+        };
+        if self.n_depth > 0 {
+            format!("{test} @ d{}", self.n_depth)
+        } else {
+            test
+        }
+    }
+    fn n(&self) -> usize {
+        self.n_prompt.max(self.n_gen)
+    }
+}
+
+/// A file that is removed in the end.
+struct Temp(PathBuf);
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Result {
+    let threads = match &args.threads {
+        Some(list) => numbers("--threads", list)?
+            .into_iter()
+            .map(|n| Some(n).filter(|&n| n > 0))
+            .collect(),
+        None => vec![None],
+    };
+    let (prompts, gens) = (numbers("-p", &args.n_prompt)?, numbers("-n", &args.n_gen)?);
+    let depths = numbers("-d", &args.n_depth)?;
+    let model_args = ModelArgs {
+        model: args.model.clone(),
+        ..ModelArgs::default()
+    };
+    let compute = ComputeArgs {
+        device: args.device.clone(),
+        gpu_layers: args.gpu_layers.clone(),
+        isa: args.isa.clone(),
+        batch_size: args.batch_size,
+        ubatch_size: args.ubatch_size,
+        ..ComputeArgs::default()
+    };
+    let options = config::load_options(&model_args, &args.kv, &compute)?;
+
+    let mut temp = None;
+    let source = match &args.shape {
+        Some(shape) => {
+            let path =
+                std::env::temp_dir().join(format!("lemma-bench-{}.gguf", std::process::id()));
+            let file = temp.insert(Temp(path));
+            synth::write(shape, &args.ty, &file.0, 0, term)?;
+            ModelSource::Path(file.0.clone())
+        }
+        None => config::model_source(&model_args, invocation.model_from_env(), None)?,
+    };
+    let model = load::model(&source, &options)?.model;
+    // The mapping keeps the bytes; nothing stays behind even if the program is killed now.
+    drop(temp);
+
+    let mut tests = Vec::new();
+    for &n_threads in &threads {
+        for &n_depth in &depths {
+            tests.extend(prompts.iter().filter(|&&n| n > 0).map(|&n_prompt| Test {
+                n_prompt,
+                n_gen: 0,
+                n_depth,
+                n_threads,
+            }));
+            tests.extend(gens.iter().filter(|&&n| n > 0).map(|&n_gen| Test {
+                n_prompt: 0,
+                n_gen,
+                n_depth,
+                n_threads,
+            }));
+        }
+    }
+    let mut table = Table::new(args.output, term);
+    let name = args.shape.clone().unwrap_or_else(|| match &source {
+        ModelSource::Path(p) => p.to_string_lossy().into_owned(),
+        ModelSource::Bundled => bundled::NAME.to_owned(),
+    });
+    let bench = Bench {
+        model,
+        options,
+        name,
+        repetitions: args.repetitions.max(1),
+        term,
+    };
+    for test in tests {
+        let row = bench.measure(&test)?;
+        table.row(row)?;
+    }
+    if let Some(end) = args.decode_to {
+        for &n_threads in &threads {
+            bench.decode_to(end, n_threads, &mut table)?;
+        }
+    }
+    if args.ceiling {
+        for &n_threads in &threads {
+            table.row(ceiling_row(n_threads))?;
+        }
+    }
+    table.finish()
+}
+
+/// `1,2,3`, and llama-bench's ranges: `first-last`, `first-last+step`, `first-last*factor`.
+fn numbers(flag: &str, list: &str) -> Result<Vec<usize>> {
+    let wrong = || {
+        Failure::usage(format!(
+            "{flag} {:?}: expected numbers, with commas between them",
+            escape(list)
+        ))
+    };
+    let mut out = Vec::new();
+    for item in list.split(',').map(str::trim).filter(|s| !s.is_empty()) {
+        let parse = |s: &str| s.parse::<usize>().map_err(|_| wrong());
+        let Some((first, rest)) = item.split_once('-') else {
+            out.push(parse(item)?);
+            continue;
+        };
+        let (last, step) = match rest.split_once(['+', '*']) {
+            Some((last, step)) => (parse(last)?, parse(step)?),
+            None => (parse(rest)?, 1),
+        };
+        let factor = rest.contains('*');
+        if step == 0 || (factor && step == 1) {
+            return Err(wrong());
+        }
+        let mut n = parse(first)?;
+        while n <= last && out.len() < 1000 {
+            out.push(n);
+            n = if factor {
+                (n * step).max(n + 1)
+            } else {
+                n + step
+            };
+        }
+    }
+    if out.is_empty() {
+        Err(wrong())
+    } else {
+        Ok(out)
+    }
+}
+
+struct Bench {
+    model: Arc<Model>,
+    options: LoadOptions,
+    name: String,
+    repetitions: usize,
+    term: Term,
+}
+
+impl Bench {
+    fn session(&self, n_ctx: usize, n_threads: Option<usize>) -> Result<Session> {
+        let mut o = self.options.clone();
+        o.n_threads = n_threads;
+        // As llama-bench: room for what is measured and no more. Random tokens care little for the trained context.
+        o.n_ctx = Some(
+            u32::try_from(n_ctx)
+                .unwrap_or(u32::MAX)
+                .max(o.n_ctx.unwrap_or(0)),
+        );
+        o.kv.beyond_train = true;
+        Ok(Session::new(self.model.clone(), &o)?)
+    }
+
+    fn tokens(&self, n: usize) -> Vec<u32> {
+        // A linear congruential generator; quality is not the point, sameness is.
+        let n_vocab = self.model.hparams().n_vocab as u64;
+        let mut x = 0x2545_f491_4f6c_dd1d_u64;
+        (0..n)
+            .map(|_| {
+                x = x
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                ((x >> 33) % n_vocab) as u32
+            })
+            .collect()
+    }
+
+    fn measure(&self, t: &Test) -> Result<Map<String, Value>> {
+        let mut session = self.session(t.n_depth + t.n() + 1, t.n_threads)?;
+        let tokens = self.tokens(t.n_depth + t.n());
+        let (before, now) = tokens.split_at(t.n_depth);
+        let mut samples = Vec::new();
+        // The first one warms caches and is not counted.
+        for i in 0..=self.repetitions {
+            self.progress(&format!("{}: {} of {}", t.name(), i, self.repetitions));
+            if session.pos() as usize != t.n_depth
+                && session.rewind(t.n_depth as u32) == Rewind::Refill
+            {
+                session.clear();
+            }
+            if session.pos() == 0 && !before.is_empty() {
+                session.prefill(before, false, &mut |_, _| ControlFlow::Continue(()))?;
+            }
+            let start = Instant::now();
+            if t.n_prompt > 0 {
+                session.prefill(now, false, &mut |_, _| ControlFlow::Continue(()))?;
+            } else {
+                for &id in now {
+                    session.decode(id)?;
+                }
+            }
+            let ns = start.elapsed().as_nanos() as f64;
+            if i > 0 {
+                samples.push(ns);
+            }
+        }
+        self.progress("");
+        let rates: Vec<f64> = samples.iter().map(|ns| t.n() as f64 * 1e9 / ns).collect();
+        let (avg_ns, stddev_ns) = mean(&samples);
+        let (avg_ts, stddev_ts) = mean(&rates);
+        let mut row = self.row(&t.name(), &session, t.n_threads);
+        row.insert("n_prompt".into(), t.n_prompt.into());
+        row.insert("n_gen".into(), t.n_gen.into());
+        row.insert("n_depth".into(), t.n_depth.into());
+        row.insert("avg_ns".into(), (avg_ns.round() as u64).into());
+        row.insert("stddev_ns".into(), (stddev_ns.round() as u64).into());
+        row.insert("avg_ts".into(), record::number(avg_ts));
+        row.insert("stddev_ts".into(), record::number(stddev_ts));
+        row.insert(
+            "samples_ns".into(),
+            samples.iter().map(|&ns| ns as u64).collect(),
+        );
+        row.insert(
+            "samples_ts".into(),
+            rates.iter().map(|&r| record::number(r)).collect(),
+        );
+        Ok(row)
+    }
+
+    /// Fields that every row has.
+    fn row(&self, test: &str, session: &Session, n_threads: Option<usize>) -> Map<String, Value> {
+        let kv = session.kv();
+        let file = self.model.gguf();
+        let o = &self.options;
+        let row = json!({
+            "test": test,
+            "build_version": env!("CARGO_PKG_VERSION"),
+            "backend": session.describe(),
+            "model_filename": self.name,
+            "model_type": format!("{} {}", self.model.arch(), dominant_type(file)),
+            "model_size": file.n_tensor_bytes(),
+            "model_n_params": file.tensors().map(|t| t.n_elements()).sum::<u64>(),
+            "n_batch": o.n_batch,
+            "n_ubatch": o.n_ubatch,
+            "n_threads": n_threads,
+            "type_k": o.kv.ty_k.name(),
+            "type_v": o.kv.ty_v.name(),
+            "kv_policy": kv.policy,
+            "kv_slots": kv.n_slots,
+            "kv_bytes": kv.bytes,
+        });
+        match row {
+            Value::Object(row) => row,
+            _ => Map::new(),
+        }
+    }
+
+    /// Generates up to position `end`; a row at each doubling.
+    fn decode_to(&self, end: u32, n_threads: Option<usize>, table: &mut Table) -> Result {
+        let end = end as usize;
+        let mut session = self.session(end + 1, n_threads)?;
+        let start = self.tokens(64.min(end));
+        session.prefill(&start, true, &mut |_, _| ControlFlow::Continue(()))?;
+        let mut at = session.pos() as usize;
+        let mut next = 256;
+        while at < end {
+            let goal = next.min(end);
+            // The speed is that of the last stretch: half of the way there at most 512 tokens.
+            let stretch = (goal - at).min(512);
+            for &id in &self.tokens(goal - at - stretch) {
+                session.decode(id)?;
+            }
+            let clock = Instant::now();
+            for &id in &self.tokens(stretch) {
+                session.decode(id)?;
+            }
+            let ns = clock.elapsed().as_nanos() as f64;
+            at = goal;
+            next = goal * 2;
+            let kv = session.kv();
+            let mut row = self.row(&format!("decode@{at}"), &session, n_threads);
+            row.insert("n_prompt".into(), 0.into());
+            row.insert("n_gen".into(), stretch.into());
+            row.insert("n_depth".into(), at.into());
+            row.insert("avg_ns".into(), (ns as u64).into());
+            row.insert("stddev_ns".into(), 0.into());
+            row.insert("avg_ts".into(), record::number(stretch as f64 * 1e9 / ns));
+            row.insert("stddev_ts".into(), 0.into());
+            row.insert("kv_pages".into(), kv.pages.into());
+            row.insert("kv_recycled".into(), kv.recycled.into());
+            row.insert("resident_bytes".into(), resident().into());
+            table.row(row)?;
+        }
+        Ok(())
+    }
+
+    fn progress(&self, text: &str) {
+        if self.term.err_tty {
+            out::err(&format!("\r\x1b[K{text}"));
+        }
+    }
+}
+
+/// The type that most of the weights have.
+fn dominant_type(file: &lemma_engine::gguf::GgufFile) -> &'static str {
+    let mut sums: Vec<(&'static str, u64)> = Vec::new();
+    for t in file.tensors() {
+        match sums.iter_mut().find(|(name, _)| *name == t.ty.name()) {
+            Some((_, n)) => *n += t.n_elements(),
+            None => sums.push((t.ty.name(), t.n_elements())),
+        }
+    }
+    sums.into_iter()
+        .max_by_key(|(_, n)| *n)
+        .map_or("?", |(name, _)| name)
+}
+
+/// Mean and sample standard deviation.
+fn mean(x: &[f64]) -> (f64, f64) {
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    if x.len() < 2 {
+        return (mean, 0.0);
+    }
+    let variance = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / (n - 1.0);
+    (mean, variance.sqrt())
+}
+
+/// Memory of the process that is in use now, in bytes; mapped weights that were read count.
+fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmRSS:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+fn ceiling_row(n_threads: Option<usize>) -> Map<String, Value> {
+    let n =
+        n_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    Map::from_iter([
+        ("test".to_owned(), "ceiling".into()),
+        ("n_threads".to_owned(), n.into()),
+        (
+            "read_gb_s".to_owned(),
+            record::number(ceiling::read_bandwidth(n) / 1e9),
+        ),
+    ])
+}
+
+/// Rows in the form that was asked for, each written when it is there.
+struct Table {
+    format: BenchFormat,
+    term: Term,
+    n: usize,
+}
+
+const CSV: &[&str] = &[
+    "test",
+    "model_filename",
+    "model_type",
+    "model_size",
+    "model_n_params",
+    "backend",
+    "n_threads",
+    "n_batch",
+    "n_ubatch",
+    "type_k",
+    "type_v",
+    "kv_policy",
+    "n_prompt",
+    "n_gen",
+    "n_depth",
+    "avg_ns",
+    "stddev_ns",
+    "avg_ts",
+    "stddev_ts",
+    "resident_bytes",
+    "read_gb_s",
+];
+
+impl Table {
+    fn new(format: BenchFormat, term: Term) -> Self {
+        Self { format, term, n: 0 }
+    }
+
+    fn row(&mut self, row: Map<String, Value>) -> Result {
+        if self.term.err_tty {
+            out::err("\r\x1b[K");
+        }
+        let first = self.n == 0;
+        self.n += 1;
+        match self.format {
+            BenchFormat::Json => out::put(&format!(
+                "{}{:#}",
+                if first { "[\n" } else { ",\n" },
+                Value::Object(row)
+            )),
+            BenchFormat::Jsonl => out::line(&Value::Object(row).to_string()),
+            BenchFormat::Csv => {
+                if first {
+                    out::line(&CSV.join(","))?;
+                }
+                let cell = |key: &&str| match row.get(*key) {
+                    None | Some(Value::Null) => String::new(),
+                    Some(Value::String(s)) => format!("\"{}\"", s.replace('"', "\"\"")),
+                    Some(v) => v.to_string(),
+                };
+                out::line(&CSV.iter().map(cell).collect::<Vec<_>>().join(","))
+            }
+            BenchFormat::Md => self.markdown(&row, first),
+        }
+    }
+
+    fn markdown(&self, row: &Map<String, Value>, first: bool) -> Result {
+        let text = |key: &str| {
+            row.get(key)
+                .and_then(Value::as_str)
+                .unwrap_or("")
+                .to_owned()
+        };
+        let float = |key: &str| row.get(key).and_then(Value::as_f64).unwrap_or(0.0);
+        let int = |key: &str| row.get(key).and_then(Value::as_u64);
+        if first {
+            out::line(
+                "| model                          |       size |     params | threads |            test |                  t/s |   resident |",
+            )?;
+            out::line(
+                "| ------------------------------ | ---------: | ---------: | ------: | --------------: | -------------------: | ---------: |",
+            )?;
+        }
+        let threads = int("n_threads").map_or("auto".to_owned(), |n| n.to_string());
+        if let Some(gb) = row.get("read_gb_s").and_then(Value::as_f64) {
+            return out::line(&format!(
+                "| {:<30} | {:>10} | {:>10} | {threads:>7} | {:>15} | {gb:>15.2} GB/s | {:>10} |",
+                "memory reads", "", "", "ceiling", ""
+            ));
+        }
+        let params = match int("model_n_params").unwrap_or(0) {
+            n if n >= 1_000_000_000 => format!("{:.2} B", n as f64 / 1e9),
+            n => format!("{:.2} M", n as f64 / 1e6),
+        };
+        let resident = int("resident_bytes").map_or(String::new(), repl::size);
+        let mut rate = format!("{:.2} ± {:.2}", float("avg_ts"), float("stddev_ts"));
+        if row.contains_key("kv_recycled") {
+            rate = format!("{:.2}", float("avg_ts"));
+        }
+        out::line(&format!(
+            "| {:<30} | {:>10} | {params:>10} | {threads:>7} | {:>15} | {rate:>20} | {resident:>10} |",
+            escape(&text("model_type")),
+            repl::size(int("model_size").unwrap_or(0)),
+            text("test"),
+        ))
+    }
+
+    fn finish(self) -> Result {
+        if self.format == BenchFormat::Json {
+            out::put(if self.n == 0 { "[]\n" } else { "\n]\n" })?;
+        } else if self.n == 0 {
+            out::note(&format!("nothing to measure: {} tests", grouped(0)));
+        }
+        let _ = std::io::stdout().flush();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_numbers() {
+        assert_eq!(numbers("-p", "256").unwrap(), [256]);
+        assert_eq!(
+            numbers("-p", "1, 2,4-6,10-20+5,64-512*2").unwrap(),
+            [1, 2, 4, 5, 6, 10, 15, 20, 64, 128, 256, 512]
+        );
+        assert!(
+            numbers("-p", "").is_err()
+                && numbers("-p", "x").is_err()
+                && numbers("-p", "1-9*1").is_err()
+        );
+    }
+
+    #[test]
+    fn names_of_tests() {
+        let t = Test {
+            n_prompt: 256,
+            n_gen: 0,
+            n_depth: 0,
+            n_threads: None,
+        };
+        assert_eq!(t.name(), "pp256");
+        assert_eq!(
+            Test {
+                n_prompt: 0,
+                n_gen: 48,
+                n_depth: 1024,
+                ..t
+            }
+            .name(),
+            "tg48 @ d1024"
+        );
+    }
+
+    #[test]
+    fn spread() {
+        assert_eq!(mean(&[2.0, 4.0, 4.0, 6.0]), (4.0, (8.0f64 / 3.0).sqrt()));
+        assert_eq!(mean(&[3.0]), (3.0, 0.0));
+    }
+}

@@ -1,0 +1,53 @@
+//! `lemma devices`: what can run a model here.
+
+use serde_json::json;
+
+use crate::args::tools::DevicesArgs;
+use crate::fail::Result;
+use crate::term::escape;
+use crate::{out, repl};
+
+pub(crate) fn run(args: &DevicesArgs) -> Result {
+    let name = cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = lemma_engine::memory::available();
+    let isas = isas();
+    if args.json {
+        let cpu = json!({ "device": "cpu", "name": name, "threads": threads, "isa": isas, "memory_available": memory });
+        return out::line(&json!([cpu]).to_string());
+    }
+    out::line(&format!(
+        "cpu    {}, {threads} threads, {}{}",
+        escape(&name),
+        isas.join(" "),
+        memory.map_or(String::new(), |m| format!(
+            ", {} of memory available",
+            repl::size(m)
+        ))
+    ))
+}
+
+/// What `--isa` may be here, weakest first.
+fn isas() -> Vec<&'static str> {
+    let mut list = vec!["scalar"];
+    #[cfg(target_arch = "x86_64")]
+    {
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni");
+        list.extend(avx2.then_some("avx2"));
+        list.extend((avx2 && avx512).then_some("avx512"));
+    }
+    list
+}
+
+fn cpu_name() -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find(|l| l.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}

@@ -1,0 +1,65 @@
+//! `lemma synth`: a model of random weights in the shape of a published one, to measure with and to test with.
+
+use std::path::Path;
+
+use lemma_engine::synth::{Recipe, Shape, write_file};
+
+use crate::args::argv::nearest;
+use crate::args::tools::SynthArgs;
+use crate::fail::{Failure, Result};
+use crate::term::{Term, escape_path};
+use crate::{out, repl};
+
+pub(crate) fn run(args: &SynthArgs, term: Term) -> Result {
+    if args.list {
+        return out::line(&Shape::names().collect::<Vec<_>>().join("\n"));
+    }
+    let (Some(shape), Some(path)) = (&args.shape, &args.output) else {
+        return Err(Failure::usage("synth needs a SHAPE and -o FILE"));
+    };
+    let n = write(shape, &args.ty, path, args.seed, term)?;
+    out::note(&format!(
+        "{}: {shape} {}, {}",
+        escape_path(path),
+        args.ty,
+        repl::size(n)
+    ));
+    Ok(())
+}
+
+/// Writes the model; returns its size.
+pub(crate) fn write(shape: &str, ty: &str, path: &Path, seed: u64, term: Term) -> Result<u64> {
+    let mut shown = u64::MAX;
+    let mut size = 0;
+    write_file(shape, ty, seed, path, &mut |done, total| {
+        size = total;
+        let percent = done * 100 / total.max(1);
+        if term.err_tty && percent != shown {
+            shown = percent;
+            out::err(&format!(
+                "\r\x1b[Kwriting {}: {percent} %",
+                escape_path(path)
+            ));
+        }
+    })
+    .map_err(|e| hint(e.into(), shape, ty))?;
+    if term.err_tty {
+        out::err("\r\x1b[K");
+    }
+    Ok(size)
+}
+
+/// The nearest name, where one was not known.
+fn hint(failure: Failure, shape: &str, ty: &str) -> Failure {
+    let near = if Shape::parse(shape).is_err() {
+        nearest(shape, Shape::names())
+    } else if Recipe::parse(ty).is_err() {
+        nearest(ty, Recipe::names())
+    } else {
+        None
+    };
+    match near {
+        Some(near) => failure.hint(format!("did you mean {near}?")),
+        None => failure,
+    }
+}

@@ -1,0 +1,76 @@
+//! Opening models.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lemma_engine::gguf::GgufFile;
+use lemma_engine::model::Model;
+use lemma_engine::options::LoadOptions;
+
+use crate::args::argv::nearest;
+use crate::args::config::ModelSource;
+use crate::bundled;
+use crate::fail::{Failure, NOT_FOUND, Result};
+
+/// A model and how long it took to open.
+pub(crate) struct Loaded {
+    pub(crate) model: Arc<Model>,
+    pub(crate) load_ms: f64,
+}
+
+/// Opens a model to run it.
+pub(crate) fn model(source: &ModelSource, o: &LoadOptions) -> Result<Loaded> {
+    let start = Instant::now();
+    let model = match source {
+        ModelSource::Path(path) => Model::load(path, o).map_err(|e| explain(e.into(), path))?,
+        ModelSource::Bundled => Model::load_static(bundled_bytes()?, bundled::NAME, o)?,
+    };
+    Ok(Loaded {
+        model: Arc::new(model),
+        load_ms: start.elapsed().as_secs_f64() * 1e3,
+    })
+}
+
+/// Opens a file to look at it: one that holds a vocabulary and nothing else will do.
+pub(crate) fn gguf(source: &ModelSource) -> Result<GgufFile> {
+    match source {
+        ModelSource::Path(path) => GgufFile::open(path).map_err(|e| explain(e.into(), path)),
+        ModelSource::Bundled => Ok(GgufFile::from_static(bundled_bytes()?, bundled::NAME)?),
+    }
+}
+
+fn bundled_bytes() -> Result<&'static [u8]> {
+    bundled::bytes().ok_or_else(|| {
+        Failure::new(NOT_FOUND, "no model: this build carries none")
+            .hint("name a GGUF file with -m FILE or LEMMA_MODEL")
+    })
+}
+
+/// A word that is no file may have been meant as a command.
+fn explain(failure: Failure, path: &Path) -> Failure {
+    const COMMANDS: &[&str] = &[
+        "batch",
+        "bench",
+        "check",
+        "completions",
+        "detokenize",
+        "devices",
+        "inspect",
+        "perplexity",
+        "score",
+        "synth",
+        "template",
+        "tokenize",
+    ];
+    if failure.code != NOT_FOUND || failure.hint.is_some() {
+        return failure;
+    }
+    match path
+        .to_str()
+        .and_then(|word| nearest(word, COMMANDS.iter().copied()))
+    {
+        Some(near) => failure.hint(format!("did you mean the command '{near}'?")),
+        None => failure,
+    }
+}

@@ -1,0 +1,73 @@
+//! The only module that writes to stdout and stderr.
+//!
+//! stdout carries the answer (or JSON) and nothing else; everything else goes to stderr. A reader that goes away (`| head -1`) ends
+//! the program quietly with 141, as SIGPIPE would; any other failure to write an answer is an error, because an answer that was cut
+//! by a full disk must not look complete. Failures to write to stderr have nowhere to be told and are ignored.
+
+use std::io::{Write as _, stderr, stdout};
+
+use crate::fail::{Failure, Result};
+use crate::term::Style;
+
+/// Writes to stdout and flushes: who watches a stream wants each token when it is there.
+pub(crate) fn put(text: &str) -> Result {
+    let mut out = stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(stdout_error)
+}
+
+/// Writes one line to stdout.
+pub(crate) fn line(text: &str) -> Result {
+    let mut out = stdout().lock();
+    let written = out
+        .write_all(text.as_bytes())
+        .and_then(|()| out.write_all(b"\n"))
+        .and_then(|()| out.flush());
+    written.map_err(stdout_error)
+}
+
+/// Writes raw bytes to stdout: the text of arbitrary tokens need not be UTF-8.
+pub(crate) fn bytes(data: &[u8]) -> Result {
+    let mut out = stdout().lock();
+    out.write_all(data)
+        .and_then(|()| out.flush())
+        .map_err(stdout_error)
+}
+
+fn stdout_error(e: std::io::Error) -> Failure {
+    let mut failure = Failure::from(e);
+    if !failure.is_quiet() {
+        failure.message = format!("stdout: {}", failure.message);
+    }
+    failure
+}
+
+/// Writes to stderr as it is.
+pub(crate) fn err(text: &str) {
+    let mut out = stderr().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Writes a line to stderr.
+pub(crate) fn note(text: &str) {
+    // One write: lines of several processes on one terminal must not mix.
+    err(&format!("{text}\n"));
+}
+
+/// The last lines of a program that failed.
+pub(crate) fn failure(failure: &Failure, style: Style) {
+    if failure.is_quiet() {
+        return;
+    }
+    let mut text = format!(
+        "{}error:{} {}\n",
+        style.red(),
+        style.reset(),
+        failure.message
+    );
+    if let Some(hint) = &failure.hint {
+        text.push_str(&format!("{}hint:{} {hint}\n", style.cyan(), style.reset()));
+    }
+    err(&text);
+}

@@ -1,0 +1,144 @@
+//! JSON records: what a script gets instead of text.
+//!
+//! One object a line, keys in a fixed order, `"v":1` first. A result and an error have the same frame, so that a reader looks at
+//! `ok` and nothing else:
+//!
+//! ```text
+//! {"v":1,"id":…,"ok":true,"text":…,"thinking":…,"finish":"eos","usage":{…},"kv":{…},"timing":{…},"seed":…,"model":…}
+//! {"v":1,"id":…,"ok":false,"error":{"code":…,"kind":…,"message":…,"hint":…}}
+//! ```
+//!
+//! A reply without an answer is an error that keeps what there is: the thinking and the counts.
+
+use lemma_engine::generate::{Finish, Outcome};
+use lemma_engine::session::KvStats;
+use serde_json::{Map, Value, json};
+
+use crate::fail::{Failure, NO_ANSWER};
+use crate::stats::{gen_tps, prompt_tps};
+
+/// What a record says beside the outcome.
+pub(crate) struct Context<'a> {
+    pub(crate) id: Option<&'a Value>,
+    pub(crate) kv: &'a KvStats,
+    pub(crate) load_ms: f64,
+    pub(crate) seed: u64,
+    pub(crate) model: &'a str,
+    /// Sampling parameters with their sources.
+    pub(crate) sampling: Option<Value>,
+}
+
+/// The failure that a reply amounts to, if it is one.
+pub(crate) fn no_answer(o: &Outcome, n_predict: i64) -> Option<Failure> {
+    if o.finish == Finish::Interrupt {
+        return Some(Failure {
+            kind: "interrupt",
+            ..Failure::new(crate::fail::INTERRUPT, "interrupted")
+        });
+    }
+    let limit = match o.finish {
+        Finish::Length => format!("-n {n_predict} was reached"),
+        Finish::Position => "the context ended".to_owned(),
+        Finish::Budget => "the KV pool ended".to_owned(),
+        Finish::Eos | Finish::Stop | Finish::Interrupt => "the reply ended".to_owned(),
+    };
+    if o.still_thinking {
+        let hint = match o.finish {
+            Finish::Length => "raise -n, or bring the thinking to an end with --reasoning-budget N",
+            Finish::Position => {
+                "raise -c, or bring the thinking to an end with --reasoning-budget N"
+            }
+            Finish::Budget => {
+                "raise --kv-budget, or bring the thinking to an end with --reasoning-budget N"
+            }
+            _ => "ask again with another --seed, or with --reasoning off",
+        };
+        return Some(
+            Failure::new(
+                NO_ANSWER,
+                format!("no answer: {limit} while the model was still thinking"),
+            )
+            .hint(hint),
+        );
+    }
+    if o.text.trim().is_empty() {
+        return Some(Failure::new(
+            NO_ANSWER,
+            format!("no answer: {limit} before the model said anything"),
+        ));
+    }
+    None
+}
+
+/// The record of a reply.
+pub(crate) fn reply(o: &Outcome, failure: Option<&Failure>, c: &Context<'_>) -> Value {
+    let mut r = head(c.id, failure.is_none());
+    r.insert("text".into(), o.text.as_str().into());
+    r.insert("thinking".into(), o.thinking.as_str().into());
+    r.insert("finish".into(), o.finish.name().into());
+    r.insert(
+        "usage".into(),
+        json!({ "prompt": o.n_prompt, "thinking": o.n_think, "answer": o.n_answer }),
+    );
+    r.insert("kv".into(), kv(c.kv));
+    r.insert("timing".into(), timing(o, c.load_ms));
+    if !o.logprobs.is_empty() {
+        let list = o
+            .logprobs
+            .iter()
+            .map(|&(id, logprob)| json!({ "id": id, "logprob": number(f64::from(logprob)) }));
+        r.insert("logprobs".into(), list.collect());
+    }
+    r.insert("seed".into(), c.seed.into());
+    r.insert("model".into(), c.model.into());
+    if let Some(s) = &c.sampling {
+        r.insert("sampling".into(), s.clone());
+    }
+    if let Some(f) = failure {
+        r.insert("error".into(), error_object(f));
+    }
+    Value::Object(r)
+}
+
+/// The record of a request that failed before there was a reply.
+pub(crate) fn error(id: Option<&Value>, failure: &Failure) -> Value {
+    let mut r = head(id, false);
+    r.insert("error".into(), error_object(failure));
+    Value::Object(r)
+}
+
+fn head(id: Option<&Value>, ok: bool) -> Map<String, Value> {
+    let mut r = Map::new();
+    r.insert("v".into(), 1.into());
+    r.insert("id".into(), id.cloned().unwrap_or(Value::Null));
+    r.insert("ok".into(), ok.into());
+    r
+}
+
+fn error_object(f: &Failure) -> Value {
+    json!({ "code": f.code, "kind": f.kind, "message": f.message, "hint": f.hint })
+}
+
+/// State of the pool.
+pub(crate) fn kv(k: &KvStats) -> Value {
+    json!({ "pages": k.pages, "pinned": k.pinned, "recycled": k.recycled, "bytes": k.bytes })
+}
+
+fn timing(o: &Outcome, load_ms: f64) -> Value {
+    json!({
+        "load_ms": rounded(load_ms),
+        "ttft_ms": rounded(o.ttft_s * 1e3),
+        "prompt_tps": rounded(prompt_tps(o)),
+        "gen_tps": rounded(gen_tps(o)),
+    })
+}
+
+/// Two decimals: more would pretend.
+pub(crate) fn rounded(x: f64) -> Value {
+    number((x * 100.0).round() / 100.0)
+}
+
+/// JSON has no infinity.
+pub(crate) fn number(x: f64) -> Value {
+    serde_json::Number::from_f64(x).map_or(Value::Null, Value::Number)
+}

@@ -1,0 +1,551 @@
+//! What the commands do.
+
+use std::path::{Path, PathBuf};
+
+use lemma_engine::conversation::{Conversation, Role};
+use lemma_engine::session::Session;
+
+use super::commands::{self, Action, SETTINGS};
+use super::kv::{self, Snapshot, Spans};
+use super::{Next, Repl, size, transcript};
+use crate::args::config::{self, ModelSource};
+use crate::args::typed::{OnOffAuto, ThinkShow};
+use crate::fail::{Failure, Result};
+use crate::stats::grouped;
+use crate::term::{Term, escape, escape_path};
+use crate::{load, out, sampling};
+
+impl Repl {
+    pub(super) fn act(&mut self, action: Action, rest: &str) -> Result<Next> {
+        match action {
+            Action::Help => out::note(&commands::help()),
+            Action::Exit => return Ok(Next::Leave),
+            Action::Clear => {
+                self.conversation.clear();
+                (self.last, self.spans, self.told_recycling) = (None, Spans::default(), false);
+                self.say_dim("the conversation is empty");
+            }
+            Action::System => self.system(rest),
+            Action::Set => self.set(rest)?,
+            Action::Show => self.show(),
+            Action::Regen => {
+                if !self.conversation.drop_reply() {
+                    return Err(Failure::usage("nothing to regenerate: no message yet"));
+                }
+                return self.reply(false);
+            }
+            Action::Undo => match self.conversation.undo() {
+                Some(said) => {
+                    self.last = None;
+                    self.say_dim(&format!("taken back: {}", first_line(&said)));
+                }
+                None => return Err(Failure::usage("nothing to undo")),
+            },
+            Action::Continue => return self.reply(true),
+            Action::Stats => self.stats()?,
+            Action::Context => self.context(),
+            Action::Think => self.think(rest)?,
+            Action::Kv => self.kv(rest)?,
+            Action::Save => self.save(rest)?,
+            Action::Load => self.load(rest)?,
+            Action::Export => self.export(rest)?,
+            Action::Read => return self.read(rest),
+            Action::Edit => return self.edit(),
+            Action::Copy => self.copy()?,
+            Action::Tokens => self.tokens(rest)?,
+            Action::Model => self.model(rest)?,
+        }
+        Ok(Next::Go)
+    }
+
+    fn say_dim(&self, text: &str) {
+        let style = self.config.term.err_style;
+        out::note(&format!("{}{text}{}", style.dim(), style.reset()));
+    }
+
+    fn system(&mut self, rest: &str) {
+        match rest {
+            "" => match self.conversation.system() {
+                Some(text) => out::note(&crate::term::filter::Filter::default().clean(text)),
+                None => self.say_dim("no system message"),
+            },
+            "none" => {
+                self.conversation.set_system(None);
+                self.say_dim("no system message from here on");
+            }
+            text => {
+                self.conversation.set_system(Some(text.to_owned()));
+                self.say_dim("system message set");
+            }
+        }
+    }
+
+    fn set(&mut self, rest: &str) -> Result {
+        let Some((name, value)) = rest.split_once(char::is_whitespace) else {
+            if rest.is_empty() {
+                self.show();
+                return Ok(());
+            }
+            return Err(
+                Failure::usage(format!("/set {}: a value is missing", escape(rest)))
+                    .hint("/set NAME VALUE; /show lists the settings"),
+            );
+        };
+        let value = value.trim();
+        let g = &mut self.config.generate;
+        let number = |what: &str| {
+            value.parse::<i64>().map_err(|_| {
+                Failure::usage(format!(
+                    "{what}: {:?}, expected a whole number",
+                    escape(value)
+                ))
+            })
+        };
+        match name.trim_start_matches('-').replace('-', "_").as_str() {
+            "n_predict" | "predict" | "n" => g.n_predict = number("n_predict")?.max(-1),
+            "think_budget" | "reasoning_budget" => {
+                g.think_budget = u32::try_from(number("think_budget")?).ok()
+            }
+            "stop" | "reverse_prompt" => {
+                g.stop = if value == "none" {
+                    Vec::new()
+                } else {
+                    vec![value.to_owned()]
+                }
+            }
+            other => config::set(&mut g.sampling.flags, other, value)?,
+        }
+        if name.trim_start_matches('-') == "seed" {
+            // A seed that is set anew counts from its first reply.
+            (self.n_replies, self.base_seed) = (0, None);
+        }
+        self.say_dim(&format!("{} = {}", escape(name), escape(value)));
+        Ok(())
+    }
+
+    fn show(&self) {
+        let g = &self.config.generate;
+        let resolved = sampling::resolve(&g.sampling, None, &self.model);
+        let mut text = String::new();
+        for (name, value, source) in resolved.params.describe(&resolved.sources) {
+            text.push_str(&format!("  {name:<22} {:<14} {source}\n", escape(&value)));
+        }
+        let limit = |n: i64| {
+            if n < 0 {
+                "no limit".to_owned()
+            } else {
+                n.to_string()
+            }
+        };
+        let own = [
+            (SETTINGS[0], limit(g.n_predict)),
+            (
+                SETTINGS[1],
+                if g.stop.is_empty() {
+                    "none".to_owned()
+                } else {
+                    format!("{:?}", g.stop)
+                },
+            ),
+            (SETTINGS[2], limit(g.think_budget.map_or(-1, i64::from))),
+        ];
+        for (name, value) in own {
+            text.push_str(&format!("  {name:<22} {}\n", escape(&value)));
+        }
+        text.push_str(&format!(
+            "  {:<22} {}\n",
+            "system",
+            self.conversation
+                .system()
+                .map_or("none".to_owned(), first_line)
+        ));
+        text.push_str(&format!(
+            "  {:<22} {}",
+            "device",
+            escape(&self.conversation.session().describe())
+        ));
+        out::note(&text);
+    }
+
+    fn stats(&self) -> Result {
+        let last = self
+            .last
+            .as_ref()
+            .ok_or_else(|| Failure::usage("no reply yet"))?;
+        let (o, s) = (&last.outcome, &last.stats);
+        out::note(&format!(
+            "  prompt      {} tokens, {} of them still in the session; {:.3} s, {} t/s\n  \
+               thinking    {} tokens\n  \
+               answer      {} tokens\n  \
+               speed       {:.1} t/s over {:.2} s; first token after {:.0} ms\n  \
+               kv          {} of {} pages, {} pinned, {} recycled\n  \
+               ended by    {}, seed {}\n  \
+               loaded in   {:.0} ms",
+            grouped(o.n_prompt as u64),
+            grouped(o.n_cached as u64),
+            o.prefill_s,
+            grouped(s.prompt_tps.round() as u64),
+            grouped(o.n_think as u64),
+            grouped(o.n_answer as u64),
+            s.gen_tps,
+            o.decode_s,
+            o.ttft_s * 1e3,
+            grouped(s.pages as u64),
+            grouped(s.n_slots as u64),
+            grouped(s.pinned as u64),
+            grouped(s.recycled),
+            s.finish,
+            s.seed,
+            self.load_ms,
+        ));
+        Ok(())
+    }
+
+    fn context(&self) {
+        let session = self.conversation.session();
+        let kv = session.kv();
+        let messages = self.conversation.messages();
+        let count = |role: Role| messages.iter().filter(|m| m.role == role).count();
+        let used = f64::from(session.pos()) / f64::from(session.n_ctx().max(1));
+        let bar_width = 40;
+        let full = ((used * f64::from(bar_width)).ceil() as usize).min(bar_width as usize);
+        out::note(&format!(
+            "  positions   {} of {}  {}{}\n  messages    {} from you, {} replies{}\n  kv pool     {} of {} pages ({} tokens), {} pinned, {}{}",
+            grouped(u64::from(session.pos())),
+            grouped(u64::from(session.n_ctx())),
+            "█".repeat(full),
+            "░".repeat(bar_width as usize - full),
+            count(Role::User),
+            count(Role::Assistant),
+            if self.conversation.system().is_some() {
+                ", a system message"
+            } else {
+                ""
+            },
+            grouped(kv.pages as u64),
+            grouped(kv.n_slots as u64),
+            grouped(kv::tokens(kv.n_slots)),
+            grouped(kv.pinned as u64),
+            size(kv.bytes),
+            kv.first_recycle.map_or(String::new(), |p| format!(
+                "; recycling since token {}",
+                grouped(u64::from(p))
+            )),
+        ));
+    }
+
+    fn think(&mut self, rest: &str) -> Result {
+        let g = &mut self.config.generate;
+        match rest {
+            "show" => g.think = Some(ThinkShow::Show),
+            "hide" => g.think = Some(ThinkShow::Hide),
+            "fold" => g.think = Some(ThinkShow::Fold),
+            "stderr" => g.think = Some(ThinkShow::Stderr),
+            "on" => g.reasoning = OnOffAuto::On,
+            "off" => g.reasoning = OnOffAuto::Off,
+            "auto" => g.reasoning = OnOffAuto::Auto,
+            "" => {}
+            other => {
+                return Err(Failure::usage(format!(
+                    "/think {}: expected show, hide, fold, stderr, on, off or auto",
+                    escape(other)
+                )));
+            }
+        }
+        let shown = match self.config.generate.think {
+            None | Some(ThinkShow::Show) => "shown",
+            Some(ThinkShow::Hide) => "hidden",
+            Some(ThinkShow::Fold) => "folded",
+            Some(ThinkShow::Stderr) => "on stderr",
+        };
+        let mode = match self.config.generate.reasoning {
+            OnOffAuto::On => "on",
+            OnOffAuto::Off => "off",
+            OnOffAuto::Auto => "as the model likes",
+        };
+        let tags = if self.conversation.think_tags().is_some() {
+            ""
+        } else {
+            "; this model has no thinking tags"
+        };
+        self.say_dim(&format!("thinking is {mode}, and {shown}{tags}"));
+        Ok(())
+    }
+
+    fn kv(&self, rest: &str) -> Result {
+        let session = self.conversation.session();
+        let snapshot = Snapshot::take(session, &self.spans);
+        let (width, style) = (Term::width(), self.config.term.err_style);
+        match rest {
+            "" => out::err(&kv::draw(&snapshot, width, style)),
+            "map" => {
+                let tokenizer = self.model.tokenizer();
+                let tokens = session.tokens();
+                let piece = |r: std::ops::Range<u32>| {
+                    let end = (r.end as usize).min(tokens.len());
+                    let ids = &tokens[(r.start as usize).min(end)..end];
+                    String::from_utf8_lossy(&tokenizer.decode(ids, false, true)).into_owned()
+                };
+                out::err(&kv::map(&snapshot, width, style, &piece));
+            }
+            other => {
+                return Err(Failure::usage(format!(
+                    "/kv {}: expected nothing, or map",
+                    escape(other)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&self, rest: &str) -> Result {
+        let path = path_of("/save", rest)?;
+        let json = transcript::to_json(self.conversation.messages(), &self.model.name());
+        write_new(&path, &format!("{json}\n"))?;
+        self.say_dim(&format!(
+            "{} messages in {}",
+            self.conversation.messages().len(),
+            escape_path(&path)
+        ));
+        Ok(())
+    }
+
+    fn load(&mut self, rest: &str) -> Result {
+        let path = path_of("/load", rest)?;
+        let text = std::fs::read_to_string(&path).map_err(|e| Failure::file(&path, &e))?;
+        let messages = transcript::from_json(&text).map_err(|f| Failure {
+            message: format!("{}: {}", escape_path(&path), f.message),
+            ..f
+        })?;
+        self.conversation.clear();
+        self.conversation.set_messages(messages);
+        (self.last, self.spans, self.told_recycling) = (None, Spans::default(), false);
+        let n = self.conversation.messages().len();
+        self.say_dim(&format!(
+            "{n} messages from {}; the next reply reads them",
+            escape_path(&path)
+        ));
+        Ok(())
+    }
+
+    fn export(&self, rest: &str) -> Result {
+        let path = path_of("/export", rest)?;
+        write_new(
+            &path,
+            &transcript::to_markdown(self.conversation.messages(), &self.model.name()),
+        )?;
+        self.say_dim(&format!("written to {}", escape_path(&path)));
+        Ok(())
+    }
+
+    fn read(&mut self, rest: &str) -> Result<Next> {
+        let (name, words) = split_path(rest);
+        let path = path_of("/read", &name)?;
+        let bytes = std::fs::read(&path).map_err(|e| Failure::file(&path, &e))?;
+        let text = crate::run::text_of(bytes, &escape_path(&path))?;
+        self.say(if words.is_empty() {
+            text
+        } else {
+            format!("{words}\n\n{text}")
+        })
+    }
+
+    /// A message from the user's own editor.
+    fn edit(&mut self) -> Result<Next> {
+        let editor = ["VISUAL", "EDITOR"]
+            .iter()
+            .find_map(|v| std::env::var(v).ok().filter(|e| !e.trim().is_empty()))
+            .unwrap_or_else(|| "vi".to_owned());
+        let path = std::env::temp_dir().join(format!("lemma-{}.md", std::process::id()));
+        write_new(&path, "")?;
+        let done = || -> Result<String> {
+            // Editors come with arguments ("code --wait").
+            let status = std::process::Command::new("sh")
+                .arg("-c")
+                .arg(format!("{editor} \"$1\""))
+                .arg("sh")
+                .arg(&path)
+                .status();
+            let status = status.map_err(|e| {
+                Failure::runtime(format!("{}: {}", escape(&editor), crate::fail::plain(&e)))
+            })?;
+            if !status.success() {
+                return Err(Failure::runtime(format!(
+                    "{} ended with {status}",
+                    escape(&editor)
+                )));
+            }
+            let bytes = std::fs::read(&path).map_err(|e| Failure::file(&path, &e))?;
+            crate::run::text_of(bytes, "the message")
+        };
+        let text = done();
+        let _ = std::fs::remove_file(&path);
+        let text = text?;
+        if text.trim().is_empty() {
+            self.say_dim("nothing was written");
+            return Ok(Next::Go);
+        }
+        out::note(&format!(
+            "> {}",
+            crate::term::filter::Filter::default().clean(&text)
+        ));
+        self.say(text)
+    }
+
+    fn copy(&self) -> Result {
+        let last = self
+            .conversation
+            .messages()
+            .iter()
+            .rfind(|m| m.role == Role::Assistant);
+        let last = last.ok_or_else(|| Failure::usage("no reply yet"))?;
+        if !self.config.term.err_tty {
+            return Err(Failure::usage("/copy needs a terminal"));
+        }
+        let text = last.content.trim();
+        out::err(&format!(
+            "\x1b]52;c;{}\x07",
+            transcript::base64(text.as_bytes())
+        ));
+        self.say_dim(&format!(
+            "{} bytes on the clipboard, if the terminal allows it",
+            grouped(text.len() as u64)
+        ));
+        Ok(())
+    }
+
+    fn tokens(&self, rest: &str) -> Result {
+        if rest.is_empty() {
+            return Err(Failure::usage("/tokens needs a text"));
+        }
+        let tokenizer = self.model.tokenizer();
+        let ids = tokenizer.encode(rest, false, true);
+        let mut text = String::new();
+        for &id in &ids {
+            text.push_str(&format!(
+                "{id:>8}  {:?}\n",
+                escape(&String::from_utf8_lossy(tokenizer.token_bytes(id, true)))
+            ));
+        }
+        text.push_str(&format!("{:>8}  tokens", ids.len()));
+        out::note(&text);
+        Ok(())
+    }
+
+    fn model(&mut self, rest: &str) -> Result {
+        if rest.is_empty() {
+            let session = self.conversation.session();
+            let hp = self.model.hparams();
+            out::note(&format!(
+                "  {}\n  {}, {} layers, {} wide, {} heads over {} for keys and values, vocabulary of {}\n  {}\n  {}",
+                self.model.name(),
+                self.model.arch(),
+                hp.n_layer,
+                hp.n_embd,
+                hp.n_head,
+                hp.n_head_kv,
+                grouped(hp.n_vocab as u64),
+                session.plan(),
+                escape(&session.describe()),
+            ));
+            return Ok(());
+        }
+        let source = ModelSource::Path(path_of("/model", rest)?);
+        let loaded = load::model(&source, &self.config.load)?;
+        loaded.model.template()?;
+        let session = Session::new(loaded.model.clone(), &self.config.load)?;
+        let messages = self.conversation.messages().to_vec();
+        self.conversation = Conversation::new(session);
+        self.conversation.set_messages(messages);
+        (self.model, self.load_ms, self.config.source) = (loaded.model, loaded.load_ms, source);
+        (self.last, self.spans, self.told_recycling) = (None, Spans::default(), false);
+        self.say_dim(&format!(
+            "{}, loaded in {:.0} ms; the conversation stays",
+            self.model.name(),
+            self.load_ms
+        ));
+        Ok(())
+    }
+}
+
+fn first_line(text: &str) -> String {
+    let line = text.lines().next().unwrap_or("");
+    let mut short: String = line.chars().take(60).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    escape(&short)
+}
+
+/// A path as typed: quotes and backslashes as completion writes them, `~` for the home.
+fn path_of(command: &str, typed: &str) -> Result<PathBuf> {
+    let (name, rest) = split_path(typed);
+    if name.is_empty() {
+        return Err(Failure::usage(format!("{command} needs a file")));
+    }
+    if !rest.is_empty() {
+        return Err(Failure::usage(format!("{command}: one file at a time"))
+            .hint("put a name with blanks in quotes"));
+    }
+    Ok(match (name.strip_prefix("~/"), std::env::var_os("HOME")) {
+        (Some(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => PathBuf::from(name),
+    })
+}
+
+/// The first word, unquoted, and the rest.
+fn split_path(typed: &str) -> (String, String) {
+    let mut name = String::new();
+    let mut quote = None;
+    let mut chars = typed.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match (c, quote) {
+            ('\\', None | Some('"')) => name.extend(chars.next().map(|(_, c)| c)),
+            ('"' | '\'', None) => quote = Some(c),
+            (c, Some(q)) if c == q => quote = None,
+            (c, None) if c.is_whitespace() => return (name, typed[at..].trim().to_owned()),
+            (c, _) => name.push(c),
+        }
+    }
+    (name, String::new())
+}
+
+/// Writes a file that was not there; one that is there is somebody's work.
+fn write_new(path: &Path, text: &str) -> Result {
+    use std::io::Write as _;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .map_err(|e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => {
+                Failure::runtime(format!("{}: exists already", escape_path(path)))
+                    .hint("take another name, or remove it first")
+            }
+            _ => Failure::file(path, &e),
+        })?;
+    file.write_all(text.as_bytes())
+        .map_err(|e| Failure::file(path, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_as_typed() {
+        assert_eq!(
+            split_path("a.txt what is this?"),
+            ("a.txt".into(), "what is this?".into())
+        );
+        assert_eq!(
+            split_path(r"my\ file.txt go"),
+            ("my file.txt".into(), "go".into())
+        );
+        assert_eq!(
+            split_path("\"my file.txt\""),
+            ("my file.txt".into(), String::new())
+        );
+        assert!(path_of("/save", "a b").is_err() && path_of("/save", "").is_err());
+    }
+}

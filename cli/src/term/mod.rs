@@ -1,0 +1,120 @@
+//! What the program knows about the terminal, and how it writes to it.
+//!
+//! The rule that scripts rely on: no colour, no carriage return and no cursor movement on a stream that is not a terminal. Streams
+//! are judged one by one, because `lemma … | less` has a terminal on stderr and none on stdout.
+
+pub(crate) mod filter;
+
+use std::borrow::Cow;
+use std::io::{IsTerminal as _, stderr, stdin, stdout};
+use std::path::Path;
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+/// Which streams are terminals, and which of them take colour.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Term {
+    pub(crate) in_tty: bool,
+    pub(crate) out_tty: bool,
+    pub(crate) err_tty: bool,
+    pub(crate) out_style: Style,
+    pub(crate) err_style: Style,
+}
+
+impl Term {
+    /// Looks at the streams. `NO_COLOR` and `TERM=dumb` count under [`Color::Auto`] only: a flag says more than the environment.
+    pub(crate) fn detect(color: Color) -> Self {
+        let env_allows = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+            && std::env::var_os("TERM").is_none_or(|t| t != "dumb");
+        let style = |tty: bool| match color {
+            Color::Always => Style(true),
+            Color::Never => Style(false),
+            Color::Auto => Style(tty && env_allows),
+        };
+        let (out_tty, err_tty) = (stdout().is_terminal(), stderr().is_terminal());
+        Self {
+            in_tty: stdin().is_terminal(),
+            out_tty,
+            err_tty,
+            out_style: style(out_tty),
+            err_style: style(err_tty),
+        }
+    }
+
+    /// Columns of the terminal, 80 if there is none to ask.
+    pub(crate) fn width() -> usize {
+        let asked = [
+            rustix::termios::tcgetwinsize(stderr()),
+            rustix::termios::tcgetwinsize(stdout()),
+        ];
+        let columns = asked
+            .into_iter()
+            .flatten()
+            .map(|w| usize::from(w.ws_col))
+            .find(|&w| w > 0);
+        columns
+            .or_else(|| std::env::var("COLUMNS").ok()?.parse().ok())
+            .unwrap_or(80)
+    }
+}
+
+/// Escape sequences, or nothing where colour is off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Style(pub(crate) bool);
+
+impl Style {
+    fn code(self, code: &'static str) -> &'static str {
+        if self.0 { code } else { "" }
+    }
+    pub(crate) fn dim(self) -> &'static str {
+        self.code("\x1b[2m")
+    }
+    pub(crate) fn bold(self) -> &'static str {
+        self.code("\x1b[1m")
+    }
+    pub(crate) fn red(self) -> &'static str {
+        self.code("\x1b[1;31m")
+    }
+    pub(crate) fn cyan(self) -> &'static str {
+        self.code("\x1b[36m")
+    }
+    pub(crate) fn reset(self) -> &'static str {
+        self.code("\x1b[0m")
+    }
+    /// A colour of the 256-colour table.
+    pub(crate) fn fg(self, index: u8) -> Cow<'static, str> {
+        if self.0 {
+            Cow::Owned(format!("\x1b[38;5;{index}m"))
+        } else {
+            Cow::Borrowed("")
+        }
+    }
+}
+
+/// Columns that `text` takes, escape sequences not counted.
+#[cfg(test)]
+pub(crate) fn columns(text: &str) -> usize {
+    use unicode_width::UnicodeWidthChar as _;
+    filter::Filter::default()
+        .clean(text)
+        .chars()
+        .map(|c| c.width().unwrap_or(0))
+        .sum()
+}
+
+/// A text from a file or a command line as it may be shown: controls, invisible characters and quotes of the terminal escaped.
+pub(crate) fn escape(text: &str) -> String {
+    lemma_engine::error::escape(text, 400)
+}
+
+/// A path as it may be shown.
+pub(crate) fn escape_path(path: &Path) -> String {
+    escape(&path.to_string_lossy())
+}
