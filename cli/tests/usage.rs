@@ -1,0 +1,158 @@
+//! What the binary says before a model is involved.
+
+mod common;
+
+use common::{ends, err, out, pipe, run};
+
+#[test]
+fn help_and_version_go_to_stdout() {
+    for args in [
+        &["--help"][..],
+        &["-h"],
+        &["--usage"],
+        &["score", "--help"],
+        &["bench", "-h"],
+    ] {
+        let o = run(args);
+        ends(&o, 0);
+        assert!(out(&o).contains("Usage"), "{args:?}: {}", out(&o));
+        assert_eq!(err(&o), "");
+    }
+    let o = run(&["--version"]);
+    ends(&o, 0);
+    assert_eq!(out(&o), format!("lemma {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_long_help_documents_environment_and_exit_codes() {
+    let text = out(&run(&["--help"]));
+    for word in [
+        "LEMMA_MODEL",
+        "LEMMA_THREADS",
+        "NO_COLOR",
+        "Exit codes",
+        "130",
+        "--kv-policy",
+        "raas",
+    ] {
+        assert!(text.contains(word), "{word}");
+    }
+    assert!(out(&run(&["-h"])).lines().count() < text.lines().count());
+}
+
+#[test]
+fn an_unknown_flag_is_answered_with_the_nearest() {
+    for (args, near) in [
+        (&["--tmep", "1"][..], "--temp"),
+        (&["-nlg", "1"], "-ngl"),
+        (&["--top_k", "1"], "--top-k"),
+        (&["--n-predct", "1"], "--n-predict"),
+        (&["score", "--logit", "x"], "--logits"),
+    ] {
+        let o = run(args);
+        ends(&o, 2);
+        assert_eq!(out(&o), "");
+        let text = err(&o);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert_eq!(
+            lines[0],
+            format!(
+                "error: unknown flag {}",
+                args.iter().find(|a| a.starts_with('-')).unwrap()
+            )
+        );
+        assert_eq!(lines[1], format!("hint: did you mean {near}?"));
+    }
+}
+
+#[test]
+fn mistakes_of_usage_are_code_2_and_two_lines() {
+    for args in [
+        &["--temp", "warm", "-p", "x"][..],
+        &["-n", "many"],
+        &["-p"],
+        &["--kv-policy", "rass", "-p", "x"],
+        &["-ctk", "q9", "-p", "x"],
+        &["--device", "tpu", "-p", "x"],
+        &["--json", "--stream-json", "-p", "x"],
+        &["a.gguf", "-m", "b.gguf", "-p", "x"],
+        &["synth", "no-such-shape", "-o", "/dev/null/x"],
+        &["-p", ""],
+    ] {
+        let o = run(args);
+        ends(&o, 2);
+        assert_eq!(out(&o), "", "{args:?}");
+        let text = err(&o);
+        assert!(
+            text.starts_with("error: ") && text.lines().count() <= 2,
+            "{args:?}: {text}"
+        );
+    }
+}
+
+#[test]
+fn a_missing_model_is_code_3_and_a_misspelt_command_is_recognised() {
+    let o = run(&["-m", "/no/such/model.gguf", "-p", "x"]);
+    ends(&o, 3);
+    assert!(
+        err(&o).starts_with("error: /no/such/model.gguf: "),
+        "{}",
+        err(&o)
+    );
+    let o = run(&["bnech"]);
+    ends(&o, 2);
+    let o = run(&["inspcet", "-p", "x"]);
+    ends(&o, 3);
+    assert!(
+        err(&o).contains("hint: did you mean the command 'inspect'?"),
+        "{}",
+        err(&o)
+    );
+}
+
+#[test]
+fn a_file_that_is_no_model_is_code_4_and_its_name_is_escaped() {
+    let path = common::temp("evil\u{1b}[31m.gguf");
+    std::fs::write(&path, b"this is not a model, whatever its name says").unwrap();
+    let o = run(&["inspect", path.to_str().unwrap()]);
+    let _ = std::fs::remove_file(&path);
+    ends(&o, 4);
+    assert!(!err(&o).contains('\u{1b}'), "{:?}", err(&o));
+}
+
+#[test]
+fn an_empty_pipe_is_no_prompt() {
+    let o = pipe(&[], b"");
+    ends(&o, 2);
+    assert!(err(&o).contains("the prompt is empty"));
+    let o = pipe(&[], b"\xff\xfe");
+    ends(&o, 2);
+    assert!(err(&o).contains("UTF-8"));
+}
+
+#[test]
+fn colour_only_where_asked() {
+    assert!(!err(&run(&["--tmep", "1"])).contains('\u{1b}'));
+    assert!(err(&run(&["--tmep", "1", "--color", "always"])).contains('\u{1b}'));
+    assert!(err(&run(&["--tmep", "1", "--color=always"])).contains('\u{1b}'));
+}
+
+#[test]
+fn completions_are_scripts() {
+    for shell in ["bash", "zsh", "fish"] {
+        let o = run(&["completions", shell]);
+        ends(&o, 0);
+        assert!(out(&o).contains("lemma"));
+    }
+    ends(&run(&["completions", "tcsh"]), 2);
+}
+
+#[test]
+fn devices_has_the_cpu() {
+    let o = run(&["devices", "--json"]);
+    ends(&o, 0);
+    let list = common::json(out(&o).trim());
+    assert_eq!(list[0]["device"], "cpu");
+    assert_eq!(list[0]["isa"][0], "scalar");
+}
