@@ -16,6 +16,7 @@
 
 mod json;
 mod named;
+mod pycompat;
 mod splitter;
 mod switch;
 mod template;

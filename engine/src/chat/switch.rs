@@ -3,11 +3,13 @@
 use serde_json::{Map, Value, json};
 
 use super::ThinkTags;
+use super::template::tags;
 
 /// Whether the model is to think (`--reasoning`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reasoning {
-    /// As the model's template has it.
+    /// As the model does by itself: thinking where the template has a switch named `enable_thinking` or no switch,
+    /// not thinking where it has to be asked for (`thinking`).
     #[default]
     Auto,
     /// Think.
@@ -42,7 +44,6 @@ impl ReasoningSwitch {
     /// Looks at the source of a template.
     pub fn detect(template: &str) -> Self {
         // `enable_thinking`: Qwen3, GLM 4.5 and later, SmolLM3, Hunyuan; `thinking`: Granite 3, DeepSeek V3.1.
-        // `thinking` is also a field of messages in some templates, where a stray variable does no harm.
         let variables = ["enable_thinking", "thinking"]
             .into_iter()
             .filter(|v| has_variable(template, v))
@@ -61,13 +62,17 @@ impl ReasoningSwitch {
     /// The variables to render with, for [`RenderInput::extra`](super::RenderInput::extra).
     pub fn variables(&self, mode: Reasoning) -> Map<String, Value> {
         let mut vars = Map::new();
-        if mode != Reasoning::Auto {
-            for v in &self.variables {
-                vars.insert((*v).into(), json!(mode == Reasoning::On));
-            }
-            if self.budget && mode == Reasoning::Off {
-                vars.insert("thinking_budget".into(), json!(0));
-            }
+        for v in &self.variables {
+            match mode {
+                Reasoning::On => vars.insert((*v).into(), json!(true)),
+                Reasoning::Off => vars.insert((*v).into(), json!(false)),
+                // Some templates take a missing variable for a no, against what the model was trained for.
+                Reasoning::Auto if *v == "enable_thinking" => vars.insert((*v).into(), json!(true)),
+                Reasoning::Auto => None,
+            };
+        }
+        if self.budget && mode == Reasoning::Off {
+            vars.insert("thinking_budget".into(), json!(0));
         }
         vars
     }
@@ -93,24 +98,41 @@ impl ReasoningSwitch {
     }
 }
 
-/// Whether `name` occurs in a template as a name of its own, not as part of another or as an attribute.
+/// Whether `name` occurs in the code of a template as a name of its own: not as part of another one, as an attribute
+/// or in a string.
 fn has_variable(template: &str, name: &str) -> bool {
-    let word = |c: char| c.is_alphanumeric() || c == '_';
-    let mut in_tag = template
-        .split("{%")
-        .skip(1)
-        .map(|s| s.split("%}").next().unwrap_or_default());
-    let mut in_print = template
-        .split("{{")
-        .skip(1)
-        .map(|s| s.split("}}").next().unwrap_or_default());
-    let found = |code: &str| {
-        code.match_indices(name).any(|(at, _)| {
-            let before = code[..at].chars().next_back();
-            let after = code[at + name.len()..].chars().next();
-            !before.is_some_and(|c| word(c) || matches!(c, '.' | '"' | '\'' | '/'))
-                && !after.is_some_and(|c| word(c) || matches!(c, '"' | '\''))
-        })
-    };
-    in_tag.any(found) || in_print.any(found)
+    tags(template)
+        .filter(|(kind, _)| *kind != b'#')
+        .any(|(_, code)| names(code).any(|n| n == name))
+}
+
+/// The names in the code of a tag, without attributes and strings.
+fn names(code: &str) -> impl Iterator<Item = &str> {
+    let bytes = code.as_bytes();
+    let mut i = 0;
+    std::iter::from_fn(move || {
+        while i < bytes.len() {
+            let (start, c) = (i, bytes[i]);
+            i += 1;
+            match c {
+                b'\'' | b'"' => {
+                    while i < bytes.len() && bytes[i] != c {
+                        i += if bytes[i] == b'\\' { 2 } else { 1 };
+                    }
+                    i += 1;
+                }
+                b'a'..=b'z' | b'A'..=b'Z' | b'_' | b'0'..=b'9' => {
+                    while i < bytes.len() && (bytes[i].is_ascii_alphanumeric() || bytes[i] == b'_')
+                    {
+                        i += 1;
+                    }
+                    if start == 0 || bytes[start - 1] != b'.' {
+                        return Some(&code[start..i]);
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    })
 }

@@ -1,13 +1,16 @@
 //! The template engine and what it is given.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use serde_json::{Map, json};
 
-use super::{ChatError, CivilTime, json};
+use super::{ChatError, CivilTime, json, pycompat};
 
 /// Longest source; the longest published templates have about 30 kB.
 const MAX_SOURCE: usize = 1 << 20;
@@ -24,6 +27,12 @@ const MAX_TAG: usize = 64 << 10;
 /// Stack of the thread that compiles and renders; only what is used of it takes memory. Enough for the deepest tree
 /// that `MAX_TAG` allows and the deepest value that the budget allows.
 const STACK: usize = 512 << 20;
+/// Time for compiling or rendering; ordinary templates need milliseconds. The budget stops nearly everything long
+/// before, but the engine does not count the work of comparing or printing a list that contains another one many
+/// times over.
+const DEADLINE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
+/// Growth of the process, in bytes, at which such a rendering is given up before its deadline.
+const MAX_GROWTH: u64 = 1 << 30;
 /// Nesting of calls and blocks.
 const MAX_DEPTH: usize = 120;
 /// Nesting of the messages.
@@ -121,6 +130,8 @@ pub struct ChatTemplate {
     source: String,
     bos: String,
     eos: String,
+    /// Set once a rendering had to be given up.
+    dead: AtomicBool,
 }
 
 impl ChatTemplate {
@@ -135,18 +146,24 @@ impl ChatTemplate {
                 limit: MAX_SOURCE,
             });
         }
-        let found = longest_tag(source);
+        let found = tags(source)
+            .filter(|t| t.0 != b'#')
+            .map(|t| t.1.len())
+            .max()
+            .unwrap_or(0);
         if found > MAX_TAG {
             return Err(ChatError::Syntax(format!(
                 "a tag is {found} bytes long, at most {MAX_TAG} are accepted"
             )));
         }
-        let env = on_deep_stack(|| compile(source))??;
+        let owned = source.to_owned();
+        let env = on_deep_stack(move || compile(&owned))?;
         Ok(Self {
             env,
             source: source.into(),
             bos: bos.into(),
             eos: eos.into(),
+            dead: AtomicBool::new(false),
         })
     }
 
@@ -200,47 +217,65 @@ impl ChatTemplate {
                 "nested deeper than {MAX_JSON_DEPTH} levels"
             )));
         }
-        on_deep_stack(|| self.run(vars, now))?
-    }
-
-    fn run(
-        &self,
-        vars: &Map<String, serde_json::Value>,
-        now: Option<&CivilTime>,
-    ) -> Result<String, ChatError> {
+        if self.dead.load(Ordering::Relaxed) {
+            return Err(GIVEN_UP);
+        }
         let input: usize = vars.values().map(json::size).sum();
         let now = now.copied().unwrap_or_else(CivilTime::now_utc);
-        let mut context: json::Dict = [("bos_token", &self.bos), ("eos_token", &self.eos)]
-            .map(|(k, v)| (k, Value::from(v.as_str())))
-            .into_iter()
-            .collect();
-        let strftime = move |state: &State, format: &str| -> Result<String, Error> {
-            state.consume_fuel(format.len() as u64)?;
-            Ok(now.strftime(format))
-        };
-        context.insert("strftime_now", Value::from_function(strftime));
-        for (name, value) in vars {
-            context.insert(name, json::to_value(value));
+        let tokens = [
+            ("bos_token", self.bos.clone()),
+            ("eos_token", self.eos.clone()),
+        ];
+        let (env, vars) = (self.env.clone(), vars.clone());
+        let result = on_deep_stack(move || run(env, &tokens, &vars, input, now));
+        if result == Err(GIVEN_UP) {
+            // One thread left behind is enough.
+            self.dead.store(true, Ordering::Relaxed);
         }
+        result
+    }
+}
 
-        let mut env = self.env.clone();
-        env.set_fuel(Some(
-            FUEL.saturating_add(FUEL_PER_BYTE.saturating_mul(input as u64)),
-        ));
-        let template = env
-            .get_template(NAME)
-            .map_err(|e| ChatError::Failed(describe(&e)))?;
-        let limit = MAX_OUTPUT.saturating_add(MAX_OUTPUT_PER_BYTE.saturating_mul(input));
-        let mut out = Bounded {
-            text: Vec::new(),
-            limit,
-            full: false,
-        };
-        match template.render_captured_to(Value::from(context), &mut out) {
-            Ok(_) => String::from_utf8(out.text).map_err(|e| ChatError::Failed(e.to_string())),
-            Err(_) if out.full => Err(ChatError::Limit("the prompt grew too long")),
-            Err(e) => Err(classify(&e)),
-        }
+/// What [`on_deep_stack`] says of a thread that it gave up.
+const GIVEN_UP: ChatError =
+    ChatError::Limit("it did not come to an end within its time and memory");
+
+/// Renders; `input` is the size of the variables in bytes.
+fn run(
+    mut env: Environment<'static>,
+    tokens: &[(&'static str, String)],
+    vars: &Map<String, serde_json::Value>,
+    input: usize,
+    now: CivilTime,
+) -> Result<String, ChatError> {
+    let mut context: json::Dict = tokens
+        .iter()
+        .map(|(k, v)| (*k, Value::from(v.as_str())))
+        .collect();
+    let strftime = move |state: &State, format: &str| -> Result<String, Error> {
+        state.consume_fuel(format.len() as u64)?;
+        Ok(now.strftime(format))
+    };
+    context.insert("strftime_now", Value::from_function(strftime));
+    for (name, value) in vars {
+        context.insert(name, json::to_value(value));
+    }
+    env.set_fuel(Some(
+        FUEL.saturating_add(FUEL_PER_BYTE.saturating_mul(input as u64)),
+    ));
+    let template = env
+        .get_template(NAME)
+        .map_err(|e| ChatError::Failed(describe(&e)))?;
+    let limit = MAX_OUTPUT.saturating_add(MAX_OUTPUT_PER_BYTE.saturating_mul(input));
+    let mut out = Bounded {
+        text: Vec::new(),
+        limit,
+        full: false,
+    };
+    match template.render_captured_to(Value::from(context), &mut out) {
+        Ok(_) => String::from_utf8(out.text).map_err(|e| ChatError::Failed(e.to_string())),
+        Err(_) if out.full => Err(ChatError::Limit("the prompt grew too long")),
+        Err(e) => Err(classify(&e)),
     }
 }
 
@@ -253,9 +288,10 @@ fn compile(source: &str) -> Result<Environment<'static>, ChatError> {
     env.set_syntax(syntax.map_err(|e| ChatError::Failed(describe(&e)))?);
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_formatter(format_value);
-    env.set_unknown_method_callback(method);
+    env.set_unknown_method_callback(pycompat::method);
     env.set_recursion_limit(MAX_DEPTH);
     env.add_filter("tojson", json::tojson);
+    env.add_filter("indent", pycompat::indent);
     env.add_function("raise_exception", raise_exception);
     env.add_template_owned(NAME, replace_generation_tag(source))
         .map_err(|e| match e.kind() {
@@ -265,35 +301,66 @@ fn compile(source: &str) -> Result<Environment<'static>, ChatError> {
     Ok(env)
 }
 
-/// Runs `f` on a thread of its own with room for deep recursion.
-fn on_deep_stack<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, ChatError> {
-    std::thread::scope(|scope| {
-        let builder = std::thread::Builder::new()
-            .name("chat template".into())
-            .stack_size(STACK);
-        let thread = builder
-            .spawn_scoped(scope, f)
-            .map_err(|e| ChatError::Failed(format!("cannot start a thread for it: {e}")))?;
-        thread
-            .join()
-            .map_err(|_| ChatError::Failed("the template engine panicked".into()))
-    })
-}
-
-/// Length in bytes of the longest stretch between an opening and the next closing delimiter.
-fn longest_tag(source: &str) -> usize {
-    let (mut longest, mut start) = (0, None);
-    for (i, pair) in source.as_bytes().windows(2).enumerate() {
-        match (start, pair) {
-            (None, b"{{" | b"{%") => start = Some(i),
-            (Some(s), b"}}" | b"%}") => {
-                longest = longest.max(i - s);
-                start = None;
+/// Runs `f` on a thread of its own, with room for deep recursion, a deadline and an eye on memory. A thread that is
+/// given up cannot be stopped and is left behind; the caller does well to end soon.
+fn on_deep_stack<T: Send + 'static>(
+    f: impl FnOnce() -> Result<T, ChatError> + Send + 'static,
+) -> Result<T, ChatError> {
+    let (send, receive) = mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .name("chat template".into())
+        .stack_size(STACK)
+        // A receiver that has given up is no concern of the thread's.
+        .spawn(move || drop(send.send(f())))
+        .map_err(|e| ChatError::Failed(format!("cannot start a thread for it: {e}")))?;
+    let start = Instant::now();
+    let mut memory = None;
+    loop {
+        match receive.recv_timeout(Duration::from_millis(50)) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(ChatError::Failed("the template engine panicked".into()));
             }
-            _ => {}
+            Err(RecvTimeoutError::Timeout) => {
+                let now = anonymous_memory();
+                let grown = now.saturating_sub(*memory.get_or_insert(now));
+                if start.elapsed() > DEADLINE || grown > MAX_GROWTH {
+                    return Err(GIVEN_UP);
+                }
+            }
         }
     }
-    longest.max(start.map_or(0, |s| source.len() - s))
+}
+
+/// Memory of this process that no file stands behind, in bytes; 0 where that cannot be found out.
+fn anonymous_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+    line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok())
+        .unwrap_or(0)
+        << 10
+}
+
+/// The tags of a template in order: the second byte of the opening delimiter (`{`, `%` or `#`) and what stands up to
+/// the closing one, or to the end. Linear in the source.
+pub(super) fn tags(source: &str) -> impl Iterator<Item = (u8, &str)> {
+    let mut rest = source;
+    std::iter::from_fn(move || {
+        let open = rest
+            .as_bytes()
+            .windows(2)
+            .position(|w| matches!(w, b"{{" | b"{%" | b"{#"))?;
+        let kind = rest.as_bytes()[open + 1];
+        let body = &rest[open + 2..];
+        let close = match kind {
+            b'{' => "}}",
+            b'%' => "%}",
+            _ => "#}",
+        };
+        let end = body.find(close).unwrap_or(body.len());
+        rest = body[end..].get(2..).unwrap_or_default();
+        Some((kind, &body[..end]))
+    })
 }
 
 /// A writer that refuses to grow beyond its limit.
@@ -382,142 +449,6 @@ fn format_value(
         return out.write_str(&json::python_float(x)).map_err(Error::from);
     }
     minijinja::escape_formatter(out, state, value)
-}
-
-/// Methods of Python's types: those of minijinja-contrib and a few that templates use besides.
-fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    use minijinja::value::from_args;
-    if let Some(s) = value.as_str() {
-        match name {
-            "removeprefix" => {
-                let (p,): (&str,) = from_args(args)?;
-                return Ok(Value::from(s.strip_prefix(p).unwrap_or(s)));
-            }
-            "removesuffix" => {
-                let (p,): (&str,) = from_args(args)?;
-                return Ok(Value::from(s.strip_suffix(p).unwrap_or(s)));
-            }
-            "partition" | "rpartition" => {
-                let (sep,): (&str,) = from_args(args)?;
-                let parts = match (name == "partition", s.split_once(sep), s.rsplit_once(sep)) {
-                    (true, Some((a, b)), _) | (false, _, Some((a, b))) => [a, sep, b],
-                    (true, None, _) => [s, "", ""],
-                    (false, _, None) => ["", "", s],
-                };
-                return Ok(Value::from(parts.map(Value::from).to_vec()));
-            }
-            "rsplit" => {
-                let (sep, max): (Option<&str>, Option<i64>) = from_args(args)?;
-                let n = max
-                    .filter(|&m| m >= 0)
-                    .map_or(usize::MAX, |m| (m as usize).saturating_add(1));
-                let mut parts: Vec<&str> = match sep {
-                    Some(sep) => s.rsplitn(n, sep).collect(),
-                    None => s
-                        .trim()
-                        .rsplitn(n, char::is_whitespace)
-                        .filter(|p| !p.is_empty())
-                        .collect(),
-                };
-                parts.reverse();
-                return Ok(Value::from(
-                    parts.into_iter().map(Value::from).collect::<Vec<_>>(),
-                ));
-            }
-            "index" => {
-                let (what,): (&str,) = from_args(args)?;
-                return match s.find(what) {
-                    Some(at) => Ok(Value::from(s[..at].chars().count())),
-                    None => Err(Error::new(
-                        ErrorKind::InvalidOperation,
-                        "substring not found",
-                    )),
-                };
-            }
-            "join" => {
-                let (items,): (&Value,) = from_args(args)?;
-                return join(state, s, items);
-            }
-            "format" => charge_format(state, s, args)?,
-            "casefold" => return Ok(Value::from(s.to_lowercase())),
-            _ => {}
-        }
-    } else if matches!(value.kind(), ValueKind::Map | ValueKind::Seq) {
-        match name {
-            "copy" => return Ok(value.clone()),
-            // Comparing or hashing containers that share their parts can take for ever.
-            "count" | "index" | "get" if args.first().is_some_and(|a| a.as_object().is_some()) => {
-                let detail = format!("{name}: the argument must not be a container");
-                return Err(Error::new(ErrorKind::InvalidOperation, detail));
-            }
-            "append" | "extend" | "insert" | "pop" | "popitem" | "remove" | "clear" | "update"
-            | "setdefault" | "sort" | "reverse" => {
-                let detail = format!("{name}: values cannot be changed by a template");
-                return Err(Error::new(ErrorKind::InvalidOperation, detail));
-            }
-            _ => {}
-        }
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
-}
-
-/// `str.join`. As in Python the items are strings; other plain values are let through, containers are not, because
-/// one that shares its parts can print without end.
-fn join(state: &State, separator: &str, items: &Value) -> Result<Value, Error> {
-    let mut out = String::new();
-    for (i, item) in items.try_iter()?.enumerate() {
-        if i > 0 {
-            out.push_str(separator);
-        }
-        match item.as_str() {
-            Some(text) => out.push_str(text),
-            None if item.as_object().is_some() => {
-                let detail = format!("join: item {i} is a {}, expected a string", item.kind());
-                return Err(Error::new(ErrorKind::InvalidOperation, detail));
-            }
-            None => out.push_str(&item.to_string()),
-        }
-        // The text joined so far is paid for again and again only in units too small to matter.
-        state.consume_fuel(
-            1 + ((separator.len() + item.as_str().map_or(8, str::len)) / 64) as u64,
-        )?;
-    }
-    Ok(Value::from(out))
-}
-
-/// Pays for the padding that `str.format` may produce, and refuses containers as for `join`.
-fn charge_format(state: &State, format: &str, args: &[Value]) -> Result<(), Error> {
-    let is_container = |v: &Value| v.as_object().is_some() && !v.is_kwargs();
-    if args.iter().any(is_container) {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "format: arguments must not be containers",
-        ));
-    }
-    let fields = format.matches('{').count() as u64;
-    let in_format = format
-        .split(|c: char| !c.is_ascii_digit())
-        .filter(|digits| !digits.is_empty())
-        .map(|digits| digits.parse::<u64>().unwrap_or(u64::MAX))
-        .max()
-        .unwrap_or(0);
-    // A field inside a field takes its width from an argument.
-    let nested = format
-        .split('{')
-        .skip(1)
-        .any(|field| field.contains(':') && !field.contains('}'));
-    let in_args = args
-        .iter()
-        .filter_map(|a| u64::try_from(a.clone()).ok())
-        .max()
-        .unwrap_or(0);
-    let width = if nested {
-        in_format.max(in_args)
-    } else {
-        in_format
-    };
-    let text: usize = args.iter().filter_map(|a| a.as_str()).map(str::len).sum();
-    state.consume_fuel(fields.saturating_mul(width.saturating_add(text as u64)) / 64)
 }
 
 /// Turns the tag with which Hugging Face marks what the assistant generates into a condition that always holds.
