@@ -29,6 +29,9 @@ pub(crate) fn run(args: &SynthArgs, term: Term) -> Result {
 
 /// Writes the model; returns its size.
 pub(crate) fn write(shape: &str, ty: &str, path: &Path, seed: u64, term: Term) -> Result<u64> {
+    // Names first: a slip must not touch the disk.
+    let names = Shape::parse(shape).and_then(|_| Recipe::parse(ty));
+    names.map_err(|e| hint(e.into(), shape, ty))?;
     let mut shown = u64::MAX;
     let mut size = 0;
     write_file(shape, ty, seed, path, &mut |done, total| {
@@ -41,8 +44,7 @@ pub(crate) fn write(shape: &str, ty: &str, path: &Path, seed: u64, term: Term) -
                 escape_path(path)
             ));
         }
-    })
-    .map_err(|e| hint(e.into(), shape, ty))?;
+    })?;
     if term.err_tty {
         out::err("\r\x1b[K");
     }
