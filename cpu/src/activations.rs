@@ -29,6 +29,9 @@ pub(crate) struct X32 {
 #[derive(Clone, Copy)]
 pub(crate) struct X256 {
     pub(crate) q: [i8; 256],
+    /// The quants with the second and third run of 32 of every 128 swapped, as 64 bytes of nibbles have them. Not
+    /// filled in by the quantizer.
+    pub(crate) swapped: [i8; 256],
     /// Sums of 16 quants.
     pub(crate) sum16: [i16; 16],
     /// Sums of 32 quants.
@@ -80,11 +83,29 @@ impl X32 {
 impl X256 {
     pub(crate) const ZERO: Self = Self {
         q: [0; 256],
+        swapped: [0; 256],
         sum16: [0; 16],
         sum32: [0; 8],
         d: 0.0,
         unused: [0; 3],
     };
+
+    /// Fills in `swapped`.
+    pub(crate) fn swap(&mut self) {
+        for (to, q) in self
+            .swapped
+            .as_chunks_mut::<128>()
+            .0
+            .iter_mut()
+            .zip(self.q.as_chunks().0)
+        {
+            let q: &[i8; 128] = q;
+            to[..32].copy_from_slice(&q[..32]);
+            to[32..64].copy_from_slice(&q[64..96]);
+            to[64..96].copy_from_slice(&q[32..64]);
+            to[96..].copy_from_slice(&q[96..]);
+        }
+    }
 }
 
 impl G32 {

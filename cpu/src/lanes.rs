@@ -43,6 +43,7 @@ macro_rules! multiversion {
         }
     )*};
 }
+pub(crate) use multiversion;
 
 /// `a * b + c`, rounded once where there is an instruction for it.
 #[inline(always)]

@@ -12,6 +12,8 @@
 mod activations;
 mod attend;
 mod barrier;
+pub mod ceiling;
+mod float;
 mod isa;
 mod kernels;
 mod kv;

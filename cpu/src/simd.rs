@@ -92,7 +92,7 @@ unsafe impl Simd for Plain {
     #[inline(always)]
     unsafe fn load(p: *const f32) -> f32 {
         // SAFETY: by the caller.
-        unsafe { *p }
+        unsafe { p.read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: f32) {

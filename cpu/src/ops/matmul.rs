@@ -8,7 +8,7 @@ use super::{Limits, Pass, id};
 use crate::activations::{G32, G256, GROUP, X32, X256, quantize_32, quantize_256};
 use crate::kernels::{self, Form, Kernel, MAX_ROWS, Tile};
 use crate::tensor::row_size;
-use crate::{Mat, MulMat, Shared, lanes};
+use crate::{Mat, MulMat, Shared, float, lanes};
 use lemma_quant::GgmlType;
 use std::ops::Range;
 
@@ -84,6 +84,8 @@ impl Scratch {
 /// How a matrix is multiplied.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
+    /// Numbers, with the activations as they are.
+    Float,
     /// Decoded, with the activations as they are.
     Plain,
     /// By the scalar code of its type, with activations in one of the `X_TYPES`.
@@ -172,6 +174,9 @@ impl Pass<'_> {
             };
             return (way, Some(kernel));
         }
+        if float::is_float(ty) {
+            return (Way::Float, None);
+        }
         let traits = ty.traits();
         let x_type = X_TYPES.iter().position(|x| *x == traits.vec_dot_type);
         match x_type.filter(|_| traits.vec_dot.is_some()) {
@@ -231,6 +236,7 @@ impl Pass<'_> {
                         let x = x.slice(i * 256..(i + 1) * 256);
                         let to = &mut *block::<X256>(&scratch.x256, i);
                         quantize_256(self.isa, x.try_into().expect("256 values"), to);
+                        to.swap();
                     }
                 }
             }
@@ -274,6 +280,7 @@ impl Pass<'_> {
         match (way, kernel) {
             (Way::Rows(form), Some(kernel)) => self.mul_few(mat, form, kernel, rows, n_tokens),
             (Way::Tiles(form), Some(kernel)) => self.mul_tiles(mat, form, kernel, rows, n_tokens),
+            (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens),
             (Way::Scalar(i), _) => {
                 let n_in = mat.w.n_in;
                 let size = row_size(X_TYPES[i], n_in);
@@ -299,6 +306,37 @@ impl Pass<'_> {
                         let x = unsafe { x.slice(t * n_in..(t + 1) * n_in) };
                         self.store(mat, t, row, &[lanes::dot(self.isa, decoded, x)]);
                     }
+                }
+            }
+        }
+    }
+
+    /// Weights that are numbers.
+    fn mul_float(&self, mat: &MulMat<'_>, x: &Shared<f32>, rows: Range<usize>, n_tokens: usize) {
+        let (n_in, size) = (mat.w.n_in, mat.w.row_size());
+        for t in (0..n_tokens).step_by(float::TOKENS) {
+            let n = (n_tokens - t).min(float::TOKENS);
+            // SAFETY: `x` is only read.
+            let x = unsafe { x.slice(t * n_in..(t + n) * n_in) };
+            for row in rows.clone().step_by(float::ROWS) {
+                let n_rows = (rows.end - row).min(float::ROWS);
+                let w = &mat.w.data[row * size..(row + n_rows) * size];
+                let mut sums = [[0.0; float::ROWS]; float::TOKENS];
+                // SAFETY: the instruction set is available.
+                unsafe {
+                    float::mul(
+                        self.isa,
+                        float::Tile {
+                            ty: mat.w.ty,
+                            w,
+                            x,
+                            n_in,
+                        },
+                        &mut sums,
+                    )
+                };
+                for (t, sums) in (t..t + n).zip(&sums) {
+                    self.store(mat, t, row, &sums[..n_rows]);
                 }
             }
         }

@@ -88,7 +88,8 @@ pub(super) mod avx512 {
                     let q = _mm512_loadu_si512(w.add(QS + 64 * g).cast());
                     let low = _mm512_and_si512(q, mask);
                     let high = _mm512_and_si512(_mm512_srli_epi16::<4>(q), mask);
-                    let (x_low, x_high) = even_and_odd(x, g);
+                    let x_low = _mm512_load_si512(x.swapped.as_ptr().add(128 * g).cast());
+                    let x_high = _mm512_load_si512(x.swapped.as_ptr().add(128 * g + 64).cast());
                     let low = _mm512_maddubs_epi16(low, x_low);
                     let high = _mm512_maddubs_epi16(high, x_high);
                     let (s_low, s_high) = (pick(4 * g, 4 * g + 2), pick(4 * g + 1, 4 * g + 3));
@@ -104,24 +105,6 @@ pub(super) mod avx512 {
         unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
             // SAFETY: by the caller.
             unsafe { scale_pairs(w) }
-        }
-    }
-
-    /// Of 128 activations, the even and the odd runs of 32: nibbles of 64 bytes belong to them.
-    ///
-    /// # Safety
-    /// `g` is 0 or 1.
-    #[inline]
-    #[target_feature(enable = "avx2,avx512f")]
-    pub(in super::super) unsafe fn even_and_odd(x: &X256, g: usize) -> (__m512i, __m512i) {
-        // SAFETY: offsets end at 256.
-        unsafe {
-            let p = x.q.as_ptr().add(128 * g);
-            let x = [0, 1, 2, 3].map(|i| _mm256_load_si256(p.add(32 * i).cast()));
-            (
-                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(x[0]), x[2]),
-                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(x[1]), x[3]),
-            )
         }
     }
 
@@ -143,10 +126,10 @@ pub(super) mod avx512 {
 pub(super) unsafe fn scales_and_mins(w: *const u8, x: &X256) -> (__m128i, __m128i) {
     // SAFETY: by the caller, and `sum32` has 16 bytes.
     unsafe {
-        let packed = k_scales(_mm_loadu_si128(w.cast()));
-        let mins = _mm_unpackhi_epi8(packed, _mm_setzero_si128());
+        let (scales, mins) = k_scales(w);
+        let [scales, mins] = [scales, mins].map(|v| _mm_cvtepu8_epi16(_mm_cvtsi64_si128(v as i64)));
         let sums = _mm_loadu_si128(x.sum32.as_ptr().cast());
-        (_mm_cvtepu8_epi16(packed), _mm_madd_epi16(mins, sums))
+        (scales, _mm_madd_epi16(mins, sums))
     }
 }
 

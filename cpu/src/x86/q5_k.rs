@@ -77,7 +77,7 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
-    use super::super::q4_k::avx512::{even_and_odd, pick};
+    use super::super::q4_k::avx512::pick;
     use super::super::rows::Rows256;
     use super::super::util::fold_512;
     use super::*;
@@ -112,7 +112,8 @@ pub(super) mod avx512 {
                     let high = _mm512_and_si512(_mm512_srli_epi16::<4>(q), mask);
                     let high =
                         _mm512_or_si512(high, _mm512_and_si512(_mm512_slli_epi16::<3>(qh), fifth));
-                    let (x_low, x_high) = even_and_odd(x, g);
+                    let x_low = _mm512_load_si512(x.swapped.as_ptr().add(128 * g).cast());
+                    let x_high = _mm512_load_si512(x.swapped.as_ptr().add(128 * g + 64).cast());
                     let low = _mm512_maddubs_epi16(low, x_low);
                     let high = _mm512_maddubs_epi16(high, x_high);
                     let (s_low, s_high) = (pick(4 * g, 4 * g + 2), pick(4 * g + 1, 4 * g + 3));

@@ -87,21 +87,20 @@ pub(super) fn bits_to_bytes(bits: u32) -> __m256i {
     _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit)
 }
 
-/// Scales and minimums of `q4_K` and `q5_K`: bytes 0..8 and 8..16. `header` is the first 16 bytes of a block.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn k_scales(header: __m128i) -> __m128i {
-    // Words of the header: [d dmin][a][b][c]. Words of the result: scales [a & 63] [c & 15 | a >> 6 << 4], minimums
-    // [b & 63] [c >> 4 | b >> 6 << 4].
-    let low = _mm_shuffle_epi32::<0b11_10_11_01>(header);
-    let low = _mm_srlv_epi32(low, _mm_set_epi32(4, 0, 0, 0));
-    let low = _mm_and_si128(
-        low,
-        _mm_set_epi32(0x0f0f_0f0f, 0x3f3f_3f3f, 0x0f0f_0f0f, 0x3f3f_3f3f),
-    );
-    let high = _mm_srli_epi32::<2>(_mm_shuffle_epi32::<0b10_00_01_00>(header));
-    let high = _mm_and_si128(high, _mm_set_epi32(0x3030_3030, 0, 0x3030_3030, 0));
-    _mm_or_si128(low, high)
+/// Scales and minimums of `q4_K` and `q5_K`, eight bytes each. `w` is the beginning of a block.
+///
+/// With whole numbers, because vector units are what there is least of.
+///
+/// # Safety
+/// `w` is valid for 16 bytes.
+#[inline(always)]
+pub(super) unsafe fn k_scales(w: *const u8) -> (u64, u64) {
+    // SAFETY: by the caller.
+    let [a, b, c] = [4, 8, 12].map(|i| unsafe { u64::from(u32::from_le_bytes(bytes(w.add(i)))) });
+    let upper = |x: u64| x >> 2 & 0x3030_3030;
+    let join =
+        |first: u64, second: u64| first & 0x3f3f_3f3f | (second & 0x0f0f_0f0f | upper(first)) << 32;
+    (join(a, c), join(b, c >> 4))
 }
 
 /// Reads four half-precision numbers.

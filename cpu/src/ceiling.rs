@@ -1,0 +1,62 @@
+//! What the machine can do at most: the yardstick for kernels that are bound by memory.
+
+#![allow(clippy::needless_range_loop, reason = "lanes are counted")]
+
+use crate::lanes::multiversion;
+use crate::{Isa, Shared, Team};
+use std::time::Instant;
+
+/// Bytes that a worker reads at a time, so that one that is slowed down does not hold up the others.
+const PART: usize = 1 << 20;
+
+/// How fast `team` reads memory, in 10^9 bytes per second: the best of several passes over a buffer of `bytes`.
+///
+/// The buffer should be several times as large as the caches. It is read in the way weights are, in order and by all
+/// workers, and nothing is computed but a checksum.
+pub fn read_gbps(team: &Team, bytes: usize) -> f64 {
+    let isa = Isa::detect();
+    let n = (bytes / size_of::<u32>()).next_multiple_of(PART / size_of::<u32>());
+    let mut buffer = Shared::<u32>::zeroed(n);
+    // Zero pages are all the same memory until they are written to.
+    for (i, x) in buffer.as_mut_slice().iter_mut().enumerate() {
+        *x = i as u32;
+    }
+    let mut best = 0.0f64;
+    for _ in 0..5 {
+        let start = Instant::now();
+        team.run(|w| {
+            let mut sum = 0;
+            for part in w.claim(n, PART / size_of::<u32>()) {
+                // SAFETY: nobody writes.
+                sum ^= checksum(isa, unsafe { buffer.slice(part) });
+            }
+            std::hint::black_box(sum);
+        });
+        let seconds = start.elapsed().as_secs_f64().max(1e-9);
+        best = best.max((n * size_of::<u32>()) as f64 / seconds * 1e-9);
+    }
+    best
+}
+
+multiversion! {
+    fn checksum(x: &[u32]) -> u32 {
+        let mut sum = [0; 64];
+        for x in x.as_chunks::<64>().0 {
+            for i in 0..64 {
+                sum[i] ^= x[i];
+            }
+        }
+        sum.iter().fold(0, |a, b| a ^ b)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_something() {
+        let bytes = if cfg!(miri) { 1 << 10 } else { 1 << 24 };
+        assert!(read_gbps(&Team::new(2), bytes) > 0.0);
+    }
+}
