@@ -13,7 +13,7 @@ pub(crate) const NAME: &str = "bundled model";
 pub(crate) const ABOUT: &str = "a small reasoner that does arithmetic step by step";
 
 /// Two things to ask it.
-pub(crate) const EXAMPLES: [&str; 2] = ["What is 47 * 86?", "What is 123456 + 987654?"];
+pub(crate) const EXAMPLES: [&str; 2] = ["What is 47 * 86?", "What is 8213746 * 95371?"];
 
 #[cfg(bundled_model)]
 pub(crate) fn bytes() -> Option<&'static [u8]> {
