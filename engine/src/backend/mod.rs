@@ -11,6 +11,8 @@
 //! host. Shapes were checked when the weights were bound, so verbs do not fail.
 
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "cuda-emulate"))]
+pub mod cuda;
 pub mod trace;
 
 use lemma_quant::GgmlType;
