@@ -39,10 +39,14 @@ fn main() {
 
 fn compile_kernels() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo")).join("lemma.fatbin");
-    let Some(nvcc) = find_nvcc() else { fail("nvcc was not found") };
+    let Some(nvcc) = find_nvcc() else {
+        fail("nvcc was not found")
+    };
     let archs = env::var("LEMMA_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.to_owned());
     let mut command = Command::new(&nvcc);
-    command.args(["-std=c++17", "-O3", "-fatbin", "--threads", "2", "-o"]).arg(&out);
+    command
+        .args(["-std=c++17", "-O3", "-fatbin", "--threads", "2", "-o"])
+        .arg(&out);
     for arch in archs.split_whitespace() {
         let (from, code) = match arch.strip_prefix("ptx") {
             Some(n) => (n, format!("compute_{n}")),
@@ -74,10 +78,19 @@ fn find_nvcc() -> Option<PathBuf> {
     if let Some(path) = env::var_os("LEMMA_NVCC") {
         return Some(path.into());
     }
-    let on_path = env::var_os("PATH").map(|p| env::split_paths(&p).collect::<Vec<_>>()).unwrap_or_default();
+    let on_path = env::var_os("PATH")
+        .map(|p| env::split_paths(&p).collect::<Vec<_>>())
+        .unwrap_or_default();
     let home = env::var_os("CUDA_HOME").map(|p| Path::new(&p).join("bin"));
-    let root = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo")).join("../.venv-nvcc/lib");
+    let root = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
+        .join("../.venv-nvcc/lib");
     let venv = root.read_dir().into_iter().flatten().flatten();
     let venv = venv.map(|e| e.path().join("site-packages/nvidia/cu13/bin"));
-    on_path.into_iter().chain(home).chain([PathBuf::from("/usr/local/cuda/bin")]).chain(venv).map(|d| d.join("nvcc")).find(|p| p.is_file())
+    on_path
+        .into_iter()
+        .chain(home)
+        .chain([PathBuf::from("/usr/local/cuda/bin")])
+        .chain(venv)
+        .map(|d| d.join("nvcc"))
+        .find(|p| p.is_file())
 }

@@ -11,6 +11,7 @@
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 unsigned char* emulated_shared;
+const HalfTable half_table;
 
 namespace {
 
@@ -44,20 +45,25 @@ void enter(unsigned i);
 unsigned after(unsigned me, unsigned k) { return (backwards ? me + n_threads - k : me + k) % n_threads; }
 
 void main_of_fiber() {
-    body(body_args);
     const unsigned me = current;
-    fibers[me].done = true;
-    alive--;
-    warp_alive[me / 32]--;
-    // Those who wait for this thread wait no more.
-    if (alive && block_barrier.arrived == alive) block_barrier.arrived = 0, block_barrier.generation++;
-    Barrier& w = warp_barriers[me / 32];
-    if (warp_alive[me / 32] && w.arrived == warp_alive[me / 32]) w.arrived = 0, w.generation++;
-    for (unsigned k = 1; k < n_threads; k++) {
-        const unsigned next = after(me, k);
-        if (!fibers[next].done) enter(next);
+    for (;;) {
+        body(body_args);
+        fibers[me].done = true;
+        alive--;
+        warp_alive[me / 32]--;
+        // Those who wait for this thread wait no more.
+        if (alive && block_barrier.arrived == alive) block_barrier.arrived = 0, block_barrier.generation++;
+        Barrier& w = warp_barriers[me / 32];
+        if (warp_alive[me / 32] && w.arrived == warp_alive[me / 32]) w.arrived = 0, w.generation++;
+        // Lies here until the next block.
+        if (_setjmp(fibers[me].at) == 0) {
+            for (unsigned k = 1; k < n_threads; k++) {
+                const unsigned next = after(me, k);
+                if (!fibers[next].done) enter(next);
+            }
+            _longjmp(home_at, 1);
+        }
     }
-    _longjmp(home_at, 1);
 }
 
 // Leaves for fiber i; does not come back (who wants to come back saves itself first).
@@ -151,7 +157,7 @@ extern "C" int lemma_emulate(const char* name, const unsigned* grid, unsigned bl
                     alive = block;
                     block_barrier = {};
                     memset(shared, 0xff, shared_bytes);  // NaN: reading what nobody wrote shows
-                    for (unsigned i = 0; i < block; i++) fibers[i].started = fibers[i].done = false;
+                    for (unsigned i = 0; i < block; i++) fibers[i].done = false;
                     for (unsigned w = 0; w < block / 32; w++) warp_barriers[w] = {}, warp_alive[w] = 32;
                     if (_setjmp(home_at) == 0) enter(descending ? block - 1 : 0);
                 }

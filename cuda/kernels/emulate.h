@@ -57,7 +57,19 @@ inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 template <class T> inline T __ldg(const T* p) { return *p; }
 
-inline float half_to_float(uint16_t h) { _Float16 x; memcpy(&x, &h, 2); return float(x); }
+struct HalfTable {
+    float value[1 << 16];
+    HalfTable() {
+        for (int i = 0; i < 1 << 16; i++) {
+            const uint16_t h = uint16_t(i);
+            _Float16 x;
+            memcpy(&x, &h, 2);
+            value[i] = float(x);
+        }
+    }
+};
+extern const HalfTable half_table;
+inline float half_to_float(uint16_t h) { return half_table.value[h]; }
 inline uint16_t float_to_half(float f) { _Float16 x = _Float16(f); uint16_t h; memcpy(&h, &x, 2); return h; }
 
 inline int dot4(int a, int b, int c) {

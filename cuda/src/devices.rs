@@ -23,7 +23,11 @@ impl fmt::Display for DeviceInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = self.memory as f64 / f64::from(1 << 30);
         let ((major, minor), (d0, d1)) = (self.sm, self.driver);
-        write!(f, "CUDA{}: {} (sm_{major}{minor}, {} SMs, {gib:.1} GiB, driver for CUDA {d0}.{d1})", self.ordinal, self.name, self.n_sm)
+        write!(
+            f,
+            "CUDA{}: {} (sm_{major}{minor}, {} SMs, {gib:.1} GiB, driver for CUDA {d0}.{d1})",
+            self.ordinal, self.name, self.n_sm
+        )
     }
 }
 
@@ -40,9 +44,15 @@ pub struct Devices {
 pub fn devices() -> Devices {
     let found = probe();
     match found {
-        Ok(list) if list.is_empty() => Devices { list, reason: Some("the CUDA driver finds no device".to_owned()) },
+        Ok(list) if list.is_empty() => Devices {
+            list,
+            reason: Some("the CUDA driver finds no device".to_owned()),
+        },
         Ok(list) => Devices { list, reason: None },
-        Err(reason) => Devices { list: Vec::new(), reason: Some(reason) },
+        Err(reason) => Devices {
+            list: Vec::new(),
+            reason: Some(reason),
+        },
     }
 }
 

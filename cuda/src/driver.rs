@@ -21,7 +21,11 @@ const KERNELS: &[&str] = crate::args::KERNELS;
 const PLAIN_SHARED: u32 = 48 << 10;
 
 fn error(what: &str, e: DriverError) -> CudaError {
-    let text = e.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("unknown error");
+    let text = e
+        .error_string()
+        .ok()
+        .and_then(|s| s.to_str().ok())
+        .unwrap_or("unknown error");
     CudaError(format!("{what}: {text}"))
 }
 
@@ -36,7 +40,11 @@ fn init() -> std::result::Result<(), String> {
         // A driver that is older than a function we need must not be met in the middle of a step.
         let version = driver_version();
         if version < 12000 {
-            return Err(format!("the CUDA driver supports CUDA {}.{}, and 12.0 is needed", version / 1000, version % 1000 / 10));
+            return Err(format!(
+                "the CUDA driver supports CUDA {}.{}, and 12.0 is needed",
+                version / 1000,
+                version % 1000 / 10
+            ));
         }
         result::init().map_err(|e| error("the CUDA driver does not start", e).0)
     })
@@ -47,14 +55,20 @@ fn driver_version() -> i32 {
     let mut version = 0;
     // SAFETY: the library is present; this function may be called before `cuInit`.
     let answer = unsafe { sys::cuDriverGetVersion(&raw mut version) };
-    if answer == sys::CUresult::CUDA_SUCCESS { version } else { 0 }
+    if answer == sys::CUresult::CUDA_SUCCESS {
+        version
+    } else {
+        0
+    }
 }
 
 /// The devices there are; the error is why there are none.
 pub(crate) fn probe() -> std::result::Result<Vec<DeviceInfo>, String> {
     init()?;
     let n = result::device::get_count().map_err(|e| error("CUDA devices", e).0)?;
-    (0..n).map(|i| info(i).map_err(|e| error("CUDA device", e).0)).collect()
+    (0..n)
+        .map(|i| info(i).map_err(|e| error("CUDA device", e).0))
+        .collect()
 }
 
 fn info(ordinal: i32) -> std::result::Result<DeviceInfo, DriverError> {
@@ -66,7 +80,10 @@ fn info(ordinal: i32) -> std::result::Result<DeviceInfo, DriverError> {
     Ok(DeviceInfo {
         ordinal: ordinal as u32,
         name: result::device::get_name(device)?,
-        sm: (get(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?, get(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?),
+        sm: (
+            get(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            get(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
         n_sm: get(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         // SAFETY: the device is valid.
         memory: unsafe { result::device::total_mem(device) }? as u64,
@@ -96,10 +113,14 @@ impl Driver {
         let all = probe().map_err(CudaError)?;
         let n = all.len();
         let Some(info) = all.into_iter().nth(ordinal as usize) else {
-            return Err(CudaError(format!("device CUDA{ordinal} does not exist: the driver finds {n}")));
+            return Err(CudaError(format!(
+                "device CUDA{ordinal} does not exist: the driver finds {n}"
+            )));
         };
         if info.sm < (8, 0) {
-            return Err(CudaError(format!("{info}: compute capability 8.0 or newer is needed")));
+            return Err(CudaError(format!(
+                "{info}: compute capability 8.0 or newer is needed"
+            )));
         }
         let open = || -> std::result::Result<Self, DriverError> {
             let device = result::device::get(ordinal as i32)?;
@@ -116,7 +137,15 @@ impl Driver {
                 // SAFETY: the module is loaded.
                 kernels.insert(*name, unsafe { result::module::get_function(module, c) }?);
             }
-            Ok(Self { info: info.clone(), device, context, stream, module, kernels, large: Mutex::default() })
+            Ok(Self {
+                info: info.clone(),
+                device,
+                context,
+                stream,
+                module,
+                kernels,
+                large: Mutex::default(),
+            })
         };
         open().map_err(|e| error(&info.to_string(), e))
     }
@@ -151,9 +180,18 @@ impl Device for Driver {
         unsafe {
             let at = result::malloc_sync(bytes).map_err(|e| {
                 let (free, total) = result::mem_get_info().unwrap_or_default();
-                error(&format!("{} MiB of device memory ({} of {} MiB are free)", bytes >> 20, free >> 20, total >> 20), e)
+                error(
+                    &format!(
+                        "{} MiB of device memory ({} of {} MiB are free)",
+                        bytes >> 20,
+                        free >> 20,
+                        total >> 20
+                    ),
+                    e,
+                )
             })?;
-            result::memset_d8_async(at, 0, bytes, self.stream).map_err(|e| error("cuMemsetD8Async", e))?;
+            result::memset_d8_async(at, 0, bytes, self.stream)
+                .map_err(|e| error("cuMemsetD8Async", e))?;
             Ok(at)
         }
     }
@@ -168,7 +206,8 @@ impl Device for Driver {
 
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(|e| error("cuMemcpyDtoDAsync", e))
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }
+            .map_err(|e| error("cuMemcpyDtoDAsync", e))
     }
 
     fn alloc_host(&self, bytes: usize) -> Result<*mut u8> {
@@ -176,7 +215,8 @@ impl Device for Driver {
         // Flags 0: cached memory, since the host reads logits from it.
         // SAFETY: no preconditions.
         let at = unsafe { result::malloc_host(bytes, 0) };
-        at.map(<*mut c_void>::cast).map_err(|e| error(&format!("{} MiB of page-locked memory", bytes >> 20), e))
+        at.map(<*mut c_void>::cast)
+            .map_err(|e| error(&format!("{} MiB of page-locked memory", bytes >> 20), e))
     }
 
     unsafe fn free_host(&self, at: *mut u8, _: usize) {
@@ -203,12 +243,22 @@ impl Device for Driver {
         use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
         let f = self.kernels[kernel];
         if l.shared > PLAIN_SHARED {
-            let mut large = self.large.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut large = self
+                .large
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             let allowed = large.entry(kernel).or_default();
             if *allowed < l.shared {
                 // SAFETY: the function is valid.
-                let answer = unsafe { result::function::set_function_attribute(f, MAX_SHARED, l.shared as i32) };
-                answer.map_err(|e| error(&format!("{kernel} with {} bytes of shared memory", l.shared), e))?;
+                let answer = unsafe {
+                    result::function::set_function_attribute(f, MAX_SHARED, l.shared as i32)
+                };
+                answer.map_err(|e| {
+                    error(
+                        &format!("{kernel} with {} bytes of shared memory", l.shared),
+                        e,
+                    )
+                })?;
                 *allowed = l.shared;
             }
         }
@@ -216,7 +266,16 @@ impl Device for Driver {
         // The driver copies the arguments during the call; it does not write to them.
         let mut params = [args.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the caller's promise; each kernel has one parameter.
-        let answer = unsafe { result::launch_kernel(f, (x, y, z), (l.block, 1, 1), l.shared, self.stream, &mut params) };
+        let answer = unsafe {
+            result::launch_kernel(
+                f,
+                (x, y, z),
+                (l.block, 1, 1),
+                l.shared,
+                self.stream,
+                &mut params,
+            )
+        };
         answer.map_err(|e| error(&format!("{kernel} with {l:?}"), e))
     }
 
@@ -228,17 +287,22 @@ impl Device for Driver {
     fn begin_capture(&self) -> Result<()> {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive.
-        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(|e| error("cuStreamBeginCapture", e))
+        unsafe { result::stream::begin_capture(self.stream, mode) }
+            .map_err(|e| error("cuStreamBeginCapture", e))
     }
 
     fn end_capture(&self) -> Result<Box<dyn GraphExec>> {
         // SAFETY: the stream is alive; the graph is destroyed once it is instantiated.
         unsafe {
-            let graph = result::stream::end_capture(self.stream).map_err(|e| error("cuStreamEndCapture", e))?;
+            let graph = result::stream::end_capture(self.stream)
+                .map_err(|e| error("cuStreamEndCapture", e))?;
             let exec = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             let _ = result::graph::destroy(graph);
             let exec = exec.map_err(|e| error("cuGraphInstantiate", e))?;
-            Ok(Box::new(Exec { exec, stream: self.stream }))
+            Ok(Box::new(Exec {
+                exec,
+                stream: self.stream,
+            }))
         }
     }
 
@@ -259,7 +323,8 @@ unsafe impl Send for Exec {}
 impl GraphExec for Exec {
     fn replay(&self) -> Result<()> {
         // SAFETY: both are alive: a `Graph` holds the device.
-        unsafe { result::graph::launch(self.exec, self.stream) }.map_err(|e| error("cuGraphLaunch", e))
+        unsafe { result::graph::launch(self.exec, self.stream) }
+            .map_err(|e| error("cuGraphLaunch", e))
     }
 }
 
@@ -269,4 +334,3 @@ impl Drop for Exec {
         let _ = unsafe { result::graph::exec_destroy(self.exec) };
     }
 }
-

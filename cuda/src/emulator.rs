@@ -38,13 +38,25 @@ pub(crate) struct Emulator {
 
 impl Emulator {
     pub(crate) fn new(descending: bool) -> Self {
-        let info =
-            DeviceInfo { ordinal: 0, name: "emulator".to_owned(), sm: (8, 0), n_sm: 4, memory: 1 << 34, driver: (0, 0) };
-        Self { info, descending, recording: Mutex::new(None) }
+        let info = DeviceInfo {
+            ordinal: 0,
+            name: "emulator".to_owned(),
+            sm: (8, 0),
+            n_sm: 4,
+            memory: 1 << 34,
+            driver: (0, 0),
+        };
+        Self {
+            info,
+            descending,
+            recording: Mutex::new(None),
+        }
     }
 
     fn recording(&self) -> std::sync::MutexGuard<'_, Option<Vec<Call>>> {
-        self.recording.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.recording
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -65,8 +77,15 @@ fn run(call: &Call, descending: bool) -> Result<()> {
     match answer {
         0 => Ok(()),
         1 => Err(CudaError(format!("{}: no such kernel", call.kernel))),
-        2 => Err(CudaError(format!("{}: arguments of {} bytes do not fit", call.kernel, call.args.len()))),
-        _ => Err(CudaError(format!("{}: no GPU accepts {:?}", call.kernel, call.launch))),
+        2 => Err(CudaError(format!(
+            "{}: arguments of {} bytes do not fit",
+            call.kernel,
+            call.args.len()
+        ))),
+        _ => Err(CudaError(format!(
+            "{}: no GPU accepts {:?}",
+            call.kernel, call.launch
+        ))),
     }
 }
 
@@ -122,7 +141,11 @@ impl Device for Emulator {
     }
 
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[u8]) -> Result<()> {
-        let call = Call { kernel, launch, args: args.to_vec() };
+        let call = Call {
+            kernel,
+            launch,
+            args: args.to_vec(),
+        };
         if let Some(calls) = self.recording().as_mut() {
             calls.push(call);
             return Ok(());
@@ -141,7 +164,10 @@ impl Device for Emulator {
 
     fn end_capture(&self) -> Result<Box<dyn GraphExec>> {
         let calls = self.recording().take().unwrap_or_default();
-        Ok(Box::new(Recorded { calls: Arc::new(calls), descending: self.descending }))
+        Ok(Box::new(Recorded {
+            calls: Arc::new(calls),
+            descending: self.descending,
+        }))
     }
 
     fn memory(&self) -> Result<(usize, usize)> {
@@ -170,7 +196,14 @@ mod guard {
     const ALIGN: usize = 256;
 
     unsafe extern "C" {
-        fn mmap(at: *mut c_void, n: usize, prot: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void;
+        fn mmap(
+            at: *mut c_void,
+            n: usize,
+            prot: c_int,
+            flags: c_int,
+            fd: c_int,
+            offset: i64,
+        ) -> *mut c_void;
         fn mprotect(at: *mut c_void, n: usize, prot: c_int) -> c_int;
         fn munmap(at: *mut c_void, n: usize) -> c_int;
     }

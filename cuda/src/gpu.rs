@@ -91,7 +91,9 @@ impl Gpu {
     /// Why it cannot be used.
     #[cfg(feature = "cuda")]
     pub fn open(ordinal: u32) -> Result<Self> {
-        Ok(Self { device: Arc::new(crate::driver::Driver::open(ordinal)?) })
+        Ok(Self {
+            device: Arc::new(crate::driver::Driver::open(ordinal)?),
+        })
     }
 
     /// Opens the device of this place in the list of [`crate::devices`].
@@ -100,13 +102,17 @@ impl Gpu {
     /// Always: this program was built without the driver.
     #[cfg(not(feature = "cuda"))]
     pub fn open(_: u32) -> Result<Self> {
-        Err(CudaError("this program was built without CUDA (cargo feature `cuda`)".to_owned()))
+        Err(CudaError(
+            "this program was built without CUDA (cargo feature `cuda`)".to_owned(),
+        ))
     }
 
     /// The kernels as C++ on the CPU. Threads of a block take turns in ascending order, or descending, which shows missing barriers.
     #[cfg(feature = "emulate")]
     pub fn emulated(descending: bool) -> Self {
-        Self { device: Arc::new(crate::emulator::Emulator::new(descending)) }
+        Self {
+            device: Arc::new(crate::emulator::Emulator::new(descending)),
+        }
     }
 
     /// What the device is.
@@ -136,7 +142,10 @@ impl Gpu {
     /// When the device has no room, saying how much is free.
     pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
         let at = self.device.alloc(bytes.max(16))?;
-        Ok(Buffer { gpu: self.clone(), view: View { at, bytes } })
+        Ok(Buffer {
+            gpu: self.clone(),
+            view: View { at, bytes },
+        })
     }
 
     /// Page-locked host memory of zeros.
@@ -147,7 +156,12 @@ impl Gpu {
         let at = self.device.alloc_host(bytes.max(16))?;
         // SAFETY: `at` is valid for that many bytes and nobody else has it.
         unsafe { at.write_bytes(0, bytes.max(16)) };
-        Ok(Pinned { gpu: self.clone(), at, bytes, busy: false })
+        Ok(Pinned {
+            gpu: self.clone(),
+            at,
+            bytes,
+            busy: false,
+        })
     }
 
     /// A buffer with these contents.
@@ -200,7 +214,10 @@ impl Gpu {
         let done = work();
         let exec = self.device.end_capture();
         done?;
-        Ok(Graph { exec: exec?, _gpu: self.clone() })
+        Ok(Graph {
+            exec: exec?,
+            _gpu: self.clone(),
+        })
     }
 
     pub(crate) fn launch<A: Args>(&self, launch: Launch, args: &A) -> Result<()> {
@@ -209,11 +226,16 @@ impl Gpu {
         }
         let [_, y, z] = launch.grid;
         if y > 65535 || z > 65535 {
-            return Err(CudaError(format!("{}: a grid of {:?} is beyond the limits of CUDA", A::KERNEL, launch.grid)));
+            return Err(CudaError(format!(
+                "{}: a grid of {:?} is beyond the limits of CUDA",
+                A::KERNEL,
+                launch.grid
+            )));
         }
         // SAFETY: `Args` are plain bytes without padding, declared as in the kernel; `ops` checked the views behind the addresses.
         unsafe {
-            let bytes = std::slice::from_raw_parts(std::ptr::from_ref(args).cast::<u8>(), size_of::<A>());
+            let bytes =
+                std::slice::from_raw_parts(std::ptr::from_ref(args).cast::<u8>(), size_of::<A>());
             self.device.launch(A::KERNEL, launch, bytes)
         }
     }
@@ -261,8 +283,15 @@ impl View {
     /// A part of it. Panics if it reaches beyond the end.
     #[must_use]
     pub fn slice(&self, from: usize, bytes: usize) -> Self {
-        assert!(from.checked_add(bytes).is_some_and(|end| end <= self.bytes), "{from} + {bytes} of {}", self.bytes);
-        Self { at: self.at + from as u64, bytes }
+        assert!(
+            from.checked_add(bytes).is_some_and(|end| end <= self.bytes),
+            "{from} + {bytes} of {}",
+            self.bytes
+        );
+        Self {
+            at: self.at + from as u64,
+            bytes,
+        }
     }
 }
 
@@ -341,7 +370,11 @@ impl Pinned {
         assert!(to + from.bytes <= self.bytes);
         self.busy = true;
         // SAFETY: inside this memory, which is not touched until `wait`.
-        unsafe { self.gpu.device.download(self.at.add(to), from.at, from.bytes) }
+        unsafe {
+            self.gpu
+                .device
+                .download(self.at.add(to), from.at, from.bytes)
+        }
     }
 }
 

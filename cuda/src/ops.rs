@@ -26,12 +26,18 @@ pub struct Quant {
 
 impl Quant {
     fn check(&self, n_elem: usize) {
-        assert!(n_elem.is_multiple_of(32) && self.q.bytes() >= n_elem && self.ds.bytes() >= n_elem / 4);
+        assert!(
+            n_elem.is_multiple_of(32) && self.q.bytes() >= n_elem && self.ds.bytes() >= n_elem / 4
+        );
     }
 }
 
 fn check(view: View, n_elem: usize) {
-    assert!(view.bytes() >= n_elem * 4, "{} bytes for {n_elem} numbers", view.bytes());
+    assert!(
+        view.bytes() >= n_elem * 4,
+        "{} bytes for {n_elem} numbers",
+        view.bytes()
+    );
 }
 
 fn at(view: Option<View>) -> u64 {
@@ -39,7 +45,11 @@ fn at(view: Option<View>) -> u64 {
 }
 
 fn launch(grid: [usize; 3], block: u32, shared: usize) -> Launch {
-    Launch { grid: grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX)), block, shared: shared as u32 }
+    Launch {
+        grid: grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
+        block,
+        shared: shared as u32,
+    }
 }
 
 /// `out[i] = w[tokens[i]]`; `tokens` is `[n]` u32, every one below the rows of `w`.
@@ -65,7 +75,16 @@ pub fn embed(gpu: &Gpu, out: View, w: &Weight, tokens: View, n: usize) -> Result
 /// # Errors
 /// Those of the driver.
 #[allow(clippy::too_many_arguments, reason = "operands of one kernel")]
-pub fn rms_norm(gpu: &Gpu, out: View, x: View, w: View, quant: Option<Quant>, n: usize, width: usize, eps: f32) -> Result<()> {
+pub fn rms_norm(
+    gpu: &Gpu,
+    out: View,
+    x: View,
+    w: View,
+    quant: Option<Quant>,
+    n: usize,
+    width: usize,
+    eps: f32,
+) -> Result<()> {
     check(x, n * width);
     check(out, n * width);
     check(w, width);
@@ -95,7 +114,12 @@ pub fn quantize(gpu: &Gpu, out: Quant, x: View, n_elem: usize) -> Result<()> {
     check(x, n_elem);
     out.check(n_elem);
     let n_block = n_elem / 32;
-    let a = args::Quantize { x: x.at, q: out.q.at, ds: out.ds.at, n_block: n_block as u64 };
+    let a = args::Quantize {
+        x: x.at,
+        q: out.q.at,
+        ds: out.ds.at,
+        n_block: n_block as u64,
+    };
     gpu.launch(launch([n_block.div_ceil(4), 1, 1], 128, 0), &a)
 }
 
@@ -106,7 +130,11 @@ pub fn quantize(gpu: &Gpu, out: Quant, x: View, n_elem: usize) -> Result<()> {
 pub fn swiglu(gpu: &Gpu, gate: View, up: View, n_elem: usize) -> Result<()> {
     check(gate, n_elem);
     check(up, n_elem);
-    let a = args::Swiglu { gate: gate.at, up: up.at, n_elem: n_elem as u64 };
+    let a = args::Swiglu {
+        gate: gate.at,
+        up: up.at,
+        n_elem: n_elem as u64,
+    };
     gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
 }
 
@@ -168,7 +196,9 @@ fn warps(pieces: usize) -> usize {
     if exact <= 8 {
         return exact;
     }
-    (4..=8).min_by_key(|w| pieces.div_ceil(32 * w) * w).unwrap_or(8)
+    (4..=8)
+        .min_by_key(|w| pieces.div_ceil(32 * w) * w)
+        .unwrap_or(8)
 }
 
 /// Launches a mat-vec.
@@ -197,7 +227,9 @@ pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
         q.check(inputs * n_in);
         (a.xq, a.xds) = (q.q.at, q.ds.at);
     } else if m.parts.iter().any(|p| p.0.wants_q8()) {
-        return Err(CudaError("quantized weights want quantized activations".to_owned()));
+        return Err(CudaError(
+            "quantized weights want quantized activations".to_owned(),
+        ));
     }
     let mut blocks = 0;
     for (i, &(w, bias, out)) in m.parts.iter().enumerate() {
@@ -220,19 +252,37 @@ pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
         };
     }
     if m.mode == Mode::Swiglu {
-        let [(g, ..), (u, ..)] = m.parts else { panic!("two matrices") };
+        let [(g, ..), (u, ..)] = m.parts else {
+            panic!("two matrices")
+        };
         assert_eq!((g.ty(), g.n_row()), (u.ty(), u.n_row()));
         blocks = rows_of(g);
     }
-    let pieces = m.parts.iter().map(|p| n_in.div_ceil(piece(p.0.ty()))).max().unwrap_or(1);
-    gpu.launch(launch([blocks, m.columns, 1], 32 * warps(pieces) as u32, 0), &a)
+    let pieces = m
+        .parts
+        .iter()
+        .map(|p| n_in.div_ceil(piece(p.0.ty())))
+        .max()
+        .unwrap_or(1);
+    gpu.launch(
+        launch([blocks, m.columns, 1], 32 * warps(pieces) as u32, 0),
+        &a,
+    )
 }
 
 /// `out (+)= x w^T (+ bias)` for `n` tokens: x `[n, n_in]`, out `[n, rows]`.
 ///
 /// # Errors
 /// Those of the driver.
-pub fn mul_mat(gpu: &Gpu, out: View, w: &Weight, bias: Option<View>, x: View, n: usize, add: bool) -> Result<()> {
+pub fn mul_mat(
+    gpu: &Gpu,
+    out: View,
+    w: &Weight,
+    bias: Option<View>,
+    x: View,
+    n: usize,
+    add: bool,
+) -> Result<()> {
     let (n_in, n_out) = (w.n_in(), w.n_row());
     check(x, n * n_in);
     check(out, n * n_out);
@@ -343,7 +393,10 @@ pub fn rope_store(gpu: &Gpu, h: Heads, c: &RopeStore, n: usize) -> Result<()> {
         eps_q: c.q_norm.map_or(0.0, |w| w.1),
         eps_k: c.k_norm.map_or(0.0, |w| w.1),
     };
-    gpu.launch(launch([(h.n_head + 2 * h.n_head_kv).div_ceil(4), n, 1], 128, 0), &a)
+    gpu.launch(
+        launch([(h.n_head + 2 * h.n_head_kv).div_ceil(4), n, 1], 128, 0),
+        &a,
+    )
 }
 
 /// What attention reads.
@@ -371,7 +424,17 @@ pub struct Attention {
 /// Those of the driver.
 pub fn attention(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> Result<()> {
     check(out, n * h.n_head * h.head_dim);
-    launch_attention(gpu, h, c, n, 1, args::Attention { out: out.at, ..args::Attention::default() })
+    launch_attention(
+        gpu,
+        h,
+        c,
+        n,
+        1,
+        args::Attention {
+            out: out.at,
+            ..args::Attention::default()
+        },
+    )
 }
 
 /// Room for the parts of a decode step's attention.
@@ -417,7 +480,11 @@ pub fn attention_decode(
     let a = args::Attention {
         part: parts.sums.at,
         part_ml: parts.ml.at,
-        page_ml: if masses.is_some() { parts.page_ml.at } else { 0 },
+        page_ml: if masses.is_some() {
+            parts.page_ml.at
+        } else {
+            0
+        },
         ..args::Attention::default()
     };
     launch_attention(gpu, h, c, 1, splits, a)?;
@@ -444,11 +511,25 @@ pub fn attention_decode(
         mean: u32::from(masses.is_some_and(|m| m.mean)),
         pad: 0,
     };
-    let weigh = if masses.is_some() { max_pages.div_ceil(COMBINE_BLOCK as usize) } else { 0 };
-    gpu.launch(launch([h.n_head + weigh, 1, 1], COMBINE_BLOCK, h.n_head * 8), &a)
+    let weigh = if masses.is_some() {
+        max_pages.div_ceil(COMBINE_BLOCK as usize)
+    } else {
+        0
+    };
+    gpu.launch(
+        launch([h.n_head + weigh, 1, 1], COMBINE_BLOCK, h.n_head * 8),
+        &a,
+    )
 }
 
-fn launch_attention(gpu: &Gpu, h: Heads, c: &Attention, n: usize, splits: usize, mut a: args::Attention) -> Result<()> {
+fn launch_attention(
+    gpu: &Gpu,
+    h: Heads,
+    c: &Attention,
+    n: usize,
+    splits: usize,
+    mut a: args::Attention,
+) -> Result<()> {
     let d = h.head_dim;
     check(c.q, n * h.n_head * d);
     assert!(d.is_multiple_of(2) && d <= MAX_HEAD_DIM && h.n_head.is_multiple_of(h.n_head_kv));
@@ -457,17 +538,25 @@ fn launch_attention(gpu: &Gpu, h: Heads, c: &Attention, n: usize, splits: usize,
     check(c.pos, 1);
     (a.q, a.pool_k, a.pool_v) = (c.q.at, c.k.at, c.v.at);
     (a.pages, a.n_pages, a.pos) = (c.pages.at, c.n_pages.at, c.pos.at);
-    (a.n, a.n_head, a.n_head_kv, a.head_dim) = (n as u32, h.n_head as u32, h.n_head_kv as u32, d as u32);
+    (a.n, a.n_head, a.n_head_kv, a.head_dim) =
+        (n as u32, h.n_head as u32, h.n_head_kv as u32, d as u32);
     (a.max_pages, a.scale) = ((c.pages.bytes() / 8) as u32, c.scale);
     let shared = (ATT_TILE * d.next_multiple_of(8) + ATT_WARPS * ATT_TILE * d) * 4;
     let tiles = (n * (h.n_head / h.n_head_kv)).div_ceil(ATT_TILE);
-    gpu.launch(launch([h.n_head_kv, tiles, splits], 32 * ATT_WARPS as u32, shared), &a)
+    gpu.launch(
+        launch([h.n_head_kv, tiles, splits], 32 * ATT_WARPS as u32, shared),
+        &a,
+    )
 }
 
 /// Blocks that should share the pages of a head, so that one token's attention occupies the device.
 pub fn splits(gpu: &Gpu, h: Heads, max_pages: usize) -> usize {
     let others = h.n_head_kv * (h.n_head / h.n_head_kv).div_ceil(ATT_TILE);
-    (2 * gpu.info().n_sm as usize).div_ceil(others).clamp(1, 64).min(max_pages.div_ceil(ATT_WARPS)).max(1)
+    (2 * gpu.info().n_sm as usize)
+        .div_ceil(others)
+        .clamp(1, 64)
+        .min(max_pages.div_ceil(ATT_WARPS))
+        .max(1)
 }
 
 /// Chooses experts: logits `[n, n_expert]` to ids `[n, n_used]` u32 and weights `[n, n_used]`.
@@ -504,11 +593,25 @@ pub fn moe_route(
 ///
 /// # Errors
 /// Those of the driver.
-pub fn moe_sum(gpu: &Gpu, acc: View, y: View, weights: View, n: usize, n_used: usize, width: usize) -> Result<()> {
+pub fn moe_sum(
+    gpu: &Gpu,
+    acc: View,
+    y: View,
+    weights: View,
+    n: usize,
+    n_used: usize,
+    width: usize,
+) -> Result<()> {
     check(acc, n * width);
     check(y, n * n_used * width);
     check(weights, n * n_used);
-    let a = args::MoeSum { y: y.at, weights: weights.at, acc: acc.at, n_used: n_used as u32, width: width as u32 };
+    let a = args::MoeSum {
+        y: y.at,
+        weights: weights.at,
+        acc: acc.at,
+        n_used: n_used as u32,
+        width: width as u32,
+    };
     gpu.launch(launch([width.div_ceil(128), n, 1], 128, 0), &a)
 }
 
@@ -518,6 +621,10 @@ pub fn moe_sum(gpu: &Gpu, acc: View, y: View, weights: View, n: usize, n_used: u
 /// Those of the driver.
 pub fn read_all(gpu: &Gpu, src: View, out: View) -> Result<()> {
     check(out, 1);
-    let a = args::ReadAll { src: src.at, out: out.at, n: (src.bytes() / 16) as u64 };
+    let a = args::ReadAll {
+        src: src.at,
+        out: out.at,
+        n: (src.bytes() / 16) as u64,
+    };
     gpu.launch(launch([gpu.info().n_sm as usize * 8, 1, 1], 256, 0), &a)
 }

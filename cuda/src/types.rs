@@ -30,12 +30,17 @@ pub fn has_kernels(ty: GgmlType) -> bool {
 
 /// Bytes of a row of `n_in` elements in device memory.
 pub fn row_bytes(ty: GgmlType, n_in: usize) -> Option<usize> {
-    let blocks = n_in.checked_div(ty.block_size()).filter(|b| b * ty.block_size() == n_in)?;
+    let blocks = n_in
+        .checked_div(ty.block_size())
+        .filter(|b| b * ty.block_size() == n_in)?;
     let planes = planes(ty)?;
     Some(if planes.is_empty() {
         (blocks * ty.type_size()).next_multiple_of(16)
     } else {
-        planes.iter().map(|&(_, len)| (blocks * len as usize).next_multiple_of(16)).sum()
+        planes
+            .iter()
+            .map(|&(_, len)| (blocks * len as usize).next_multiple_of(16))
+            .sum()
     })
 }
 
@@ -46,10 +51,14 @@ mod tests {
     #[test]
     fn planes_cover_every_byte_once() {
         for &ty in GgmlType::ALL {
-            let Some(planes) = planes(ty).filter(|p| !p.is_empty()) else { continue };
+            let Some(planes) = planes(ty).filter(|p| !p.is_empty()) else {
+                continue;
+            };
             let mut seen = vec![0; ty.type_size()];
             for &(at, len) in planes {
-                seen[at as usize..][..len as usize].iter_mut().for_each(|s| *s += 1);
+                seen[at as usize..][..len as usize]
+                    .iter_mut()
+                    .for_each(|s| *s += 1);
             }
             assert!(seen.iter().all(|&s| s == 1), "{ty:?}");
         }

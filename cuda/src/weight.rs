@@ -38,12 +38,25 @@ impl Weight {
     /// # Errors
     /// When the device has no room; those of the driver.
     pub fn upload(gpu: &Gpu, source: Source<'_>) -> Result<Self> {
-        let Source { ty, n_in, n_row, data } = source;
-        let raw = ty.row_size(n_in).filter(|r| r.checked_mul(n_row) == Some(data.len()));
+        let Source {
+            ty,
+            n_in,
+            n_row,
+            data,
+        } = source;
+        let raw = ty
+            .row_size(n_in)
+            .filter(|r| r.checked_mul(n_row) == Some(data.len()));
         let Some(raw) = raw else {
-            return Err(CudaError(format!("a matrix of {n_row} rows of {n_in} {} has {} bytes", ty.name(), data.len())));
+            return Err(CudaError(format!(
+                "a matrix of {n_row} rows of {n_in} {} has {} bytes",
+                ty.name(),
+                data.len()
+            )));
         };
-        let Some(bytes) = row_bytes(ty, n_in) else { return Self::upload_as_f16(gpu, source) };
+        let Some(bytes) = row_bytes(ty, n_in) else {
+            return Self::upload_as_f16(gpu, source);
+        };
         let buffer = gpu.alloc(bytes * n_row)?;
         let parts: &[(u32, u32)] = match planes(ty) {
             // Rows that end off alignment are padded; a block that is aligned stays in one piece.
@@ -55,7 +68,10 @@ impl Weight {
         let mut pinned = [gpu.pinned(rows * raw)?, gpu.pinned(rows * raw)?];
         let staging = [gpu.alloc(rows * raw)?, gpu.alloc(rows * raw)?];
         for (i, chunk) in data.chunks(rows * raw).enumerate() {
-            let (pinned, staging) = (&mut pinned[i % 2], staging[i % 2].view().slice(0, chunk.len()));
+            let (pinned, staging) = (
+                &mut pinned[i % 2],
+                staging[i % 2].view().slice(0, chunk.len()),
+            );
             let n = chunk.len() / raw;
             let to = buffer.view().slice(i * rows * bytes, n * bytes);
             pinned.bytes_mut()?[..chunk.len()].copy_from_slice(chunk);
@@ -67,7 +83,13 @@ impl Weight {
             }
         }
         gpu.synchronize()?;
-        Ok(Self { ty, n_in, n_row, row_bytes: bytes, data: buffer })
+        Ok(Self {
+            ty,
+            n_in,
+            n_row,
+            row_bytes: bytes,
+            data: buffer,
+        })
     }
 
     fn upload_as_f16(gpu: &Gpu, s: Source<'_>) -> Result<Self> {
@@ -77,12 +99,23 @@ impl Weight {
         };
         let mut row = vec![0.0; s.n_in];
         let mut data = vec![0; s.n_in * 2 * s.n_row];
-        for (from, to) in s.data.chunks_exact(raw.max(1)).zip(data.chunks_exact_mut(s.n_in * 2)) {
+        for (from, to) in s
+            .data
+            .chunks_exact(raw.max(1))
+            .zip(data.chunks_exact_mut(s.n_in * 2))
+        {
             (s.ty.traits().dequantize_row)(from, &mut row);
             to_f16(&row, to);
         }
         log::debug!("{} rows of {} become f16", s.n_row, s.ty.name());
-        Self::upload(gpu, Source { ty: GgmlType::F16, data: &data, ..s })
+        Self::upload(
+            gpu,
+            Source {
+                ty: GgmlType::F16,
+                data: &data,
+                ..s
+            },
+        )
     }
 
     /// Its format in device memory.
@@ -116,7 +149,15 @@ impl Weight {
     }
 }
 
-fn repack(gpu: &Gpu, ty: GgmlType, n_in: usize, n_row: usize, parts: &[(u32, u32)], from: View, to: View) -> Result<()> {
+fn repack(
+    gpu: &Gpu,
+    ty: GgmlType,
+    n_in: usize,
+    n_row: usize,
+    parts: &[(u32, u32)],
+    from: View,
+    to: View,
+) -> Result<()> {
     let mut args = Repack {
         src: from.at,
         dst: to.at,
@@ -130,9 +171,19 @@ fn repack(gpu: &Gpu, ty: GgmlType, n_in: usize, n_row: usize, parts: &[(u32, u32
     for (i, &(offset, length)) in parts.iter().enumerate() {
         args.offset[i] = offset;
         // A part of length 0 stands for the whole block.
-        args.length[i] = if length == 0 { ty.type_size() as u32 } else { length };
+        args.length[i] = if length == 0 {
+            ty.type_size() as u32
+        } else {
+            length
+        };
     }
     let blocks = to.bytes().div_ceil(256 * 8).clamp(1, 1 << 16) as u32;
-    gpu.launch(Launch { grid: [blocks, 1, 1], block: 256, shared: 0 }, &args)
+    gpu.launch(
+        Launch {
+            grid: [blocks, 1, 1],
+            block: 256,
+            shared: 0,
+        },
+        &args,
+    )
 }
-

@@ -51,7 +51,13 @@ impl Pool {
             x[(last + last_rows) * width..(last + PAGE) * width].fill(f32::NAN);
         }
         let (kb, vb) = (halves(gpu, &mut k), halves(gpu, &mut v));
-        Self { k, v, pages, kb, vb }
+        Self {
+            k,
+            v,
+            pages,
+            kb,
+            vb,
+        }
     }
 
     /// Output of one token at `pos`, and masses `[n_head][pages]`.
@@ -65,7 +71,11 @@ impl Pool {
                 for row in 0..PAGE {
                     if first + row as u32 <= pos {
                         let at = ((slot as usize * PAGE + row) * h.n_head_kv + head / group) * d;
-                        let dot: f64 = q.iter().zip(&self.k[at..][..d]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                        let dot: f64 = q
+                            .iter()
+                            .zip(&self.k[at..][..d])
+                            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                            .sum();
                         seen.push((i, at, dot * f64::from(scale)));
                     }
                 }
@@ -92,17 +102,40 @@ impl Pool {
 fn decode_attends_and_weighs_pages() {
     for gpu in gpus() {
         let mut rng = Rng::new(21);
-        let shapes = [(4, 4, 64), (12, 2, 128), (9, 1, 32), (8, 2, 128), (32, 2, 64), (6, 3, 10), (2, 2, 256), (5, 5, 80)];
+        let shapes = [
+            (4, 4, 64),
+            (12, 2, 128),
+            (9, 1, 32),
+            (8, 2, 128),
+            (32, 2, 64),
+            (6, 3, 10),
+            (2, 2, 256),
+            (5, 5, 80),
+        ];
         for (n_head, n_head_kv, head_dim) in shapes {
-            let h = Heads { n_head, n_head_kv, head_dim };
-            for (n_pages, splits, mean) in [(1, 1, false), (3, 2, true), (7, 7, false), (19, 4, true), (2, 5, false)] {
+            let h = Heads {
+                n_head,
+                n_head_kv,
+                head_dim,
+            };
+            for (n_pages, splits, mean) in [
+                (1, 1, false),
+                (3, 2, true),
+                (7, 7, false),
+                (19, 4, true),
+                (2, 5, false),
+            ] {
                 let rows = 1 + rng.below(PAGE);
                 let pool = Pool::new(&gpu, &mut rng, h, n_pages, rows);
                 let pos = pool.pages[n_pages - 1].1 + rows as u32 - 1;
                 let max_pages = n_pages + 2;
                 let mut table: Vec<u32> = pool.pages.iter().flat_map(|p| [p.0, p.1]).collect();
                 table.resize(max_pages * 2, u32::MAX);
-                let q: Vec<f32> = rng.normals(n_head * head_dim).iter().map(|v| v * 2.0).collect();
+                let q: Vec<f32> = rng
+                    .normals(n_head * head_dim)
+                    .iter()
+                    .map(|v| v * 2.0)
+                    .collect();
                 let (qb, tb) = (upload(&gpu, &q), upload_u32(&gpu, &table));
                 let state = upload_u32(&gpu, &[n_pages as u32, pos]);
                 let scale = 1.0 / (head_dim as f32).sqrt();
@@ -118,29 +151,55 @@ fn decode_attends_and_weighs_pages() {
                 let n = n_head * head_dim;
                 let (out, w) = (poisoned(&gpu, n), poisoned(&gpu, max_pages));
                 let sums = poisoned(&gpu, n * splits);
-                let (ml, page_ml) = (poisoned(&gpu, n_head * splits * 2), poisoned(&gpu, n_head * max_pages * 2));
+                let (ml, page_ml) = (
+                    poisoned(&gpu, n_head * splits * 2),
+                    poisoned(&gpu, n_head * max_pages * 2),
+                );
                 let (q8, ds) = (poisoned(&gpu, n / 4 + 1), poisoned(&gpu, n / 16 + 2));
-                let parts = Parts { sums: sums.view(), ml: ml.view(), page_ml: page_ml.view(), splits };
-                let quant = head_dim.is_multiple_of(32).then(|| Quant { q: q8.view(), ds: ds.view() });
+                let parts = Parts {
+                    sums: sums.view(),
+                    ml: ml.view(),
+                    page_ml: page_ml.view(),
+                    splits,
+                };
+                let quant = head_dim.is_multiple_of(32).then(|| Quant {
+                    q: q8.view(),
+                    ds: ds.view(),
+                });
                 let masses = Some(Masses { w: w.view(), mean });
-                ops::attention_decode(&gpu, out.view(), quant, masses, h, &call, &parts).expect("attention");
+                ops::attention_decode(&gpu, out.view(), quant, masses, h, &call, &parts)
+                    .expect("attention");
                 let (want, mass) = pool.reference(h, &q, pos, scale);
                 let e = nmse(&read(&gpu, out.view()), &want);
-                assert!(e < 1e-9, "{gpu:?} {h:?} {n_pages} pages {splits} splits: {e:e}");
+                assert!(
+                    e < 1e-9,
+                    "{gpu:?} {h:?} {n_pages} pages {splits} splits: {e:e}"
+                );
                 let want_w: Vec<f64> = (0..n_pages)
                     .map(|p| {
                         let per_head = mass.iter().map(|m| m[p]);
-                        if mean { per_head.sum::<f64>() / n_head as f64 } else { per_head.fold(0.0, f64::max) }
+                        if mean {
+                            per_head.sum::<f64>() / n_head as f64
+                        } else {
+                            per_head.fold(0.0, f64::max)
+                        }
                     })
                     .collect();
                 let got = read(&gpu, w.view());
                 let e = nmse(&got[..n_pages], &want_w);
                 assert!(e < 1e-9, "{gpu:?} {h:?} {n_pages} pages masses: {e:e}");
-                assert!(got[n_pages..].iter().all(|v| v.is_nan()), "only live pages are weighed");
+                assert!(
+                    got[n_pages..].iter().all(|v| v.is_nan()),
+                    "only live pages are weighed"
+                );
                 if quant.is_some() {
                     let q8 = gpu.read(q8.view().slice(0, n)).expect("read");
                     let ds = read(&gpu, ds.view().slice(0, n / 4));
-                    let back: Vec<f32> = q8.iter().enumerate().map(|(i, v)| f32::from(*v as i8) * ds[i / 32 * 2]).collect();
+                    let back: Vec<f32> = q8
+                        .iter()
+                        .enumerate()
+                        .map(|(i, v)| f32::from(*v as i8) * ds[i / 32 * 2])
+                        .collect();
                     assert!(nmse(&back, &want) < 2e-4, "{gpu:?} {h:?}");
                 }
             }
@@ -153,7 +212,11 @@ fn batches_see_what_lies_before_them() {
     for gpu in gpus() {
         let mut rng = Rng::new(22);
         for (n_head, n_head_kv, head_dim) in [(4, 2, 64), (7, 1, 128), (3, 3, 26), (8, 2, 160)] {
-            let h = Heads { n_head, n_head_kv, head_dim };
+            let h = Heads {
+                n_head,
+                n_head_kv,
+                head_dim,
+            };
             // The batch is the last n tokens; its pages are consecutive.
             for (n_pages, n) in [(1usize, 5usize), (3, 20), (6, 1), (5, 17)] {
                 let rows = if n_pages == 1 { 9 } else { 1 + rng.below(PAGE) };
@@ -167,7 +230,11 @@ fn batches_see_what_lies_before_them() {
                 let pos = last + 1 - n as u32;
                 let table: Vec<u32> = pool.pages.iter().flat_map(|p| [p.0, p.1]).collect();
                 let q = rng.normals(n * n_head * head_dim);
-                let (qb, tb, state) = (upload(&gpu, &q), upload_u32(&gpu, &table), upload_u32(&gpu, &[n_pages as u32, pos]));
+                let (qb, tb, state) = (
+                    upload(&gpu, &q),
+                    upload_u32(&gpu, &table),
+                    upload_u32(&gpu, &[n_pages as u32, pos]),
+                );
                 let call = Attention {
                     q: qb.view(),
                     k: pool.kb.view(),
@@ -180,8 +247,12 @@ fn batches_see_what_lies_before_them() {
                 let out = poisoned(&gpu, q.len());
                 ops::attention(&gpu, out.view(), h, &call, n).expect("attention");
                 let width = n_head * head_dim;
-                let want: Vec<f64> =
-                    (0..n).flat_map(|t| pool.reference(h, &q[t * width..][..width], pos + t as u32, 0.2).0).collect();
+                let want: Vec<f64> = (0..n)
+                    .flat_map(|t| {
+                        pool.reference(h, &q[t * width..][..width], pos + t as u32, 0.2)
+                            .0
+                    })
+                    .collect();
                 let e = nmse(&read(&gpu, out.view()), &want);
                 assert!(e < 1e-9, "{gpu:?} {h:?} {n_pages} pages {n} tokens: {e:e}");
             }

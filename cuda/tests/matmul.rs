@@ -10,7 +10,11 @@ use lemma_quant::GgmlType;
 
 /// Every format with kernels, and one without.
 fn formats() -> Vec<GgmlType> {
-    let mut all: Vec<_> = GgmlType::ALL.iter().copied().filter(|t| has_kernels(*t)).collect();
+    let mut all: Vec<_> = GgmlType::ALL
+        .iter()
+        .copied()
+        .filter(|t| has_kernels(*t))
+        .collect();
     assert_eq!(all.len(), 16);
     all.push(GgmlType::TQ1_0);
     all
@@ -22,7 +26,10 @@ fn matrix(rng: &mut Rng, ty: GgmlType, n_in: usize, n_row: usize) -> (Vec<u8>, V
     let row = ty.row_size(n_in).expect("whole blocks");
     let mut bytes = vec![0; row * n_row];
     let mut values = vec![0.0; n_in * n_row];
-    for (b, v) in bytes.chunks_exact_mut(row).zip(values.chunks_exact_mut(n_in)) {
+    for (b, v) in bytes
+        .chunks_exact_mut(row)
+        .zip(values.chunks_exact_mut(n_in))
+    {
         quantize(&rng.normals(n_in), b);
         (ty.traits().dequantize_row)(b, v);
     }
@@ -34,7 +41,11 @@ fn reference(x: &[f32], w: &[f32], bias: Option<&[f32]>, n_in: usize) -> Vec<f64
     let mut out = Vec::new();
     for x in x.chunks_exact(n_in) {
         for (i, w) in w.chunks_exact(n_in).enumerate() {
-            let dot: f64 = x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let dot: f64 = x
+                .iter()
+                .zip(w)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum();
             out.push(dot + bias.map_or(0.0, |b| f64::from(b[i])));
         }
     }
@@ -42,7 +53,16 @@ fn reference(x: &[f32], w: &[f32], bias: Option<&[f32]>, n_in: usize) -> Vec<f64
 }
 
 fn put(gpu: &Gpu, ty: GgmlType, data: &[u8], n_in: usize, n_row: usize) -> Weight {
-    Weight::upload(gpu, Source { ty, n_in, n_row, data }).expect("upload")
+    Weight::upload(
+        gpu,
+        Source {
+            ty,
+            n_in,
+            n_row,
+            data,
+        },
+    )
+    .expect("upload")
 }
 
 struct Q8(Buffer, Buffer);
@@ -58,13 +78,22 @@ impl Q8 {
     }
 
     fn quant(&self) -> Quant {
-        Quant { q: self.0.view(), ds: self.1.view() }
+        Quant {
+            q: self.0.view(),
+            ds: self.1.view(),
+        }
     }
 
     /// What the quantized activations stand for: with these as input, only rounding of sums is left as an error.
     fn values(&self, gpu: &Gpu) -> Vec<f32> {
-        let (q, ds) = (gpu.read(self.0.view()).expect("read"), read(gpu, self.1.view()));
-        q.iter().enumerate().map(|(i, v)| f32::from(*v as i8) * ds[i / 32 * 2]).collect()
+        let (q, ds) = (
+            gpu.read(self.0.view()).expect("read"),
+            read(gpu, self.1.view()),
+        );
+        q.iter()
+            .enumerate()
+            .map(|(i, v)| f32::from(*v as i8) * ds[i / 32 * 2])
+            .collect()
     }
 }
 
@@ -91,8 +120,11 @@ fn rows_are_dequantized_exactly() {
                 let out = poisoned(&gpu, order.len() * n_in);
                 ops::embed(&gpu, out.view(), &w, tokens.view(), order.len()).expect("embed");
                 let got = read(&gpu, out.view());
-                let want: Vec<f64> =
-                    order.iter().flat_map(|&t| &values[t as usize * n_in..][..n_in]).map(|v| f64::from(*v)).collect();
+                let want: Vec<f64> = order
+                    .iter()
+                    .flat_map(|&t| &values[t as usize * n_in..][..n_in])
+                    .map(|v| f64::from(*v))
+                    .collect();
                 let e = nmse(&got, &want);
                 // Formats without kernels are rounded to f16 at upload.
                 let limit = if has_kernels(ty) { 1e-12 } else { 1e-6 };
@@ -116,7 +148,11 @@ fn mat_vec_of_every_format() {
                     let q8 = Q8::of(&gpu, &xb, n_in);
                     let before = rng.normals(n_out);
                     for mode in [Mode::Store, Mode::Add] {
-                        let out = if mode == Mode::Add { upload(&gpu, &before) } else { poisoned(&gpu, n_out) };
+                        let out = if mode == Mode::Add {
+                            upload(&gpu, &before)
+                        } else {
+                            poisoned(&gpu, n_out)
+                        };
                         let parts = [(&w, Some(bb.view()), out.view())];
                         let m = MatVec {
                             parts: &parts,
@@ -128,14 +164,23 @@ fn mat_vec_of_every_format() {
                             mode,
                         };
                         ops::mat_vec(&gpu, &m).expect("mat_vec");
-                        let seen = q8.as_ref().filter(|_| w.wants_q8()).map_or_else(|| x.clone(), |q| q.values(&gpu));
+                        let seen = q8
+                            .as_ref()
+                            .filter(|_| w.wants_q8())
+                            .map_or_else(|| x.clone(), |q| q.values(&gpu));
                         let mut want = reference(&seen, &values, Some(&bias), n_in);
                         if mode == Mode::Add {
-                            want.iter_mut().zip(&before).for_each(|(w, b)| *w += f64::from(*b));
+                            want.iter_mut()
+                                .zip(&before)
+                                .for_each(|(w, b)| *w += f64::from(*b));
                         }
                         let e = nmse(&read(&gpu, out.view()), &want);
                         let limit = if has_kernels(ty) { 1e-9 } else { 1e-4 };
-                        assert!(e < limit, "{gpu:?} {} {n_in} x {n_out} {mode:?}: {e:e}", ty.name());
+                        assert!(
+                            e < limit,
+                            "{gpu:?} {} {n_in} x {n_out} {mode:?}: {e:e}",
+                            ty.name()
+                        );
                     }
                 }
             }
@@ -148,15 +193,29 @@ fn mat_vecs_with_one_input_share_a_launch() {
     for gpu in gpus() {
         let mut rng = Rng::new(3);
         let n_in = 512;
-        for types in [[GgmlType::Q4_K, GgmlType::Q4_K, GgmlType::Q6_K], [GgmlType::Q8_0, GgmlType::F16, GgmlType::Q5_0]] {
+        for types in [
+            [GgmlType::Q4_K, GgmlType::Q4_K, GgmlType::Q6_K],
+            [GgmlType::Q8_0, GgmlType::F16, GgmlType::Q5_0],
+        ] {
             let rows = [33, 8, 7];
             let x = rng.normals(n_in);
             let xb = upload(&gpu, &x);
             let q8 = Q8::of(&gpu, &xb, n_in).expect("whole blocks");
-            let made: Vec<_> = types.iter().zip(rows).map(|(&ty, n)| (matrix(&mut rng, ty, n_in, n), ty, n)).collect();
-            let weights: Vec<_> = made.iter().map(|((data, _), ty, n)| put(&gpu, *ty, data, n_in, *n)).collect();
+            let made: Vec<_> = types
+                .iter()
+                .zip(rows)
+                .map(|(&ty, n)| (matrix(&mut rng, ty, n_in, n), ty, n))
+                .collect();
+            let weights: Vec<_> = made
+                .iter()
+                .map(|((data, _), ty, n)| put(&gpu, *ty, data, n_in, *n))
+                .collect();
             let outs: Vec<_> = rows.iter().map(|&n| poisoned(&gpu, n)).collect();
-            let parts: Vec<_> = weights.iter().zip(&outs).map(|(w, o)| (w, None, o.view())).collect();
+            let parts: Vec<_> = weights
+                .iter()
+                .zip(&outs)
+                .map(|(w, o)| (w, None, o.view()))
+                .collect();
             let m = MatVec {
                 parts: &parts,
                 x: xb.view(),
@@ -185,9 +244,21 @@ fn gate_and_up_in_one_launch() {
         let mut rng = Rng::new(4);
         let (n_in, n_ff) = (256, 45);
         for ty in [GgmlType::Q4_K, GgmlType::Q8_0, GgmlType::BF16] {
-            let ((gd, gv), (ud, uv)) = (matrix(&mut rng, ty, n_in, n_ff), matrix(&mut rng, ty, n_in, n_ff));
-            let (g, u) = (put(&gpu, ty, &gd, n_in, n_ff), put(&gpu, ty, &ud, n_in, n_ff));
-            let (x, bias) = (rng.normals(n_in).iter().map(|v| v * 0.1).collect::<Vec<_>>(), rng.normals(n_ff));
+            let ((gd, gv), (ud, uv)) = (
+                matrix(&mut rng, ty, n_in, n_ff),
+                matrix(&mut rng, ty, n_in, n_ff),
+            );
+            let (g, u) = (
+                put(&gpu, ty, &gd, n_in, n_ff),
+                put(&gpu, ty, &ud, n_in, n_ff),
+            );
+            let (x, bias) = (
+                rng.normals(n_in)
+                    .iter()
+                    .map(|v| v * 0.1)
+                    .collect::<Vec<_>>(),
+                rng.normals(n_ff),
+            );
             let (xb, bb, out) = (upload(&gpu, &x), upload(&gpu, &bias), poisoned(&gpu, n_ff));
             let q8 = Q8::of(&gpu, &xb, n_in).expect("whole blocks");
             let parts = [(&g, None, out.view()), (&u, Some(bb.view()), out.view())];
@@ -201,7 +272,10 @@ fn gate_and_up_in_one_launch() {
                 mode: Mode::Swiglu,
             };
             ops::mat_vec(&gpu, &m).expect("mat_vec");
-            let (gate, up) = (reference(&x, &gv, None, n_in), reference(&x, &uv, Some(&bias), n_in));
+            let (gate, up) = (
+                reference(&x, &gv, None, n_in),
+                reference(&x, &uv, Some(&bias), n_in),
+            );
             let want: Vec<f64> = gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect();
             let e = nmse(&read(&gpu, out.view()), &want);
             assert!(e < 5e-4, "{gpu:?} {}: {e:e}", ty.name());
@@ -228,7 +302,10 @@ fn experts_are_chosen_by_column() {
             quant: Some(q8.quant()),
             columns: ids.len(),
             per_input: 2,
-            experts: Some(Experts { ids: idb.view(), n: n_expert }),
+            experts: Some(Experts {
+                ids: idb.view(),
+                n: n_expert,
+            }),
             mode: Mode::Store,
         };
         ops::mat_vec(&gpu, &m).expect("mat_vec");
@@ -247,24 +324,47 @@ fn batches_on_tensor_cores() {
     for gpu in gpus() {
         let mut rng = Rng::new(6);
         for ty in formats() {
-            let big: &[(usize, usize)] = if is_slow(&gpu) { &[] } else { &[(300, 1500), (512, 2048)] };
+            let big: &[(usize, usize)] = if is_slow(&gpu) {
+                &[]
+            } else {
+                &[(300, 1500), (512, 2048)]
+            };
             let shapes = [(1, 3), (5, 70), (33, 64), (65, 129)];
-            let shapes = if is_slow(&gpu) && ty != GgmlType::Q4_K && ty != GgmlType::F16 { &shapes[1..2] } else { &shapes[..] };
+            let shapes = if is_slow(&gpu) && ty != GgmlType::Q4_K && ty != GgmlType::F16 {
+                &shapes[1..2]
+            } else {
+                &shapes[..]
+            };
             for &(n, n_out) in shapes.iter().chain(big) {
                 let n_in = widths(ty)[1];
                 let (data, values) = matrix(&mut rng, ty, n_in, n_out);
                 let w = put(&gpu, ty, &data, n_in, n_out);
-                let (x, bias, before) = (rng.normals(n * n_in), rng.normals(n_out), rng.normals(n * n_out));
+                let (x, bias, before) = (
+                    rng.normals(n * n_in),
+                    rng.normals(n_out),
+                    rng.normals(n * n_out),
+                );
                 let (xb, bb) = (upload(&gpu, &x), upload(&gpu, &bias));
                 for add in [false, true] {
-                    let out = if add { upload(&gpu, &before) } else { poisoned(&gpu, n * n_out) };
-                    ops::mul_mat(&gpu, out.view(), &w, Some(bb.view()), xb.view(), n, add).expect("mul_mat");
+                    let out = if add {
+                        upload(&gpu, &before)
+                    } else {
+                        poisoned(&gpu, n * n_out)
+                    };
+                    ops::mul_mat(&gpu, out.view(), &w, Some(bb.view()), xb.view(), n, add)
+                        .expect("mul_mat");
                     let mut want = reference(&x, &values, Some(&bias), n_in);
                     if add {
-                        want.iter_mut().zip(&before).for_each(|(w, b)| *w += f64::from(*b));
+                        want.iter_mut()
+                            .zip(&before)
+                            .for_each(|(w, b)| *w += f64::from(*b));
                     }
                     let e = nmse(&read(&gpu, out.view()), &want);
-                    assert!(e < 1e-5, "{gpu:?} {} {n} x {n_in} x {n_out} add {add}: {e:e}", ty.name());
+                    assert!(
+                        e < 1e-5,
+                        "{gpu:?} {} {n} x {n_in} x {n_out} add {add}: {e:e}",
+                        ty.name()
+                    );
                 }
             }
         }

@@ -44,7 +44,10 @@ impl Rng {
 
     /// Roughly normal, by the sum of four.
     pub fn normal(&mut self) -> f32 {
-        (0..4).map(|_| self.next() as f32 / u32::MAX as f32 - 0.5).sum::<f32>() * 1.7
+        (0..4)
+            .map(|_| self.next() as f32 / u32::MAX as f32 - 0.5)
+            .sum::<f32>()
+            * 1.7
     }
 
     pub fn normals(&mut self, n: usize) -> Vec<f32> {
@@ -55,7 +58,11 @@ impl Rng {
 /// Normalised mean squared error; infinite for anything that is not a number.
 pub fn nmse(got: &[f32], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
-    let error: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
+    let error: f64 = got
+        .iter()
+        .zip(want)
+        .map(|(g, w)| (f64::from(*g) - w).powi(2))
+        .sum();
     let norm: f64 = want.iter().map(|w| w * w).sum();
     let e = error / norm.max(1e-30);
     if e.is_finite() { e } else { f64::INFINITY }
@@ -70,7 +77,8 @@ pub fn upload(gpu: &Gpu, x: &[f32]) -> Buffer {
 }
 
 pub fn upload_u32(gpu: &Gpu, x: &[u32]) -> Buffer {
-    gpu.buffer_of(&x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).expect("upload")
+    gpu.buffer_of(&x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
+        .expect("upload")
 }
 
 /// A buffer of `n` numbers that are NaN, so that what is not written shows.
@@ -79,5 +87,9 @@ pub fn poisoned(gpu: &Gpu, n: usize) -> Buffer {
 }
 
 pub fn read(gpu: &Gpu, view: View) -> Vec<f32> {
-    gpu.read(view).expect("read").chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect()
+    gpu.read(view)
+        .expect("read")
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().expect("four")))
+        .collect()
 }

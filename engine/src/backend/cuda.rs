@@ -82,6 +82,8 @@ struct Host {
     logits: Pinned,
     /// Live pages of each layer as the device knows them.
     n_pages: Vec<usize>,
+    /// Cosines and sines of a pass.
+    angles: Vec<f32>,
 }
 
 impl CudaRunner {
@@ -100,7 +102,10 @@ impl CudaRunner {
     ) -> Result<Self, Error> {
         for (flag, ty) in [("-ctk", o.kv.ty_k), ("-ctv", o.kv.ty_v)] {
             if ty != GgmlType::F16 {
-                return Err(report::usage(format!("{flag} {} on a GPU", ty.name()), "f16"));
+                return Err(report::usage(
+                    format!("{flag} {} on a GPU", ty.name()),
+                    "f16",
+                ));
             }
         }
         if hp.head_dim % 2 != 0 || hp.head_dim > ops::MAX_HEAD_DIM {
@@ -127,6 +132,7 @@ impl CudaRunner {
             masses: gpu.pinned(pool.masses.view().bytes())?,
             logits: gpu.pinned(hp.n_vocab * 4)?,
             n_pages: vec![0; hp.n_layer],
+            angles: vec![0.0; n_ubatch * hp.n_rot],
         };
         let scratch = |b: Buf| gpu.alloc(n_ubatch * widths.get(b) * 4);
         let mut bufs = Vec::new();
@@ -201,15 +207,23 @@ impl CudaRunner {
         let first = cache.pos() - n as u32;
         let step = &mut host.step.bytes_mut()?[..l.bytes()];
         put(step, 0, [first]);
-        put(step, 1, (0..l.n_layer).map(|il| cache.layer(il).pages.len() as u32));
+        put(
+            step,
+            1,
+            (0..l.n_layer).map(|il| cache.layer(il).pages.len() as u32),
+        );
         put(step, l.tokens(), tokens.iter().copied());
         for il in 0..l.n_layer {
             let places = cache.layer(il).places.iter();
-            put(step, l.places(il), places.map(|p| p.slot * PAGE as u32 + p.row));
+            put(
+                step,
+                l.places(il),
+                places.map(|p| p.slot * PAGE as u32 + p.row),
+            );
         }
         // The rotations go where the device reads them; computing them in f64 here is what every backend does.
-        let mut angles = vec![0.0; n * p.hp.n_rot];
-        p.rope.fill(first, n, &mut angles);
+        let angles = &mut host.angles[..n * p.hp.n_rot];
+        p.rope.fill(first, n, angles);
         put(step, l.rope(), angles.iter().map(|x| x.to_bits()));
         host.step.upload(0, p.step.view().slice(0, l.bytes()))?;
         host.send_tables(p, cache)
@@ -385,7 +399,11 @@ fn check_memory(
                 show(pool),
                 show(scratch)
             ),
-            format!("at most the {} that are free on {}", show(free as u64), gpu.info()),
+            format!(
+                "at most the {} that are free on {}",
+                show(free as u64),
+                gpu.info()
+            ),
         ));
     }
     Ok(())

@@ -15,6 +15,8 @@ pub mod cpu;
 pub mod cuda;
 pub mod trace;
 
+pub use lemma_cuda::{DeviceInfo, Devices, devices};
+
 use lemma_quant::GgmlType;
 
 use crate::error::Error;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use lemma_cuda::ops::{self, Attention, Experts, Heads, Masses, MatVec, Mode, Parts, Quant, RopeStore, Store};
+use lemma_cuda::ops::{
+    self, Attention, Experts, Heads, Masses, MatVec, Mode, Parts, Quant, RopeStore, Store,
+};
 use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
 
 use super::super::{self as backend, Backend, Buf, Linear, RopeMode};
@@ -30,7 +32,12 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(gpu: &Gpu, h: Heads, n_layer: usize, n_slots: usize) -> Result<Self, CudaError> {
+    pub(super) fn new(
+        gpu: &Gpu,
+        h: Heads,
+        n_layer: usize,
+        n_slots: usize,
+    ) -> Result<Self, CudaError> {
         let layer = || gpu.alloc(n_slots * PAGE * h.n_head_kv * h.head_dim * 2);
         let k = (0..n_layer).map(|_| layer()).collect::<Result<_, _>>()?;
         let v = (0..n_layer).map(|_| layer()).collect::<Result<_, _>>()?;
@@ -38,7 +45,13 @@ impl Pool {
     }
 
     /// Tables and scratch for a pool of this size.
-    fn around(gpu: &Gpu, h: Heads, k: Vec<Buffer>, v: Vec<Buffer>, n_slots: usize) -> Result<Self, CudaError> {
+    fn around(
+        gpu: &Gpu,
+        h: Heads,
+        k: Vec<Buffer>,
+        v: Vec<Buffer>,
+        n_slots: usize,
+    ) -> Result<Self, CudaError> {
         let (n_layer, splits) = (k.len(), ops::splits(gpu, h, n_slots));
         Ok(Self {
             tables: gpu.alloc(n_layer * n_slots * 8)?,
@@ -66,7 +79,9 @@ impl Pool {
     }
 
     fn table(&self, il: usize) -> View {
-        self.tables.view().slice(il * self.n_slots * 8, self.n_slots * 8)
+        self.tables
+            .view()
+            .slice(il * self.n_slots * 8, self.n_slots * 8)
     }
 }
 
@@ -89,11 +104,19 @@ pub(super) struct Moe {
 }
 
 impl Moe {
-    pub(super) fn new(gpu: &Gpu, hp: &HParams, n_ubatch: usize, columns: usize) -> Result<Self, CudaError> {
+    pub(super) fn new(
+        gpu: &Gpu,
+        hp: &HParams,
+        n_ubatch: usize,
+        columns: usize,
+    ) -> Result<Self, CudaError> {
         let tokens = (columns / hp.n_expert_used).clamp(1, n_ubatch);
         let columns = tokens * hp.n_expert_used;
         let q8 = if hp.n_ff.is_multiple_of(32) {
-            Some((gpu.alloc(columns * hp.n_ff)?, gpu.alloc(columns * hp.n_ff / 4)?))
+            Some((
+                gpu.alloc(columns * hp.n_ff)?,
+                gpu.alloc(columns * hp.n_ff / 4)?,
+            ))
         } else {
             None
         };
@@ -101,7 +124,10 @@ impl Moe {
             logits: gpu.alloc(n_ubatch * hp.n_expert * 4)?,
             ids: gpu.alloc(n_ubatch * hp.n_expert_used * 4)?,
             weights: gpu.alloc(n_ubatch * hp.n_expert_used * 4)?,
-            hidden: [gpu.alloc(columns * hp.n_ff * 4)?, gpu.alloc(columns * hp.n_ff * 4)?],
+            hidden: [
+                gpu.alloc(columns * hp.n_ff * 4)?,
+                gpu.alloc(columns * hp.n_ff * 4)?,
+            ],
             q8,
             y: gpu.alloc(columns * hp.n_embd * 4)?,
             tokens,
@@ -193,7 +219,9 @@ impl Pass {
 
     /// The quantized form of a buffer, made if need be.
     fn fresh_quant(&mut self, b: Buf) -> Result<Option<Quant>, CudaError> {
-        let Some(q) = self.quant(b) else { return Ok(None) };
+        let Some(q) = self.quant(b) else {
+            return Ok(None);
+        };
         if !self.fresh[b as usize] {
             ops::quantize(&self.gpu, q, self.view(b), self.n * self.widths.get(b))?;
             self.fresh[b as usize] = true;
@@ -204,7 +232,10 @@ impl Pass {
     /// Does what has been put off and was not fused after all.
     fn flush(&mut self) -> Done {
         if let Some((parts, x)) = self.pending.ffn.take() {
-            let parts: Vec<_> = parts.iter().map(|(w, bias, out)| (&**w, *bias, self.view(*out))).collect();
+            let parts: Vec<_> = parts
+                .iter()
+                .map(|(w, bias, out)| (&**w, *bias, self.view(*out)))
+                .collect();
             self.mat_vec(&parts, x, Mode::Store)?;
         }
         if self.pending.q_norm.is_some() || self.pending.k_norm.is_some() || self.pending.rope {
@@ -221,7 +252,9 @@ impl Pass {
             v: self.view(v),
             q_norm: pending.q_norm,
             k_norm: pending.k_norm,
-            rope: pending.rope.then(|| self.step_words(self.layout.rope(), self.n * self.hp.n_rot)),
+            rope: pending
+                .rope
+                .then(|| self.step_words(self.layout.rope(), self.n * self.hp.n_rot)),
             neox: self.rope.mode == RopeMode::Neox,
             store,
         };
@@ -252,7 +285,15 @@ impl Pass {
         let bias = |w: &Linear<CudaWeight>| w.bias.as_ref().map(CudaWeight::vec);
         if self.n > 1 {
             for (out, w) in outs {
-                ops::mul_mat(&self.gpu, self.view(*out), w.w.mat(), bias(w), self.view(x), self.n, false)?;
+                ops::mul_mat(
+                    &self.gpu,
+                    self.view(*out),
+                    w.w.mat(),
+                    bias(w),
+                    self.view(x),
+                    self.n,
+                    false,
+                )?;
             }
             return Ok(());
         }
@@ -264,7 +305,10 @@ impl Pass {
             return Ok(());
         }
         for three in outs.chunks(3) {
-            let parts: Vec<_> = three.iter().map(|(out, w)| (&**w.w.mat(), bias(w), self.view(*out))).collect();
+            let parts: Vec<_> = three
+                .iter()
+                .map(|(out, w)| (&**w.w.mat(), bias(w), self.view(*out)))
+                .collect();
             self.mat_vec(&parts, x, Mode::Store)?;
         }
         Ok(())
@@ -293,10 +337,15 @@ impl Pass {
         if self.n > 1 {
             return ops::attention(&self.gpu, self.view(out), self.heads, &call, self.n);
         }
-        let quant = self.quant(out).filter(|_| self.heads.head_dim.is_multiple_of(32));
+        let quant = self
+            .quant(out)
+            .filter(|_| self.heads.head_dim.is_multiple_of(32));
         let pool = &self.pool;
         let masses = self.wants_mass.then(|| Masses {
-            w: pool.masses.view().slice(il * pool.n_slots * 4, pool.n_slots * 4),
+            w: pool
+                .masses
+                .view()
+                .slice(il * pool.n_slots * 4, pool.n_slots * 4),
             mean: self.mean,
         });
         let parts = Parts {
@@ -306,7 +355,15 @@ impl Pass {
             splits: pool.splits,
         };
         self.fresh[out as usize] = quant.is_some();
-        ops::attention_decode(&self.gpu, self.view(out), quant, masses, self.heads, &call, &parts)
+        ops::attention_decode(
+            &self.gpu,
+            self.view(out),
+            quant,
+            masses,
+            self.heads,
+            &call,
+            &parts,
+        )
     }
 
     fn experts(&mut self, acc: Buf, x: Buf, moe: &backend::Moe<CudaWeight>) -> Done {
@@ -315,7 +372,9 @@ impl Pass {
         let (gate, up, down) = (moe.gate_exps.mat(), moe.up_exps.mat(), moe.down_exps.mat());
         let wants_q8 = [gate, up, moe.gate_inp.mat()].iter().any(|w| w.wants_q8());
         let quant = if wants_q8 { self.fresh_quant(x)? } else { None };
-        let Some(s) = &self.moe else { return Err(CudaError("experts in a model without any".to_owned())) };
+        let Some(s) = &self.moe else {
+            return Err(CudaError("experts in a model without any".to_owned()));
+        };
         let (gpu, n, used, width) = (&self.gpu, self.n, moe.n_expert_used, self.widths.get(x));
 
         // The router is not rounded to f16, whatever the batch: its decisions are the same for any batch.
@@ -330,7 +389,16 @@ impl Pass {
             mode: Mode::Store,
         };
         ops::mat_vec(gpu, &router)?;
-        ops::moe_route(gpu, s.ids.view(), s.weights.view(), s.logits.view(), n, moe.n_expert, used, moe.norm_topk)?;
+        ops::moe_route(
+            gpu,
+            s.ids.view(),
+            s.weights.view(),
+            s.logits.view(),
+            n,
+            moe.n_expert,
+            used,
+            moe.norm_topk,
+        )?;
 
         for first in (0..n).step_by(s.tokens) {
             let tokens = s.tokens.min(n - first);
@@ -361,12 +429,20 @@ impl Pass {
                 ops::mat_vec(gpu, &call)?;
             } else {
                 ops::mat_vec(gpu, &call)?;
-                ops::swiglu(gpu, s.hidden[0].view(), s.hidden[1].view(), columns * moe.n_ff)?;
+                ops::swiglu(
+                    gpu,
+                    s.hidden[0].view(),
+                    s.hidden[1].view(),
+                    columns * moe.n_ff,
+                )?;
             }
-            let hidden = s.q8.as_ref().filter(|_| down.wants_q8()).map(|(q, ds)| Quant {
-                q: q.view(),
-                ds: ds.view(),
-            });
+            let hidden =
+                s.q8.as_ref()
+                    .filter(|_| down.wants_q8())
+                    .map(|(q, ds)| Quant {
+                        q: q.view(),
+                        ds: ds.view(),
+                    });
             if let Some(q) = hidden {
                 ops::quantize(gpu, q, s.hidden[0].view(), columns * moe.n_ff)?;
             }
@@ -381,7 +457,15 @@ impl Pass {
             };
             ops::mat_vec(gpu, &call)?;
             let acc = self.rows(acc, first, tokens);
-            ops::moe_sum(gpu, acc, s.y.view(), chosen(&s.weights), tokens, used, width)?;
+            ops::moe_sum(
+                gpu,
+                acc,
+                s.y.view(),
+                chosen(&s.weights),
+                tokens,
+                used,
+                width,
+            )?;
         }
         Ok(())
     }
@@ -390,7 +474,16 @@ impl Pass {
         // One token's norm feeds mat-vecs, which may want it quantized; a batch goes to tensor cores.
         let quant = self.quant(out).filter(|_| n == 1);
         self.fresh[out as usize] = quant.is_some() && self.n == 1;
-        ops::rms_norm(&self.gpu, self.view(out), x, w, quant, n, self.widths.get(out), eps)
+        ops::rms_norm(
+            &self.gpu,
+            self.view(out),
+            x,
+            w,
+            quant,
+            n,
+            self.widths.get(out),
+            eps,
+        )
     }
 
     fn logits(&mut self, w: &Linear<CudaWeight>, norm: &CudaWeight, x: Buf, eps: f32) -> Done {
@@ -401,7 +494,11 @@ impl Pass {
         }
         let rows = self.rows(x, self.n - n, n);
         self.norm(Buf::Xn, rows, norm.vec(), n, eps)?;
-        let (mat, bias, out) = (w.w.mat(), w.bias.as_ref().map(CudaWeight::vec), self.logits.view());
+        let (mat, bias, out) = (
+            w.w.mat(),
+            w.bias.as_ref().map(CudaWeight::vec),
+            self.logits.view(),
+        );
         if n > 1 {
             return ops::mul_mat(&self.gpu, out, mat, bias, self.view(Buf::Xn), n, false);
         }
@@ -429,7 +526,9 @@ impl Backend for Pass {
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &CudaWeight, eps: f32) {
-        let done = self.flush().and_then(|()| self.norm(out, self.view(x), w.vec(), self.n, eps));
+        let done = self
+            .flush()
+            .and_then(|()| self.norm(out, self.view(x), w.vec(), self.n, eps));
         self.note_failure(done);
     }
 
@@ -445,8 +544,9 @@ impl Backend for Pass {
             _ => {
                 let (view, d) = (self.view(x), self.hp.head_dim);
                 let rows = self.n * self.widths.get(x) / d;
-                let done =
-                    self.flush().and_then(|()| ops::rms_norm(&self.gpu, view, view, w.vec(), None, rows, d, eps));
+                let done = self.flush().and_then(|()| {
+                    ops::rms_norm(&self.gpu, view, view, w.vec(), None, rows, d, eps)
+                });
                 self.note_failure(done);
             }
         }
@@ -462,7 +562,15 @@ impl Backend for Pass {
         let bias = w.bias.as_ref().map(CudaWeight::vec);
         let done = self.flush().and_then(|()| {
             if self.n > 1 {
-                ops::mul_mat(&self.gpu, self.view(acc), w.w.mat(), bias, self.view(x), self.n, true)
+                ops::mul_mat(
+                    &self.gpu,
+                    self.view(acc),
+                    w.w.mat(),
+                    bias,
+                    self.view(x),
+                    self.n,
+                    true,
+                )
             } else {
                 self.mat_vec(&[(w.w.mat(), bias, self.view(acc))], x, Mode::Add)
             }
@@ -486,14 +594,17 @@ impl Backend for Pass {
     fn swiglu(&mut self, gate: Buf, up: Buf) {
         self.fresh[gate as usize] = false;
         let done = match self.pending.ffn.take() {
-            Some(([(g, gb, Buf::Gate), (u, ub, Buf::Up)], x)) if (gate, up) == (Buf::Gate, Buf::Up) => {
+            Some(([(g, gb, Buf::Gate), (u, ub, Buf::Up)], x))
+                if (gate, up) == (Buf::Gate, Buf::Up) =>
+            {
                 let out = self.view(gate);
                 self.mat_vec(&[(&g, gb, out), (&u, ub, out)], x, Mode::Swiglu)
             }
             other => {
                 self.pending.ffn = other;
                 let n = self.n * self.widths.get(gate);
-                self.flush().and_then(|()| ops::swiglu(&self.gpu, self.view(gate), self.view(up), n))
+                self.flush()
+                    .and_then(|()| ops::swiglu(&self.gpu, self.view(gate), self.view(up), n))
             }
         };
         self.note_failure(done);
