@@ -169,6 +169,7 @@ template <int PAIRS> __device__ __forceinline__ void attend(const Attention& a) 
 
 // Grid: (n_head_kv, ceil(n * n_head / n_head_kv / TILE), splits); splits is 1 where part is null. Block: 32 * ATT_WARPS.
 KERNEL __launch_bounds__(WARP* ATT_WARPS) attention(const Attention a) {
+    begin();
     if (a.head_dim <= 64) {
         attend<1>(a);
     } else if (a.head_dim <= 128) {
@@ -205,6 +206,7 @@ __device__ __forceinline__ float2 join(const float2* ml, int n) {
 // Grid: (n_head + ceil(max_pages / threads), or n_head without w). Block: a multiple of 32.
 // Dynamic shared memory: n_head float2. The first n_head blocks join the parts of a head, the others weigh pages.
 KERNEL __launch_bounds__(256) attention_combine(const Combine a) {
+    begin();
     const int d = a.head_dim, n_split = a.splits, lane = threadIdx.x % WARP;
     if (blockIdx.x < a.n_head) {
         const int h = blockIdx.x;

@@ -18,6 +18,15 @@
 // Dynamic shared memory of a block, as an array of T.
 #define DYNAMIC_SHARED(T, name) extern __shared__ __align__(16) unsigned char name##_bytes[]; T* name = reinterpret_cast<T*>(name##_bytes)
 
+// The first thing in every kernel. With programmatic dependent launch the next kernel becomes resident once every block of this one
+// has begun, and waits here until this one is done and its writes can be seen; without it, this does nothing.
+__device__ __forceinline__ void begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 __device__ __forceinline__ uint16_t float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
 __device__ __forceinline__ int dot4(int a, int b, int c) { return __dp4a(a, b, c); }

@@ -33,6 +33,7 @@ extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 extern unsigned char* emulated_shared;
 
+inline void begin() {}
 void __syncthreads();
 void __syncwarp(unsigned mask = 0xffffffffu);
 // Hands `n` bytes of every lane to every lane: `all` is [32][n].

@@ -104,7 +104,13 @@ template <int BM, int BN, int WM, int WN> __device__ __forceinline__ void mul_ma
 }
 
 // Grid: (ceil(n / 64) * ceil(n_out / 64)). Block: 128. For small batches and small matrices.
-KERNEL __launch_bounds__(128) mul_mat_64(const MulMat a) { mul_mat_tile<64, 64, 32, 32>(a); }
+KERNEL __launch_bounds__(128) mul_mat_64(const MulMat a) {
+    begin();
+    mul_mat_tile<64, 64, 32, 32>(a);
+}
 
 // Grid: (ceil(n / 128) * ceil(n_out / 128)). Block: 256.
-KERNEL __launch_bounds__(256) mul_mat_128(const MulMat a) { mul_mat_tile<128, 128, 64, 32>(a); }
+KERNEL __launch_bounds__(256) mul_mat_128(const MulMat a) {
+    begin();
+    mul_mat_tile<128, 128, 64, 32>(a);
+}

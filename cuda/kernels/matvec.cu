@@ -54,6 +54,7 @@ __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x));
 // Grid: (blocks of all segments, columns). Block: 32 * (1 .. MAX_WARPS) threads.
 // A segment has ceil(n_out / ROWS) blocks; with SWIGLU there are n_out blocks in all.
 KERNEL __launch_bounds__(WARP* MAX_WARPS) mul_mat_vec(const MatVec a) {
+    begin();
     const int col = blockIdx.y;
     int block = blockIdx.x, s = 0;
     if (a.mode != SWIGLU) {

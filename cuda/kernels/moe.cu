@@ -15,6 +15,7 @@ struct MoeRoute {
 // Softmax over all experts, then the best n_used; equal ones by index. Grid: (n). Block: 32.
 // Dynamic shared memory: n_expert floats.
 KERNEL moe_route(const MoeRoute a) {
+    begin();
     DYNAMIC_SHARED(float, left);  // logits of the experts not yet chosen
     const int lane = threadIdx.x, n = a.n_expert;
     const float* x = a.logits + size_t(blockIdx.x) * n;
@@ -63,6 +64,7 @@ struct MoeSum {
 
 // acc += sum over the chosen experts of weight * y. Grid: (ceil(width / threads), n).
 KERNEL moe_sum(const MoeSum a) {
+    begin();
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= int(a.width)) return;
     float sum = 0.0f;

@@ -15,6 +15,7 @@ struct Repack {
 
 // Blocks of the file to planes (types.cuh). Grid: (any). A thread copies bytes; padding becomes zero.
 KERNEL repack(const Repack a) {
+    begin();
     const uint64_t total = a.n_row * a.row_bytes;
     for (uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += uint64_t(gridDim.x) * blockDim.x) {
         const uint64_t row = i / a.row_bytes;
@@ -43,6 +44,7 @@ struct Embed {
 
 // Grid: (ceil(n_embd / 16 / threads), n). A thread dequantizes 16 elements.
 KERNEL embed(const Embed a) {
+    begin();
     const int k = 16 * (blockIdx.x * blockDim.x + threadIdx.x), n = a.n_embd;
     if (k >= n) return;
     float v[16];
@@ -65,6 +67,7 @@ struct RmsNorm {
 
 // out = x / rms(x) * w, and the same quantized. Grid: (n). Block: a multiple of 32 threads.
 KERNEL __launch_bounds__(1024) rms_norm(const RmsNorm a) {
+    begin();
     __shared__ float scratch[WARP];
     const int n = a.width, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const float* x = a.x + size_t(blockIdx.x) * n;
@@ -90,6 +93,7 @@ struct Quantize {
 
 // Grid: (ceil(n_block / warps of a block)).
 KERNEL quantize_rows(const Quantize a) {
+    begin();
     const uint64_t b = uint64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (b >= a.n_block) return;
     quantize_block(a.x[b * WARP + threadIdx.x % WARP], a.q + b * WARP, a.ds + b);
@@ -103,6 +107,7 @@ struct Swiglu {
 
 // gate = silu(gate) * up. Grid: (ceil(n_elem / threads)).
 KERNEL swiglu(const Swiglu a) {
+    begin();
     const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= a.n_elem) return;
     const float g = a.gate[i];
@@ -132,6 +137,7 @@ constexpr int MAX_PAIRS = 8;  // pairs of a lane: head_dim is at most 2 * 8 * 32
 // Norm over heads, rotation, and keys and values into their slots.
 // Grid: (ceil((n_head + 2 n_head_kv) / warps of a block), n). A warp does one head of q, k or v of one token.
 KERNEL rope_store(const RopeStore a) {
+    begin();
     const int head = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int t = blockIdx.y, d = a.head_dim, half = d / 2, n_head = a.n_head, n_kv = a.n_head_kv;
     if (head >= n_head + 2 * n_kv) return;
@@ -187,6 +193,7 @@ struct ReadAll {
 
 // Reads a buffer and does nothing with it: the ceiling that decoding is measured against. Grid: (any).
 KERNEL read_all(const ReadAll a) {
+    begin();
     uint32_t acc = 0;
     const uint64_t step = uint64_t(gridDim.x) * blockDim.x;
     uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;

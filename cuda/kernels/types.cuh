@@ -28,6 +28,8 @@ struct Act {
 
 __device__ __forceinline__ int pad16(int n) { return (n + 15) & ~15; }
 __device__ __forceinline__ uint4 ld16(const void* p) { return __ldg(reinterpret_cast<const uint4*>(p)); }
+// Activations: an ordinary load, since the kernel before may still be writing them when this one is already resident (see begin()).
+__device__ __forceinline__ uint4 xa16(const void* p) { return *reinterpret_cast<const uint4*>(p); }
 __device__ __forceinline__ uint2 ld8(const void* p) { return __ldg(reinterpret_cast<const uint2*>(p)); }
 __device__ __forceinline__ uint32_t ld4(const void* p) { return __ldg(reinterpret_cast<const uint32_t*>(p)); }
 __device__ __forceinline__ uint16_t ld2(const void* p) { return __ldg(reinterpret_cast<const uint16_t*>(p)); }
@@ -63,8 +65,8 @@ struct TQ8_0 {
     static __device__ __forceinline__ float d(const uint8_t* row, int nb, int b) { return half_to_float(ld2(row + 32 * nb + 2 * b)); }
     static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
         const uint4 w0 = ld16(row + 32 * p), w1 = ld16(row + 32 * p + 16);
-        const int s = dot16(w0, ld16(x.q + 32 * p)) + dot16(w1, ld16(x.q + 32 * p + 16));
-        return d(row, nb, p) * __ldg(x.ds + p).x * float(s);
+        const int s = dot16(w0, xa16(x.q + 32 * p)) + dot16(w1, xa16(x.q + 32 * p + 16));
+        return d(row, nb, p) * x.ds[p].x * float(s);
     }
     static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
         spread(ld16(row + k), d(row, nb, k / 32), 0.0f, out);
@@ -77,9 +79,9 @@ template <class F> struct Nibbles32 {
     static constexpr int PIECE = 32, BLOCK = 32;
     static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
         const uint4 qs = ld16(row + 16 * p);
-        const int s = dot16(F::value(low(qs), row, nb, p, 0), ld16(x.q + 32 * p)) +
-                      dot16(F::value(high(qs), row, nb, p, 1), ld16(x.q + 32 * p + 16));
-        const float2 ds = __ldg(x.ds + p);
+        const int s = dot16(F::value(low(qs), row, nb, p, 0), xa16(x.q + 32 * p)) +
+                      dot16(F::value(high(qs), row, nb, p, 1), xa16(x.q + 32 * p + 16));
+        const float2 ds = x.ds[p];
         const float2 dm = F::affine(row, nb, p);
         return dm.x * ds.x * float(s) + dm.y * ds.y;
     }
@@ -222,8 +224,8 @@ template <bool FIVE> struct K45 {
             b0 = add_high(b0, h0, 2 * j + 1), b1 = add_high(b1, h1, 2 * j + 1);
         }
         const int8_t* xq = x.q + 64 * p;
-        const int sa = dot16(a0, ld16(xq)) + dot16(a1, ld16(xq + 16)), sb = dot16(b0, ld16(xq + 32)) + dot16(b1, ld16(xq + 48));
-        const float2 xa = __ldg(x.ds + 2 * p), xb = __ldg(x.ds + 2 * p + 1);
+        const int sa = dot16(a0, xa16(xq)) + dot16(a1, xa16(xq + 16)), sb = dot16(b0, xa16(xq + 32)) + dot16(b1, xa16(xq + 48));
+        const float2 xa = x.ds[2 * p], xb = x.ds[2 * p + 1];
         int ca, ma, cb, mb;
         scale_min(h, 2 * j, ca, ma);
         scale_min(h, 2 * j + 1, cb, mb);
@@ -262,9 +264,9 @@ struct TQ6_K {
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const int s = dot16(value(l0, l1, h, j), ld16(x.q + at + 32 * j + 16 * is));
+            const int s = dot16(value(l0, l1, h, j), xa16(x.q + at + 32 * j + 16 * is));
             const int c = signed_byte(j < 2 ? sc.x : sc.y, 2 * (j % 2) + is);
-            sum += float(c * s) * __ldg(x.ds + at / 32 + j).x;
+            sum += float(c * s) * x.ds[at / 32 + j].x;
         }
         return half_to_float(ld2(row + 208 * nb + 2 * b)) * sum;
     }
@@ -294,10 +296,10 @@ struct TQ2_K {
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const uint4 xq = ld16(x.q + at + 32 * j + 16 * is);
+            const uint4 xq = xa16(x.q + at + 32 * j + 16 * is);
             const uint32_t c = byte_of(j < 2 ? sc.x : sc.y, 2 * (j % 2) + is);
             const float s = d * float(int(c & 0xf) * dot16(value(q, j), xq)) - dmin * float(int(c >> 4) * sum16(xq));
-            sum += s * __ldg(x.ds + at / 32 + j).x;
+            sum += s * x.ds[at / 32 + j].x;
         }
         return sum;
     }
@@ -334,8 +336,8 @@ struct TQ3_K {
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const int s = dot16(value(q, hm, n, j), ld16(x.q + at + 32 * j + 16 * is));
-            sum += float(scale(scales(row, nb, b), 8 * n + 2 * j + is) * s) * __ldg(x.ds + at / 32 + j).x;
+            const int s = dot16(value(q, hm, n, j), xa16(x.q + at + 32 * j + 16 * is));
+            sum += float(scale(scales(row, nb, b), 8 * n + 2 * j + is) * s) * x.ds[at / 32 + j].x;
         }
         return d(row, nb, b) * sum;
     }
@@ -364,11 +366,11 @@ template <int BITS, bool BF> struct Plain {
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const uint16_t h = word(w, i / 2) >> (16 * (i % 2));
-                sum += (BF ? bf16_to_float(h) : half_to_float(h)) * __ldg(x.f + 8 * p + i);
+                sum += (BF ? bf16_to_float(h) : half_to_float(h)) * x.f[8 * p + i];
             }
             return sum;
         }
-        for (int i = 8 * p; i < min(8 * p + 8, n); i++) sum += at(row, i) * __ldg(x.f + i);
+        for (int i = 8 * p; i < min(8 * p + 8, n); i++) sum += at(row, i) * x.f[i];
         return sum;
     }
     static __device__ __forceinline__ void load16(const uint8_t* row, int n, int k, float (&out)[16]) {

@@ -99,6 +99,8 @@ pub(crate) struct Driver {
     stream: sys::CUstream,
     module: sys::CUmodule,
     kernels: HashMap<&'static str, sys::CUfunction>,
+    /// Whether a kernel may become resident while the one before it ends (programmatic dependent launch).
+    overlap: bool,
     /// Kernels that have been allowed more than [`PLAIN_SHARED`], and how much.
     large: Mutex<HashMap<&'static str, u32>>,
 }
@@ -137,7 +139,11 @@ impl Driver {
                 // SAFETY: the module is loaded.
                 kernels.insert(*name, unsafe { result::module::get_function(module, c) }?);
             }
+            // Off unless asked for, until it has been measured on more devices; graphs know it from CUDA 12.3 on.
+            let asked = std::env::var("LEMMA_CUDA_PDL").is_ok_and(|v| v == "1");
+            let overlap = asked && info.sm >= (9, 0) && info.driver >= (12, 3);
             Ok(Self {
+                overlap,
                 info: info.clone(),
                 device,
                 context,
@@ -265,18 +271,38 @@ impl Device for Driver {
         let [x, y, z] = l.grid;
         // The driver copies the arguments during the call; it does not write to them.
         let mut params = [args.as_ptr().cast_mut().cast::<c_void>()];
+        let mut attribute = sys::CUlaunchAttribute_st {
+            id:
+                sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue_union {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: l.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: l.shared,
+            hStream: self.stream,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(self.overlap),
+        };
         // SAFETY: the caller's promise; each kernel has one parameter.
         let answer = unsafe {
-            result::launch_kernel(
+            sys::cuLaunchKernelEx(
+                &raw const config,
                 f,
-                (x, y, z),
-                (l.block, 1, 1),
-                l.shared,
-                self.stream,
-                &mut params,
+                params.as_mut_ptr(),
+                std::ptr::null_mut(),
             )
         };
-        answer.map_err(|e| error(&format!("{kernel} with {l:?}"), e))
+        answer
+            .result()
+            .map_err(|e| error(&format!("{kernel} with {l:?}"), e))
     }
 
     fn synchronize(&self) -> Result<()> {

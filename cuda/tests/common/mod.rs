@@ -39,7 +39,7 @@ impl Rng {
     }
 
     pub fn below(&mut self, n: usize) -> usize {
-        (u64::from(self.next()) * n as u64 >> 32) as usize
+        ((u64::from(self.next()) * n as u64) >> 32) as usize
     }
 
     /// Roughly normal, by the sum of four.

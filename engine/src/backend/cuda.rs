@@ -108,7 +108,7 @@ impl CudaRunner {
                 ));
             }
         }
-        if hp.head_dim % 2 != 0 || hp.head_dim > ops::MAX_HEAD_DIM {
+        if !hp.head_dim.is_multiple_of(2) || hp.head_dim > ops::MAX_HEAD_DIM {
             let found = format!("heads of {} elements on a GPU", hp.head_dim);
             let expected = format!("an even number of at most {}", ops::MAX_HEAD_DIM);
             return Err(report::unsupported(file.name(), found, expected));
@@ -227,6 +227,24 @@ impl CudaRunner {
         put(step, l.rope(), angles.iter().map(|x| x.to_bits()));
         host.step.upload(0, p.step.view().slice(0, l.bytes()))?;
         host.send_tables(p, cache)
+    }
+
+    /// Seconds of a recorded decode step, the mean of `n` that repeat the last one without the host in between.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] before two decode steps have been run; those of the driver.
+    pub fn time_steps(&mut self, n: usize) -> Result<f64, Error> {
+        let Some((graph, _)) = &self.graph else {
+            return Err(report::usage("no recorded step", "two decode steps before"));
+        };
+        self.pass.gpu.bind()?;
+        self.pass.gpu.synchronize()?;
+        let start = Instant::now();
+        for _ in 0..n {
+            graph.replay()?;
+        }
+        self.pass.gpu.synchronize()?;
+        Ok(start.elapsed().as_secs_f64() / n as f64)
     }
 
     fn fetch(&mut self, cache: &mut Cache) -> Result<(), Error> {

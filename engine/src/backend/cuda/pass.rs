@@ -141,9 +141,12 @@ pub(super) struct Pending {
     q_norm: Option<(View, f32)>,
     k_norm: Option<(View, f32)>,
     rope: bool,
-    /// Gate and up with their biases, and their input.
-    ffn: Option<([(Arc<Weight>, Option<View>, Buf); 2], Buf)>,
+    /// Gate and up, and their input.
+    ffn: Option<([OwnedPart; 2], Buf)>,
 }
+
+/// A matrix, its bias, where its product goes.
+type OwnedPart = (Arc<Weight>, Option<View>, Buf);
 
 /// State of a pass.
 pub(super) struct Pass {
