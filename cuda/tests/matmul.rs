@@ -324,11 +324,7 @@ fn batches_on_tensor_cores() {
     for gpu in gpus() {
         let mut rng = Rng::new(6);
         for ty in formats() {
-            let big: &[(usize, usize)] = if is_slow(&gpu) {
-                &[]
-            } else {
-                &[(300, 1500), (512, 2048)]
-            };
+            let big: &[(usize, usize)] = if is_slow(&gpu) { &[] } else { &[(200, 900)] };
             let shapes = [(1, 3), (5, 70), (33, 64), (65, 129)];
             let shapes = if is_slow(&gpu) && ty != GgmlType::Q4_K && ty != GgmlType::F16 {
                 &shapes[1..2]

@@ -219,7 +219,7 @@ fn pages_are_weighed_and_recycled_alike() {
                 let (hp, mut want, mut got) = sides(&case.path, &gpu, &o, n_slots);
                 let mut decisions = (0, 0);
                 let mut id = 1;
-                for step in 0..if is_slow(&gpu) { 9 * 16 } else { 24 * 16 } {
+                for step in 0..if is_slow(&gpu) { 9 * 16 } else { 12 * 16 } {
                     id = (id * 31 + 7 + step) % hp.n_vocab as u32;
                     let (w, g) = (
                         want.run(&[id], Outputs::Last),

@@ -4,6 +4,7 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::print_stdout, reason = "what was measured")]
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use lemma_cuda::{Gpu, ops};
@@ -34,6 +35,31 @@ fn ceiling(gpu: &Gpu) -> f64 {
         best = best.min(start.elapsed().as_secs_f64() / 4.0);
     }
     bytes as f64 / best
+}
+
+fn models() -> Vec<String> {
+    let names = std::env::var("LEMMA_BENCH_MODELS").unwrap_or_else(|_| MODELS.to_owned());
+    names.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The file of a model, written if it is not there.
+fn file_of(model: &str) -> PathBuf {
+    let (shape, ftype) = model.split_once(':').expect("shape:type");
+    let path = std::env::temp_dir().join(format!("lemma-bench-{shape}-{ftype}.gguf"));
+    if !path.exists() {
+        let start = Instant::now();
+        synth::write_file(shape, ftype, 1, &path, &mut |_, _| {}).unwrap();
+        println!("{model} written in {:.0} s", start.elapsed().as_secs_f64());
+    }
+    path
+}
+
+#[test]
+#[ignore = "writes gigabytes"]
+fn write_models() {
+    for model in models() {
+        file_of(&model);
+    }
 }
 
 /// A model with its books.
@@ -72,15 +98,8 @@ fn speed() {
     let gpu = Gpu::open(info.ordinal).unwrap();
     let read = ceiling(&gpu);
     let mut table = vec![format!("{info}: reads {:.2} TB/s", read / 1e12)];
-    let models = std::env::var("LEMMA_BENCH_MODELS").unwrap_or_else(|_| MODELS.to_owned());
-    for model in models.split_whitespace() {
-        let (shape, ftype) = model.split_once(':').expect("shape:type");
-        let path = std::env::temp_dir().join(format!("lemma-bench-{shape}-{ftype}.gguf"));
-        let start = Instant::now();
-        if !path.exists() {
-            synth::write_file(shape, ftype, 1, &path, &mut |_, _| {}).unwrap();
-        }
-        let written = start.elapsed().as_secs_f64();
+    for model in models() {
+        let path = file_of(&model);
         let file = GgufFile::open(&path).unwrap();
         let hp = HParams::read(&file).unwrap();
         let o = LoadOptions::default();
@@ -124,7 +143,7 @@ fn speed() {
         };
         let bytes = (file.n_tensor_bytes() - unread as u64) as f64;
         table.push(format!(
-            "{model}: written {written:.0} s, loaded {load:.1} s, prefill 512 {:.0} tok/s\n  decode empty {empty:.0} tok/s \
+            "{model}: loaded {load:.1} s, prefill 512 {:.0} tok/s\n  decode empty {empty:.0} tok/s \
              ({:.0} % of the ceiling {:.0}), full pool {full:.0} tok/s ({recycled} recycled), graph alone {bare:.0} tok/s",
             512.0 / prefill,
             100.0 * empty * bytes / read,
