@@ -6,7 +6,7 @@
 //! ```text
 //! devices()            what is there, without touching anything that is not
 //! Gpu::open            a device: buffers, launches, recorded graphs      gpu.rs over driver.rs (cudarc) or emulator.rs
-//! Weight::upload       a matrix in device memory                         weight.rs; layouts in types.rs and kernels/types.cuh
+//! Uploader, Weight     matrices in device memory                         weight.rs; layouts in types.rs and kernels/types.cuh
 //! ops::*               one function for each kernel: checks, geometry    ops.rs; arguments in args.rs
 //! ```
 //!
@@ -35,7 +35,7 @@ pub use gpu::{Buffer, CudaError, Gpu, Graph, Pinned, View};
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub use types::{has_kernels, row_bytes};
 #[cfg(any(feature = "cuda", feature = "emulate"))]
-pub use weight::{Source, Weight};
+pub use weight::{Source, Uploader, Weight};
 
 /// Tokens in a page of the KV pool.
 pub const PAGE: usize = 16;

@@ -3,7 +3,7 @@
 use lemma_quant::GgmlType;
 
 use crate::args::Repack;
-use crate::gpu::{Buffer, CudaError, Gpu, Launch, Result, View};
+use crate::gpu::{Buffer, CudaError, Gpu, Launch, Pinned, Result, View};
 use crate::types::{planes, row_bytes};
 
 /// Bytes that travel to the device at once.
@@ -32,12 +32,38 @@ pub struct Weight {
     data: Buffer,
 }
 
-impl Weight {
+/// Copies matrices to the device through two pieces of page-locked memory, one of which is filled while the other travels.
+pub struct Uploader {
+    gpu: Gpu,
+    pinned: [Pinned; 2],
+    /// Chunks on the device, as in the file, before they are unpacked.
+    staging: [Buffer; 2],
+    turn: usize,
+}
+
+impl Uploader {
+    /// Allocates the memory that chunks travel through.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn new(gpu: &Gpu) -> Result<Self> {
+        Self::with(gpu, CHUNK)
+    }
+
+    fn with(gpu: &Gpu, bytes: usize) -> Result<Self> {
+        Ok(Self {
+            pinned: [gpu.pinned(bytes)?, gpu.pinned(bytes)?],
+            staging: [gpu.alloc(bytes)?, gpu.alloc(bytes)?],
+            gpu: gpu.clone(),
+            turn: 0,
+        })
+    }
+
     /// Copies a matrix to the device. Formats without kernels become f16.
     ///
     /// # Errors
     /// When the device has no room; those of the driver.
-    pub fn upload(gpu: &Gpu, source: Source<'_>) -> Result<Self> {
+    pub fn upload(&mut self, source: Source<'_>) -> Result<Weight> {
         let Source {
             ty,
             n_in,
@@ -46,32 +72,32 @@ impl Weight {
         } = source;
         let raw = ty
             .row_size(n_in)
-            .filter(|r| r.checked_mul(n_row) == Some(data.len()));
+            .filter(|r| r.checked_mul(n_row) == Some(data.len()) && *r > 0);
         let Some(raw) = raw else {
+            let (ty, n) = (ty.name(), data.len());
             return Err(CudaError(format!(
-                "a matrix of {n_row} rows of {n_in} {} has {} bytes",
-                ty.name(),
-                data.len()
+                "a matrix of {n_row} rows of {n_in} {ty} has {n} bytes"
             )));
         };
         let Some(bytes) = row_bytes(ty, n_in) else {
-            return Self::upload_as_f16(gpu, source);
+            return self.upload_as_f16(source);
         };
-        let buffer = gpu.alloc(bytes * n_row)?;
+        let room = self.staging[0].view().bytes();
+        if raw > room {
+            *self = Self::with(&self.gpu, raw)?;
+        }
+        let buffer = self.gpu.alloc(bytes * n_row)?;
         let parts: &[(u32, u32)] = match planes(ty) {
             // Rows that end off alignment are padded; a block that is aligned stays in one piece.
             Some([]) if raw != bytes => &[(0, 0)],
             Some(p) => p,
             None => &[],
         };
-        let rows = (CHUNK / raw).clamp(1, n_row.max(1));
-        let mut pinned = [gpu.pinned(rows * raw)?, gpu.pinned(rows * raw)?];
-        let staging = [gpu.alloc(rows * raw)?, gpu.alloc(rows * raw)?];
+        let rows = (self.staging[0].view().bytes() / raw).max(1);
         for (i, chunk) in data.chunks(rows * raw).enumerate() {
-            let (pinned, staging) = (
-                &mut pinned[i % 2],
-                staging[i % 2].view().slice(0, chunk.len()),
-            );
+            self.turn ^= 1;
+            let pinned = &mut self.pinned[self.turn];
+            let staging = self.staging[self.turn].view().slice(0, chunk.len());
             let n = chunk.len() / raw;
             let to = buffer.view().slice(i * rows * bytes, n * bytes);
             pinned.bytes_mut()?[..chunk.len()].copy_from_slice(chunk);
@@ -79,11 +105,10 @@ impl Weight {
                 pinned.upload(0, to)?;
             } else {
                 pinned.upload(0, staging)?;
-                repack(gpu, ty, n_in, n, parts, staging, to)?;
+                repack(&self.gpu, ty, n_in, n, parts, staging, to)?;
             }
         }
-        gpu.synchronize()?;
-        Ok(Self {
+        Ok(Weight {
             ty,
             n_in,
             n_row,
@@ -92,7 +117,7 @@ impl Weight {
         })
     }
 
-    fn upload_as_f16(gpu: &Gpu, s: Source<'_>) -> Result<Self> {
+    fn upload_as_f16(&mut self, s: Source<'_>) -> Result<Weight> {
         let raw = s.ty.row_size(s.n_in).unwrap_or(0);
         let Some(to_f16) = GgmlType::F16.traits().quantize_row else {
             return Err(CudaError("f16 cannot be written".to_owned()));
@@ -108,16 +133,15 @@ impl Weight {
             to_f16(&row, to);
         }
         log::debug!("{} rows of {} become f16", s.n_row, s.ty.name());
-        Self::upload(
-            gpu,
-            Source {
-                ty: GgmlType::F16,
-                data: &data,
-                ..s
-            },
-        )
+        self.upload(Source {
+            ty: GgmlType::F16,
+            data: &data,
+            ..s
+        })
     }
+}
 
+impl Weight {
     /// Its format in device memory.
     pub fn ty(&self) -> GgmlType {
         self.ty

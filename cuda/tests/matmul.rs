@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use lemma_cuda::ops::{self, Experts, MatVec, Mode, Quant};
-use lemma_cuda::{Buffer, Gpu, Source, Weight, has_kernels};
+use lemma_cuda::{Buffer, Gpu, Source, Uploader, Weight, has_kernels};
 use lemma_quant::GgmlType;
 
 /// Every format with kernels, and one without.
@@ -53,16 +53,14 @@ fn reference(x: &[f32], w: &[f32], bias: Option<&[f32]>, n_in: usize) -> Vec<f64
 }
 
 fn put(gpu: &Gpu, ty: GgmlType, data: &[u8], n_in: usize, n_row: usize) -> Weight {
-    Weight::upload(
-        gpu,
-        Source {
-            ty,
-            n_in,
-            n_row,
-            data,
-        },
-    )
-    .expect("upload")
+    let source = Source {
+        ty,
+        n_in,
+        n_row,
+        data,
+    };
+    let mut uploader = Uploader::new(gpu).expect("uploader");
+    uploader.upload(source).expect("upload")
 }
 
 struct Q8(Buffer, Buffer);

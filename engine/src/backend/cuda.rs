@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lemma_cuda::ops::{self, Heads};
-use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, Source, View, Weight};
+use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, Source, Uploader, View, Weight};
 use lemma_quant::GgmlType;
 
 use self::pass::{Moe, Pass, Pending, Pool};
@@ -430,6 +430,7 @@ fn check_memory(
 /// Binds every tensor to device memory; one that is bound twice (a tied output) is uploaded once.
 fn upload(gpu: &Gpu, file: &GgufFile, hp: &HParams) -> Result<ArchModel<CudaWeight>, Error> {
     let start = Instant::now();
+    let mut uploader = Uploader::new(gpu)?;
     let mut known: HashMap<*const u8, CudaWeight> = HashMap::new();
     let mut bytes = 0;
     let mut converted: Vec<&str> = Vec::new();
@@ -446,21 +447,19 @@ fn upload(gpu: &Gpu, file: &GgufFile, hp: &HParams) -> Result<ArchModel<CudaWeig
                 converted.push(t.ty.name());
                 log::info!("{} has no CUDA kernels yet: converted to f16", t.ty.name());
             }
-            CudaWeight::Mat(Arc::new(Weight::upload(
-                gpu,
-                Source {
-                    ty: t.ty,
-                    n_in: t.n_in,
-                    n_row: t.n_out,
-                    data: &t.bytes,
-                },
-            )?))
+            CudaWeight::Mat(Arc::new(uploader.upload(Source {
+                ty: t.ty,
+                n_in: t.n_in,
+                n_row: t.n_out,
+                data: &t.bytes,
+            })?))
         };
         bytes += t.bytes.len();
         known.insert(at, made.clone());
         Ok(made)
     };
     let model = ArchModel::bind(hp, &mut Binder::new(file, &mut make))?;
+    gpu.synchronize()?;
     let s = start.elapsed().as_secs_f64();
     log::info!("{} of weights uploaded in {s:.2} s", show(bytes as u64));
     Ok(model)
