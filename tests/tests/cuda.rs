@@ -62,7 +62,7 @@ fn is_slow(gpu: &Gpu) -> bool {
 /// Models with plain weights, as many as a device is fast enough for.
 fn plain_cases(gpu: &Gpu) -> Vec<Case> {
     let all = cases().into_iter().filter(|c| !c.quantized);
-    all.take(if is_slow(gpu) { 3 } else { usize::MAX })
+    all.take(if is_slow(gpu) { 2 } else { usize::MAX })
         .collect()
 }
 
