@@ -37,3 +37,12 @@ bench-model model:
 # the REPL
 run *args:
     cargo run --release -- {{args}}
+
+# CUDA kernels and whole models on the emulator, which needs no GPU
+test-cuda:
+    cargo test --release -p lemma-cuda --features emulate
+    cargo test --release -p lemma-tests --features cuda-emulate --test cuda
+
+# CUDA backend on a GPU: tests, then speed
+gpu-check:
+    scripts/gpu-check

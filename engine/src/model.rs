@@ -187,14 +187,58 @@ impl Model {
     ) -> Result<Box<dyn Runner>, Error> {
         match o.backend {
             BackendKind::Trace => Ok(Box::new(TraceRunner::new(&self.file, &self.hp, n_slots)?)),
-            BackendKind::Auto | BackendKind::Cpu => Ok(Box::new(CpuRunner::new(
-                &self.file, &self.hp, o, n_slots, n_ubatch,
-            )?)),
-            BackendKind::Cuda(i) => Err(report::usage(
-                format!("device CUDA{i}"),
-                "cpu: this build runs on no GPU yet",
-            )),
+            BackendKind::Cuda(i) => self.cuda(i, o, n_slots, n_ubatch),
+            BackendKind::Auto if !lemma_cuda::devices().list.is_empty() => {
+                match self.cuda(0, o, n_slots, n_ubatch) {
+                    Ok(runner) => Ok(runner),
+                    Err(e) => {
+                        log::warn!("running on the CPU: {e}");
+                        self.cpu(o, n_slots, n_ubatch)
+                    }
+                }
+            }
+            BackendKind::Auto | BackendKind::Cpu => self.cpu(o, n_slots, n_ubatch),
         }
+    }
+
+    fn cpu(
+        &self,
+        o: &LoadOptions,
+        n_slots: usize,
+        n_ubatch: usize,
+    ) -> Result<Box<dyn Runner>, Error> {
+        let runner = CpuRunner::new(&self.file, &self.hp, o, n_slots, n_ubatch)?;
+        Ok(Box::new(runner))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(
+        &self,
+        ordinal: u32,
+        o: &LoadOptions,
+        n_slots: usize,
+        n_ubatch: usize,
+    ) -> Result<Box<dyn Runner>, Error> {
+        use crate::backend::cuda::CudaRunner;
+        let gpu = lemma_cuda::Gpu::open(ordinal)
+            .map_err(|e| report::usage(format!("device CUDA{ordinal} ({e})"), "another, or cpu"))?;
+        let runner = CudaRunner::new(&gpu, &self.file, &self.hp, o, n_slots, n_ubatch)?;
+        Ok(Box::new(runner))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda(
+        &self,
+        ordinal: u32,
+        _: &LoadOptions,
+        _: usize,
+        _: usize,
+    ) -> Result<Box<dyn Runner>, Error> {
+        let reason = lemma_cuda::devices().reason.unwrap_or_default();
+        Err(report::usage(
+            format!("device CUDA{ordinal} ({reason})"),
+            "cpu",
+        ))
     }
 }
 

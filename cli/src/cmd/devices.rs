@@ -12,9 +12,17 @@ pub(crate) fn run(args: &DevicesArgs) -> Result {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let memory = lemma_engine::memory::available();
     let isas = isas();
+    let cuda = lemma_engine::backend::devices();
     if args.json {
         let cpu = json!({ "device": "cpu", "name": name, "threads": threads, "isa": isas, "memory_available": memory });
-        return out::line(&json!([cpu]).to_string());
+        let gpus = cuda.list.iter().map(|d| {
+            json!({
+                "device": format!("cuda{}", d.ordinal), "name": d.name, "sm": d.sm.0 * 10 + d.sm.1, "n_sm": d.n_sm, "memory": d.memory,
+                "driver": format!("{}.{}", d.driver.0, d.driver.1),
+            })
+        });
+        let all: Vec<_> = std::iter::once(cpu).chain(gpus).collect();
+        return out::line(&json!(all).to_string());
     }
     out::line(&format!(
         "cpu    {}, {threads} threads, {}{}",
@@ -24,7 +32,24 @@ pub(crate) fn run(args: &DevicesArgs) -> Result {
             ", {} of memory available",
             repl::size(m)
         ))
-    ))
+    ))?;
+    for d in &cuda.list {
+        out::line(&format!(
+            "cuda{}  {}, compute capability {}.{}, {} multiprocessors, {}, driver for CUDA {}.{}",
+            d.ordinal,
+            escape(&d.name),
+            d.sm.0,
+            d.sm.1,
+            d.n_sm,
+            repl::size(d.memory),
+            d.driver.0,
+            d.driver.1
+        ))?;
+    }
+    match cuda.reason {
+        Some(reason) => out::line(&format!("cuda   none: {reason}")),
+        None => Ok(()),
+    }
 }
 
 /// What `--isa` may be here, weakest first.

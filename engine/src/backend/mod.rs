@@ -11,7 +11,11 @@
 //! host. Shapes were checked when the weights were bound, so verbs do not fail.
 
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "cuda-emulate"))]
+pub mod cuda;
 pub mod trace;
+
+pub use lemma_cuda::{DeviceInfo, Devices, devices};
 
 use lemma_quant::GgmlType;
 

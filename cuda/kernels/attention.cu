@@ -1,0 +1,239 @@
+// Attention over the live pages of a layer, for one token (decode) or a batch of a prompt (prefill).
+//
+// A block serves one key/value head and a tile of up to TILE query rows that share it: the query heads of the group, of one or
+// several tokens. Its warps walk over the pages, one page at a time: scores of 16 keys, their maximum and sum (which are also the
+// page's mass), then the values, with a running maximum. In decode the pages are split over blocks (SPLITS of the grid) and
+// `attention_combine` joins the parts; page tables, their length and the position are read from device memory, so that one recorded
+// launch serves every step.
+//
+// What may be seen is said by positions: key position <= query position. Pages are in position order and all but the last are full.
+#include "types.cuh"
+
+constexpr int TILE = 8;
+constexpr int ATT_WARPS = 4;
+
+struct Attention {
+    const float* q;           // (n, n_head, head_dim)
+    const uint16_t* pool_k;   // (slots, PAGE, n_head_kv, head_dim) f16
+    const uint16_t* pool_v;   // likewise
+    const uint2* pages;       // (n_pages) slot, first position
+    const uint32_t* n_pages;  // (1)
+    const uint32_t* pos;      // (1) position of the first token
+    float* out;               // (n, n_head, head_dim); written if part is null
+    float* part;              // (n_head, splits, head_dim) sums not yet normalised, or null; then n is 1
+    float2* part_ml;          // (n_head, splits) maximum and sum of exponentials
+    float2* page_ml;          // (n_head, max_pages) the same of each page, or null
+    uint32_t n;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t head_dim;        // even, at most 256
+    uint32_t max_pages;
+    float scale;
+};
+
+// Eight elements of a row of f16 whose length is d; zeros beyond.
+__device__ __forceinline__ void load8(const uint16_t* x, int c, int d, float (&out)[8]) {
+    if (d % 8 == 0) {
+        const uint4 v = *reinterpret_cast<const uint4*>(x + 8 * c);
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = half_to_float(word(v, i / 2) >> (16 * (i % 2)));
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = 8 * c + i < d ? half_to_float(x[8 * c + i]) : 0.0f;
+    }
+}
+
+// Dynamic shared memory in floats: queries (TILE, d rounded up to 8), then sums of the warps (ATT_WARPS, TILE, d).
+// PAIRS: pairs of elements of a lane, head_dim <= 64 * PAIRS.
+template <int PAIRS> __device__ __forceinline__ void attend(const Attention& a) {
+    const int d = a.head_dim, n_chunk = (d + 7) / 8, dp = 8 * n_chunk, n_kv = a.n_head_kv, group = a.n_head / n_kv;
+    const int kv = blockIdx.x, q0 = blockIdx.y * TILE, split = blockIdx.z, n_split = gridDim.z;
+    const int nq = min(TILE, int(a.n) * group - q0);
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    DYNAMIC_SHARED(float, shared_q);
+    float* shared_o = shared_q + TILE * dp;
+    __shared__ float2 shared_ml[ATT_WARPS][TILE];
+
+    for (int i = threadIdx.x; i < TILE * dp; i += blockDim.x) {
+        const int g = i / dp, e = i % dp, qi = q0 + g;
+        const bool in = g < nq && e < d;
+        shared_q[i] = in ? a.scale * a.q[(size_t(qi / group) * a.n_head + kv * group + qi % group) * d + e] : 0.0f;
+    }
+    __syncthreads();
+
+    const int n_pages = *a.n_pages, pos0 = *a.pos;
+    const int per = (n_pages + n_split - 1) / n_split;
+    const int end = min(n_pages, (split + 1) * per);
+    const int last_pos = pos0 + (q0 + nq - 1) / group;
+
+    float m[TILE], l[TILE];
+    float2 o[TILE][PAIRS];
+#pragma unroll
+    for (int g = 0; g < TILE; g++) {
+        m[g] = -INFINITY, l[g] = 0.0f;
+#pragma unroll
+        for (int j = 0; j < PAIRS; j++) o[g][j] = make_float2(0.0f, 0.0f);
+    }
+
+    for (int p = split * per + warp; p < end; p += ATT_WARPS) {
+        const uint2 page = a.pages[p];
+        const int first = page.y;
+        if (first > last_pos) break;
+        // Scores: lanes 2r and 2r + 1 share key r, each takes every second chunk of 8 elements.
+        const int r = lane / 2;
+        const uint16_t* k = a.pool_k + ((size_t(page.x) * PAGE + r) * n_kv + kv) * d;
+        float s[TILE] = {};
+        for (int c = lane % 2; c < n_chunk; c += 2) {
+            float kf[8];
+            load8(k, c, d, kf);
+#pragma unroll
+            for (int g = 0; g < TILE; g++) {
+                if (g >= nq) break;
+                const float* qv = shared_q + g * dp + 8 * c;
+#pragma unroll
+                for (int i = 0; i < 8; i++) s[g] += qv[i] * kf[i];
+            }
+        }
+#pragma unroll
+        for (int g = 0; g < TILE; g++) {
+            if (g >= nq) break;
+            const float sum = s[g] + __shfl_xor_sync(ALL, s[g], 1);
+            const bool seen = first + r <= pos0 + (q0 + g) / group;
+            const float mp = warp_max(seen ? sum : -INFINITY);
+            if (mp == -INFINITY) {  // the page lies wholly behind this query
+                s[g] = 0.0f;
+                continue;
+            }
+            float e = seen ? __expf(sum - mp) : 0.0f;
+            const float lp = 0.5f * warp_sum(e);  // each key counts in two lanes
+            if (a.page_ml && lane == 0) a.page_ml[size_t(kv * group + q0 + g) * a.max_pages + p] = make_float2(mp, lp);
+            const float m_new = fmaxf(m[g], mp), f_old = __expf(m[g] - m_new), f_new = __expf(mp - m_new);
+            m[g] = m_new;
+            l[g] = l[g] * f_old + lp * f_new;
+            s[g] = e * f_new;
+#pragma unroll
+            for (int j = 0; j < PAIRS; j++) o[g][j].x *= f_old, o[g][j].y *= f_old;
+        }
+        // Values: a lane takes elements 2 lane + 64 j of every row; rows nobody has written are not read.
+        const int rows = min(PAGE, last_pos - first + 1);
+        for (int i = 0; i < rows; i++) {
+            const uint16_t* v = a.pool_v + ((size_t(page.x) * PAGE + i) * n_kv + kv) * d;
+            float2 vf[PAIRS];
+#pragma unroll
+            for (int j = 0; j < PAIRS; j++) {
+                const int e = 2 * lane + 64 * j;
+                const uint32_t w = e < d ? *reinterpret_cast<const uint32_t*>(v + e) : 0;
+                vf[j] = make_float2(half_to_float(w & 0xffff), half_to_float(w >> 16));
+            }
+#pragma unroll
+            for (int g = 0; g < TILE; g++) {
+                if (g >= nq) break;
+                const float w = __shfl_sync(ALL, s[g], 2 * i);
+#pragma unroll
+                for (int j = 0; j < PAIRS; j++) o[g][j].x += w * vf[j].x, o[g][j].y += w * vf[j].y;
+            }
+        }
+    }
+
+#pragma unroll
+    for (int g = 0; g < TILE; g++) {
+        if (lane == 0) shared_ml[warp][g] = make_float2(m[g], l[g]);
+#pragma unroll
+        for (int j = 0; j < PAIRS; j++) {
+            const int e = 2 * lane + 64 * j;
+            if (e < d) {
+                shared_o[(warp * TILE + g) * d + e] = o[g][j].x;
+                shared_o[(warp * TILE + g) * d + e + 1] = o[g][j].y;
+            }
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < nq * d; i += blockDim.x) {
+        const int g = i / d, e = i % d, qi = q0 + g, head = kv * group + qi % group;
+        float mx = -INFINITY, sum = 0.0f, acc = 0.0f;
+        for (int w = 0; w < ATT_WARPS; w++) mx = fmaxf(mx, shared_ml[w][g].x);
+        for (int w = 0; w < ATT_WARPS; w++) {
+            const float2 ml = shared_ml[w][g];
+            const float f = ml.x == -INFINITY ? 0.0f : __expf(ml.x - mx);
+            sum += f * ml.y;
+            acc += f * shared_o[(w * TILE + g) * d + e];
+        }
+        if (a.part) {
+            a.part[(size_t(head) * n_split + split) * d + e] = acc;
+            if (e == 0) a.part_ml[size_t(head) * n_split + split] = make_float2(mx, sum);
+        } else {
+            a.out[(size_t(qi / group) * a.n_head + head) * d + e] = acc / sum;
+        }
+    }
+}
+
+// Grid: (n_head_kv, ceil(n * n_head / n_head_kv / TILE), splits); splits is 1 where part is null. Block: 32 * ATT_WARPS.
+KERNEL __launch_bounds__(WARP* ATT_WARPS) attention(const Attention a) {
+    begin();
+    if (a.head_dim <= 64) {
+        attend<1>(a);
+    } else if (a.head_dim <= 128) {
+        attend<2>(a);
+    } else {
+        attend<4>(a);
+    }
+}
+
+struct Combine {
+    const float* part;        // (n_head, splits, head_dim)
+    const float2* part_ml;    // (n_head, splits)
+    const float2* page_ml;    // (n_head, max_pages), if w is not null
+    const uint32_t* n_pages;  // (1)
+    float* out;               // (n_head, head_dim)
+    int8_t* q;                // (n_head * head_dim) the same quantized, or null; head_dim is then a multiple of 32
+    float2* ds;               // (n_head * head_dim / 32)
+    float* w;                 // (max_pages) mass of each page over the heads, or null
+    uint32_t n_head;
+    uint32_t head_dim;
+    uint32_t splits;
+    uint32_t max_pages;
+    uint32_t mean;            // w is the mean over the heads instead of the largest
+};
+
+// Maximum and sum over the splits of a head.
+__device__ __forceinline__ float2 join(const float2* ml, int n) {
+    float m = -INFINITY, l = 0.0f;
+    for (int s = 0; s < n; s++) m = fmaxf(m, ml[s].x);
+    for (int s = 0; s < n; s++) l += ml[s].x == -INFINITY ? 0.0f : __expf(ml[s].x - m) * ml[s].y;
+    return make_float2(m, l);
+}
+
+// Grid: (n_head + ceil(max_pages / threads), or n_head without w). Block: a multiple of 32.
+// Dynamic shared memory: n_head float2. The first n_head blocks join the parts of a head, the others weigh pages.
+KERNEL __launch_bounds__(256) attention_combine(const Combine a) {
+    begin();
+    const int d = a.head_dim, n_split = a.splits, lane = threadIdx.x % WARP;
+    if (blockIdx.x < a.n_head) {
+        const int h = blockIdx.x;
+        const float2* ml = a.part_ml + size_t(h) * n_split;
+        const float2 all = join(ml, n_split);
+        for (int e0 = threadIdx.x - lane; e0 < d; e0 += blockDim.x) {
+            const int e = e0 + lane;
+            float sum = 0.0f;
+            for (int s = 0; s < n_split; s++) {
+                if (ml[s].x != -INFINITY && e < d) sum += __expf(ml[s].x - all.x) * a.part[(size_t(h) * n_split + s) * d + e];
+            }
+            sum /= all.y;
+            if (e < d) a.out[size_t(h) * d + e] = sum;
+            if (a.q) quantize_block(sum, a.q + size_t(h) * d + e0, a.ds + (size_t(h) * d + e0) / WARP);
+        }
+        return;
+    }
+    DYNAMIC_SHARED(float2, heads);
+    for (int h = threadIdx.x; h < int(a.n_head); h += blockDim.x) heads[h] = join(a.part_ml + size_t(h) * n_split, n_split);
+    __syncthreads();
+    const int p = (blockIdx.x - a.n_head) * blockDim.x + threadIdx.x;
+    if (p >= int(*a.n_pages)) return;
+    float w = 0.0f;
+    for (int h = 0; h < int(a.n_head); h++) {
+        const float2 ml = a.page_ml[size_t(h) * a.max_pages + p];
+        const float mass = ml.y * __expf(ml.x - heads[h].x) / heads[h].y;
+        w = a.mean ? w + mass : fmaxf(w, mass);
+    }
+    a.w[p] = a.mean ? w / float(a.n_head) : w;
+}

@@ -1,0 +1,85 @@
+// What every kernel file shares: bit casts, reductions, and the shapes of the buffers.
+//
+// Kernels take one struct by value. The same struct is declared in Rust (`src/args.rs`), field by field; both sides order
+// fields by falling alignment, so there is no hidden padding.
+//
+// The files also compile as plain C++ with LEMMA_EMULATE defined: `emulate.h` then supplies threads, barriers and shuffles on
+// the CPU, so that every kernel can be tested where there is no GPU.
+#pragma once
+
+#ifdef LEMMA_EMULATE
+#include "emulate.h"
+#else
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+// Kernels are entry points with unmangled names: the host finds them by name.
+#define KERNEL extern "C" __global__ void
+// Dynamic shared memory of a block, as an array of T.
+#define DYNAMIC_SHARED(T, name) extern __shared__ __align__(16) unsigned char name##_bytes[]; T* name = reinterpret_cast<T*>(name##_bytes)
+
+// The first thing in every kernel. With programmatic dependent launch the next kernel becomes resident once every block of this one
+// has begun, and waits here until this one is done and its writes can be seen; without it, this does nothing.
+__device__ __forceinline__ void begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
+__device__ __forceinline__ uint16_t float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
+__device__ __forceinline__ int dot4(int a, int b, int c) { return __dp4a(a, b, c); }
+
+// c[16 x 8] += a[16 x 16] b[16 x 8] over a warp: f16 operands, f32 sums.
+__device__ __forceinline__ void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+constexpr int WARP = 32;
+constexpr unsigned ALL = 0xffffffffu;
+// Tokens in a page of the KV pool.
+constexpr int PAGE = 16;
+
+__device__ __forceinline__ float bf16_to_float(uint16_t b) { return __uint_as_float(uint32_t(b) << 16); }
+
+__device__ __forceinline__ float warp_sum(float x) {
+    for (int o = WARP / 2; o > 0; o /= 2) x += __shfl_xor_sync(ALL, x, o);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+    for (int o = WARP / 2; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, o));
+    return x;
+}
+
+// Sum over the block, known to every thread. `scratch` holds a float per warp; the block is a multiple of 32 threads.
+__device__ __forceinline__ float block_sum(float x, float* scratch) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, n_warp = blockDim.x / WARP;
+    x = warp_sum(x);
+    __syncthreads();  // scratch may still be read from an earlier call
+    if (lane == 0) scratch[warp] = x;
+    __syncthreads();
+    float sum = 0.0f;
+    for (int w = 0; w < n_warp; w++) sum += scratch[w];
+    return sum;
+}
+
+// Activations of one token quantized for integer dot products: blocks of 32 elements.
+//   q  : (n) int8, x ~ d * q
+//   ds : (n / 32) pairs, d and d * sum(q) of the block
+//
+// A warp quantizes one block, a lane holding one element. Returns nothing; writes q[lane] and, from lane 0, the pair.
+__device__ __forceinline__ void quantize_block(float x, int8_t* q, float2* ds) {
+    const int lane = threadIdx.x % WARP;
+    const float amax = warp_max(fabsf(x));
+    const float d = amax / 127.0f;
+    const float inv = amax > 0.0f ? 127.0f / amax : 0.0f;
+    const int v = __float2int_rn(x * inv);
+    const float sum = warp_sum(float(v));
+    q[lane] = int8_t(v);
+    if (lane == 0) *ds = make_float2(d, d * sum);
+}

@@ -1,0 +1,98 @@
+// CUDA's words as plain C++: enough of them to run this folder's kernels on a CPU, one fiber per thread.
+//
+// A block's threads are fibers on one stack each. They run in turn until they meet a barrier or a warp operation. Two orders
+// can be chosen (threads ascending or descending), so that a missing barrier shows as a wrong result in one of them.
+#pragma once
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __restrict__ __restrict
+#define __shared__ static
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+#define KERNEL static void
+#define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(emulated_shared)
+
+struct uint3 { unsigned x, y, z; };
+struct dim3 { unsigned x, y, z; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { uint32_t x, y; };
+struct alignas(16) uint4 { uint32_t x, y, z, w; };
+
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+extern unsigned char* emulated_shared;
+
+inline void begin() {}
+void __syncthreads();
+void __syncwarp(unsigned mask = 0xffffffffu);
+// Hands `n` bytes of every lane to every lane: `all` is [32][n].
+void emulated_exchange(const void* mine, void* all, size_t n);
+
+template <class T> inline T __shfl_sync(unsigned, T x, int lane) {
+    T all[32];
+    emulated_exchange(&x, all, sizeof(T));
+    return all[lane & 31];
+}
+template <class T> inline T __shfl_xor_sync(unsigned mask, T x, int bits) {
+    return __shfl_sync(mask, x, (threadIdx.x % 32) ^ bits);
+}
+
+inline uint32_t __float_as_uint(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+inline float __uint_as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+inline int __float2int_rn(float x) { return int(nearbyintf(x)); }
+inline float __expf(float x) { return expf(x); }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
+template <class T> inline T __ldg(const T* p) { return *p; }
+
+struct HalfTable {
+    float value[1 << 16];
+    HalfTable() {
+        for (int i = 0; i < 1 << 16; i++) {
+            const uint16_t h = uint16_t(i);
+            _Float16 x;
+            memcpy(&x, &h, 2);
+            value[i] = float(x);
+        }
+    }
+};
+extern const HalfTable half_table;
+inline float half_to_float(uint16_t h) { return half_table.value[h]; }
+inline uint16_t float_to_half(float f) { _Float16 x = _Float16(f); uint16_t h; memcpy(&h, &x, 2); return h; }
+
+inline int dot4(int a, int b, int c) {
+    for (int i = 0; i < 4; i++) c += int8_t(uint32_t(a) >> (8 * i)) * int8_t(uint32_t(b) >> (8 * i));
+    return c;
+}
+
+// The fragment layout of mma.m16n8k16: lane = 4 * group + t; A rows group and group + 8, columns 2t and 2t + 8; B columns group.
+inline void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    struct Frag { uint32_t a[4], b[2]; } mine, all[32];
+    memcpy(mine.a, a, sizeof mine.a);
+    memcpy(mine.b, b, sizeof mine.b);
+    emulated_exchange(&mine, all, sizeof mine);
+    const int lane = threadIdx.x % 32, group = lane / 4, t = lane % 4;
+    auto part = [](uint32_t w, int i) { return half_to_float(uint16_t(w >> (16 * i))); };
+    for (int i = 0; i < 4; i++) {
+        const int row = group + (i / 2) * 8, col = 2 * t + i % 2;
+        for (int k = 0; k < 16; k++) {
+            const int kt = (k % 8) / 2, hi = k / 8;
+            const float x = part(all[(row % 8) * 4 + kt].a[row / 8 + 2 * hi], k % 2);
+            const float y = part(all[col * 4 + kt].b[hi], k % 2);
+            c[i] += x * y;
+        }
+    }
+}

@@ -1,0 +1,6 @@
+// Every kernel in one module.
+#include "attention.cu"
+#include "gemm.cu"
+#include "matvec.cu"
+#include "moe.cu"
+#include "rows.cu"

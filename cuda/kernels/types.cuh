@@ -1,0 +1,405 @@
+// The weight formats: how a row lies in device memory, how 16 elements are dequantized, how a piece of a row is multiplied with
+// quantized activations.
+//
+// A row is stored as *planes*: the parts of ggml's blocks (nibbles, high bits, scales, deltas), each part of all blocks of the row
+// together, each plane padded to 16 bytes. No bytes are added but that padding, and every part can be read with the widest
+// load that its size allows; in the file a Q6_K block has 210 bytes and nothing in it is aligned. `planes()` in src/types.rs
+// lists the parts; the `repack` kernel does it at upload. Q4_K and Q5_K have blocks that are multiples of 16 bytes and stay as they are.
+//
+// Each format gives:
+//   PIECE    elements that a lane multiplies in one go
+//   dot      (row, n_blocks, piece, x) -> sum over the piece of w * x
+//   load16   (row, n_blocks, k, out)   -> elements k .. k + 16 as float, k a multiple of 16
+#pragma once
+#include "common.cuh"
+
+// Same numbers as ggml_type.
+enum Type : uint32_t {
+    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
+    IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39,
+};
+
+// One token's activations, in the forms that a mat-vec may want.
+struct Act {
+    const float* f;    // (n_in)
+    const int8_t* q;   // (n_in)
+    const float2* ds;  // (n_in / 32): d, d * sum(q)
+};
+
+__device__ __forceinline__ int pad16(int n) { return (n + 15) & ~15; }
+__device__ __forceinline__ uint4 ld16(const void* p) { return __ldg(reinterpret_cast<const uint4*>(p)); }
+// Activations: an ordinary load, since the kernel before may still be writing them when this one is already resident (see begin()).
+__device__ __forceinline__ uint4 xa16(const void* p) { return *reinterpret_cast<const uint4*>(p); }
+__device__ __forceinline__ uint2 ld8(const void* p) { return __ldg(reinterpret_cast<const uint2*>(p)); }
+__device__ __forceinline__ uint32_t ld4(const void* p) { return __ldg(reinterpret_cast<const uint32_t*>(p)); }
+__device__ __forceinline__ uint16_t ld2(const void* p) { return __ldg(reinterpret_cast<const uint16_t*>(p)); }
+__device__ __forceinline__ uint32_t word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+__device__ __forceinline__ uint32_t byte_of(uint32_t w, int i) { return (w >> (8 * i)) & 0xff; }
+__device__ __forceinline__ int signed_byte(uint32_t w, int i) { return int8_t(byte_of(w, i)); }
+
+// Subtracts the byte `n` from each byte of v; bytes of v are below 128.
+__device__ __forceinline__ uint32_t sub_bytes(uint32_t v, uint32_t n) { return ((v | 0x80808080u) - n * 0x01010101u) ^ 0x80808080u; }
+
+// Dot product of 16 bytes with 16 quantized activations.
+__device__ __forceinline__ int dot16(const uint4& w, const uint4& x) {
+    return dot4(w.x, x.x, dot4(w.y, x.y, dot4(w.z, x.z, dot4(w.w, x.w, 0))));
+}
+__device__ __forceinline__ int sum16(const uint4& x) { return dot16(make_uint4(0x01010101, 0x01010101, 0x01010101, 0x01010101), x); }
+template <class F> __device__ __forceinline__ uint4 each(const uint4& a, F f) { return make_uint4(f(a.x), f(a.y), f(a.z), f(a.w)); }
+template <class F> __device__ __forceinline__ uint4 each(const uint4& a, const uint4& b, F f) {
+    return make_uint4(f(a.x, b.x), f(a.y, b.y), f(a.z, b.z), f(a.w, b.w));
+}
+__device__ __forceinline__ uint4 low(const uint4& v) { return each(v, [](uint32_t w) { return w & 0x0f0f0f0fu; }); }
+__device__ __forceinline__ uint4 high(const uint4& v) { return each(v, [](uint32_t w) { return (w >> 4) & 0x0f0f0f0fu; }); }
+// 16 signed bytes, scaled and shifted, as floats.
+__device__ __forceinline__ void spread(const uint4& v, float scale, float shift, float (&out)[16]) {
+#pragma unroll
+    for (int i = 0; i < 16; i++) out[i] = scale * float(signed_byte(word(v, i / 4), i % 4)) + shift;
+}
+
+// --- formats with blocks of 32 ------------------------------------------------------------------------------------------
+
+// Planes: qs (32 int8), d.
+struct TQ8_0 {
+    static constexpr int PIECE = 32, BLOCK = 32;
+    static __device__ __forceinline__ float d(const uint8_t* row, int nb, int b) { return half_to_float(ld2(row + 32 * nb + 2 * b)); }
+    static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
+        const uint4 w0 = ld16(row + 32 * p), w1 = ld16(row + 32 * p + 16);
+        const int s = dot16(w0, xa16(x.q + 32 * p)) + dot16(w1, xa16(x.q + 32 * p + 16));
+        return d(row, nb, p) * x.ds[p].x * float(s);
+    }
+    static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
+        spread(ld16(row + k), d(row, nb, k / 32), 0.0f, out);
+    }
+};
+
+// Formats whose block holds 16 bytes of nibbles: low nibbles are elements 0..16, high ones 16..32. F says what the rest of the
+// block means: F::value(nibbles, row, nb, b, half) gives signed bytes, F::scale and F::min the affine map.
+template <class F> struct Nibbles32 {
+    static constexpr int PIECE = 32, BLOCK = 32;
+    static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
+        const uint4 qs = ld16(row + 16 * p);
+        const int s = dot16(F::value(low(qs), row, nb, p, 0), xa16(x.q + 32 * p)) +
+                      dot16(F::value(high(qs), row, nb, p, 1), xa16(x.q + 32 * p + 16));
+        const float2 ds = x.ds[p];
+        const float2 dm = F::affine(row, nb, p);
+        return dm.x * ds.x * float(s) + dm.y * ds.y;
+    }
+    static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
+        const int b = k / 32, half = (k / 16) % 2;
+        const uint4 qs = ld16(row + 16 * b);
+        const float2 dm = F::affine(row, nb, b);
+        spread(F::value(half ? high(qs) : low(qs), row, nb, b, half), dm.x, dm.y, out);
+    }
+};
+
+// Planes: qs, d. Value: nibble - 8.
+struct FQ4_0 {
+    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t*, int, int, int) {
+        return each(v, [](uint32_t w) { return sub_bytes(w, 8); });
+    }
+    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
+        return make_float2(half_to_float(ld2(row + 16 * nb + 2 * b)), 0.0f);
+    }
+};
+
+// Planes: qs, (d, m).
+struct FQ4_1 {
+    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t*, int, int, int) { return v; }
+    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
+        const uint32_t dm = ld4(row + 16 * nb + 4 * b);
+        return make_float2(half_to_float(dm & 0xffff), half_to_float(dm >> 16));
+    }
+};
+
+// The fifth bits of 16 elements, `bits` their 16 bits: bit i becomes bit 4 of byte i.
+__device__ __forceinline__ uint32_t fifth(uint32_t bits) {
+    return ((bits & 1) << 4) | ((bits & 2) << 11) | ((bits & 4) << 18) | ((bits & 8) << 25);
+}
+__device__ __forceinline__ uint4 with_fifth(const uint4& v, uint32_t bits) {
+    return make_uint4(v.x | fifth(bits), v.y | fifth(bits >> 4), v.z | fifth(bits >> 8), v.w | fifth(bits >> 12));
+}
+
+// Planes: qs, qh (4 bytes), d. Value: five bits - 16.
+struct FQ5_0 {
+    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t* row, int nb, int b, int half) {
+        const uint32_t qh = ld4(row + 16 * nb + 4 * b);
+        return each(with_fifth(v, qh >> (16 * half)), [](uint32_t w) { return sub_bytes(w, 16); });
+    }
+    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
+        return make_float2(half_to_float(ld2(row + 16 * nb + pad16(4 * nb) + 2 * b)), 0.0f);
+    }
+};
+
+// Planes: qs, qh, (d, m).
+struct FQ5_1 {
+    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t* row, int nb, int b, int half) {
+        return with_fifth(v, ld4(row + 16 * nb + 4 * b) >> (16 * half));
+    }
+    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
+        const uint32_t dm = ld4(row + 16 * nb + pad16(4 * nb) + 4 * b);
+        return make_float2(half_to_float(dm & 0xffff), half_to_float(dm >> 16));
+    }
+};
+
+// A table of 16 signed bytes, packed in two words of 64 bits, looked up for four nibbles at once.
+__device__ __forceinline__ uint32_t lookup(uint32_t nibbles, uint64_t lo, uint64_t hi) {
+    uint32_t r = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint32_t n = byte_of(nibbles, i);
+        r |= uint32_t(((n & 8 ? hi : lo) >> (8 * (n & 7))) & 0xff) << (8 * i);
+    }
+    return r;
+}
+// ggml's kvalues_iq4nl: -127 -104 -83 -65 -49 -35 -22 -10 | 1 13 25 38 53 69 89 113
+__device__ __forceinline__ uint32_t lookup_iq4(uint32_t n) { return lookup(n, 0xf6eaddcfbfad9881ull, 0x7159453526190d01ull); }
+// Twice the values of e2m1: 0 1 2 3 4 6 8 12 | 0 -1 -2 -3 -4 -6 -8 -12
+__device__ __forceinline__ uint32_t lookup_e2m1(uint32_t n) { return lookup(n, 0x0c08060403020100ull, 0xf4f8fafcfdfeff00ull); }
+
+// Planes: qs, d.
+struct FIQ4_NL {
+    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t*, int, int, int) { return each(v, lookup_iq4); }
+    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) { return FQ4_0::affine(row, nb, b); }
+};
+
+// Planes: qs, e (an exponent of 8 bits). The table holds doubled values, so the scale is 2^(e - 128).
+struct FMXFP4 {
+    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t*, int, int, int) { return each(v, lookup_e2m1); }
+    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
+        const uint32_t e = row[16 * nb + b];
+        return make_float2(__uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23), 0.0f);
+    }
+};
+
+// Planes: qs (128 bytes for 8 sub-blocks of 32), header (d, high bits of the scales, low bits of the scales: 8 bytes).
+// `b` counts sub-blocks, and so does the row length that Nibbles32 hands over.
+struct FIQ4_XS {
+    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t*, int, int, int) { return each(v, lookup_iq4); }
+    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
+        const uint2 h = ld8(row + 16 * nb + 8 * (b / 8));
+        const int ib = b % 8;
+        const uint32_t ls = ((h.y >> (4 * ib)) & 0xf) | (((h.x >> 16 >> (2 * ib)) & 3) << 4);
+        return make_float2(half_to_float(h.x & 0xffff) * float(int(ls) - 32), 0.0f);
+    }
+};
+
+using TQ4_0 = Nibbles32<FQ4_0>;
+using TQ4_1 = Nibbles32<FQ4_1>;
+using TQ5_0 = Nibbles32<FQ5_0>;
+using TQ5_1 = Nibbles32<FQ5_1>;
+using TIQ4_NL = Nibbles32<FIQ4_NL>;
+using TMXFP4 = Nibbles32<FMXFP4>;
+using TIQ4_XS = Nibbles32<FIQ4_XS>;  // its BLOCK is the sub-block
+
+// --- formats with blocks of 256 -----------------------------------------------------------------------------------------
+
+// Scale and minimum (6 bits each) of sub-block i of Q4_K and Q5_K; `h` is the block's header: d, dmin, 12 bytes.
+__device__ __forceinline__ void scale_min(const uint4& h, int i, int& sc, int& m) {
+    if (i < 4) {
+        sc = byte_of(h.y, i) & 63;
+        m = byte_of(h.z, i) & 63;
+    } else {
+        const uint32_t y = byte_of(h.y, i - 4), z = byte_of(h.z, i - 4), w = byte_of(h.w, i - 4);
+        sc = (w & 0xf) | ((y >> 6) << 4);
+        m = (w >> 4) | ((z >> 6) << 4);
+    }
+}
+
+// Q4_K (144 bytes) and Q5_K (176 bytes, FIVE), as in the file: header (16), qh (32, Q5_K only), qs (128).
+// Piece j of a block: bytes 32j .. 32j + 32 of qs, whose low nibbles are sub-block 2j and whose high ones 2j + 1.
+template <bool FIVE> struct K45 {
+    static constexpr int PIECE = 64, BLOCK = 256, BYTES = FIVE ? 176 : 144, QS = FIVE ? 48 : 16;
+    static __device__ __forceinline__ uint4 add_high(const uint4& v, const uint4& qh, int bit) {
+        return each(v, qh, [bit](uint32_t w, uint32_t h) { return w | (((h >> bit) & 0x01010101u) << 4); });
+    }
+    static __device__ __forceinline__ float dot(const uint8_t* row, int, int p, const Act& x) {
+        const uint8_t* blk = row + size_t(BYTES) * (p / 4);
+        const int j = p % 4;
+        const uint4 h = ld16(blk), q0 = ld16(blk + QS + 32 * j), q1 = ld16(blk + QS + 32 * j + 16);
+        uint4 a0 = low(q0), a1 = low(q1), b0 = high(q0), b1 = high(q1);
+        if (FIVE) {
+            const uint4 h0 = ld16(blk + 16), h1 = ld16(blk + 32);
+            a0 = add_high(a0, h0, 2 * j), a1 = add_high(a1, h1, 2 * j);
+            b0 = add_high(b0, h0, 2 * j + 1), b1 = add_high(b1, h1, 2 * j + 1);
+        }
+        const int8_t* xq = x.q + 64 * p;
+        const int sa = dot16(a0, xa16(xq)) + dot16(a1, xa16(xq + 16)), sb = dot16(b0, xa16(xq + 32)) + dot16(b1, xa16(xq + 48));
+        const float2 xa = x.ds[2 * p], xb = x.ds[2 * p + 1];
+        int ca, ma, cb, mb;
+        scale_min(h, 2 * j, ca, ma);
+        scale_min(h, 2 * j + 1, cb, mb);
+        return half_to_float(h.x & 0xffff) * (float(ca * sa) * xa.x + float(cb * sb) * xb.x) -
+               half_to_float(h.x >> 16) * (float(ma) * xa.y + float(mb) * xb.y);
+    }
+    static __device__ __forceinline__ void load16(const uint8_t* row, int, int k, float (&out)[16]) {
+        const uint8_t* blk = row + size_t(BYTES) * (k / 256);
+        const int sub = (k % 256) / 32, half = (k / 16) % 2, j = sub / 2;
+        const uint4 h = ld16(blk), q = ld16(blk + QS + 32 * j + 16 * half);
+        uint4 v = sub % 2 ? high(q) : low(q);
+        if (FIVE) v = add_high(v, ld16(blk + 16 + 16 * half), sub);
+        int sc, m;
+        scale_min(h, sub, sc, m);
+        spread(v, half_to_float(h.x & 0xffff) * float(sc), -half_to_float(h.x >> 16) * float(m), out);
+    }
+};
+using TQ4_K = K45<false>;
+using TQ5_K = K45<true>;
+
+// Planes: ql (128), qh (64), scales (16 int8), d.
+// A block is two halves of 128 elements; in half n, element 32j + l has its low four bits in ql[64n + l + 32 (j % 2)] (high nibble
+// for j >= 2) and its high two in bits 2j of qh[32n + l]. A piece is 16 values of l with all four j.
+struct TQ6_K {
+    static constexpr int PIECE = 64, BLOCK = 256;
+    static __device__ __forceinline__ uint4 value(const uint4& l0, const uint4& l1, const uint4& h, int j) {
+        const uint4 l = j % 2 ? l1 : l0;
+        return each(j < 2 ? low(l) : high(l), h, [j](uint32_t w, uint32_t hi) { return sub_bytes(w | (((hi >> (2 * j)) & 0x03030303u) << 4), 32); });
+    }
+    static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
+        const int b = p / 4, n = (p / 2) % 2, is = p % 2;
+        const uint8_t *ql = row + 128 * b + 64 * n + 16 * is, *qh = row + 128 * nb + 64 * b + 32 * n + 16 * is;
+        const uint4 l0 = ld16(ql), l1 = ld16(ql + 32), h = ld16(qh);
+        const uint2 sc = ld8(row + 192 * nb + 16 * b + 8 * n);
+        const int at = 256 * b + 128 * n;
+        float sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int s = dot16(value(l0, l1, h, j), xa16(x.q + at + 32 * j + 16 * is));
+            const int c = signed_byte(j < 2 ? sc.x : sc.y, 2 * (j % 2) + is);
+            sum += float(c * s) * x.ds[at / 32 + j].x;
+        }
+        return half_to_float(ld2(row + 208 * nb + 2 * b)) * sum;
+    }
+    static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
+        const int b = k / 256, n = (k / 128) % 2, j = (k / 32) % 4, is = (k / 16) % 2;
+        const uint8_t* ql = row + 128 * b + 64 * n + 16 * is + 32 * (j % 2);
+        const uint4 l = ld16(ql), h = ld16(row + 128 * nb + 64 * b + 32 * n + 16 * is);
+        const int c = int8_t(row[192 * nb + 16 * b + 8 * n + 2 * j + is]);
+        spread(value(l, l, h, j), half_to_float(ld2(row + 208 * nb + 2 * b)) * float(c), 0.0f, out);
+    }
+};
+
+// Planes: qs (64), scales (16: scale in the low nibble, minimum in the high one), (d, dmin).
+// In half n, element 32j + l is in bits 2j of qs[32n + l].
+struct TQ2_K {
+    static constexpr int PIECE = 64, BLOCK = 256;
+    static __device__ __forceinline__ uint4 value(const uint4& q, int j) {
+        return each(q, [j](uint32_t w) { return (w >> (2 * j)) & 0x03030303u; });
+    }
+    static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
+        const int b = p / 4, n = (p / 2) % 2, is = p % 2;
+        const uint4 q = ld16(row + 64 * b + 32 * n + 16 * is);
+        const uint2 sc = ld8(row + 64 * nb + 16 * b + 8 * n);
+        const uint32_t dm = ld4(row + 80 * nb + 4 * b);
+        const float d = half_to_float(dm & 0xffff), dmin = half_to_float(dm >> 16);
+        const int at = 256 * b + 128 * n;
+        float sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const uint4 xq = xa16(x.q + at + 32 * j + 16 * is);
+            const uint32_t c = byte_of(j < 2 ? sc.x : sc.y, 2 * (j % 2) + is);
+            const float s = d * float(int(c & 0xf) * dot16(value(q, j), xq)) - dmin * float(int(c >> 4) * sum16(xq));
+            sum += s * x.ds[at / 32 + j].x;
+        }
+        return sum;
+    }
+    static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
+        const int b = k / 256, n = (k / 128) % 2, j = (k / 32) % 4, is = (k / 16) % 2;
+        const uint4 q = ld16(row + 64 * b + 32 * n + 16 * is);
+        const uint32_t c = row[64 * nb + 16 * b + 8 * n + 2 * j + is], dm = ld4(row + 80 * nb + 4 * b);
+        spread(value(q, j), half_to_float(dm & 0xffff) * float(c & 0xf), -half_to_float(dm >> 16) * float(c >> 4), out);
+    }
+};
+
+// Planes: qs (64), hmask (32), scales (12), d.
+// As Q2_K, with a third bit in bit 4n + j of hmask[l]; value: three bits - 4. Scale k has its low four bits in byte k % 8 (high nibble
+// for k >= 8) and its high two in bits 2 (k / 4) of byte 8 + k % 4; it is the six bits - 32.
+struct TQ3_K {
+    static constexpr int PIECE = 64, BLOCK = 256;
+    static __device__ __forceinline__ uint4 value(const uint4& q, const uint4& hm, int n, int j) {
+        return each(q, hm, [n, j](uint32_t w, uint32_t h) {
+            return sub_bytes(((w >> (2 * j)) & 0x03030303u) | (((h >> (4 * n + j)) & 0x01010101u) << 2), 4);
+        });
+    }
+    static __device__ __forceinline__ int scale(const uint8_t* sc, int k) {
+        const uint32_t lo = byte_of(ld4(sc + (k & 4)), k & 3), hi = byte_of(ld4(sc + 8), k & 3);
+        return int((k < 8 ? lo & 0xf : lo >> 4) | (((hi >> (2 * (k / 4))) & 3) << 4)) - 32;
+    }
+    static __device__ __forceinline__ const uint8_t* scales(const uint8_t* row, int nb, int b) { return row + 96 * nb + 12 * b; }
+    static __device__ __forceinline__ float d(const uint8_t* row, int nb, int b) {
+        return half_to_float(ld2(row + 96 * nb + pad16(12 * nb) + 2 * b));
+    }
+    static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
+        const int b = p / 4, n = (p / 2) % 2, is = p % 2;
+        const uint4 q = ld16(row + 64 * b + 32 * n + 16 * is), hm = ld16(row + 64 * nb + 32 * b + 16 * is);
+        const int at = 256 * b + 128 * n;
+        float sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int s = dot16(value(q, hm, n, j), xa16(x.q + at + 32 * j + 16 * is));
+            sum += float(scale(scales(row, nb, b), 8 * n + 2 * j + is) * s) * x.ds[at / 32 + j].x;
+        }
+        return d(row, nb, b) * sum;
+    }
+    static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
+        const int b = k / 256, n = (k / 128) % 2, j = (k / 32) % 4, is = (k / 16) % 2;
+        const uint4 q = ld16(row + 64 * b + 32 * n + 16 * is), hm = ld16(row + 64 * nb + 32 * b + 16 * is);
+        spread(value(q, hm, n, j), d(row, nb, b) * float(scale(scales(row, nb, b), 8 * n + 2 * j + is)), 0.0f, out);
+    }
+};
+
+// --- plain numbers: rows of n_in elements padded to 16 bytes, zeros behind the last element ------------------------------
+
+// BITS 32: f32; 16: f16 or bf16 (BF).
+template <int BITS, bool BF> struct Plain {
+    static constexpr int PIECE = 8;
+    static __device__ __forceinline__ float at(const uint8_t* row, int i) {
+        if (BITS == 32) return __ldg(reinterpret_cast<const float*>(row) + i);
+        const uint16_t h = __ldg(reinterpret_cast<const uint16_t*>(row) + i);
+        return BF ? bf16_to_float(h) : half_to_float(h);
+    }
+    // Pieces of 8; the last may be short, `n` is then the row length.
+    static __device__ __forceinline__ float dot(const uint8_t* row, int n, int p, const Act& x) {
+        float sum = 0.0f;
+        if (8 * p + 8 <= n && BITS == 16) {
+            const uint4 w = ld16(row + 16 * p);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const uint16_t h = word(w, i / 2) >> (16 * (i % 2));
+                sum += (BF ? bf16_to_float(h) : half_to_float(h)) * x.f[8 * p + i];
+            }
+            return sum;
+        }
+        for (int i = 8 * p; i < min(8 * p + 8, n); i++) sum += at(row, i) * x.f[i];
+        return sum;
+    }
+    static __device__ __forceinline__ void load16(const uint8_t* row, int n, int k, float (&out)[16]) {
+#pragma unroll
+        for (int i = 0; i < 16; i++) out[i] = k + i < n ? at(row, k + i) : 0.0f;
+    }
+};
+using TF32 = Plain<32, false>;
+using TF16 = Plain<16, false>;
+using TBF16 = Plain<16, true>;
+
+// Elements k .. k + 16 of a row of any format, as floats; zeros beyond n_in.
+__device__ __forceinline__ void load16(uint32_t type, const uint8_t* row, int n_in, int k, float (&out)[16]) {
+    switch (type) {
+        case F32: TF32::load16(row, n_in, k, out); break;
+        case F16: TF16::load16(row, n_in, k, out); break;
+        case BF16: TBF16::load16(row, n_in, k, out); break;
+        case Q4_0: TQ4_0::load16(row, n_in / 32, k, out); break;
+        case Q4_1: TQ4_1::load16(row, n_in / 32, k, out); break;
+        case Q5_0: TQ5_0::load16(row, n_in / 32, k, out); break;
+        case Q5_1: TQ5_1::load16(row, n_in / 32, k, out); break;
+        case Q8_0: TQ8_0::load16(row, n_in / 32, k, out); break;
+        case IQ4_NL: TIQ4_NL::load16(row, n_in / 32, k, out); break;
+        case MXFP4: TMXFP4::load16(row, n_in / 32, k, out); break;
+        case IQ4_XS: TIQ4_XS::load16(row, n_in / 32, k, out); break;
+        case Q2_K: TQ2_K::load16(row, n_in / 256, k, out); break;
+        case Q3_K: TQ3_K::load16(row, n_in / 256, k, out); break;
+        case Q4_K: TQ4_K::load16(row, n_in / 256, k, out); break;
+        case Q5_K: TQ5_K::load16(row, n_in / 256, k, out); break;
+        case Q6_K: TQ6_K::load16(row, n_in / 256, k, out); break;
+    }
+}

@@ -1,0 +1,104 @@
+//! Arguments of the kernels, as `kernels/*.cu` declare them. Addresses are device addresses; 0 is null.
+
+/// The one argument of a kernel.
+///
+/// # Safety
+/// `repr(C)` without padding, the same fields as in the kernel's source, any bit pattern meaningful.
+pub(crate) unsafe trait Args: Copy {
+    /// The kernel's name.
+    const KERNEL: &'static str;
+}
+
+macro_rules! args {
+    ($($(#[$doc:meta])* $name:ident => $($kernel:ident),+ { $($field:ident: $ty:ty),* $(,)? })*) => {
+        $(
+            $(#[$doc])*
+            #[repr(C)]
+            #[derive(Clone, Copy, Debug, Default)]
+            pub(crate) struct $name { $(pub(crate) $field: $ty),* }
+            const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$ty>())*, "padding");
+        )*
+        /// Every kernel.
+        #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "the emulator has its own table"))]
+        pub(crate) const KERNELS: &[&str] = &[$($(stringify!($kernel)),+),*];
+    };
+}
+
+args! {
+    /// `rows.cu`
+    Repack => repack {
+        src: u64, dst: u64, n_row: u64, n_block: u32, block_bytes: u32, row_bytes: u32, n_plane: u32, offset: [u32; 4], length: [u32; 4],
+    }
+    /// `rows.cu`
+    Embed => embed { w: u64, tokens: u64, out: u64, row_bytes: u64, ty: u32, n_embd: u32 }
+    /// `rows.cu`
+    RmsNorm => rms_norm { x: u64, w: u64, out: u64, q: u64, ds: u64, width: u32, eps: f32 }
+    /// `rows.cu`
+    Quantize => quantize_rows { x: u64, q: u64, ds: u64, n_block: u64 }
+    /// `rows.cu`
+    Swiglu => swiglu { gate: u64, up: u64, n_elem: u64 }
+    /// `rows.cu`
+    RopeStore => rope_store {
+        q: u64, k: u64, v: u64, q_norm: u64, k_norm: u64, rope: u64, pool_k: u64, pool_v: u64, places: u64,
+        n_head: u32, n_head_kv: u32, head_dim: u32, neox: u32, eps_q: f32, eps_k: f32,
+    }
+    /// `rows.cu`
+    ReadAll => read_all { src: u64, out: u64, n: u64 }
+    /// `matvec.cu`
+    MatVec => mul_mat_vec {
+        seg: [Segment; 3], xf: u64, xq: u64, xds: u64, ids: u64, n_seg: u32, n_in: u32, mode: u32, per_input: u32,
+    }
+    /// `gemm.cu`
+    MulMat => mul_mat_64, mul_mat_128 {
+        w: u64, x: u64, out: u64, bias: u64, row_bytes: u64, ty: u32, n_in: u32, n_out: u32, n: u32, add: u32, pad: u32,
+    }
+    /// `attention.cu`
+    Attention => attention {
+        q: u64, pool_k: u64, pool_v: u64, pages: u64, n_pages: u64, pos: u64, out: u64, part: u64, part_ml: u64, page_ml: u64,
+        n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, max_pages: u32, scale: f32,
+    }
+    /// `attention.cu`
+    Combine => attention_combine {
+        part: u64, part_ml: u64, page_ml: u64, n_pages: u64, out: u64, q: u64, ds: u64, w: u64,
+        n_head: u32, head_dim: u32, splits: u32, max_pages: u32, mean: u32, pad: u32,
+    }
+    /// `moe.cu`
+    MoeRoute => moe_route { logits: u64, ids: u64, weights: u64, n_expert: u32, n_used: u32, norm: u32, pad: u32 }
+    /// `moe.cu`
+    MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32 }
+}
+
+/// `matvec.cu`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Segment {
+    pub(crate) w: u64,
+    pub(crate) row_bytes: u64,
+    pub(crate) expert_bytes: u64,
+    pub(crate) out: u64,
+    pub(crate) bias: u64,
+    pub(crate) ty: u32,
+    pub(crate) n_out: u32,
+}
+
+/// [`MulMat`] for the kernel with tiles of 128.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct MulMat128(pub(crate) MulMat);
+
+macro_rules! kernels {
+    ($($args:ident $name:literal),* $(,)?) => {
+        $(
+            // SAFETY: `repr(C)`, and the size has been checked to be that of the fields; declared as in the kernel.
+            unsafe impl Args for $args {
+                const KERNEL: &'static str = $name;
+            }
+        )*
+    };
+}
+
+kernels! {
+    Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", Swiglu "swiglu", RopeStore "rope_store",
+    ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
+    Combine "attention_combine", MoeRoute "moe_route", MoeSum "moe_sum",
+}

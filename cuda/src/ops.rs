@@ -1,0 +1,630 @@
+//! One function for each kernel: checks the sizes of what it is given, chooses the geometry, launches.
+//!
+//! Views hold f32 unless said otherwise; shapes are written row by row, the last index running fastest.
+
+use lemma_quant::GgmlType;
+
+use crate::PAGE;
+use crate::args;
+use crate::gpu::{CudaError, Gpu, Launch, Result, View};
+use crate::weight::Weight;
+
+/// Pages weighed by a block of the kernel that joins attention.
+const COMBINE_BLOCK: u32 = 128;
+/// Query rows of a block of the attention kernel.
+const ATT_TILE: usize = 8;
+const ATT_WARPS: usize = 4;
+
+/// Activations quantized in blocks of 32.
+#[derive(Clone, Copy, Debug)]
+pub struct Quant {
+    /// `[n, width]` int8.
+    pub q: View,
+    /// `[n, width / 32]` pairs of f32: scale, scale times sum.
+    pub ds: View,
+}
+
+impl Quant {
+    fn check(&self, n_elem: usize) {
+        assert!(
+            n_elem.is_multiple_of(32) && self.q.bytes() >= n_elem && self.ds.bytes() >= n_elem / 4
+        );
+    }
+}
+
+fn check(view: View, n_elem: usize) {
+    assert!(
+        view.bytes() >= n_elem * 4,
+        "{} bytes for {n_elem} numbers",
+        view.bytes()
+    );
+}
+
+fn at(view: Option<View>) -> u64 {
+    view.map_or(0, |v| v.at)
+}
+
+fn launch(grid: [usize; 3], block: u32, shared: usize) -> Launch {
+    Launch {
+        grid: grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
+        block,
+        shared: shared as u32,
+    }
+}
+
+/// `out[i] = w[tokens[i]]`; `tokens` is `[n]` u32, every one below the rows of `w`.
+///
+/// # Errors
+/// Those of the driver, as everywhere here.
+pub fn embed(gpu: &Gpu, out: View, w: &Weight, tokens: View, n: usize) -> Result<()> {
+    check(out, n * w.n_in());
+    check(tokens, n);
+    let a = args::Embed {
+        w: w.view().at,
+        tokens: tokens.at,
+        out: out.at,
+        row_bytes: w.row_bytes() as u64,
+        ty: w.ty().id(),
+        n_embd: w.n_in() as u32,
+    };
+    gpu.launch(launch([w.n_in().div_ceil(16 * 64), n, 1], 64, 0), &a)
+}
+
+/// Root-mean-square norm of `n` rows; `quant` gets the result once more, quantized.
+///
+/// # Errors
+/// Those of the driver.
+#[allow(clippy::too_many_arguments, reason = "operands of one kernel")]
+pub fn rms_norm(
+    gpu: &Gpu,
+    out: View,
+    x: View,
+    w: View,
+    quant: Option<Quant>,
+    n: usize,
+    width: usize,
+    eps: f32,
+) -> Result<()> {
+    check(x, n * width);
+    check(out, n * width);
+    check(w, width);
+    if let Some(q) = quant {
+        q.check(n * width);
+        assert!(width.is_multiple_of(32));
+    }
+    let a = args::RmsNorm {
+        x: x.at,
+        w: w.at,
+        out: out.at,
+        q: at(quant.map(|q| q.q)),
+        ds: at(quant.map(|q| q.ds)),
+        width: width as u32,
+        eps,
+    };
+    // One block has to do a whole row: as many threads as there is work for, so that decode waits as little as it can.
+    let block = width.div_ceil(4).next_multiple_of(32).clamp(32, 1024) as u32;
+    gpu.launch(launch([n, 1, 1], block, 0), &a)
+}
+
+/// Quantizes `n_elem` numbers, a multiple of 32.
+///
+/// # Errors
+/// Those of the driver.
+pub fn quantize(gpu: &Gpu, out: Quant, x: View, n_elem: usize) -> Result<()> {
+    check(x, n_elem);
+    out.check(n_elem);
+    let n_block = n_elem / 32;
+    let a = args::Quantize {
+        x: x.at,
+        q: out.q.at,
+        ds: out.ds.at,
+        n_block: n_block as u64,
+    };
+    gpu.launch(launch([n_block.div_ceil(4), 1, 1], 128, 0), &a)
+}
+
+/// `gate = silu(gate) * up`.
+///
+/// # Errors
+/// Those of the driver.
+pub fn swiglu(gpu: &Gpu, gate: View, up: View, n_elem: usize) -> Result<()> {
+    check(gate, n_elem);
+    check(up, n_elem);
+    let a = args::Swiglu {
+        gate: gate.at,
+        up: up.at,
+        n_elem: n_elem as u64,
+    };
+    gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
+}
+
+/// What a mat-vec does with its results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Every matrix writes its own output.
+    Store,
+    /// Every matrix adds to its own output.
+    Add,
+    /// `out[0] = silu(w[0] x) * (w[1] x)` of two matrices of one format and shape.
+    Swiglu,
+}
+
+/// A matrix of a mat-vec: weights, bias `[rows]`, output `[columns, rows]`.
+pub type Part<'a> = (&'a Weight, Option<View>, View);
+
+/// Chosen experts of a mat-vec over columns.
+#[derive(Clone, Copy, Debug)]
+pub struct Experts {
+    /// `[columns]` u32.
+    pub ids: View,
+    /// Experts whose rows follow each other in each weight.
+    pub n: usize,
+}
+
+/// Products of up to three matrices with columns of activations.
+#[derive(Clone, Copy, Debug)]
+pub struct MatVec<'a> {
+    /// The matrices.
+    pub parts: &'a [Part<'a>],
+    /// `[columns / per_input, n_in]`
+    pub x: View,
+    /// The same quantized, where a format wants it.
+    pub quant: Option<Quant>,
+    /// Columns.
+    pub columns: usize,
+    /// Columns that share an input.
+    pub per_input: usize,
+    /// Expert of each column.
+    pub experts: Option<Experts>,
+    /// What is done with the results.
+    pub mode: Mode,
+}
+
+/// Elements that a lane takes at once.
+fn piece(ty: GgmlType) -> usize {
+    match ty {
+        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => 8,
+        GgmlType::IQ4_XS => 32,
+        _ if ty.block_size() == 32 => 32,
+        _ => 64,
+    }
+}
+
+/// Warps that share a row of so many pieces: few idle lanes, at most eight.
+fn warps(pieces: usize) -> usize {
+    let exact = pieces.div_ceil(32).max(1);
+    if exact <= 8 {
+        return exact;
+    }
+    (4..=8)
+        .min_by_key(|w| pieces.div_ceil(32 * w) * w)
+        .unwrap_or(8)
+}
+
+/// Launches a mat-vec.
+///
+/// # Errors
+/// Those of the driver; quantized activations that are missing.
+pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
+    let n_in = m.parts[0].0.n_in();
+    let n_expert = m.experts.map_or(1, |e| e.n);
+    let inputs = m.columns.div_ceil(m.per_input);
+    let rows_of = |w: &Weight| w.n_row() / n_expert;
+    check(m.x, inputs * n_in);
+    if let Some(e) = m.experts {
+        check(e.ids, m.columns);
+    }
+    let mut a = args::MatVec {
+        xf: m.x.at,
+        ids: at(m.experts.map(|e| e.ids)),
+        n_seg: m.parts.len() as u32,
+        n_in: n_in as u32,
+        mode: m.mode as u32,
+        per_input: m.per_input as u32,
+        ..args::MatVec::default()
+    };
+    if let Some(q) = m.quant {
+        q.check(inputs * n_in);
+        (a.xq, a.xds) = (q.q.at, q.ds.at);
+    } else if m.parts.iter().any(|p| p.0.wants_q8()) {
+        return Err(CudaError(
+            "quantized weights want quantized activations".to_owned(),
+        ));
+    }
+    let mut blocks = 0;
+    for (i, &(w, bias, out)) in m.parts.iter().enumerate() {
+        assert_eq!(w.n_in(), n_in);
+        if m.mode != Mode::Swiglu || i == 0 {
+            check(out, m.columns * rows_of(w));
+        }
+        if let Some(b) = bias {
+            check(b, rows_of(w));
+        }
+        blocks += rows_of(w).div_ceil(2);
+        a.seg[i] = args::Segment {
+            w: w.view().at,
+            row_bytes: w.row_bytes() as u64,
+            expert_bytes: (w.row_bytes() * rows_of(w)) as u64,
+            out: out.at,
+            bias: at(bias),
+            ty: w.ty().id(),
+            n_out: rows_of(w) as u32,
+        };
+    }
+    if m.mode == Mode::Swiglu {
+        let [(g, ..), (u, ..)] = m.parts else {
+            panic!("two matrices")
+        };
+        assert_eq!((g.ty(), g.n_row()), (u.ty(), u.n_row()));
+        blocks = rows_of(g);
+    }
+    let pieces = m
+        .parts
+        .iter()
+        .map(|p| n_in.div_ceil(piece(p.0.ty())))
+        .max()
+        .unwrap_or(1);
+    gpu.launch(
+        launch([blocks, m.columns, 1], 32 * warps(pieces) as u32, 0),
+        &a,
+    )
+}
+
+/// `out (+)= x w^T (+ bias)` for `n` tokens: x `[n, n_in]`, out `[n, rows]`.
+///
+/// # Errors
+/// Those of the driver.
+pub fn mul_mat(
+    gpu: &Gpu,
+    out: View,
+    w: &Weight,
+    bias: Option<View>,
+    x: View,
+    n: usize,
+    add: bool,
+) -> Result<()> {
+    let (n_in, n_out) = (w.n_in(), w.n_row());
+    check(x, n * n_in);
+    check(out, n * n_out);
+    if let Some(b) = bias {
+        check(b, n_out);
+    }
+    let a = args::MulMat {
+        w: w.view().at,
+        x: x.at,
+        out: out.at,
+        bias: at(bias),
+        row_bytes: w.row_bytes() as u64,
+        ty: w.ty().id(),
+        n_in: n_in as u32,
+        n_out: n_out as u32,
+        n: n as u32,
+        add: u32::from(add),
+        pad: 0,
+    };
+    let tiles = |t: usize| n.div_ceil(t) * n_out.div_ceil(t);
+    // Large tiles read less; they pay once there are enough of them to occupy the device.
+    if n > 64 && tiles(128) >= gpu.info().n_sm as usize {
+        gpu.launch(launch([tiles(128), 1, 1], 256, 0), &args::MulMat128(a))
+    } else {
+        gpu.launch(launch([tiles(64), 1, 1], 128, 0), &a)
+    }
+}
+
+/// Shape of the heads of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Query heads.
+    pub n_head: usize,
+    /// Key and value heads; divides `n_head`.
+    pub n_head_kv: usize,
+    /// Elements of a head, even, at most [`MAX_HEAD_DIM`].
+    pub head_dim: usize,
+}
+
+/// The widest head that the attention kernel takes.
+pub const MAX_HEAD_DIM: usize = 256;
+
+/// Norm over heads, rotation, storing.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeStore {
+    /// `[n, n_head, head_dim]`, changed in place.
+    pub q: View,
+    /// `[n, n_head_kv, head_dim]`
+    pub k: View,
+    /// `[n, n_head_kv, head_dim]`
+    pub v: View,
+    /// `[head_dim]` and epsilon, if queries are normed.
+    pub q_norm: Option<(View, f32)>,
+    /// The same for keys.
+    pub k_norm: Option<(View, f32)>,
+    /// `[n, head_dim / 2, 2]` cosines and sines, if there is a rotation.
+    pub rope: Option<View>,
+    /// Pairs are halves of a head, not neighbours.
+    pub neox: bool,
+    /// Where keys and values go. Without it keys are changed in place.
+    pub store: Option<Store>,
+}
+
+/// The pool of a layer and places in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Store {
+    /// `[slots, PAGE, n_head_kv, head_dim]` f16.
+    pub k: View,
+    /// The same for values.
+    pub v: View,
+    /// `[n]` u32, `slot * PAGE + row`, inside the pool.
+    pub places: View,
+}
+
+/// Launches norm, rotation and storing for `n` tokens.
+///
+/// # Errors
+/// Those of the driver.
+pub fn rope_store(gpu: &Gpu, h: Heads, c: &RopeStore, n: usize) -> Result<()> {
+    let d = h.head_dim;
+    check(c.q, n * h.n_head * d);
+    check(c.k, n * h.n_head_kv * d);
+    check(c.v, n * h.n_head_kv * d);
+    assert!(d.is_multiple_of(2) && d <= MAX_HEAD_DIM);
+    for (w, _) in c.q_norm.iter().chain(&c.k_norm) {
+        check(*w, d);
+    }
+    if let Some(r) = c.rope {
+        check(r, n * d);
+    }
+    if let Some(s) = c.store {
+        check(s.places, n);
+    }
+    let a = args::RopeStore {
+        q: c.q.at,
+        k: c.k.at,
+        v: c.v.at,
+        q_norm: at(c.q_norm.map(|w| w.0)),
+        k_norm: at(c.k_norm.map(|w| w.0)),
+        rope: at(c.rope),
+        pool_k: at(c.store.map(|s| s.k)),
+        pool_v: at(c.store.map(|s| s.v)),
+        places: at(c.store.map(|s| s.places)),
+        n_head: h.n_head as u32,
+        n_head_kv: h.n_head_kv as u32,
+        head_dim: d as u32,
+        neox: u32::from(c.neox),
+        eps_q: c.q_norm.map_or(0.0, |w| w.1),
+        eps_k: c.k_norm.map_or(0.0, |w| w.1),
+    };
+    gpu.launch(
+        launch([(h.n_head + 2 * h.n_head_kv).div_ceil(4), n, 1], 128, 0),
+        &a,
+    )
+}
+
+/// What attention reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// `[n, n_head, head_dim]`
+    pub q: View,
+    /// `[slots, PAGE, n_head_kv, head_dim]` f16.
+    pub k: View,
+    /// The same for values.
+    pub v: View,
+    /// `[max_pages]` pairs of u32: slot and first position, in position order.
+    pub pages: View,
+    /// `[1]` u32: live pages.
+    pub n_pages: View,
+    /// `[1]` u32: position of the first token.
+    pub pos: View,
+    /// Factor of the scores.
+    pub scale: f32,
+}
+
+/// Attention of `n` tokens of a batch: out `[n, n_head, head_dim]`.
+///
+/// # Errors
+/// Those of the driver.
+pub fn attention(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> Result<()> {
+    check(out, n * h.n_head * h.head_dim);
+    launch_attention(
+        gpu,
+        h,
+        c,
+        n,
+        1,
+        args::Attention {
+            out: out.at,
+            ..args::Attention::default()
+        },
+    )
+}
+
+/// Room for the parts of a decode step's attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts {
+    /// `[n_head, splits, head_dim]`
+    pub sums: View,
+    /// `[n_head, splits, 2]`
+    pub ml: View,
+    /// `[n_head, max_pages, 2]`
+    pub page_ml: View,
+    /// Blocks that share the pages of a head.
+    pub splits: usize,
+}
+
+/// Masses of the pages of a decode step.
+#[derive(Clone, Copy, Debug)]
+pub struct Masses {
+    /// `[max_pages]`: written for the live pages.
+    pub w: View,
+    /// The mean over the heads instead of the largest.
+    pub mean: bool,
+}
+
+/// Attention of one token, its pages split over blocks: out `[n_head, head_dim]`, once more quantized, and the pages' masses.
+///
+/// # Errors
+/// Those of the driver.
+pub fn attention_decode(
+    gpu: &Gpu,
+    out: View,
+    quant: Option<Quant>,
+    masses: Option<Masses>,
+    h: Heads,
+    c: &Attention,
+    parts: &Parts,
+) -> Result<()> {
+    let (d, splits, max_pages) = (h.head_dim, parts.splits, c.pages.bytes() / 8);
+    check(out, h.n_head * d);
+    check(parts.sums, h.n_head * splits * d);
+    check(parts.ml, h.n_head * splits * 2);
+    check(parts.page_ml, h.n_head * max_pages * 2);
+    let a = args::Attention {
+        part: parts.sums.at,
+        part_ml: parts.ml.at,
+        page_ml: if masses.is_some() {
+            parts.page_ml.at
+        } else {
+            0
+        },
+        ..args::Attention::default()
+    };
+    launch_attention(gpu, h, c, 1, splits, a)?;
+    if let Some(q) = quant {
+        q.check(h.n_head * d);
+        assert!(d.is_multiple_of(32));
+    }
+    if let Some(m) = masses {
+        check(m.w, max_pages);
+    }
+    let a = args::Combine {
+        part: parts.sums.at,
+        part_ml: parts.ml.at,
+        page_ml: parts.page_ml.at,
+        n_pages: c.n_pages.at,
+        out: out.at,
+        q: at(quant.map(|q| q.q)),
+        ds: at(quant.map(|q| q.ds)),
+        w: at(masses.map(|m| m.w)),
+        n_head: h.n_head as u32,
+        head_dim: d as u32,
+        splits: splits as u32,
+        max_pages: max_pages as u32,
+        mean: u32::from(masses.is_some_and(|m| m.mean)),
+        pad: 0,
+    };
+    let weigh = if masses.is_some() {
+        max_pages.div_ceil(COMBINE_BLOCK as usize)
+    } else {
+        0
+    };
+    gpu.launch(
+        launch([h.n_head + weigh, 1, 1], COMBINE_BLOCK, h.n_head * 8),
+        &a,
+    )
+}
+
+fn launch_attention(
+    gpu: &Gpu,
+    h: Heads,
+    c: &Attention,
+    n: usize,
+    splits: usize,
+    mut a: args::Attention,
+) -> Result<()> {
+    let d = h.head_dim;
+    check(c.q, n * h.n_head * d);
+    assert!(d.is_multiple_of(2) && d <= MAX_HEAD_DIM && h.n_head.is_multiple_of(h.n_head_kv));
+    assert!(c.k.bytes() == c.v.bytes() && c.k.bytes().is_multiple_of(2 * PAGE * h.n_head_kv * d));
+    check(c.n_pages, 1);
+    check(c.pos, 1);
+    (a.q, a.pool_k, a.pool_v) = (c.q.at, c.k.at, c.v.at);
+    (a.pages, a.n_pages, a.pos) = (c.pages.at, c.n_pages.at, c.pos.at);
+    (a.n, a.n_head, a.n_head_kv, a.head_dim) =
+        (n as u32, h.n_head as u32, h.n_head_kv as u32, d as u32);
+    (a.max_pages, a.scale) = ((c.pages.bytes() / 8) as u32, c.scale);
+    let shared = (ATT_TILE * d.next_multiple_of(8) + ATT_WARPS * ATT_TILE * d) * 4;
+    let tiles = (n * (h.n_head / h.n_head_kv)).div_ceil(ATT_TILE);
+    gpu.launch(
+        launch([h.n_head_kv, tiles, splits], 32 * ATT_WARPS as u32, shared),
+        &a,
+    )
+}
+
+/// Blocks that should share the pages of a head, so that one token's attention occupies the device.
+pub fn splits(gpu: &Gpu, h: Heads, max_pages: usize) -> usize {
+    let others = h.n_head_kv * (h.n_head / h.n_head_kv).div_ceil(ATT_TILE);
+    (2 * gpu.info().n_sm as usize)
+        .div_ceil(others)
+        .clamp(1, 64)
+        .min(max_pages.div_ceil(ATT_WARPS))
+        .max(1)
+}
+
+/// Chooses experts: logits `[n, n_expert]` to ids `[n, n_used]` u32 and weights `[n, n_used]`.
+///
+/// # Errors
+/// Those of the driver.
+#[allow(clippy::too_many_arguments, reason = "operands of one kernel")]
+pub fn moe_route(
+    gpu: &Gpu,
+    ids: View,
+    weights: View,
+    logits: View,
+    n: usize,
+    n_expert: usize,
+    n_used: usize,
+    norm: bool,
+) -> Result<()> {
+    check(logits, n * n_expert);
+    check(ids, n * n_used);
+    check(weights, n * n_used);
+    let a = args::MoeRoute {
+        logits: logits.at,
+        ids: ids.at,
+        weights: weights.at,
+        n_expert: n_expert as u32,
+        n_used: n_used as u32,
+        norm: u32::from(norm),
+        pad: 0,
+    };
+    gpu.launch(launch([n, 1, 1], 32, n_expert * 4), &a)
+}
+
+/// `acc[n, width] += sum over n_used of weights * y[n, n_used, width]`.
+///
+/// # Errors
+/// Those of the driver.
+pub fn moe_sum(
+    gpu: &Gpu,
+    acc: View,
+    y: View,
+    weights: View,
+    n: usize,
+    n_used: usize,
+    width: usize,
+) -> Result<()> {
+    check(acc, n * width);
+    check(y, n * n_used * width);
+    check(weights, n * n_used);
+    let a = args::MoeSum {
+        y: y.at,
+        weights: weights.at,
+        acc: acc.at,
+        n_used: n_used as u32,
+        width: width as u32,
+    };
+    gpu.launch(launch([width.div_ceil(128), n, 1], 128, 0), &a)
+}
+
+/// Reads all of a view and drops it: what the ceiling of decoding is measured with. `out` is `[1]`.
+///
+/// # Errors
+/// Those of the driver.
+pub fn read_all(gpu: &Gpu, src: View, out: View) -> Result<()> {
+    check(out, 1);
+    let a = args::ReadAll {
+        src: src.at,
+        out: out.at,
+        n: (src.bytes() / 16) as u64,
+    };
+    gpu.launch(launch([gpu.info().n_sm as usize * 8, 1, 1], 256, 0), &a)
+}

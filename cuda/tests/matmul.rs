@@ -1,0 +1,383 @@
+//! Weights: upload, dequantization, products, for every format.
+#![cfg(any(feature = "cuda", feature = "emulate"))]
+
+mod common;
+
+use common::*;
+use lemma_cuda::ops::{self, Experts, MatVec, Mode, Quant};
+use lemma_cuda::{Buffer, Gpu, Source, Uploader, Weight, has_kernels};
+use lemma_quant::GgmlType;
+
+/// Every format with kernels, and one without.
+fn formats() -> Vec<GgmlType> {
+    let mut all: Vec<_> = GgmlType::ALL
+        .iter()
+        .copied()
+        .filter(|t| has_kernels(*t))
+        .collect();
+    assert_eq!(all.len(), 16);
+    all.push(GgmlType::TQ1_0);
+    all
+}
+
+/// Random rows of a format and what they mean.
+fn matrix(rng: &mut Rng, ty: GgmlType, n_in: usize, n_row: usize) -> (Vec<u8>, Vec<f32>) {
+    let quantize = ty.traits().quantize_row.expect("a quantizer");
+    let row = ty.row_size(n_in).expect("whole blocks");
+    let mut bytes = vec![0; row * n_row];
+    let mut values = vec![0.0; n_in * n_row];
+    for (b, v) in bytes
+        .chunks_exact_mut(row)
+        .zip(values.chunks_exact_mut(n_in))
+    {
+        quantize(&rng.normals(n_in), b);
+        (ty.traits().dequantize_row)(b, v);
+    }
+    (bytes, values)
+}
+
+/// `x w^T + bias`: `[n, n_out]`.
+fn reference(x: &[f32], w: &[f32], bias: Option<&[f32]>, n_in: usize) -> Vec<f64> {
+    let mut out = Vec::new();
+    for x in x.chunks_exact(n_in) {
+        for (i, w) in w.chunks_exact(n_in).enumerate() {
+            let dot: f64 = x
+                .iter()
+                .zip(w)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum();
+            out.push(dot + bias.map_or(0.0, |b| f64::from(b[i])));
+        }
+    }
+    out
+}
+
+fn put(gpu: &Gpu, ty: GgmlType, data: &[u8], n_in: usize, n_row: usize) -> Weight {
+    let source = Source {
+        ty,
+        n_in,
+        n_row,
+        data,
+    };
+    let mut uploader = Uploader::new(gpu).expect("uploader");
+    uploader.upload(source).expect("upload")
+}
+
+struct Q8(Buffer, Buffer);
+
+impl Q8 {
+    fn of(gpu: &Gpu, x: &Buffer, n: usize) -> Option<Self> {
+        if !n.is_multiple_of(32) {
+            return None;
+        }
+        let q = Self(gpu.alloc(n).expect("q"), gpu.alloc(n / 4).expect("ds"));
+        ops::quantize(gpu, q.quant(), x.view(), n).expect("quantize");
+        Some(q)
+    }
+
+    fn quant(&self) -> Quant {
+        Quant {
+            q: self.0.view(),
+            ds: self.1.view(),
+        }
+    }
+
+    /// What the quantized activations stand for: with these as input, only rounding of sums is left as an error.
+    fn values(&self, gpu: &Gpu) -> Vec<f32> {
+        let (q, ds) = (
+            gpu.read(self.0.view()).expect("read"),
+            read(gpu, self.1.view()),
+        );
+        q.iter()
+            .enumerate()
+            .map(|(i, v)| f32::from(*v as i8) * ds[i / 32 * 2])
+            .collect()
+    }
+}
+
+/// Widths that a format can have, odd ones where it can.
+fn widths(ty: GgmlType) -> Vec<usize> {
+    match ty.block_size() {
+        1 => vec![1, 7, 37, 200, 1031],
+        32 => vec![32, 96, 544, 2080],
+        _ => vec![256, 768, 2304],
+    }
+}
+
+#[test]
+fn rows_are_dequantized_exactly() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(1);
+        for ty in formats() {
+            for n_in in widths(ty) {
+                let n_row = 5;
+                let (data, values) = matrix(&mut rng, ty, n_in, n_row);
+                let w = put(&gpu, ty, &data, n_in, n_row);
+                let order = [4, 0, 2, 2, 1, 3];
+                let tokens = upload_u32(&gpu, &order);
+                let out = poisoned(&gpu, order.len() * n_in);
+                ops::embed(&gpu, out.view(), &w, tokens.view(), order.len()).expect("embed");
+                let got = read(&gpu, out.view());
+                let want: Vec<f64> = order
+                    .iter()
+                    .flat_map(|&t| &values[t as usize * n_in..][..n_in])
+                    .map(|v| f64::from(*v))
+                    .collect();
+                let e = nmse(&got, &want);
+                // Formats without kernels are rounded to f16 at upload.
+                let limit = if has_kernels(ty) { 1e-12 } else { 1e-6 };
+                assert!(e < limit, "{gpu:?} {} {n_in}: {e:e}", ty.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn mat_vec_of_every_format() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(2);
+        for ty in formats() {
+            for n_in in widths(ty) {
+                for n_out in [1, 2, 17] {
+                    let (data, values) = matrix(&mut rng, ty, n_in, n_out);
+                    let w = put(&gpu, ty, &data, n_in, n_out);
+                    let (x, bias) = (rng.normals(n_in), rng.normals(n_out));
+                    let (xb, bb) = (upload(&gpu, &x), upload(&gpu, &bias));
+                    let q8 = Q8::of(&gpu, &xb, n_in);
+                    let before = rng.normals(n_out);
+                    for mode in [Mode::Store, Mode::Add] {
+                        let out = if mode == Mode::Add {
+                            upload(&gpu, &before)
+                        } else {
+                            poisoned(&gpu, n_out)
+                        };
+                        let parts = [(&w, Some(bb.view()), out.view())];
+                        let m = MatVec {
+                            parts: &parts,
+                            x: xb.view(),
+                            quant: q8.as_ref().map(Q8::quant),
+                            columns: 1,
+                            per_input: 1,
+                            experts: None,
+                            mode,
+                        };
+                        ops::mat_vec(&gpu, &m).expect("mat_vec");
+                        let seen = q8
+                            .as_ref()
+                            .filter(|_| w.wants_q8())
+                            .map_or_else(|| x.clone(), |q| q.values(&gpu));
+                        let mut want = reference(&seen, &values, Some(&bias), n_in);
+                        if mode == Mode::Add {
+                            want.iter_mut()
+                                .zip(&before)
+                                .for_each(|(w, b)| *w += f64::from(*b));
+                        }
+                        let e = nmse(&read(&gpu, out.view()), &want);
+                        let limit = if has_kernels(ty) { 1e-9 } else { 1e-4 };
+                        assert!(
+                            e < limit,
+                            "{gpu:?} {} {n_in} x {n_out} {mode:?}: {e:e}",
+                            ty.name()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn mat_vecs_with_one_input_share_a_launch() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(3);
+        let n_in = 512;
+        for types in [
+            [GgmlType::Q4_K, GgmlType::Q4_K, GgmlType::Q6_K],
+            [GgmlType::Q8_0, GgmlType::F16, GgmlType::Q5_0],
+        ] {
+            let rows = [33, 8, 7];
+            let x = rng.normals(n_in);
+            let xb = upload(&gpu, &x);
+            let q8 = Q8::of(&gpu, &xb, n_in).expect("whole blocks");
+            let made: Vec<_> = types
+                .iter()
+                .zip(rows)
+                .map(|(&ty, n)| (matrix(&mut rng, ty, n_in, n), ty, n))
+                .collect();
+            let weights: Vec<_> = made
+                .iter()
+                .map(|((data, _), ty, n)| put(&gpu, *ty, data, n_in, *n))
+                .collect();
+            let outs: Vec<_> = rows.iter().map(|&n| poisoned(&gpu, n)).collect();
+            let parts: Vec<_> = weights
+                .iter()
+                .zip(&outs)
+                .map(|(w, o)| (w, None, o.view()))
+                .collect();
+            let m = MatVec {
+                parts: &parts,
+                x: xb.view(),
+                quant: Some(q8.quant()),
+                columns: 1,
+                per_input: 1,
+                experts: None,
+                mode: Mode::Store,
+            };
+            ops::mat_vec(&gpu, &m).expect("mat_vec");
+            for (((_, values), ty, _), out) in made.iter().zip(&outs) {
+                let e = nmse(&read(&gpu, out.view()), &reference(&x, values, None, n_in));
+                assert!(e < 5e-3, "{gpu:?} {}: {e:e}", ty.name());
+            }
+        }
+    }
+}
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+#[test]
+fn gate_and_up_in_one_launch() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(4);
+        let (n_in, n_ff) = (256, 45);
+        for ty in [GgmlType::Q4_K, GgmlType::Q8_0, GgmlType::BF16] {
+            let ((gd, gv), (ud, uv)) = (
+                matrix(&mut rng, ty, n_in, n_ff),
+                matrix(&mut rng, ty, n_in, n_ff),
+            );
+            let (g, u) = (
+                put(&gpu, ty, &gd, n_in, n_ff),
+                put(&gpu, ty, &ud, n_in, n_ff),
+            );
+            let (x, bias) = (
+                rng.normals(n_in)
+                    .iter()
+                    .map(|v| v * 0.1)
+                    .collect::<Vec<_>>(),
+                rng.normals(n_ff),
+            );
+            let (xb, bb, out) = (upload(&gpu, &x), upload(&gpu, &bias), poisoned(&gpu, n_ff));
+            let q8 = Q8::of(&gpu, &xb, n_in).expect("whole blocks");
+            let parts = [(&g, None, out.view()), (&u, Some(bb.view()), out.view())];
+            let m = MatVec {
+                parts: &parts,
+                x: xb.view(),
+                quant: Some(q8.quant()),
+                columns: 1,
+                per_input: 1,
+                experts: None,
+                mode: Mode::Swiglu,
+            };
+            ops::mat_vec(&gpu, &m).expect("mat_vec");
+            let (gate, up) = (
+                reference(&x, &gv, None, n_in),
+                reference(&x, &uv, Some(&bias), n_in),
+            );
+            let want: Vec<f64> = gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect();
+            let e = nmse(&read(&gpu, out.view()), &want);
+            assert!(e < 5e-4, "{gpu:?} {}: {e:e}", ty.name());
+        }
+    }
+}
+
+#[test]
+fn experts_are_chosen_by_column() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(5);
+        let (n_in, n_out, n_expert) = (256, 9, 5);
+        let (data, values) = matrix(&mut rng, GgmlType::Q5_K, n_in, n_out * n_expert);
+        let w = put(&gpu, GgmlType::Q5_K, &data, n_in, n_out * n_expert);
+        let x = rng.normals(n_in * 3);
+        let xb = upload(&gpu, &x);
+        let q8 = Q8::of(&gpu, &xb, n_in * 3).expect("whole blocks");
+        let ids = [4, 0, 2, 2, 1, 3];
+        let (idb, out) = (upload_u32(&gpu, &ids), poisoned(&gpu, ids.len() * n_out));
+        let parts = [(&w, None, out.view())];
+        let m = MatVec {
+            parts: &parts,
+            x: xb.view(),
+            quant: Some(q8.quant()),
+            columns: ids.len(),
+            per_input: 2,
+            experts: Some(Experts {
+                ids: idb.view(),
+                n: n_expert,
+            }),
+            mode: Mode::Store,
+        };
+        ops::mat_vec(&gpu, &m).expect("mat_vec");
+        let mut want = Vec::new();
+        for (c, &id) in ids.iter().enumerate() {
+            let rows = &values[id as usize * n_out * n_in..][..n_out * n_in];
+            want.extend(reference(&x[c / 2 * n_in..][..n_in], rows, None, n_in));
+        }
+        let e = nmse(&read(&gpu, out.view()), &want);
+        assert!(e < 5e-4, "{gpu:?}: {e:e}");
+    }
+}
+
+#[test]
+fn batches_on_tensor_cores() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(6);
+        for ty in formats() {
+            let big: &[(usize, usize)] = if is_slow(&gpu) { &[] } else { &[(200, 900)] };
+            let shapes = [(1, 3), (5, 70), (33, 64), (65, 129)];
+            let shapes = if is_slow(&gpu) && ty != GgmlType::Q4_K && ty != GgmlType::F16 {
+                &shapes[1..2]
+            } else {
+                &shapes[..]
+            };
+            for &(n, n_out) in shapes.iter().chain(big) {
+                let n_in = widths(ty)[1];
+                let (data, values) = matrix(&mut rng, ty, n_in, n_out);
+                let w = put(&gpu, ty, &data, n_in, n_out);
+                let (x, bias, before) = (
+                    rng.normals(n * n_in),
+                    rng.normals(n_out),
+                    rng.normals(n * n_out),
+                );
+                let (xb, bb) = (upload(&gpu, &x), upload(&gpu, &bias));
+                for add in [false, true] {
+                    let out = if add {
+                        upload(&gpu, &before)
+                    } else {
+                        poisoned(&gpu, n * n_out)
+                    };
+                    ops::mul_mat(&gpu, out.view(), &w, Some(bb.view()), xb.view(), n, add)
+                        .expect("mul_mat");
+                    let mut want = reference(&x, &values, Some(&bias), n_in);
+                    if add {
+                        want.iter_mut()
+                            .zip(&before)
+                            .for_each(|(w, b)| *w += f64::from(*b));
+                    }
+                    let e = nmse(&read(&gpu, out.view()), &want);
+                    assert!(
+                        e < 1e-5,
+                        "{gpu:?} {} {n} x {n_in} x {n_out} add {add}: {e:e}",
+                        ty.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn large_tiles() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(7);
+        // Enough tiles of 128 for the kernel with large tiles to be chosen, with ragged edges.
+        let (n, n_in) = (131, 256);
+        let n_out = 128 * (gpu.info().n_sm as usize).div_ceil(2) - 5;
+        let (data, values) = matrix(&mut rng, GgmlType::Q6_K, n_in, n_out);
+        let w = put(&gpu, GgmlType::Q6_K, &data, n_in, n_out);
+        let x = rng.normals(n * n_in);
+        let (xb, out) = (upload(&gpu, &x), poisoned(&gpu, n * n_out));
+        ops::mul_mat(&gpu, out.view(), &w, None, xb.view(), n, false).expect("mul_mat");
+        let e = nmse(&read(&gpu, out.view()), &reference(&x, &values, None, n_in));
+        assert!(e < 1e-5, "{gpu:?}: {e:e}");
+    }
+}

@@ -1,0 +1,317 @@
+//! Norms, quantization, rotation, routing of experts.
+#![cfg(any(feature = "cuda", feature = "emulate"))]
+
+mod common;
+
+use common::*;
+use lemma_cuda::PAGE;
+use lemma_cuda::ops::{self, Heads, Quant, RopeStore, Store};
+
+fn f64s(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|v| f64::from(*v)).collect()
+}
+
+fn norm(x: &[f64], w: &[f32], eps: f32) -> Vec<f64> {
+    let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
+    let scale = 1.0 / (mean + f64::from(eps)).sqrt();
+    x.iter()
+        .zip(w)
+        .map(|(v, w)| v * scale * f64::from(*w))
+        .collect()
+}
+
+/// Values that quantized activations stand for, after checking the sums beside them.
+fn dequantized(q: &[u8], ds: &[f32]) -> Vec<f32> {
+    let mut out = Vec::new();
+    for (q, ds) in q.chunks_exact(32).zip(ds.chunks_exact(2)) {
+        let sum: i32 = q.iter().map(|v| i32::from(*v as i8)).sum();
+        assert!(
+            (ds[1] - ds[0] * sum as f32).abs() <= 1e-5 * ds[0].abs() * 32.0 * 127.0,
+            "{} for {sum}",
+            ds[1]
+        );
+        out.extend(q.iter().map(|v| f32::from(*v as i8) * ds[0]));
+    }
+    out
+}
+
+#[test]
+fn rms_norm_and_its_quantized_twin() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(11);
+        for (n, width) in [
+            (1, 32),
+            (3, 96),
+            (2, 1536),
+            (1, 8192),
+            (4, 1),
+            (2, 50),
+            (1, 333),
+        ] {
+            let (x, w) = (rng.normals(n * width), rng.normals(width));
+            let (xb, wb, out) = (
+                upload(&gpu, &x),
+                upload(&gpu, &w),
+                poisoned(&gpu, n * width),
+            );
+            let quantized = width % 32 == 0;
+            let (q, ds) = (
+                poisoned(&gpu, n * width / 4 + 1),
+                poisoned(&gpu, n * width / 16 + 1),
+            );
+            let quant = quantized.then(|| Quant {
+                q: q.view(),
+                ds: ds.view(),
+            });
+            ops::rms_norm(
+                &gpu,
+                out.view(),
+                xb.view(),
+                wb.view(),
+                quant,
+                n,
+                width,
+                1e-5,
+            )
+            .expect("rms_norm");
+            let want: Vec<f64> = x
+                .chunks_exact(width)
+                .flat_map(|r| norm(&f64s(r), &w, 1e-5))
+                .collect();
+            let e = nmse(&read(&gpu, out.view()), &want);
+            assert!(e < 1e-10, "{gpu:?} {n} x {width}: {e:e}");
+            if quantized {
+                let q = gpu.read(q.view().slice(0, n * width)).expect("read");
+                let back = dequantized(&q, &read(&gpu, ds.view().slice(0, n * width / 4)));
+                let e = nmse(&back, &want);
+                assert!(e < 1e-4, "{gpu:?} {n} x {width} quantized: {e:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn quantization_keeps_zeros_and_extremes() {
+    for gpu in gpus() {
+        let mut x = vec![0.0; 96];
+        x[40] = -3.0;
+        x[41] = 3.0;
+        x[70] = 1e-30;
+        let (xb, q, ds) = (upload(&gpu, &x), poisoned(&gpu, 24), poisoned(&gpu, 6));
+        ops::quantize(
+            &gpu,
+            Quant {
+                q: q.view(),
+                ds: ds.view(),
+            },
+            xb.view(),
+            96,
+        )
+        .expect("quantize");
+        let back = dequantized(&gpu.read(q.view()).expect("read"), &read(&gpu, ds.view()));
+        assert!(back[..32].iter().all(|v| *v == 0.0), "{back:?}");
+        assert!((back[40] + 3.0).abs() < 1e-6 && (back[41] - 3.0).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn swiglu_is_silu_of_gate_times_up() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(12);
+        let n = 1000;
+        let (g, u) = (
+            rng.normals(n).iter().map(|v| v * 10.0).collect::<Vec<_>>(),
+            rng.normals(n),
+        );
+        let (gb, ub) = (upload(&gpu, &g), upload(&gpu, &u));
+        ops::swiglu(&gpu, gb.view(), ub.view(), n).expect("swiglu");
+        let want: Vec<f64> = g
+            .iter()
+            .zip(&u)
+            .map(|(g, u)| f64::from(*g) / (1.0 + (-f64::from(*g)).exp()) * f64::from(*u))
+            .collect();
+        let e = nmse(&read(&gpu, gb.view()), &want);
+        assert!(e < 1e-10, "{gpu:?}: {e:e}");
+    }
+}
+
+/// Rotates a head in place.
+fn rotate(x: &mut [f64], rope: &[f32], neox: bool) {
+    let half = x.len() / 2;
+    for i in 0..half {
+        let (a, b) = if neox {
+            (i, i + half)
+        } else {
+            (2 * i, 2 * i + 1)
+        };
+        let (c, s) = (f64::from(rope[2 * i]), f64::from(rope[2 * i + 1]));
+        (x[a], x[b]) = (x[a] * c - x[b] * s, x[a] * s + x[b] * c);
+    }
+}
+
+#[test]
+fn heads_are_normed_rotated_and_stored() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(13);
+        for (d, neox, normed, stored) in [
+            (64, true, true, true),
+            (128, false, false, true),
+            (6, true, true, true),
+            (250, false, true, true),
+            (32, true, true, false),
+        ] {
+            let (n, h) = (
+                3,
+                Heads {
+                    n_head: 6,
+                    n_head_kv: 2,
+                    head_dim: d,
+                },
+            );
+            let (q, k, v) = (
+                rng.normals(n * 6 * d),
+                rng.normals(n * 2 * d),
+                rng.normals(n * 2 * d),
+            );
+            let rope: Vec<f32> = (0..n * d / 2)
+                .flat_map(|_| {
+                    let a = rng.normal() * 3.0;
+                    [a.cos(), a.sin()]
+                })
+                .collect();
+            let (qw, kw) = (rng.normals(d), rng.normals(d));
+            let places = [2 * PAGE as u32 + 5, 7, PAGE as u32];
+            let slots = 3;
+            let (qb, kb, vb) = (upload(&gpu, &q), upload(&gpu, &k), upload(&gpu, &v));
+            let (rb, qwb, kwb, pb) = (
+                upload(&gpu, &rope),
+                upload(&gpu, &qw),
+                upload(&gpu, &kw),
+                upload_u32(&gpu, &places),
+            );
+            let (pk, pv) = (
+                gpu.alloc(slots * PAGE * 2 * d * 2).expect("pool"),
+                gpu.alloc(slots * PAGE * 2 * d * 2).expect("pool"),
+            );
+            let call = RopeStore {
+                q: qb.view(),
+                k: kb.view(),
+                v: vb.view(),
+                q_norm: normed.then(|| (qwb.view(), 1e-6)),
+                k_norm: normed.then(|| (kwb.view(), 1e-5)),
+                rope: Some(rb.view()),
+                neox,
+                store: stored.then(|| Store {
+                    k: pk.view(),
+                    v: pv.view(),
+                    places: pb.view(),
+                }),
+            };
+            ops::rope_store(&gpu, h, &call, n).expect("rope_store");
+            let expect = |x: &[f32], heads: usize, w: &[f32], eps: f32| -> Vec<f64> {
+                let mut out = Vec::new();
+                for (i, head) in x.chunks_exact(d).enumerate() {
+                    let mut y = if normed {
+                        norm(&f64s(head), w, eps)
+                    } else {
+                        f64s(head)
+                    };
+                    rotate(&mut y, &rope[i / heads * d..][..d], neox);
+                    out.extend(y);
+                }
+                out
+            };
+            let e = nmse(&read(&gpu, qb.view()), &expect(&q, 6, &qw, 1e-6));
+            assert!(e < 1e-10, "{gpu:?} {d} q: {e:e}");
+            let want_k = expect(&k, 2, &kw, 1e-5);
+            if !stored {
+                assert!(nmse(&read(&gpu, kb.view()), &want_k) < 1e-10);
+                continue;
+            }
+            for (pool, want) in [(&pk, want_k), (&pv, f64s(&v))] {
+                let halves: Vec<f32> = gpu
+                    .read(pool.view())
+                    .expect("read")
+                    .chunks_exact(2)
+                    .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())
+                    .collect();
+                let got: Vec<f32> = places
+                    .iter()
+                    .flat_map(|&p| halves[p as usize * 2 * d..][..2 * d].to_vec())
+                    .collect();
+                let e = nmse(&got, &want);
+                assert!(e < 1e-6, "{gpu:?} {d} pool: {e:e}");
+                let others = halves.len() - got.len();
+                assert_eq!(
+                    halves.iter().filter(|v| **v == 0.0).count(),
+                    others,
+                    "only the places are written"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn experts_are_routed_as_by_softmax() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(14);
+        for (n, n_expert, n_used, even) in [
+            (3, 8, 2, true),
+            (2, 60, 4, false),
+            (1, 130, 8, true),
+            (1, 4, 4, false),
+        ] {
+            let mut logits = rng.normals(n * n_expert);
+            logits[1] = logits[0]; // a tie goes to the lower index
+            let (lb, ids, weights) = (
+                upload(&gpu, &logits),
+                poisoned(&gpu, n * n_used),
+                poisoned(&gpu, n * n_used),
+            );
+            ops::moe_route(
+                &gpu,
+                ids.view(),
+                weights.view(),
+                lb.view(),
+                n,
+                n_expert,
+                n_used,
+                even,
+            )
+            .expect("moe_route");
+            let got_ids: Vec<usize> = read(&gpu, ids.view())
+                .iter()
+                .map(|v| v.to_bits() as usize)
+                .collect();
+            let got = read(&gpu, weights.view());
+            for t in 0..n {
+                let row = f64s(&logits[t * n_expert..][..n_expert]);
+                let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let all: f64 = row.iter().map(|v| (v - max).exp()).sum();
+                let mut order: Vec<usize> = (0..n_expert).collect();
+                order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
+                order.truncate(n_used);
+                assert_eq!(got_ids[t * n_used..][..n_used], order, "{gpu:?}");
+                let mut p: Vec<f64> = order.iter().map(|&e| (row[e] - max).exp() / all).collect();
+                if even {
+                    let sum: f64 = p.iter().sum();
+                    p.iter_mut().for_each(|v| *v /= sum);
+                }
+                assert!(nmse(&got[t * n_used..][..n_used], &p) < 1e-10, "{gpu:?}");
+            }
+            let width = 37;
+            let (y, acc) = (rng.normals(n * n_used * width), rng.normals(n * width));
+            let (yb, ab) = (upload(&gpu, &y), upload(&gpu, &acc));
+            ops::moe_sum(&gpu, ab.view(), yb.view(), weights.view(), n, n_used, width)
+                .expect("moe_sum");
+            let mut want = f64s(&acc);
+            for (c, y) in y.chunks_exact(width).enumerate() {
+                for (i, y) in y.iter().enumerate() {
+                    want[c / n_used * width + i] += f64::from(got[c]) * f64::from(*y);
+                }
+            }
+            assert!(nmse(&read(&gpu, ab.view()), &want) < 1e-10, "{gpu:?}");
+        }
+    }
+}

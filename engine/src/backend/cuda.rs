@@ -1,0 +1,466 @@
+//! The CUDA backend: the verbs over `lemma-cuda`.
+//!
+//! A decode step is recorded once as a graph and replayed. What differs between steps lies in device memory: one small upload
+//! before each pass brings position, token, places and rotations, and page tables travel when they have changed. The books of the pool
+//! stay with [`Cache`], so CPU and GPU decide alike; the device reduces page masses over the heads and hands over one number a
+//! page.
+//!
+//! Three things are fused behind the verbs' backs: norms write their result once more quantized, for the products that follow;
+//! norms over heads and the rotation wait for [`Backend::attention`], which does them while it stores keys and values; gate and up wait
+//! for [`Backend::swiglu`] and become one launch.
+
+mod pass;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lemma_cuda::ops::{self, Heads};
+use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, Source, Uploader, View, Weight};
+use lemma_quant::GgmlType;
+
+use self::pass::{Moe, Pass, Pending, Pool};
+use super::{Buf, Outputs, Runner, Tensor};
+use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
+use crate::error::Error;
+use crate::gguf::GgufFile;
+use crate::kv::{Cache, PAGE};
+use crate::memory::show;
+use crate::options::{Aggregate, LoadOptions};
+use crate::report;
+
+/// Pairs of token and expert that a batch of experts takes at once.
+const EXPERT_COLUMNS: usize = 256;
+
+impl From<CudaError> for Error {
+    fn from(e: CudaError) -> Self {
+        Error::runtime(e.0)
+    }
+}
+
+/// A weight in device memory.
+#[derive(Clone, Debug)]
+pub enum CudaWeight {
+    /// A matrix.
+    Mat(Arc<Weight>),
+    /// A vector, in f32.
+    Vec(Arc<Buffer>),
+}
+
+impl CudaWeight {
+    fn mat(&self) -> &Arc<Weight> {
+        match self {
+            Self::Mat(w) => w,
+            Self::Vec(_) => unreachable!("bound as a matrix"),
+        }
+    }
+
+    fn vec(&self) -> View {
+        match self {
+            Self::Vec(b) => b.view(),
+            Self::Mat(_) => unreachable!("bound as a vector"),
+        }
+    }
+}
+
+/// A model in device memory.
+pub struct CudaRunner {
+    /// The recorded decode step, and whether it leaves masses. Before what it points to, so that it is dropped first.
+    graph: Option<(Graph, bool)>,
+    /// Decode steps run so far without a graph: the first loads the kernels, the second can be recorded.
+    warm: bool,
+    model: ArchModel<CudaWeight>,
+    pass: Pass,
+    host: Host,
+}
+
+/// Page-locked memory that steps travel through.
+struct Host {
+    step: Pinned,
+    tables: Pinned,
+    masses: Pinned,
+    logits: Pinned,
+    /// Live pages of each layer as the device knows them.
+    n_pages: Vec<usize>,
+    /// Cosines and sines of a pass.
+    angles: Vec<f32>,
+}
+
+impl CudaRunner {
+    /// Uploads a file's tensors and allocates the pool (`n_slots` slots a layer) and the scratch of batches of `n_ubatch` tokens.
+    ///
+    /// # Errors
+    /// Those of [`ArchModel::bind`]; [`Error::Usage`] for a pool of another type than f16; [`Error::Memory`] when the device cannot hold
+    /// the model; those of the driver.
+    pub fn new(
+        gpu: &Gpu,
+        file: &GgufFile,
+        hp: &HParams,
+        o: &LoadOptions,
+        n_slots: usize,
+        n_ubatch: usize,
+    ) -> Result<Self, Error> {
+        for (flag, ty) in [("-ctk", o.kv.ty_k), ("-ctv", o.kv.ty_v)] {
+            if ty != GgmlType::F16 {
+                return Err(report::usage(
+                    format!("{flag} {} on a GPU", ty.name()),
+                    "f16",
+                ));
+            }
+        }
+        if !hp.head_dim.is_multiple_of(2) || hp.head_dim > ops::MAX_HEAD_DIM {
+            let found = format!("heads of {} elements on a GPU", hp.head_dim);
+            let expected = format!("an even number of at most {}", ops::MAX_HEAD_DIM);
+            return Err(report::unsupported(file.name(), found, expected));
+        }
+        gpu.bind()?;
+        let widths = Widths::of(hp);
+        let n_ubatch = n_ubatch.max(1);
+        check_memory(gpu, file, hp, &widths, n_slots, n_ubatch)?;
+        let model = upload(gpu, file, hp)?;
+        let heads = Heads {
+            n_head: hp.n_head,
+            n_head_kv: hp.n_head_kv,
+            head_dim: hp.head_dim,
+        };
+        let layout = Layout::new(hp, n_ubatch);
+        let bytes = layout.bytes();
+        let pool = Pool::new(gpu, heads, hp.n_layer, n_slots)?;
+        let host = Host {
+            step: gpu.pinned(bytes)?,
+            tables: gpu.pinned(pool.tables.view().bytes())?,
+            masses: gpu.pinned(pool.masses.view().bytes())?,
+            logits: gpu.pinned(hp.n_vocab * 4)?,
+            n_pages: vec![0; hp.n_layer],
+            angles: vec![0.0; n_ubatch * hp.n_rot],
+        };
+        let scratch = |b: Buf| gpu.alloc(n_ubatch * widths.get(b) * 4);
+        let mut bufs = Vec::new();
+        let mut q8 = Vec::new();
+        for b in Buf::ALL {
+            bufs.push(scratch(b)?);
+            let multiplied = matches!(b, Buf::Xn | Buf::Att | Buf::Gate);
+            q8.push(if multiplied && widths.get(b).is_multiple_of(32) {
+                let n = n_ubatch * widths.get(b);
+                Some((gpu.alloc(n)?, gpu.alloc(n / 4)?))
+            } else {
+                None
+            });
+        }
+        let moe = if hp.n_expert > 0 {
+            Some(Moe::new(gpu, hp, n_ubatch, EXPERT_COLUMNS)?)
+        } else {
+            None
+        };
+        let pass = Pass {
+            rope: Rope::from_file(hp, file)?,
+            hp: hp.clone(),
+            heads,
+            widths,
+            bufs,
+            fresh: [false; Buf::ALL.len()],
+            q8,
+            pool,
+            step: gpu.alloc(bytes)?,
+            layout: Layout::new(hp, 1),
+            logits: gpu.alloc(hp.n_vocab * 4)?,
+            moe,
+            pending: Pending::default(),
+            n: 0,
+            n_outputs: 0,
+            wants_mass: false,
+            mean: o.kv.aggregate == Aggregate::Mean,
+            failed: None,
+            n_ubatch,
+            gpu: gpu.clone(),
+        };
+        Ok(Self {
+            graph: None,
+            warm: false,
+            model,
+            pass,
+            host,
+        })
+    }
+
+    /// Brings the data of a pass to the device.
+    fn prepare(&mut self, tokens: &[u32], cache: &Cache, outputs: Outputs) -> Result<(), Error> {
+        let (p, host) = (&mut self.pass, &mut self.host);
+        let n = tokens.len();
+        assert!(n >= 1 && n <= p.n_ubatch, "a batch of {n} tokens");
+        p.n = n;
+        p.wants_mass = n == 1 && cache.wants_mass();
+        p.n_outputs = match outputs {
+            Outputs::None => 0,
+            Outputs::Last => 1,
+            Outputs::All => n,
+        };
+        let wanted = p.n_outputs * p.hp.n_vocab * 4;
+        if p.logits.view().bytes() < wanted {
+            self.graph = None;
+            p.logits = p.gpu.alloc(wanted)?;
+            host.logits = p.gpu.pinned(wanted)?;
+        }
+
+        p.layout = Layout::new(&p.hp, n);
+        let l = p.layout;
+        let first = cache.pos() - n as u32;
+        let step = &mut host.step.bytes_mut()?[..l.bytes()];
+        put(step, 0, [first]);
+        put(
+            step,
+            1,
+            (0..l.n_layer).map(|il| cache.layer(il).pages.len() as u32),
+        );
+        put(step, l.tokens(), tokens.iter().copied());
+        for il in 0..l.n_layer {
+            let places = cache.layer(il).places.iter();
+            put(
+                step,
+                l.places(il),
+                places.map(|p| p.slot * PAGE as u32 + p.row),
+            );
+        }
+        // The rotations go where the device reads them; computing them in f64 here is what every backend does.
+        let angles = &mut host.angles[..n * p.hp.n_rot];
+        p.rope.fill(first, n, angles);
+        put(step, l.rope(), angles.iter().map(|x| x.to_bits()));
+        host.step.upload(0, p.step.view().slice(0, l.bytes()))?;
+        host.send_tables(p, cache)
+    }
+
+    /// Seconds of a recorded decode step, the mean of `n` that repeat the last one without the host in between.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] before two decode steps have been run; those of the driver.
+    pub fn time_steps(&mut self, n: usize) -> Result<f64, Error> {
+        let Some((graph, _)) = &self.graph else {
+            return Err(report::usage("no recorded step", "two decode steps before"));
+        };
+        self.pass.gpu.bind()?;
+        self.pass.gpu.synchronize()?;
+        let start = Instant::now();
+        for _ in 0..n {
+            graph.replay()?;
+        }
+        self.pass.gpu.synchronize()?;
+        Ok(start.elapsed().as_secs_f64() / n as f64)
+    }
+
+    fn fetch(&mut self, cache: &mut Cache) -> Result<(), Error> {
+        let (p, host) = (&mut self.pass, &mut self.host);
+        let bytes = p.n_outputs * p.hp.n_vocab * 4;
+        if bytes > 0 {
+            host.logits.download(0, p.logits.view().slice(0, bytes))?;
+        }
+        if p.wants_mass {
+            host.masses.download(0, p.pool.masses.view())?;
+        }
+        if p.n_outputs == 0 && !p.wants_mass {
+            return Ok(());
+        }
+        // Waits for the step; the second call finds nothing left to wait for.
+        host.masses.bytes()?;
+        host.logits.bytes()?;
+        if p.wants_mass {
+            let max_pages = p.pool.n_slots;
+            for il in 0..cache.n_layer() {
+                let n = cache.layer(il).pages.len();
+                cache.end_layer(il, &host.masses.settled_f32()[il * max_pages..][..n], 1);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Host {
+    /// Uploads the page tables if any page came or went.
+    fn send_tables(&mut self, p: &Pass, cache: &Cache) -> Result<(), Error> {
+        let max_pages = p.pool.n_slots;
+        let tables = self.tables.bytes_mut()?;
+        let mut changed = false;
+        for (il, n_pages) in self.n_pages.iter_mut().enumerate() {
+            let pages = &cache.layer(il).pages;
+            changed |= *n_pages != pages.len();
+            *n_pages = pages.len();
+            let row = &mut tables[il * max_pages * 8..][..pages.len() * 8];
+            for (entry, page) in row.chunks_exact_mut(8).zip(pages) {
+                let mut new = [0; 8];
+                new[..4].copy_from_slice(&page.slot.to_le_bytes());
+                new[4..].copy_from_slice(&page.first_pos.to_le_bytes());
+                if entry != new {
+                    entry.copy_from_slice(&new);
+                    changed = true;
+                }
+            }
+        }
+        if changed {
+            self.tables.upload(0, p.pool.tables.view())?;
+        }
+        Ok(())
+    }
+}
+
+impl Runner for CudaRunner {
+    fn run(&mut self, tokens: &[u32], cache: &mut Cache, outputs: Outputs) -> Result<(), Error> {
+        self.pass.gpu.bind()?;
+        self.prepare(tokens, cache, outputs)?;
+        let masses = self.pass.wants_mass;
+        let decode = tokens.len() == 1 && outputs == Outputs::Last;
+        if decode && self.warm && self.graph.as_ref().is_none_or(|g| g.1 != masses) {
+            let (model, pass) = (&self.model, &mut self.pass);
+            let gpu = pass.gpu.clone();
+            self.graph = Some((gpu.record(|| pass.forward(model))?, masses));
+        }
+        match &self.graph {
+            Some((graph, _)) if decode => graph.replay()?,
+            _ => self.pass.forward(&self.model)?,
+        }
+        self.warm |= decode;
+        self.fetch(cache)
+    }
+
+    fn logits(&mut self) -> &[f32] {
+        &self.host.logits.settled_f32()[..self.pass.n_outputs * self.pass.hp.n_vocab]
+    }
+
+    fn grow(&mut self, n_slots: usize) -> Result<(), Error> {
+        let p = &mut self.pass;
+        if n_slots <= p.pool.n_slots {
+            return Ok(());
+        }
+        p.gpu.bind()?;
+        self.graph = None;
+        p.pool.grow(&p.gpu, p.heads, n_slots)?;
+        self.host.tables = p.gpu.pinned(p.pool.tables.view().bytes())?;
+        self.host.masses = p.gpu.pinned(p.pool.masses.view().bytes())?;
+        self.host.n_pages.fill(0);
+        Ok(())
+    }
+
+    fn slot_bytes(&self) -> u64 {
+        slot_bytes(&self.pass.hp)
+    }
+
+    fn describe(&self) -> String {
+        self.pass.gpu.info().to_string()
+    }
+}
+
+fn slot_bytes(hp: &HParams) -> u64 {
+    (hp.n_layer * 2 * PAGE * hp.n_head_kv * hp.head_dim * 2) as u64
+}
+
+/// Writes words into the step's data, from word `at` on.
+fn put(step: &mut [u8], at: usize, words: impl IntoIterator<Item = u32>) {
+    for (to, w) in step[at * 4..].chunks_exact_mut(4).zip(words) {
+        to.copy_from_slice(&w.to_le_bytes());
+    }
+}
+
+/// Where the data of a pass of `n` tokens lies, in words of 32 bits: position, live pages of each layer, tokens, places of each layer,
+/// rotations.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    n: usize,
+    n_layer: usize,
+    n_rot: usize,
+}
+
+impl Layout {
+    fn new(hp: &HParams, n: usize) -> Self {
+        Self {
+            n,
+            n_layer: hp.n_layer,
+            n_rot: hp.n_rot,
+        }
+    }
+
+    fn tokens(&self) -> usize {
+        1 + self.n_layer
+    }
+
+    fn places(&self, il: usize) -> usize {
+        self.tokens() + self.n + il * self.n
+    }
+
+    /// Pairs of floats: at an even word.
+    fn rope(&self) -> usize {
+        self.places(self.n_layer).next_multiple_of(2)
+    }
+
+    fn bytes(&self) -> usize {
+        (self.rope() + self.n * self.n_rot) * 4
+    }
+}
+
+/// Refuses a model that the device cannot hold.
+fn check_memory(
+    gpu: &Gpu,
+    file: &GgufFile,
+    hp: &HParams,
+    widths: &Widths,
+    n_slots: usize,
+    n_ubatch: usize,
+) -> Result<(), Error> {
+    let weights = file.n_tensor_bytes();
+    let pool = slot_bytes(hp).saturating_mul(n_slots as u64);
+    let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();
+    let scratch = (n_ubatch * token * 6 + hp.n_vocab * 4) as u64 + (64 << 20);
+    let need = weights.saturating_add(pool).saturating_add(scratch);
+    let (free, _) = gpu.memory()?;
+    if need > free as u64 {
+        return Err(report::memory(
+            format!(
+                "weights of {}, a KV pool of {} and {} of scratch",
+                show(weights),
+                show(pool),
+                show(scratch)
+            ),
+            format!(
+                "at most the {} that are free on {}",
+                show(free as u64),
+                gpu.info()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Binds every tensor to device memory; one that is bound twice (a tied output) is uploaded once.
+fn upload(gpu: &Gpu, file: &GgufFile, hp: &HParams) -> Result<ArchModel<CudaWeight>, Error> {
+    let start = Instant::now();
+    let mut uploader = Uploader::new(gpu)?;
+    let mut known: HashMap<*const u8, CudaWeight> = HashMap::new();
+    let mut bytes = 0;
+    let mut converted: Vec<&str> = Vec::new();
+    let mut make = |t: Tensor| -> Result<CudaWeight, Error> {
+        let at = t.bytes.as_ptr();
+        if let Some(w) = known.get(&at) {
+            return Ok(w.clone());
+        }
+        let made = if t.vector {
+            let data: Vec<u8> = t.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect();
+            CudaWeight::Vec(Arc::new(gpu.buffer_of(&data)?))
+        } else {
+            if !lemma_cuda::has_kernels(t.ty) && !converted.contains(&t.ty.name()) {
+                converted.push(t.ty.name());
+                log::info!("{} has no CUDA kernels yet: converted to f16", t.ty.name());
+            }
+            CudaWeight::Mat(Arc::new(uploader.upload(Source {
+                ty: t.ty,
+                n_in: t.n_in,
+                n_row: t.n_out,
+                data: &t.bytes,
+            })?))
+        };
+        bytes += t.bytes.len();
+        known.insert(at, made.clone());
+        Ok(made)
+    };
+    let model = ArchModel::bind(hp, &mut Binder::new(file, &mut make))?;
+    gpu.synchronize()?;
+    let s = start.elapsed().as_secs_f64();
+    log::info!("{} of weights uploaded in {s:.2} s", show(bytes as u64));
+    Ok(model)
+}

@@ -1,0 +1,625 @@
+//! The verbs as launches.
+
+use std::sync::Arc;
+
+use lemma_cuda::ops::{
+    self, Attention, Experts, Heads, Masses, MatVec, Mode, Parts, Quant, RopeStore, Store,
+};
+use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
+
+use super::super::{self as backend, Backend, Buf, Linear, RopeMode};
+use super::{CudaWeight, Layout};
+use crate::arch::{ArchModel, HParams, Rope, Widths};
+use crate::kv::PAGE;
+
+type Done = Result<(), CudaError>;
+
+/// The KV pool on the device, and what goes with its pages.
+pub(super) struct Pool {
+    /// Keys of each layer, `[slots, PAGE, n_head_kv, head_dim]` f16.
+    pub(super) k: Vec<Buffer>,
+    /// Values likewise.
+    pub(super) v: Vec<Buffer>,
+    /// `[n_layer, slots]` pairs of slot and first position.
+    pub(super) tables: Buffer,
+    /// `[n_layer, slots]` masses of the last step.
+    pub(super) masses: Buffer,
+    sums: Buffer,
+    ml: Buffer,
+    page_ml: Buffer,
+    splits: usize,
+    pub(super) n_slots: usize,
+}
+
+impl Pool {
+    pub(super) fn new(
+        gpu: &Gpu,
+        h: Heads,
+        n_layer: usize,
+        n_slots: usize,
+    ) -> Result<Self, CudaError> {
+        let layer = || gpu.alloc(n_slots * PAGE * h.n_head_kv * h.head_dim * 2);
+        let k = (0..n_layer).map(|_| layer()).collect::<Result<_, _>>()?;
+        let v = (0..n_layer).map(|_| layer()).collect::<Result<_, _>>()?;
+        Self::around(gpu, h, k, v, n_slots)
+    }
+
+    /// Tables and scratch for a pool of this size.
+    fn around(
+        gpu: &Gpu,
+        h: Heads,
+        k: Vec<Buffer>,
+        v: Vec<Buffer>,
+        n_slots: usize,
+    ) -> Result<Self, CudaError> {
+        let (n_layer, splits) = (k.len(), ops::splits(gpu, h, n_slots));
+        Ok(Self {
+            tables: gpu.alloc(n_layer * n_slots * 8)?,
+            masses: gpu.alloc(n_layer * n_slots * 4)?,
+            sums: gpu.alloc(h.n_head * splits * h.head_dim * 4)?,
+            ml: gpu.alloc(h.n_head * splits * 8)?,
+            page_ml: gpu.alloc(h.n_head * n_slots * 8)?,
+            k,
+            v,
+            splits,
+            n_slots,
+        })
+    }
+
+    /// Moves to a larger pool, layer by layer, so that only one layer is held twice.
+    pub(super) fn grow(&mut self, gpu: &Gpu, h: Heads, n_slots: usize) -> Done {
+        for old in self.k.iter_mut().chain(&mut self.v) {
+            let new = gpu.alloc(n_slots * PAGE * h.n_head_kv * h.head_dim * 2)?;
+            gpu.copy(new.view().slice(0, old.view().bytes()), old.view())?;
+            *old = new;
+        }
+        let (k, v) = (std::mem::take(&mut self.k), std::mem::take(&mut self.v));
+        *self = Self::around(gpu, h, k, v, n_slots)?;
+        Ok(())
+    }
+
+    fn table(&self, il: usize) -> View {
+        self.tables
+            .view()
+            .slice(il * self.n_slots * 8, self.n_slots * 8)
+    }
+}
+
+/// Scratch of a mixture of experts.
+pub(super) struct Moe {
+    /// `[n_ubatch, n_expert]`
+    logits: Buffer,
+    /// `[n_ubatch, n_expert_used]`
+    ids: Buffer,
+    /// `[n_ubatch, n_expert_used]`
+    weights: Buffer,
+    /// `[columns, n_ff]`, twice: gate and up.
+    hidden: [Buffer; 2],
+    /// The first of them quantized, if `n_ff` is a multiple of 32.
+    q8: Option<(Buffer, Buffer)>,
+    /// `[columns, n_embd]`
+    y: Buffer,
+    /// Tokens of a batch of experts.
+    tokens: usize,
+}
+
+impl Moe {
+    pub(super) fn new(
+        gpu: &Gpu,
+        hp: &HParams,
+        n_ubatch: usize,
+        columns: usize,
+    ) -> Result<Self, CudaError> {
+        let tokens = (columns / hp.n_expert_used).clamp(1, n_ubatch);
+        let columns = tokens * hp.n_expert_used;
+        let q8 = if hp.n_ff.is_multiple_of(32) {
+            Some((
+                gpu.alloc(columns * hp.n_ff)?,
+                gpu.alloc(columns * hp.n_ff / 4)?,
+            ))
+        } else {
+            None
+        };
+        Ok(Self {
+            logits: gpu.alloc(n_ubatch * hp.n_expert * 4)?,
+            ids: gpu.alloc(n_ubatch * hp.n_expert_used * 4)?,
+            weights: gpu.alloc(n_ubatch * hp.n_expert_used * 4)?,
+            hidden: [
+                gpu.alloc(columns * hp.n_ff * 4)?,
+                gpu.alloc(columns * hp.n_ff * 4)?,
+            ],
+            q8,
+            y: gpu.alloc(columns * hp.n_embd * 4)?,
+            tokens,
+        })
+    }
+}
+
+/// Verbs that wait for the one they are fused with.
+#[derive(Default)]
+pub(super) struct Pending {
+    q_norm: Option<(View, f32)>,
+    k_norm: Option<(View, f32)>,
+    rope: bool,
+    /// Gate and up, and their input.
+    ffn: Option<([OwnedPart; 2], Buf)>,
+}
+
+/// A matrix, its bias, where its product goes.
+type OwnedPart = (Arc<Weight>, Option<View>, Buf);
+
+/// State of a pass.
+pub(super) struct Pass {
+    pub(super) gpu: Gpu,
+    pub(super) hp: HParams,
+    pub(super) heads: Heads,
+    pub(super) widths: Widths,
+    pub(super) rope: Rope,
+    pub(super) n_ubatch: usize,
+    /// `[n_ubatch, width]` of each [`Buf`].
+    pub(super) bufs: Vec<Buffer>,
+    /// The same quantized, for those that are multiplied.
+    pub(super) q8: Vec<Option<(Buffer, Buffer)>>,
+    /// Whether the quantized form is that of the buffer.
+    pub(super) fresh: [bool; Buf::ALL.len()],
+    pub(super) pool: Pool,
+    /// Data of the pass.
+    pub(super) step: Buffer,
+    pub(super) layout: Layout,
+    /// `[n_outputs, n_vocab]`
+    pub(super) logits: Buffer,
+    pub(super) moe: Option<Moe>,
+    pub(super) pending: Pending,
+    /// Tokens of the pass.
+    pub(super) n: usize,
+    pub(super) n_outputs: usize,
+    pub(super) wants_mass: bool,
+    pub(super) mean: bool,
+    /// The first thing that went wrong; verbs have no way to say it.
+    pub(super) failed: Option<CudaError>,
+}
+
+impl Pass {
+    /// Launches a pass.
+    pub(super) fn forward(&mut self, model: &ArchModel<CudaWeight>) -> Done {
+        self.fresh = [false; Buf::ALL.len()];
+        self.pending = Pending::default();
+        self.failed = None;
+        model.forward(self);
+        match self.failed.take() {
+            Some(e) => Err(e),
+            None => Ok(()),
+        }
+    }
+
+    fn note_failure(&mut self, done: Done) {
+        if let Err(e) = done {
+            self.failed.get_or_insert(e);
+        }
+    }
+
+    fn view(&self, b: Buf) -> View {
+        self.bufs[b as usize].view()
+    }
+
+    /// Rows `from .. from + n` of a buffer.
+    fn rows(&self, b: Buf, from: usize, n: usize) -> View {
+        let row = self.widths.get(b) * 4;
+        self.view(b).slice(from * row, n * row)
+    }
+
+    fn step_words(&self, at: usize, n: usize) -> View {
+        self.step.view().slice(at * 4, n * 4)
+    }
+
+    /// The quantized form of a buffer, as it is.
+    fn quant(&self, b: Buf) -> Option<Quant> {
+        self.q8[b as usize].as_ref().map(|(q, ds)| Quant {
+            q: q.view(),
+            ds: ds.view(),
+        })
+    }
+
+    /// The quantized form of a buffer, made if need be.
+    fn fresh_quant(&mut self, b: Buf) -> Result<Option<Quant>, CudaError> {
+        let Some(q) = self.quant(b) else {
+            return Ok(None);
+        };
+        if !self.fresh[b as usize] {
+            ops::quantize(&self.gpu, q, self.view(b), self.n * self.widths.get(b))?;
+            self.fresh[b as usize] = true;
+        }
+        Ok(Some(q))
+    }
+
+    /// Does what has been put off and was not fused after all.
+    fn flush(&mut self) -> Done {
+        if let Some((parts, x)) = self.pending.ffn.take() {
+            let parts: Vec<_> = parts
+                .iter()
+                .map(|(w, bias, out)| (&**w, *bias, self.view(*out)))
+                .collect();
+            self.mat_vec(&parts, x, Mode::Store)?;
+        }
+        if self.pending.q_norm.is_some() || self.pending.k_norm.is_some() || self.pending.rope {
+            self.rope_store(Buf::Q, Buf::K, Buf::V, None)?;
+        }
+        Ok(())
+    }
+
+    fn rope_store(&mut self, q: Buf, k: Buf, v: Buf, store: Option<Store>) -> Done {
+        let pending = std::mem::take(&mut self.pending);
+        let call = RopeStore {
+            q: self.view(q),
+            k: self.view(k),
+            v: self.view(v),
+            q_norm: pending.q_norm,
+            k_norm: pending.k_norm,
+            rope: pending
+                .rope
+                .then(|| self.step_words(self.layout.rope(), self.n * self.hp.n_rot)),
+            neox: self.rope.mode == RopeMode::Neox,
+            store,
+        };
+        ops::rope_store(&self.gpu, self.heads, &call, self.n)
+    }
+
+    /// Products with the one token of the pass.
+    fn mat_vec(&mut self, parts: &[ops::Part<'_>], x: Buf, mode: Mode) -> Done {
+        let wanted = parts.iter().any(|p| p.0.wants_q8());
+        let quant = if wanted { self.fresh_quant(x)? } else { None };
+        let call = MatVec {
+            parts,
+            x: self.view(x),
+            quant,
+            columns: 1,
+            per_input: 1,
+            experts: None,
+            mode,
+        };
+        ops::mat_vec(&self.gpu, &call)
+    }
+
+    fn products(&mut self, outs: &[(Buf, &Linear<CudaWeight>)], x: Buf) -> Done {
+        self.flush()?;
+        for (out, _) in outs {
+            self.fresh[*out as usize] = false;
+        }
+        let bias = |w: &Linear<CudaWeight>| w.bias.as_ref().map(CudaWeight::vec);
+        if self.n > 1 {
+            for (out, w) in outs {
+                ops::mul_mat(
+                    &self.gpu,
+                    self.view(*out),
+                    w.w.mat(),
+                    bias(w),
+                    self.view(x),
+                    self.n,
+                    false,
+                )?;
+            }
+            return Ok(());
+        }
+        if let [(Buf::Gate, g), (Buf::Up, u)] = outs
+            && (g.w.mat().ty(), g.w.mat().n_row()) == (u.w.mat().ty(), u.w.mat().n_row())
+        {
+            let part = |out, w: &Linear<CudaWeight>| (Arc::clone(w.w.mat()), bias(w), out);
+            self.pending.ffn = Some(([part(Buf::Gate, g), part(Buf::Up, u)], x));
+            return Ok(());
+        }
+        for three in outs.chunks(3) {
+            let parts: Vec<_> = three
+                .iter()
+                .map(|(out, w)| (&**w.w.mat(), bias(w), self.view(*out)))
+                .collect();
+            self.mat_vec(&parts, x, Mode::Store)?;
+        }
+        Ok(())
+    }
+
+    fn attend(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) -> Done {
+        if self.pending.ffn.is_some() {
+            self.flush()?;
+        }
+        let store = Store {
+            k: self.pool.k[il].view(),
+            v: self.pool.v[il].view(),
+            places: self.step_words(self.layout.places(il), self.n),
+        };
+        self.rope_store(q, k, v, Some(store))?;
+        let call = Attention {
+            q: self.view(q),
+            k: store.k,
+            v: store.v,
+            pages: self.pool.table(il),
+            n_pages: self.step_words(1 + il, 1),
+            pos: self.step_words(0, 1),
+            scale: self.hp.attn_scale,
+        };
+        self.fresh[out as usize] = false;
+        if self.n > 1 {
+            return ops::attention(&self.gpu, self.view(out), self.heads, &call, self.n);
+        }
+        let quant = self
+            .quant(out)
+            .filter(|_| self.heads.head_dim.is_multiple_of(32));
+        let pool = &self.pool;
+        let masses = self.wants_mass.then(|| Masses {
+            w: pool
+                .masses
+                .view()
+                .slice(il * pool.n_slots * 4, pool.n_slots * 4),
+            mean: self.mean,
+        });
+        let parts = Parts {
+            sums: pool.sums.view(),
+            ml: pool.ml.view(),
+            page_ml: pool.page_ml.view(),
+            splits: pool.splits,
+        };
+        self.fresh[out as usize] = quant.is_some();
+        ops::attention_decode(
+            &self.gpu,
+            self.view(out),
+            quant,
+            masses,
+            self.heads,
+            &call,
+            &parts,
+        )
+    }
+
+    fn experts(&mut self, acc: Buf, x: Buf, moe: &backend::Moe<CudaWeight>) -> Done {
+        self.flush()?;
+        self.fresh[acc as usize] = false;
+        let (gate, up, down) = (moe.gate_exps.mat(), moe.up_exps.mat(), moe.down_exps.mat());
+        let wants_q8 = [gate, up, moe.gate_inp.mat()].iter().any(|w| w.wants_q8());
+        let quant = if wants_q8 { self.fresh_quant(x)? } else { None };
+        let Some(s) = &self.moe else {
+            return Err(CudaError("experts in a model without any".to_owned()));
+        };
+        let (gpu, n, used, width) = (&self.gpu, self.n, moe.n_expert_used, self.widths.get(x));
+
+        // The router is not rounded to f16, whatever the batch: its decisions are the same for any batch.
+        let parts = [(&**moe.gate_inp.mat(), None, s.logits.view())];
+        let router = MatVec {
+            parts: &parts,
+            x: self.view(x),
+            quant,
+            columns: n,
+            per_input: 1,
+            experts: None,
+            mode: Mode::Store,
+        };
+        ops::mat_vec(gpu, &router)?;
+        ops::moe_route(
+            gpu,
+            s.ids.view(),
+            s.weights.view(),
+            s.logits.view(),
+            n,
+            moe.n_expert,
+            used,
+            moe.norm_topk,
+        )?;
+
+        for first in (0..n).step_by(s.tokens) {
+            let tokens = s.tokens.min(n - first);
+            let columns = tokens * used;
+            let chosen = |b: &Buffer| b.view().slice(first * used * 4, columns * 4);
+            let mut call = MatVec {
+                parts: &[],
+                x: self.rows(x, first, tokens),
+                quant: quant.map(|q| Quant {
+                    q: q.q.slice(first * width, tokens * width),
+                    ds: q.ds.slice(first * width / 4, tokens * width / 4),
+                }),
+                columns,
+                per_input: used,
+                experts: Some(Experts {
+                    ids: chosen(&s.ids),
+                    n: moe.n_expert,
+                }),
+                mode: Mode::Store,
+            };
+            let parts = [
+                (&**gate, None, s.hidden[0].view()),
+                (&**up, None, s.hidden[1].view()),
+            ];
+            call.parts = &parts;
+            if (gate.ty(), gate.n_row()) == (up.ty(), up.n_row()) {
+                call.mode = Mode::Swiglu;
+                ops::mat_vec(gpu, &call)?;
+            } else {
+                ops::mat_vec(gpu, &call)?;
+                ops::swiglu(
+                    gpu,
+                    s.hidden[0].view(),
+                    s.hidden[1].view(),
+                    columns * moe.n_ff,
+                )?;
+            }
+            let hidden =
+                s.q8.as_ref()
+                    .filter(|_| down.wants_q8())
+                    .map(|(q, ds)| Quant {
+                        q: q.view(),
+                        ds: ds.view(),
+                    });
+            if let Some(q) = hidden {
+                ops::quantize(gpu, q, s.hidden[0].view(), columns * moe.n_ff)?;
+            }
+            let parts = [(&**down, None, s.y.view())];
+            let call = MatVec {
+                parts: &parts,
+                x: s.hidden[0].view(),
+                quant: hidden,
+                per_input: 1,
+                mode: Mode::Store,
+                ..call
+            };
+            ops::mat_vec(gpu, &call)?;
+            let acc = self.rows(acc, first, tokens);
+            ops::moe_sum(
+                gpu,
+                acc,
+                s.y.view(),
+                chosen(&s.weights),
+                tokens,
+                used,
+                width,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn norm(&mut self, out: Buf, x: View, w: View, n: usize, eps: f32) -> Done {
+        // One token's norm feeds mat-vecs, which may want it quantized; a batch goes to tensor cores.
+        let quant = self.quant(out).filter(|_| n == 1);
+        self.fresh[out as usize] = quant.is_some() && self.n == 1;
+        ops::rms_norm(
+            &self.gpu,
+            self.view(out),
+            x,
+            w,
+            quant,
+            n,
+            self.widths.get(out),
+            eps,
+        )
+    }
+
+    fn logits(&mut self, w: &Linear<CudaWeight>, norm: &CudaWeight, x: Buf, eps: f32) -> Done {
+        self.flush()?;
+        let n = self.n_outputs;
+        if n == 0 {
+            return Ok(());
+        }
+        let rows = self.rows(x, self.n - n, n);
+        self.norm(Buf::Xn, rows, norm.vec(), n, eps)?;
+        let (mat, bias, out) = (
+            w.w.mat(),
+            w.bias.as_ref().map(CudaWeight::vec),
+            self.logits.view(),
+        );
+        if n > 1 {
+            return ops::mul_mat(&self.gpu, out, mat, bias, self.view(Buf::Xn), n, false);
+        }
+        let call = MatVec {
+            parts: &[(mat, bias, out)],
+            x: self.view(Buf::Xn),
+            quant: self.quant(Buf::Xn),
+            columns: 1,
+            per_input: 1,
+            experts: None,
+            mode: Mode::Store,
+        };
+        ops::mat_vec(&self.gpu, &call)
+    }
+}
+
+impl Backend for Pass {
+    type Weight = CudaWeight;
+
+    fn embed(&mut self, out: Buf, w: &CudaWeight) {
+        self.fresh[out as usize] = false;
+        let tokens = self.step_words(self.layout.tokens(), self.n);
+        let done = ops::embed(&self.gpu, self.view(out), w.mat(), tokens, self.n);
+        self.note_failure(done);
+    }
+
+    fn rms_norm(&mut self, out: Buf, x: Buf, w: &CudaWeight, eps: f32) {
+        let done = self
+            .flush()
+            .and_then(|()| self.norm(out, self.view(x), w.vec(), self.n, eps));
+        self.note_failure(done);
+    }
+
+    fn rms_norm_heads(&mut self, x: Buf, w: &CudaWeight, eps: f32) {
+        if self.pending.rope || self.pending.ffn.is_some() {
+            let done = self.flush();
+            self.note_failure(done);
+        }
+        self.fresh[x as usize] = false;
+        match x {
+            Buf::Q if self.pending.q_norm.is_none() => self.pending.q_norm = Some((w.vec(), eps)),
+            Buf::K if self.pending.k_norm.is_none() => self.pending.k_norm = Some((w.vec(), eps)),
+            _ => {
+                let (view, d) = (self.view(x), self.hp.head_dim);
+                let rows = self.n * self.widths.get(x) / d;
+                let done = self.flush().and_then(|()| {
+                    ops::rms_norm(&self.gpu, view, view, w.vec(), None, rows, d, eps)
+                });
+                self.note_failure(done);
+            }
+        }
+    }
+
+    fn mul_mats<const N: usize>(&mut self, outs: [(Buf, &Linear<CudaWeight>); N], x: Buf) {
+        let done = self.products(&outs, x);
+        self.note_failure(done);
+    }
+
+    fn mul_mat_add(&mut self, acc: Buf, w: &Linear<CudaWeight>, x: Buf) {
+        self.fresh[acc as usize] = false;
+        let bias = w.bias.as_ref().map(CudaWeight::vec);
+        let done = self.flush().and_then(|()| {
+            if self.n > 1 {
+                ops::mul_mat(
+                    &self.gpu,
+                    self.view(acc),
+                    w.w.mat(),
+                    bias,
+                    self.view(x),
+                    self.n,
+                    true,
+                )
+            } else {
+                self.mat_vec(&[(w.w.mat(), bias, self.view(acc))], x, Mode::Add)
+            }
+        });
+        self.note_failure(done);
+    }
+
+    fn rope(&mut self, _: Buf, _: Buf) {
+        if self.pending.rope || self.pending.ffn.is_some() {
+            let done = self.flush();
+            self.note_failure(done);
+        }
+        self.pending.rope = true;
+    }
+
+    fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
+        let done = self.attend(out, q, k, v, il);
+        self.note_failure(done);
+    }
+
+    fn swiglu(&mut self, gate: Buf, up: Buf) {
+        self.fresh[gate as usize] = false;
+        let done = match self.pending.ffn.take() {
+            Some(([(g, gb, Buf::Gate), (u, ub, Buf::Up)], x))
+                if (gate, up) == (Buf::Gate, Buf::Up) =>
+            {
+                let out = self.view(gate);
+                self.mat_vec(&[(&g, gb, out), (&u, ub, out)], x, Mode::Swiglu)
+            }
+            other => {
+                self.pending.ffn = other;
+                let n = self.n * self.widths.get(gate);
+                self.flush()
+                    .and_then(|()| ops::swiglu(&self.gpu, self.view(gate), self.view(up), n))
+            }
+        };
+        self.note_failure(done);
+    }
+
+    fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &backend::Moe<CudaWeight>) {
+        let done = self.experts(acc, x, moe);
+        self.note_failure(done);
+    }
+
+    fn output(&mut self, w: &Linear<CudaWeight>, norm: &CudaWeight, x: Buf, eps: f32) {
+        let done = self.logits(w, norm, x, eps);
+        self.note_failure(done);
+    }
+}

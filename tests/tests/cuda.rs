@@ -1,0 +1,269 @@
+//! Whole models on CUDA devices, and on the emulator where it was built, against the reference backend.
+#![cfg(any(feature = "cuda", feature = "cuda-emulate"))]
+
+use std::path::PathBuf;
+
+use lemma_cuda::Gpu;
+use lemma_engine::arch::{self, HParams};
+use lemma_engine::backend::cuda::CudaRunner;
+use lemma_engine::backend::trace::TraceRunner;
+use lemma_engine::backend::{Outputs, Runner};
+use lemma_engine::gguf::GgufFile;
+use lemma_engine::kv::{Cache, policy};
+use lemma_engine::options::{Aggregate, LoadOptions};
+use lemma_tests::{argmax, folders, json, nmse};
+
+/// Devices to test on.
+fn gpus() -> Vec<Gpu> {
+    let mut all = Vec::new();
+    #[cfg(feature = "cuda-emulate")]
+    all.push(Gpu::emulated(false));
+    let found = lemma_cuda::devices();
+    if let Some(info) = found.list.first() {
+        all.push(Gpu::open(info.ordinal).unwrap());
+    } else if all.is_empty() {
+        println!("skipped: {}", found.reason.unwrap_or_default());
+    }
+    all
+}
+
+struct Case {
+    path: PathBuf,
+    quantized: bool,
+    tokens: Vec<u32>,
+}
+
+fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for dir in folders("arch") {
+        for e in json(&dir.join("manifest.json"))["entries"]
+            .as_array()
+            .unwrap()
+        {
+            if arch::NAMES.contains(&e["arch"].as_str().unwrap()) {
+                let tokens = e["tokens"].as_array().unwrap();
+                all.push(Case {
+                    path: dir.join(e["model"].as_str().unwrap()),
+                    quantized: e["weights"] != "F32",
+                    tokens: tokens.iter().map(|t| t.as_u64().unwrap() as u32).collect(),
+                });
+            }
+        }
+    }
+    assert!(all.len() >= 18, "only {} models", all.len());
+    all
+}
+
+/// Whether a device is the emulator, for which a few models must do.
+fn is_slow(gpu: &Gpu) -> bool {
+    gpu.info().name == "emulator"
+}
+
+/// Models with plain weights, as many as a device is fast enough for.
+fn plain_cases(gpu: &Gpu) -> Vec<Case> {
+    let all = cases().into_iter().filter(|c| !c.quantized);
+    all.take(if is_slow(gpu) { 2 } else { usize::MAX })
+        .collect()
+}
+
+/// A runner with its books.
+struct Side {
+    runner: Box<dyn Runner>,
+    cache: Cache,
+}
+
+impl Side {
+    fn run(&mut self, tokens: &[u32], outputs: Outputs) -> Vec<f32> {
+        self.cache.begin(tokens.len(), false).unwrap();
+        self.runner.run(tokens, &mut self.cache, outputs).unwrap();
+        self.runner.logits().to_vec()
+    }
+
+    fn steps(&mut self, tokens: &[u32]) -> Vec<f32> {
+        tokens
+            .iter()
+            .flat_map(|&t| self.run(&[t], Outputs::Last))
+            .collect()
+    }
+}
+
+/// The reference and a device over one file, each with books of its own.
+fn sides(
+    path: &std::path::Path,
+    gpu: &Gpu,
+    o: &LoadOptions,
+    n_slots: usize,
+) -> (HParams, Side, Side) {
+    let file = GgufFile::open(path).unwrap();
+    let hp = HParams::read(&file).unwrap();
+    let policy = policy::find(&o.kv.policy).unwrap();
+    let cache = || Cache::new(&o.kv, policy, hp.n_layer, n_slots);
+    let trace = TraceRunner::new(&file, &hp, n_slots).unwrap();
+    let cuda = CudaRunner::new(gpu, &file, &hp, o, n_slots, 64).unwrap();
+    let side = |runner, cache| Side { runner, cache };
+    let (a, b) = (
+        side(Box::new(trace) as Box<dyn Runner>, cache()),
+        side(Box::new(cuda), cache()),
+    );
+    (hp, a, b)
+}
+
+#[test]
+fn logits_agree_with_the_reference() {
+    for gpu in gpus() {
+        for case in cases() {
+            let o = LoadOptions::default();
+            let n = case.tokens.len().min(if is_slow(&gpu) { 20 } else { 64 });
+            let tokens = &case.tokens[..n];
+            let n_slots = n.div_ceil(16) + 1;
+            let (_, mut want, mut got) = sides(&case.path, &gpu, &o, n_slots);
+            let batch = (
+                want.run(tokens, Outputs::All),
+                got.run(tokens, Outputs::All),
+            );
+            let (_, mut want, mut got) = sides(&case.path, &gpu, &o, n_slots);
+            let steps = (want.steps(tokens), got.steps(tokens));
+            let (b, s) = (nmse(&batch.1, &batch.0), nmse(&steps.1, &steps.0));
+            println!(
+                "{}: batch {b:.1e} steps {s:.1e} ({})",
+                case.path.display(),
+                gpu.info().name
+            );
+            // Batches round activations to f16; steps with quantized weights round them to eight bits, as ggml does.
+            let limit = if case.quantized { 2e-2 } else { 1e-4 };
+            assert!(
+                b < 1e-4 && s < limit,
+                "{}: batch {b:.1e}, steps {s:.1e}",
+                case.path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn prompts_in_pieces_then_steps() {
+    for gpu in gpus() {
+        for case in plain_cases(&gpu) {
+            let o = LoadOptions::default();
+            let n = case.tokens.len().min(60);
+            let tokens = &case.tokens[..n];
+            let (hp, mut want, mut got) = sides(&case.path, &gpu, &o, 3);
+            // A pool that grows on the way, a batch that ends inside a page, one that crosses pages, a batch of one, steps.
+            let cut = [0, n / 4, n / 2, n / 2 + 1, n];
+            let mut last = (Vec::new(), Vec::new());
+            for (i, c) in cut.windows(2).enumerate() {
+                if i == 1 {
+                    for side in [&mut want, &mut got] {
+                        side.runner.grow(8).unwrap();
+                        side.cache.grow(8);
+                    }
+                }
+                let piece = &tokens[c[0]..c[1]];
+                last = if i < 3 {
+                    let outputs = if i == 0 { Outputs::None } else { Outputs::Last };
+                    (want.run(piece, outputs), got.run(piece, outputs))
+                } else {
+                    (want.steps(piece), got.steps(piece))
+                };
+                if i > 0 {
+                    let e = nmse(&last.1, &last.0);
+                    assert!(e < 1e-4, "{} piece {i}: {e:.1e}", case.path.display());
+                } else {
+                    assert!(last.1.is_empty());
+                }
+            }
+            // Greedy choices of the steps: near ties may fall either way.
+            let rows = last
+                .0
+                .chunks_exact(hp.n_vocab)
+                .zip(last.1.chunks_exact(hp.n_vocab));
+            for (w, g) in rows {
+                let (a, b) = (argmax(w) as usize, argmax(g) as usize);
+                assert!(
+                    a == b || (w[a] - w[b]).abs() < 0.05 * w[a].abs().max(1.0),
+                    "{}",
+                    case.path.display()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rewound_sequence_goes_on_as_a_fresh_one() {
+    for gpu in gpus() {
+        let case = cases().into_iter().find(|c| !c.quantized).unwrap();
+        let o = LoadOptions::default();
+        let tokens: Vec<u32> = case.tokens.iter().copied().cycle().take(30).collect();
+        let (_, mut want, mut got) = sides(&case.path, &gpu, &o, 4);
+        want.steps(&tokens);
+        got.steps(&tokens);
+        for side in [&mut want, &mut got] {
+            assert!(side.cache.rewind(9));
+        }
+        let (w, g) = (want.steps(&tokens[9..]), got.steps(&tokens[9..]));
+        let e = nmse(&g, &w);
+        assert!(e < 1e-4, "{e:.1e}");
+    }
+}
+
+#[test]
+fn pages_are_weighed_and_recycled_alike() {
+    for gpu in gpus() {
+        for aggregate in [Aggregate::Max, Aggregate::Mean] {
+            for case in plain_cases(&gpu) {
+                let mut o = LoadOptions::default();
+                o.kv.aggregate = aggregate;
+                o.kv.recent = 2;
+                let n_slots = 6;
+                let (hp, mut want, mut got) = sides(&case.path, &gpu, &o, n_slots);
+                let mut decisions = (0, 0);
+                let mut id = 1;
+                for step in 0..if is_slow(&gpu) { 9 * 16 } else { 12 * 16 } {
+                    id = (id * 31 + 7 + step) % hp.n_vocab as u32;
+                    let (w, g) = (
+                        want.run(&[id], Outputs::Last),
+                        got.run(&[id], Outputs::Last),
+                    );
+                    for (a, b) in want.cache.recycled().iter().zip(got.cache.recycled()) {
+                        decisions.0 += 1;
+                        decisions.1 += u32::from(a.page.first_pos == b.page.first_pos);
+                    }
+                    assert_eq!(want.cache.recycled().len(), got.cache.recycled().len());
+                    let same = (0..hp.n_layer).all(|il| {
+                        let (a, b) = (&want.cache.layer(il).pages, &got.cache.layer(il).pages);
+                        a.iter()
+                            .map(|p| p.first_pos)
+                            .eq(b.iter().map(|p| p.first_pos))
+                    });
+                    // Masses that all but tie may be told apart by rounding; from then on the two hold different pages.
+                    if !same {
+                        break;
+                    }
+                    let e = nmse(&g, &w);
+                    assert!(e < 1e-4, "{} step {step}: {e:.1e}", case.path.display());
+                    for il in 0..hp.n_layer {
+                        let w =
+                            |c: &Cache| c.layer(il).pages.iter().map(|p| p.w).collect::<Vec<_>>();
+                        let e = nmse(&w(&got.cache), &w(&want.cache));
+                        assert!(
+                            e < 1e-4,
+                            "{} step {step} masses of layer {il}: {e:.1e}",
+                            case.path.display()
+                        );
+                    }
+                }
+                println!(
+                    "{}: {} of {} victims the same",
+                    case.path.display(),
+                    decisions.1,
+                    decisions.0
+                );
+                assert!(
+                    decisions.0 > 0 && decisions.1 * 10 >= decisions.0 * 8,
+                    "{decisions:?}"
+                );
+            }
+        }
+    }
+}

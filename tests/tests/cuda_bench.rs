@@ -1,0 +1,155 @@
+//! Speed of the CUDA backend on synthetic models, beside what the memory can stream. Ignored: it wants a device and minutes.
+//!
+//! `LEMMA_BENCH_MODELS` names the models, `shape:type` each (`r1-distill-qwen-1.5b:q4_k_m llama-3.1-8b:q4_k_m`).
+#![cfg(feature = "cuda")]
+#![allow(clippy::print_stdout, reason = "what was measured")]
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use lemma_cuda::{Gpu, ops};
+use lemma_engine::arch::HParams;
+use lemma_engine::backend::cuda::CudaRunner;
+use lemma_engine::backend::{Outputs, Runner};
+use lemma_engine::gguf::GgufFile;
+use lemma_engine::kv::{Cache, policy};
+use lemma_engine::options::LoadOptions;
+use lemma_engine::synth;
+
+const MODELS: &str = "r1-distill-qwen-1.5b:q4_k_m llama-3.1-8b:q4_k_m";
+/// Slots of the pool: 4,096 tokens.
+const SLOTS: usize = 256;
+
+/// Bytes per second that a kernel can read, the best of several tries.
+fn ceiling(gpu: &Gpu) -> f64 {
+    let bytes = 4usize << 30;
+    let (src, out) = (gpu.alloc(bytes).unwrap(), gpu.alloc(16).unwrap());
+    let mut best = f64::INFINITY;
+    for _ in 0..8 {
+        gpu.synchronize().unwrap();
+        let start = Instant::now();
+        for _ in 0..4 {
+            ops::read_all(gpu, src.view(), out.view()).unwrap();
+        }
+        gpu.synchronize().unwrap();
+        best = best.min(start.elapsed().as_secs_f64() / 4.0);
+    }
+    bytes as f64 / best
+}
+
+fn models() -> Vec<String> {
+    let names = std::env::var("LEMMA_BENCH_MODELS").unwrap_or_else(|_| MODELS.to_owned());
+    names.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The file of a model, written if it is not there.
+fn file_of(model: &str) -> PathBuf {
+    let (shape, ftype) = model.split_once(':').expect("shape:type");
+    let path = std::env::temp_dir().join(format!("lemma-bench-{shape}-{ftype}.gguf"));
+    if !path.exists() {
+        let start = Instant::now();
+        synth::write_file(shape, ftype, 1, &path, &mut |_, _| {}).unwrap();
+        println!("{model} written in {:.0} s", start.elapsed().as_secs_f64());
+    }
+    path
+}
+
+#[test]
+#[ignore = "writes gigabytes"]
+fn write_models() {
+    for model in models() {
+        file_of(&model);
+    }
+}
+
+/// A model with its books.
+struct Bench {
+    runner: CudaRunner,
+    cache: Cache,
+}
+
+impl Bench {
+    fn run(&mut self, tokens: &[u32], outputs: Outputs) {
+        self.cache.begin(tokens.len(), false).unwrap();
+        self.runner.run(tokens, &mut self.cache, outputs).unwrap();
+    }
+
+    /// Tokens per second of `n` steps, after a few that are not timed.
+    fn decode(&mut self, n: u32) -> f64 {
+        for i in 0..8 {
+            self.run(&[i + 3], Outputs::Last);
+        }
+        let start = Instant::now();
+        for i in 0..n {
+            self.run(&[i % 1000 + 3], Outputs::Last);
+        }
+        f64::from(n) / start.elapsed().as_secs_f64()
+    }
+}
+
+#[test]
+#[ignore = "measures"]
+fn speed() {
+    let found = lemma_cuda::devices();
+    let Some(info) = found.list.first() else {
+        println!("skipped: {}", found.reason.unwrap_or_default());
+        return;
+    };
+    let gpu = Gpu::open(info.ordinal).unwrap();
+    let read = ceiling(&gpu);
+    let mut table = vec![format!("{info}: reads {:.2} TB/s", read / 1e12)];
+    for model in models() {
+        let path = file_of(&model);
+        let file = GgufFile::open(&path).unwrap();
+        let hp = HParams::read(&file).unwrap();
+        let o = LoadOptions::default();
+        let start = Instant::now();
+        let runner = CudaRunner::new(&gpu, &file, &hp, &o, SLOTS, 512).unwrap();
+        let load = start.elapsed().as_secs_f64();
+        let cache = Cache::new(&o.kv, policy::find("raas").unwrap(), hp.n_layer, SLOTS);
+        let mut bench = Bench { runner, cache };
+        let prompt: Vec<u32> = (0..512)
+            .map(|i| (i * 7919 + 13) % hp.n_vocab as u32)
+            .collect();
+        // Prefill: the first loads the kernels.
+        bench.run(&prompt, Outputs::Last);
+        assert!(
+            bench.runner.logits().iter().all(|l| l.is_finite()),
+            "logits that are no numbers"
+        );
+        let mut prefill = f64::INFINITY;
+        for _ in 0..3 {
+            bench.cache.clear();
+            let start = Instant::now();
+            bench.run(&prompt, Outputs::Last);
+            prefill = prefill.min(start.elapsed().as_secs_f64());
+        }
+        // Decode from an empty context; then with the pool full and recycling.
+        bench.cache.clear();
+        let empty = bench.decode(256);
+        while bench.cache.pos() < SLOTS as u32 * 16 - 512 {
+            bench.run(&prompt, Outputs::None);
+        }
+        bench.decode(300);
+        let full = bench.decode(256);
+        let recycled = bench.cache.layer(0).recycled;
+        let bare = 1.0 / bench.runner.time_steps(128).unwrap();
+        // The embedding matrix is read only where it is the output too.
+        let embd = file.tensor("token_embd.weight").map_or(0, |t| t.n_bytes());
+        let unread = if file.tensor("output.weight").is_some() {
+            embd
+        } else {
+            0
+        };
+        let bytes = (file.n_tensor_bytes() - unread as u64) as f64;
+        table.push(format!(
+            "{model}: loaded {load:.1} s, prefill 512 {:.0} tok/s\n  decode empty {empty:.0} tok/s \
+             ({:.0} % of the ceiling {:.0}), full pool {full:.0} tok/s ({recycled} recycled), graph alone {bare:.0} tok/s",
+            512.0 / prefill,
+            100.0 * empty * bytes / read,
+            read / bytes,
+        ));
+        println!("{}", table.last().unwrap());
+    }
+    println!("\n=== speed ===\n{}", table.join("\n"));
+}
