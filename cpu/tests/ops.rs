@@ -123,16 +123,7 @@ fn activation_functions() {
 
 #[test]
 fn extreme_inputs_of_activation_functions() {
-    let x = [
-        f32::INFINITY,
-        -100.0,
-        1e30,
-        -1e30,
-        200.0,
-        -200.0,
-        0.0,
-        -0.0,
-    ];
+    let x = [f32::INFINITY, -100.0, 1e30, -1e30, 200.0, -200.0, 0.0, -0.0];
     let one = Shared::from_slice(&[1.0; 8]);
     for (isa, y) in everywhere(&x, Limits::default(), |p, x| p.swiglu(x, x, &one, 8)) {
         assert_eq!(y[0], f32::INFINITY, "{isa}");

@@ -2,6 +2,11 @@
 //!
 //! One test in a file of its own, since the counter sees the whole process.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "figures for whoever runs it with --nocapture"
+)]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ops::ControlFlow;
 use std::sync::Arc;

@@ -2,6 +2,11 @@
 //!
 //! The reference data was made with llama.cpp on tiny models with random weights, one for each shape that an architecture comes in.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "figures for whoever runs it with --nocapture"
+)]
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
