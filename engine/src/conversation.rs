@@ -16,6 +16,7 @@ use crate::chat::{
 };
 use crate::error::Error;
 use crate::generate::{Event, GenOptions, Outcome, Prompt, generate};
+use crate::options::Pin;
 use crate::sampling::Sampler;
 use crate::session::{Rewind, Session};
 use crate::tokenizer::Tokenizer;
@@ -72,7 +73,7 @@ pub struct Conversation {
 }
 
 /// Separates a string that looks like a control token from being one; no character of any text.
-pub(crate) const MARK: char = '\u{10fffe}';
+pub const MARK: char = '\u{10fffe}';
 
 impl Conversation {
     /// An empty conversation.
@@ -189,7 +190,31 @@ impl Conversation {
         let mut text = render(template, tokenizer, &self.messages, o, true)?;
         let switch = ReasoningSwitch::detect(template.source());
         text.push_str(&switch.prompt_suffix(mode(o), self.tags.as_ref(), &text));
-        Ok(Prompt::from_marked(tokenizer, &text))
+        let mut prompt = Prompt::from_marked(tokenizer, &text);
+        if self.session.pin() == Pin::System {
+            prompt.n_system = self.n_system(&prompt.tokens, o)?;
+        }
+        Ok(prompt)
+    }
+
+    /// Leading tokens of a prompt that come before the first thing the person says: those that two conversations with
+    /// different questions have in common.
+    fn n_system(&self, tokens: &[u32], o: &PromptOptions) -> Result<usize, Error> {
+        let model = self.session.model();
+        let system = self.messages.iter().take_while(|m| m.role == Role::System);
+        let other = Message {
+            role: Role::User,
+            content: String::new(),
+            thinking: None,
+        };
+        let messages: Vec<Message> = system.cloned().chain([other]).collect();
+        let text = render(model.template()?, model.tokenizer(), &messages, o, false)?;
+        let other = Prompt::from_marked(model.tokenizer(), &text).tokens;
+        Ok(tokens
+            .iter()
+            .zip(&other)
+            .take_while(|(a, b)| a == b)
+            .count())
     }
 
     /// Makes the model reply to the messages so far and adds its reply to them.
@@ -255,6 +280,7 @@ impl Conversation {
         let prompt = Prompt {
             tokens: Vec::new(),
             text: open.to_owned(),
+            n_system: 0,
         };
         let outcome = generate(
             &mut self.session,
@@ -287,12 +313,14 @@ pub fn render(
     o: &PromptOptions,
     add_generation_prompt: bool,
 ) -> Result<String, Error> {
+    let tags = ThinkTags::detect(template.source(), |text| tokenizer.find_tag(text));
+    let protect = |text: &str| protect(tokenizer, tags.as_ref(), text);
     let list: Vec<ChatMessage> = messages
         .iter()
         .map(|m| ChatMessage {
             role: m.role.name().to_owned(),
-            content: protect(tokenizer, &m.content),
-            reasoning_content: m.thinking.as_ref().map(|t| protect(tokenizer, t)),
+            content: protect(&m.content),
+            reasoning_content: m.thinking.as_ref().map(|t| protect(t)),
             ..ChatMessage::default()
         })
         .collect();
@@ -315,12 +343,19 @@ fn mode(o: &PromptOptions) -> Reasoning {
     }
 }
 
-/// Puts a [`MARK`] behind the first character of every string that the tokenizer would take for a control token.
-fn protect(tokenizer: &Tokenizer, text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
+/// Puts a [`MARK`] behind the first character of every string that the tokenizer would take for a control token, and of every
+/// tag of thinking (which some vocabularies have as ordinary added tokens).
+fn protect(tokenizer: &Tokenizer, tags: Option<&ThinkTags>, text: &str) -> String {
     let clean = text.replace(MARK, "\u{fffd}");
+    let mut starts = tokenizer.control_starts(&clean);
+    for tag in tags.iter().flat_map(|t| [t.open(), t.close()]) {
+        starts.extend(clean.match_indices(tag).map(|(at, _)| at));
+    }
+    starts.sort_unstable();
+    starts.dedup();
+    let mut out = String::with_capacity(clean.len());
     let mut last = 0;
-    for start in tokenizer.control_starts(&clean) {
+    for start in starts {
         let Some(first) = clean.get(start..).and_then(|rest| rest.chars().next()) else {
             continue;
         };

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::chat::{Part, Piece, ThinkSplitter, ThinkTags};
 use crate::conversation::MARK;
 use crate::error::Error;
+use crate::options::Pin;
 use crate::sampling::Sampler;
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
@@ -115,6 +116,8 @@ pub struct Prompt {
     pub tokens: Vec<u32>,
     /// The text of a rendered prompt, whose end says whether the model is thinking; empty for plain text.
     pub text: String,
+    /// Leading tokens that belong to the system message; what [`Pin::System`] pins.
+    pub n_system: usize,
 }
 
 impl Prompt {
@@ -136,7 +139,11 @@ impl Prompt {
             .unwrap_or_default();
         let has_bos = !bos.is_empty() && text.as_bytes().starts_with(bos);
         let tokens = tokenizer.encode_marked(&text, &marks, !has_bos);
-        Self { tokens, text }
+        Self {
+            tokens,
+            text,
+            n_system: 0,
+        }
     }
 
     /// Tokenizes plain text to be continued.
@@ -144,6 +151,7 @@ impl Prompt {
         Self {
             tokens: tokenizer.encode(text, true, parse_special),
             text: String::new(),
+            n_system: 0,
         }
     }
 }
@@ -182,7 +190,12 @@ pub fn generate(
     let fresh = &prompt.tokens[kept..];
     let mut stopped = false;
     if !fresh.is_empty() {
-        session.prefill(fresh, true, &mut |done, total| {
+        let n_pinned = match session.pin() {
+            Pin::Prompt => fresh.len(),
+            Pin::System => prompt.n_system.saturating_sub(kept),
+            Pin::None => 0,
+        };
+        session.prefill(fresh, n_pinned, &mut |done, total| {
             let flow = sink(Event::Prefill { done, total });
             stopped = flow.is_break() && done < total;
             flow

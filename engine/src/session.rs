@@ -173,7 +173,12 @@ impl Session {
         self.on_recycle = f;
     }
 
-    /// Appends a prompt in batches. Its pages are pinned if `pin` and the options say that prompts are.
+    /// What the options say is never recycled.
+    pub fn pin(&self) -> Pin {
+        self.pin
+    }
+
+    /// Appends a prompt in batches. The pages of its first `n_pinned` tokens are pinned.
     ///
     /// `progress` is told the tokens done and their total, and may stop the prompt; the sequence then ends where it stopped.
     ///
@@ -182,15 +187,17 @@ impl Session {
     pub fn prefill(
         &mut self,
         tokens: &[u32],
-        pin: bool,
+        n_pinned: usize,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<(), Error> {
         self.check_ids(tokens)?;
         self.make_room(tokens.len())?;
         let start = Instant::now();
-        let pin = pin && self.pin != Pin::None;
+        let (pinned, free) = tokens.split_at(n_pinned.min(tokens.len()));
+        let batches = pinned.chunks(self.n_ubatch).map(|b| (b, true));
+        let batches = batches.chain(free.chunks(self.n_ubatch).map(|b| (b, false)));
         let mut done = 0;
-        for batch in tokens.chunks(self.n_ubatch) {
+        for (batch, pin) in batches {
             let last = done + batch.len() == tokens.len();
             self.run(batch, pin, if last { Outputs::Last } else { Outputs::None })?;
             done += batch.len();

@@ -70,11 +70,7 @@ fn a_decode_step_allocates_nothing() {
                 let mut sampler =
                     Sampler::new(SamplerParams::default(), n_vocab, |_| Vec::new()).unwrap();
                 session
-                    .prefill(
-                        &[1, 2, 3, 4, 5],
-                        true,
-                        &mut |_, _| ControlFlow::Continue(()),
-                    )
+                    .prefill(&[1, 2, 3, 4, 5], 5, &mut |_, _| ControlFlow::Continue(()))
                     .unwrap();
                 // The first steps may still fill what is filled once (the workers' queues).
                 let mut step = |session: &mut Session| {

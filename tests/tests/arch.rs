@@ -103,7 +103,7 @@ fn steps(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
 
 fn prefill(session: &mut Session, tokens: &[u32]) {
     session
-        .prefill(tokens, true, &mut |_, _| ControlFlow::Continue(()))
+        .prefill(tokens, tokens.len(), &mut |_, _| ControlFlow::Continue(()))
         .unwrap();
 }
 

@@ -239,11 +239,11 @@ impl Bench {
                 session.clear();
             }
             if session.pos() == 0 && !before.is_empty() {
-                session.prefill(before, false, &mut |_, _| ControlFlow::Continue(()))?;
+                session.prefill(before, 0, &mut |_, _| ControlFlow::Continue(()))?;
             }
             let start = Instant::now();
             if t.n_prompt > 0 {
-                session.prefill(now, false, &mut |_, _| ControlFlow::Continue(()))?;
+                session.prefill(now, 0, &mut |_, _| ControlFlow::Continue(()))?;
             } else {
                 for &id in now {
                     session.decode(id)?;
@@ -310,7 +310,7 @@ impl Bench {
         let end = end as usize;
         let mut session = self.session(end + 1, n_threads)?;
         let start = self.tokens(64.min(end));
-        session.prefill(&start, true, &mut |_, _| ControlFlow::Continue(()))?;
+        session.prefill(&start, start.len(), &mut |_, _| ControlFlow::Continue(()))?;
         let mut at = session.pos() as usize;
         let mut next = 256;
         while at < end {

@@ -3,7 +3,7 @@
 //! Files that hold a vocabulary and no weights will do.
 
 use lemma_engine::chat::ChatTemplate;
-use lemma_engine::conversation::{Message, PromptOptions, Role, render};
+use lemma_engine::conversation::{MARK, Message, PromptOptions, Role, render};
 use lemma_engine::gguf::GgufFile;
 use lemma_engine::tokenizer::{Tokenizer, TokenizerOptions, VocabSource};
 use serde_json::{Value, json};
@@ -18,9 +18,6 @@ use crate::request::{id_of, message, messages, object};
 use crate::term::filter::Filter;
 use crate::term::{Term, escape};
 use crate::{load, out, record};
-
-/// What the engine puts into strings that look like control tokens: a character of no text.
-const MARK: char = '\u{10fffe}';
 
 /// The file of the arguments and its tokenizer.
 fn open(args: &ModelArgs, invocation: &Invocation) -> Result<(GgufFile, Tokenizer)> {

@@ -1,4 +1,4 @@
-//! `random`: prompt, recent pages and a random sample of the rest; seeded, the same page in every layer of a step.
+//! `random`: prompt, recent pages and a random sample of the rest; seeded, drawn for each layer on its own.
 //!
 //! The second control: published work found it embarrassingly strong, since a random sample forgets evenly.
 
