@@ -1,7 +1,16 @@
 //! The kernels of this machine's architecture, or none.
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use crate::x86::{Form, Kernel, ROWS as MAX_ROWS, Tile, kernel};
+pub(crate) use crate::x86::{Form, Kernel, ROWS as MAX_ROWS, Rows, Tile, kernel, look_ahead};
+
+/// Begins to read `n` bytes from `p` on, which may be anywhere.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn prefetch(isa: crate::Isa, p: *const u8, n: usize) {
+    if isa >= crate::Isa::Avx2 {
+        // SAFETY: the set is available.
+        unsafe { crate::x86::prefetch(p, n) };
+    }
+}
 
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use none::*;
@@ -22,7 +31,21 @@ mod none {
 
     pub(crate) struct Tile;
 
-    type RowsFn = unsafe fn(*const u8, usize, usize, *const u8, usize) -> [f32; 4];
+    pub(crate) struct Rows<'a> {
+        pub(crate) w: &'a [u8],
+        pub(crate) row_size: usize,
+        pub(crate) x: *const u8,
+        pub(crate) n_blocks: usize,
+        pub(crate) next: *const u8,
+    }
+
+    pub(crate) fn look_ahead(row_size: usize) -> usize {
+        row_size
+    }
+
+    pub(crate) fn prefetch(_: Isa, _: *const u8, _: usize) {}
+
+    type RowsFn = unsafe fn(&Rows<'_>, &mut [f32]);
     type UnpackFn = unsafe fn(*const u8, usize, usize, usize, &mut Tile);
     type TileFn = unsafe fn(&Tile, *const u8, usize, usize, usize, &mut [[f32; MAX_ROWS]; 8]);
 

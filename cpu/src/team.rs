@@ -134,16 +134,23 @@ impl Worker<'_> {
 
     /// Shares of `0..n` of `size` items that workers take as they get to it, until the next barrier; the last share
     /// may be smaller. For work that is slower on some cores than on others. Once between two barriers.
+    ///
+    /// A worker's first share is the one of its own number.
     pub(crate) fn claim(&self, n: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
         debug_assert!(
             !self.claimed.replace(true),
             "one claim between two barriers"
         );
         let size = size.max(1);
+        let mut first = Some(self.ith);
         std::iter::from_fn(move || {
-            let start = self.barrier.claim().checked_mul(size)?;
+            let i = first
+                .take()
+                .unwrap_or_else(|| self.nth + self.barrier.claim());
+            let start = i.checked_mul(size)?;
             (start < n).then(|| start..(start + size).min(n))
         })
+        .fuse()
     }
 }
 

@@ -6,38 +6,49 @@
 
 use super::{Limits, Pass, id};
 use crate::activations::{G32, G256, GROUP, X32, X256, quantize_32, quantize_256};
-use crate::kernels::{self, Form, Kernel, MAX_ROWS, Tile};
+use crate::kernels::{self, Form, Kernel, MAX_ROWS, Tile, look_ahead};
 use crate::tensor::row_size;
-use crate::{Mat, MulMat, Shared, float, lanes};
+use crate::{Mat, MulMat, Shared, float};
 use lemma_quant::GgmlType;
-use std::ops::Range;
+use std::sync::atomic::AtomicPtr;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// From so many tokens on, weights are unpacked for all of them; below, it does not pay.
 const BATCH: usize = 3;
 /// Columns that are unpacked at a time.
-const COLUMNS: usize = 256;
+pub(super) const COLUMNS: usize = 256;
 /// Bytes of weights that a worker takes at a time with few tokens.
-const UNIT_BYTES: usize = 48 << 10;
+const UNIT_BYTES: usize = 32 << 10;
+/// Rows that a worker takes at most, other than tiles.
+pub(super) const MAX_UNIT: usize = 128;
+/// Bytes that a worker reads ahead for the next product.
+const LEAD: usize = 32 << 10;
+/// Products with one input.
+const MAX_PRODUCTS: usize = 8;
+/// Products of a step whose order is remembered.
+const MAX_PLACES: usize = 1024;
 /// Tiles of rows that share a read of the activations.
-const TILES: usize = 2;
+pub(super) const TILES: usize = 2;
 
 /// The forms of activations that the scalar code of quantized weights reads.
-const X_TYPES: [GgmlType; 3] = [GgmlType::Q8_0, GgmlType::Q8_1, GgmlType::Q8_K];
+pub(super) const X_TYPES: [GgmlType; 3] = [GgmlType::Q8_0, GgmlType::Q8_1, GgmlType::Q8_K];
 
 /// Activations in the forms that kernels read, and room for each worker's weights and sums.
 pub(crate) struct Scratch {
     /// In each of the `X_TYPES`: `[n_tokens, n_in]`.
-    x_types: [Shared<u8>; 3],
+    pub(super) x_types: [Shared<u8>; 3],
     /// `[n_tokens, n_in / 32]` of `X32`, or `[n_in / 32, n_tokens / 8]` of `G32`.
-    x32: Shared<u8>,
+    pub(super) x32: Shared<u8>,
     /// `[n_tokens, n_in / 256]` of `X256`, or `[n_in / 256, n_tokens / 8]` of `G256`.
-    x256: Shared<u8>,
+    pub(super) x256: Shared<u8>,
     /// A decoded row of weights for each worker: `[nth, max_width]`.
-    row: Shared<f32>,
+    pub(super) row: Shared<f32>,
     /// Sums for each worker: `[nth, n_tokens / 8, TILES, 8, MAX_ROWS]`.
-    acc: Shared<f32>,
+    pub(super) acc: Shared<f32>,
     /// `[nth, TILES]`
-    tiles: Shared<u8>,
+    pub(super) tiles: Shared<u8>,
+    /// Where workers began to read in the last step, to read ahead from one product to the next: `[MAX_PLACES, nth]`.
+    places: Vec<AtomicPtr<u8>>,
 }
 
 impl Scratch {
@@ -50,6 +61,9 @@ impl Scratch {
             row: Shared::zeroed(row),
             acc: Shared::zeroed(acc),
             tiles: Shared::zeroed(tiles),
+            places: (0..MAX_PLACES * nth)
+                .map(|_| AtomicPtr::default())
+                .collect(),
         }
     }
 
@@ -76,14 +90,22 @@ impl Scratch {
         ]
     }
 
-    fn width(limits: &Limits) -> usize {
+    pub(super) fn width(limits: &Limits) -> usize {
         limits.max_width.next_multiple_of(COLUMNS)
     }
 }
 
-/// How a matrix is multiplied.
+/// How one matrix of a product is multiplied.
+pub(super) struct Plan {
+    pub(super) way: Way,
+    pub(super) kernel: Option<Kernel>,
+    /// Rows that a worker takes at a time.
+    unit: usize,
+}
+
+/// The ways there are.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     /// Numbers, with the activations as they are.
     Float,
     /// Decoded, with the activations as they are.
@@ -105,6 +127,7 @@ impl Pass<'_> {
         self.check("mul_mats", &[id(x), n_tokens, mats.len()]);
         let Some(first) = mats.first() else { return };
         let n_in = first.w.n_in;
+        assert!(mats.len() <= MAX_PRODUCTS, "that many products at once");
         assert!(n_tokens <= self.limits.max_tokens && n_in <= Scratch::width(self.limits));
         for (i, mat) in mats.iter().enumerate() {
             assert!(
@@ -121,7 +144,12 @@ impl Pass<'_> {
                 "bytes of the matrix"
             );
         }
-        let needs = |way| mats.iter().any(|m| self.way(m.w.ty, n_tokens).0 == way);
+        let mut plans = [const { None }; MAX_PRODUCTS];
+        for (plan, mat) in plans.iter_mut().zip(mats) {
+            *plan = Some(self.plan(&mat.w, n_tokens));
+        }
+        let plans = || plans.iter().flatten().zip(mats);
+        let needs = |way| plans().any(|(plan, _)| plan.way == way);
         let mut prepared = false;
         for (i, ty) in X_TYPES.iter().enumerate() {
             if needs(Way::Scalar(i)) {
@@ -142,21 +170,44 @@ impl Pass<'_> {
         if prepared {
             self.barrier();
         }
-        let units = |mat: &MulMat<'_>| mat.w.n_out.div_ceil(self.unit(&mat.w, n_tokens));
-        let n_units: usize = mats.iter().map(units).sum();
-        for claimed in self.w.claim(n_units, 1) {
-            let mut u = claimed.start;
-            let mut mats = mats.iter();
-            let mat = loop {
-                let mat = mats.next().expect("the unit is one of them");
-                match u.checked_sub(units(mat)) {
-                    Some(rest) => u = rest,
-                    None => break mat,
+        let n_units: usize = plans()
+            .map(|(plan, mat)| mat.w.n_out.div_ceil(plan.unit))
+            .sum();
+        let locate = |mut u: usize| {
+            for (plan, mat) in plans() {
+                let n = mat.w.n_out.div_ceil(plan.unit);
+                if u < n {
+                    let rows = u * plan.unit..((u + 1) * plan.unit).min(mat.w.n_out);
+                    return (plan, mat, rows);
                 }
-            };
-            let size = self.unit(&mat.w, n_tokens);
-            let rows = u * size..((u + 1) * size).min(mat.w.n_out);
-            self.mul_rows(mat, x, rows, n_tokens);
+                u -= n;
+            }
+            unreachable!("the unit is one of them");
+        };
+        let address = |u: usize| {
+            let (_, mat, rows) = locate(u);
+            mat.w.data[rows.start * mat.w.row_size()..].as_ptr()
+        };
+        let first = if self.ith() < n_units {
+            address(self.ith())
+        } else {
+            std::ptr::null()
+        };
+        let first_row_size = mats[0].w.row_size();
+        let follows = self.follow(first);
+        let mut units = self.w.claim(n_units, 1).map(|u| u.start).peekable();
+        while let Some(u) = units.next() {
+            let next = units.peek().map_or(follows, |u| address(*u));
+            let (plan, mat, rows) = locate(u);
+            self.mul_rows(plan, mat, x, rows, n_tokens, next);
+        }
+        if n_tokens < BATCH && !follows.is_null() {
+            // Memory has nothing to do until the next product.
+            kernels::prefetch(
+                self.isa,
+                follows.wrapping_add(look_ahead(first_row_size)),
+                LEAD,
+            );
         }
         self.barrier();
     }
@@ -166,37 +217,41 @@ impl Pass<'_> {
         self.mul_mats(&[mat], x, n_tokens);
     }
 
-    fn way(&self, ty: GgmlType, n_tokens: usize) -> (Way, Option<Kernel>) {
-        if let Some(kernel) = kernels::kernel(ty, self.isa) {
-            let way = match kernel.gemm {
-                Some(_) if n_tokens >= BATCH => Way::Tiles(kernel.form),
-                _ => Way::Rows(kernel.form),
-            };
-            return (way, Some(kernel));
-        }
-        if float::is_float(ty) {
-            return (Way::Float, None);
-        }
-        let traits = ty.traits();
+    fn plan(&self, w: &Mat<'_>, n_tokens: usize) -> Plan {
+        let traits = w.ty.traits();
+        let kernel = kernels::kernel(w.ty, self.isa);
         let x_type = X_TYPES.iter().position(|x| *x == traits.vec_dot_type);
-        match x_type.filter(|_| traits.vec_dot.is_some()) {
-            Some(i) => (Way::Scalar(i), None),
-            None => (Way::Plain, None),
-        }
-    }
-
-    /// Rows that a worker takes at a time.
-    fn unit(&self, w: &Mat<'_>, n_tokens: usize) -> usize {
-        match self.way(w.ty, n_tokens).0 {
+        let way = match (&kernel, x_type.filter(|_| traits.vec_dot.is_some())) {
+            (Some(k), _) if k.gemm.is_some() && n_tokens >= BATCH => Way::Tiles(k.form),
+            (Some(k), _) => Way::Rows(k.form),
+            _ if float::is_float(w.ty) => Way::Float,
+            (_, Some(i)) => Way::Scalar(i),
+            _ => Way::Plain,
+        };
+        let unit = match way {
             Way::Tiles(_) => TILES * MAX_ROWS,
             _ => {
                 // Not more than leaves several units for every worker.
-                let fair = w.n_out.div_ceil(4 * self.nth());
+                let fair = w.n_out.div_ceil(8 * self.nth());
                 (UNIT_BYTES / w.row_size().max(1))
-                    .clamp(1, fair.max(1))
+                    .clamp(1, fair.clamp(1, MAX_UNIT))
                     .next_multiple_of(4)
             }
+        };
+        Plan { way, kernel, unit }
+    }
+
+    /// Notes where this worker begins to read for this product, and says where it will for the next one, if the last
+    /// step is anything to go by, or null.
+    fn follow(&self, first: *const u8) -> *const u8 {
+        let n = self.n_products.get();
+        self.n_products.set(n + 1);
+        let places = &self.scratch.matmul.places;
+        let place = |n: usize| places.get(n * self.nth() + self.ith());
+        if let Some(place) = place(n) {
+            place.store(first.cast_mut(), Relaxed);
         }
+        place(n + 1).map_or(std::ptr::null(), |p| p.load(Relaxed).cast_const())
     }
 
     /// This worker's share of `n` activations, to the blocks of `ty`.
@@ -273,220 +328,10 @@ impl Pass<'_> {
             }
         }
     }
-
-    /// Some rows of weights, which are this worker's, with all tokens.
-    fn mul_rows(&self, mat: &MulMat<'_>, x: &Shared<f32>, rows: Range<usize>, n_tokens: usize) {
-        let (way, kernel) = self.way(mat.w.ty, n_tokens);
-        match (way, kernel) {
-            (Way::Rows(form), Some(kernel)) => self.mul_few(mat, form, kernel, rows, n_tokens),
-            (Way::Tiles(form), Some(kernel)) => self.mul_tiles(mat, form, kernel, rows, n_tokens),
-            (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens),
-            (Way::Scalar(i), _) => {
-                let n_in = mat.w.n_in;
-                let size = row_size(X_TYPES[i], n_in);
-                let vec_dot = mat.w.ty.traits().vec_dot.expect("checked by `way`");
-                for row in rows {
-                    for t in 0..n_tokens {
-                        let x = &self.scratch.matmul.x_types[i];
-                        // SAFETY: written before the last barrier.
-                        let x = unsafe { x.slice(t * size..(t + 1) * size) };
-                        self.store(mat, t, row, &[vec_dot(n_in, mat.w.row(row), x)]);
-                    }
-                }
-            }
-            _ => {
-                let n_in = mat.w.n_in;
-                let start = self.ith() * Scratch::width(self.limits);
-                // SAFETY: every worker has its own row.
-                let decoded = unsafe { self.scratch.matmul.row.slice_mut(start..start + n_in) };
-                for row in rows {
-                    (mat.w.ty.traits().dequantize_row)(mat.w.row(row), decoded);
-                    for t in 0..n_tokens {
-                        // SAFETY: `x` is only read.
-                        let x = unsafe { x.slice(t * n_in..(t + 1) * n_in) };
-                        self.store(mat, t, row, &[lanes::dot(self.isa, decoded, x)]);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Weights that are numbers.
-    fn mul_float(&self, mat: &MulMat<'_>, x: &Shared<f32>, rows: Range<usize>, n_tokens: usize) {
-        let (n_in, size) = (mat.w.n_in, mat.w.row_size());
-        for t in (0..n_tokens).step_by(float::TOKENS) {
-            let n = (n_tokens - t).min(float::TOKENS);
-            // SAFETY: `x` is only read.
-            let x = unsafe { x.slice(t * n_in..(t + n) * n_in) };
-            for row in rows.clone().step_by(float::ROWS) {
-                let n_rows = (rows.end - row).min(float::ROWS);
-                let w = &mat.w.data[row * size..(row + n_rows) * size];
-                let mut sums = [[0.0; float::ROWS]; float::TOKENS];
-                // SAFETY: the instruction set is available.
-                unsafe {
-                    float::mul(
-                        self.isa,
-                        float::Tile {
-                            ty: mat.w.ty,
-                            w,
-                            x,
-                            n_in,
-                        },
-                        &mut sums,
-                    )
-                };
-                for (t, sums) in (t..t + n).zip(&sums) {
-                    self.store(mat, t, row, &sums[..n_rows]);
-                }
-            }
-        }
-    }
-
-    /// Up to four rows at a time, with one token after the other.
-    fn mul_few(
-        &self,
-        mat: &MulMat<'_>,
-        form: Form,
-        kernel: Kernel,
-        rows: Range<usize>,
-        n_tokens: usize,
-    ) {
-        let scratch = &self.scratch.matmul;
-        let size = mat.w.row_size();
-        let (x, len, bytes) = match form {
-            Form::X32 => (&scratch.x32, 32, size_of::<X32>()),
-            Form::X256 => (&scratch.x256, 256, size_of::<X256>()),
-        };
-        let n_blocks = mat.w.n_in / len;
-        for row in rows.clone().step_by(4) {
-            let n = (rows.end - row).min(4);
-            let w = &mat.w.data[row * size..(row + n) * size];
-            for t in 0..n_tokens {
-                // SAFETY: the activations were written before the last barrier and not since; `w` has `n` rows; the
-                // instruction set is available.
-                let sums = unsafe {
-                    let x = x.slice(t * n_blocks * bytes..(t + 1) * n_blocks * bytes);
-                    (kernel.rows)(w.as_ptr(), size, n, x.as_ptr(), n_blocks)
-                };
-                self.store(mat, t, row, &sums[..n]);
-            }
-        }
-    }
-
-    /// Tiles of rows with groups of tokens.
-    fn mul_tiles(
-        &self,
-        mat: &MulMat<'_>,
-        form: Form,
-        kernel: Kernel,
-        rows: Range<usize>,
-        n_tokens: usize,
-    ) {
-        let (unpack, mul) = kernel.gemm.expect("checked by `way`");
-        let scratch = &self.scratch.matmul;
-        let groups = n_tokens.div_ceil(GROUP);
-        let n_acc = groups * TILES * GROUP * MAX_ROWS;
-        let max_acc = scratch.acc.len() / self.nth();
-        let tiles_size = TILES * size_of::<Tile>();
-        // SAFETY: every worker has its own sums and tiles; they are aligned and any bytes are one.
-        let (acc, tiles) = unsafe {
-            let tiles = self.ith() * tiles_size;
-            let tiles = scratch.tiles.slice_mut(tiles..tiles + tiles_size);
-            let acc = self.ith() * max_acc;
-            let acc = scratch.acc.slice_mut(acc..acc + n_acc);
-            (
-                acc.as_chunks_mut::<MAX_ROWS>().0.as_chunks_mut::<GROUP>().0,
-                std::slice::from_raw_parts_mut(tiles.as_mut_ptr().cast::<Tile>(), TILES),
-            )
-        };
-        acc.as_flattened_mut().as_flattened_mut().fill(0.0);
-        let (size, ty) = (mat.w.row_size(), mat.w.ty.traits());
-        let data = &mat.w.data[rows.start * size..rows.end * size];
-        let n_tiles = rows.len().div_ceil(MAX_ROWS);
-        let in_tile = |i: usize| (rows.len() - i * MAX_ROWS).min(MAX_ROWS);
-        for column in (0..mat.w.n_in).step_by(COLUMNS) {
-            let n32 = (mat.w.n_in - column).min(COLUMNS) / 32;
-            let offset = column / ty.block_size * ty.type_size;
-            for (i, tile) in tiles.iter_mut().enumerate().take(n_tiles) {
-                let w = &data[i * MAX_ROWS * size + offset..];
-                // SAFETY: `w` begins a block of the tile's first row; the instruction set is available.
-                unsafe { unpack(w.as_ptr(), size, in_tile(i), n32, tile) };
-            }
-            for g in 0..groups {
-                let n = (n_tokens - g * GROUP).min(GROUP);
-                // SAFETY: the activations were written before the last barrier and not since. Blocks of 32 columns are
-                // `groups` apart.
-                unsafe {
-                    for (i, tile) in tiles.iter().enumerate().take(n_tiles) {
-                        let acc = &mut acc[g * TILES + i];
-                        match form {
-                            Form::X256 => {
-                                let x = block::<G256>(&scratch.x256, column / 256 * groups + g);
-                                mul(tile, x.cast(), n, n32, groups, acc);
-                            }
-                            Form::X32 => {
-                                let x = block::<G32>(&scratch.x32, column / 32 * groups + g);
-                                mul(tile, x.cast(), n, n32, groups, acc);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        let n_out = mat.w.n_out;
-        for g in 0..groups {
-            let n = (n_tokens - g * GROUP).min(GROUP);
-            for i in 0..n_tiles {
-                let (t, row) = (g * GROUP, rows.start + i * MAX_ROWS);
-                let sums = &acc[g * TILES + i][..n];
-                if in_tile(i) == MAX_ROWS {
-                    let at = t * n_out + row;
-                    assert!(
-                        at + (n - 1) * n_out + MAX_ROWS <= mat.out.len(),
-                        "rows of the output"
-                    );
-                    // SAFETY: within the output, and the columns are this worker's.
-                    let to = unsafe { lanes::Columns::new(mat.out.as_ptr().add(at), n_out, n) };
-                    let bias = mat
-                        .bias
-                        .map(|b| b[row..].first_chunk().expect("a tile of rows"));
-                    lanes::store_tile(self.isa, to, sums, bias, mat.out_add);
-                } else {
-                    for (t, sums) in (t..).zip(sums) {
-                        self.store(mat, t, row, &sums[..in_tile(i)]);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Results for a token and some rows, which are this worker's.
-    #[inline]
-    fn store(&self, mat: &MulMat<'_>, t: usize, row: usize, sums: &[f32]) {
-        let at = t * mat.w.n_out + row;
-        // SAFETY: the rows are this worker's.
-        let out = unsafe { mat.out.slice_mut(at..at + sums.len()) };
-        match (mat.bias.map(|b| &b[row..row + sums.len()]), mat.out_add) {
-            (None, false) => out.copy_from_slice(sums),
-            (None, true) => out.iter_mut().zip(sums).for_each(|(o, s)| *o += s),
-            (Some(b), false) => {
-                out.iter_mut()
-                    .zip(sums)
-                    .zip(b)
-                    .for_each(|((o, s), b)| *o = s + b);
-            }
-            (Some(b), true) => {
-                out.iter_mut()
-                    .zip(sums)
-                    .zip(b)
-                    .for_each(|((o, s), b)| *o += s + b);
-            }
-        }
-    }
 }
 
 /// Block `i` of a buffer of blocks.
-fn block<T>(buffer: &Shared<u8>, i: usize) -> *mut T {
+pub(super) fn block<T>(buffer: &Shared<u8>, i: usize) -> *mut T {
     assert!(
         (i + 1) * size_of::<T>() <= buffer.len(),
         "the block is in the buffer"

@@ -26,12 +26,14 @@ mod attention;
 mod elementwise;
 mod matmul;
 mod moe;
+mod products;
 
 pub use attention::Attention;
 pub use elementwise::RopeMode;
 pub use moe::{Gating, MoeFfn};
 
 use crate::{Isa, Shared, Team, Worker};
+use std::cell::Cell;
 
 /// The largest shapes that operations are called with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +88,8 @@ pub struct Pass<'a> {
     isa: Isa,
     limits: &'a Limits,
     scratch: &'a Scratch,
+    /// Products so far in this step.
+    n_products: Cell<usize>,
 }
 
 /// Memory for what operations keep between their stages.
@@ -98,6 +102,18 @@ struct Scratch {
     calls: Vec<std::sync::atomic::AtomicU64>,
 }
 
+impl Scratch {
+    fn new(limits: &Limits, nth: usize) -> Self {
+        Self {
+            matmul: matmul::Scratch::new(limits, nth),
+            attention: attention::Scratch::new(limits, nth),
+            moe: moe::Scratch::new(limits),
+            #[cfg(debug_assertions)]
+            calls: (0..nth).map(|_| Default::default()).collect(),
+        }
+    }
+}
+
 impl Ops {
     /// Operations on `team` with kernels for `isa`.
     ///
@@ -105,14 +121,7 @@ impl Ops {
     /// If this machine does not have `isa`.
     pub fn new(team: Team, isa: Isa, limits: Limits) -> Self {
         assert!(isa.is_available(), "{isa} is not available on this machine");
-        let nth = team.n_threads();
-        let scratch = Scratch {
-            matmul: matmul::Scratch::new(&limits, nth),
-            attention: attention::Scratch::new(&limits, nth),
-            moe: moe::Scratch::new(&limits),
-            #[cfg(debug_assertions)]
-            calls: (0..nth).map(|_| Default::default()).collect(),
-        };
+        let scratch = Scratch::new(&limits, team.n_threads());
         Self {
             team,
             isa,
@@ -136,6 +145,12 @@ impl Ops {
         &self.limits
     }
 
+    /// Makes room for other shapes; what products had learned about the order of weights is forgotten.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.scratch = Scratch::new(&limits, self.team.n_threads());
+        self.limits = limits;
+    }
+
     /// Bytes of scratch memory that operations of these limits take, all workers together.
     pub fn scratch_size(limits: &Limits, n_threads: usize) -> usize {
         matmul::Scratch::size(limits, n_threads)
@@ -150,12 +165,14 @@ impl Ops {
     pub fn run<F: Fn(&Pass<'_>) + Sync>(&mut self, step: F) {
         let (isa, limits, scratch) = (self.isa, &self.limits, &self.scratch);
         self.team.run(|w| {
+            let n_products = Cell::new(0);
             step(&Pass {
                 w,
                 isa,
                 limits,
                 scratch,
-            })
+                n_products,
+            });
         });
     }
 }

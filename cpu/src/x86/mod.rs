@@ -29,6 +29,7 @@ mod vectors;
 
 pub(crate) use gemm::{ROWS, Tile};
 pub(crate) use quantize::{quantize_32, quantize_256};
+pub(crate) use rows::prefetch;
 pub(crate) use vectors::{Avx2, Avx512};
 
 use crate::Isa;
@@ -43,17 +44,35 @@ pub(crate) enum Form {
     X256,
 }
 
-/// Multiplies `n` rows (1 to 4) that are `row_size` bytes apart with one token of `n_blocks` blocks of activations.
+/// Some rows to multiply with one token.
+pub(crate) struct Rows<'a> {
+    /// The rows.
+    pub(crate) w: &'a [u8],
+    /// Bytes of a row.
+    pub(crate) row_size: usize,
+    /// Blocks of activations.
+    pub(crate) x: *const u8,
+    /// How many there are.
+    pub(crate) n_blocks: usize,
+    /// What will be read after these rows, if that is known; not null then.
+    pub(crate) next: *const u8,
+}
+
+/// How far kernels read ahead, in bytes.
+pub(crate) fn look_ahead(row_size: usize) -> usize {
+    (4 * row_size).max(8 << 10)
+}
+
+/// Multiplies rows with one token: as many as `out` is long.
 ///
 /// # Safety
-/// The instruction set is available; pointers are valid for what the sizes say. Prefetches may go anywhere.
-pub(crate) type RowsFn =
-    unsafe fn(w: *const u8, row_size: usize, n: usize, x: *const u8, n_blocks: usize) -> [f32; 4];
+/// The instruction set is available; `w` has that many rows, and `x` is valid for `n_blocks`.
+pub(crate) type RowsFn = unsafe fn(&Rows<'_>, out: &mut [f32]);
 
 /// Unpacks up to 256 columns (`n32` times 32) of `n` rows (1 to 16) that are `row_size` bytes apart.
 ///
 /// # Safety
-/// As for [`RowsFn`].
+/// The instruction set is available; pointers are valid for what the sizes say.
 pub(crate) type UnpackFn =
     unsafe fn(w: *const u8, row_size: usize, n: usize, n32: usize, tile: &mut Tile);
 
@@ -61,7 +80,7 @@ pub(crate) type UnpackFn =
 /// columns are `stride` blocks apart.
 ///
 /// # Safety
-/// As for [`RowsFn`].
+/// As for [`UnpackFn`].
 pub(crate) type TileFn =
     unsafe fn(&Tile, x: *const u8, n: usize, n32: usize, stride: usize, &mut [[f32; ROWS]; 8]);
 

@@ -5,6 +5,7 @@
 //! memory, whatever the order in which four rows are read: left to itself, the processor sees four streams that end
 //! again soon, and gets half of the speed.
 
+use super::{Rows, look_ahead};
 use crate::activations::{X32, X256};
 use std::arch::x86_64::*;
 
@@ -70,13 +71,52 @@ fn one_by_one(sum: &mut __m256i) {
     };
 }
 
-/// How far to look ahead, in bytes, if four rows are shorter.
-const AHEAD: usize = 8 << 10;
+/// Reads ahead, in the order of memory.
+struct Ahead {
+    at: *const u8,
+    end: *const u8,
+    next: *const u8,
+}
+
+impl Ahead {
+    fn new(job: &Rows<'_>) -> Self {
+        let end = job.w.as_ptr_range().end;
+        let start = job.w.as_ptr().wrapping_add(look_ahead(job.row_size));
+        if start < end {
+            Self {
+                at: start,
+                end,
+                next: job.next,
+            }
+        } else {
+            Self {
+                at: job.next,
+                end: std::ptr::null(),
+                next: job.next,
+            }
+        }
+    }
+
+    /// Begins to read `n` bytes more.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn read(&mut self, n: usize) {
+        if self.at.is_null() {
+            return;
+        }
+        prefetch(self.at, n);
+        self.at = self.at.wrapping_add(n);
+        if self.at >= self.end && !self.end.is_null() {
+            self.at = self.next;
+            self.end = std::ptr::null();
+        }
+    }
+}
 
 /// Begins to read `n` bytes from `p` on, which may be anywhere.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn prefetch(p: *const u8, n: usize) {
+pub(crate) fn prefetch(p: *const u8, n: usize) {
     for i in (0..n).step_by(64) {
         // To the second level: four long rows do not fit the first.
         // SAFETY: a prefetch cannot fault.
@@ -122,21 +162,20 @@ macro_rules! drivers {
             }
 
             #[target_feature(enable = $features)]
-            unsafe fn rows_256<F: Rows256>(
-                w: *const u8,
-                row_size: usize,
-                n: usize,
-                x: *const u8,
-                n_blocks: usize,
-            ) -> [f32; 4] {
+            unsafe fn rows_256<F: Rows256>(job: &Rows<'_>, out: &mut [f32]) {
                 // SAFETY: by the caller.
                 unsafe {
-                    let x = std::slice::from_raw_parts(x.cast(), n_blocks);
-                    match n {
-                        4 => some_rows_256::<F, 4>(w, row_size, x),
-                        3 => some_rows_256::<F, 3>(w, row_size, x),
-                        2 => some_rows_256::<F, 2>(w, row_size, x),
-                        _ => some_rows_256::<F, 1>(w, row_size, x),
+                    let x = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);
+                    let mut ahead = Ahead::new(job);
+                    for (i, out) in out.chunks_mut(4).enumerate() {
+                        let w = job.w.as_ptr().add(4 * i * job.row_size);
+                        let sums = match out.len() {
+                            4 => some_rows_256::<F, 4>(w, job.row_size, x, &mut ahead),
+                            3 => some_rows_256::<F, 3>(w, job.row_size, x, &mut ahead),
+                            2 => some_rows_256::<F, 2>(w, job.row_size, x, &mut ahead),
+                            _ => some_rows_256::<F, 1>(w, job.row_size, x, &mut ahead),
+                        };
+                        out.copy_from_slice(&sums[..out.len()]);
                     }
                 }
             }
@@ -146,13 +185,12 @@ macro_rules! drivers {
                 w: *const u8,
                 row_size: usize,
                 x: &[X256],
+                ahead: &mut Ahead,
             ) -> [f32; 4] {
                 let mut acc = _mm_setzero_ps();
                 let mut at = w;
-                let mut ahead = w.wrapping_add((R * row_size).max(AHEAD));
                 for x in x {
-                    prefetch(ahead, R * F::SIZE);
-                    ahead = ahead.wrapping_add(R * F::SIZE);
+                    ahead.read(R * F::SIZE);
                     let mut sums = [_mm256_setzero_si256(); 4];
                     let mut min_sums = [_mm_setzero_si128(); 4];
                     let mut blocks = [at; 4];
@@ -182,21 +220,20 @@ macro_rules! drivers {
             }
 
             #[target_feature(enable = $features)]
-            unsafe fn rows_32<F: Rows32>(
-                w: *const u8,
-                row_size: usize,
-                n: usize,
-                x: *const u8,
-                n_blocks: usize,
-            ) -> [f32; 4] {
+            unsafe fn rows_32<F: Rows32>(job: &Rows<'_>, out: &mut [f32]) {
                 // SAFETY: by the caller.
                 unsafe {
-                    let x = std::slice::from_raw_parts(x.cast(), n_blocks);
-                    match n {
-                        4 => some_rows_32::<F, 4>(w, row_size, x),
-                        3 => some_rows_32::<F, 3>(w, row_size, x),
-                        2 => some_rows_32::<F, 2>(w, row_size, x),
-                        _ => some_rows_32::<F, 1>(w, row_size, x),
+                    let x = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);
+                    let mut ahead = Ahead::new(job);
+                    for (i, out) in out.chunks_mut(4).enumerate() {
+                        let w = job.w.as_ptr().add(4 * i * job.row_size);
+                        let sums = match out.len() {
+                            4 => some_rows_32::<F, 4>(w, job.row_size, x, &mut ahead),
+                            3 => some_rows_32::<F, 3>(w, job.row_size, x, &mut ahead),
+                            2 => some_rows_32::<F, 2>(w, job.row_size, x, &mut ahead),
+                            _ => some_rows_32::<F, 1>(w, job.row_size, x, &mut ahead),
+                        };
+                        out.copy_from_slice(&sums[..out.len()]);
                     }
                 }
             }
@@ -206,20 +243,18 @@ macro_rules! drivers {
                 w: *const u8,
                 row_size: usize,
                 x: &[X32],
+                ahead: &mut Ahead,
             ) -> [f32; 4] {
                 let mut acc = _mm_setzero_ps();
                 let mut at = w;
-                let mut ahead = w.wrapping_add((R * row_size).max(AHEAD));
                 for x in x {
-                    prefetch(ahead, R * F::SIZE);
-                    ahead = ahead.wrapping_add(R * F::SIZE);
+                    ahead.read(R * F::SIZE);
                     let mut sums = [_mm256_setzero_si256(); 4];
                     let mut blocks = [at; 4];
                     for r in 0..R {
                         // SAFETY: the block of row r, by the caller.
                         unsafe {
                             blocks[r] = at.add(r * row_size);
-
                             sums[r] = F::dot(blocks[r], x);
                         }
                     }
