@@ -13,12 +13,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use lemma_engine::backend::cpu;
 use lemma_engine::model::Model;
 use lemma_engine::options::LoadOptions;
 use lemma_engine::session::{Rewind, Session};
 use serde_json::{Map, Value, json};
 
-use super::{ceiling, synth};
+use super::synth;
 use crate::args::Invocation;
 use crate::args::config::{self, ModelSource};
 use crate::args::tools::{BenchArgs, BenchFormat};
@@ -384,14 +385,13 @@ fn resident() -> Option<u64> {
 }
 
 fn ceiling_row(n_threads: Option<usize>) -> Map<String, Value> {
-    let n =
-        n_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let n = n_threads.unwrap_or_else(cpu::default_threads);
     Map::from_iter([
         ("test".to_owned(), "ceiling".into()),
         ("n_threads".to_owned(), n.into()),
         (
             "read_gb_s".to_owned(),
-            record::number(ceiling::read_bandwidth(n) / 1e9),
+            record::number(cpu::read_bandwidth(Some(n))),
         ),
     ])
 }

@@ -11,7 +11,7 @@ pub(crate) fn run(args: &DevicesArgs) -> Result {
     let name = cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_owned());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let memory = lemma_engine::memory::available();
-    let isas = isas();
+    let isas = lemma_engine::backend::cpu::isas();
     let cuda = lemma_engine::backend::devices();
     if args.json {
         let cpu = json!({ "device": "cpu", "name": name, "threads": threads, "isa": isas, "memory_available": memory });
@@ -50,25 +50,6 @@ pub(crate) fn run(args: &DevicesArgs) -> Result {
         Some(reason) => out::line(&format!("cuda   none: {reason}")),
         None => Ok(()),
     }
-}
-
-/// What `--isa` may be here, weakest first.
-fn isas() -> Vec<&'static str> {
-    let mut list = vec!["scalar"];
-    #[cfg(target_arch = "x86_64")]
-    {
-        let avx2 = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
-        let avx512 = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vnni");
-        list.extend(avx2.then_some("avx2"));
-        list.extend((avx2 && avx512).then_some("avx512"));
-    }
-    list
 }
 
 fn cpu_name() -> Option<String> {

@@ -4,7 +4,6 @@
 
 pub(crate) mod batch;
 pub(crate) mod bench;
-mod ceiling;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod devices;
