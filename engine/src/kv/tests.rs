@@ -153,6 +153,37 @@ fn window_keeps_prompt_and_the_last_pages() {
 }
 
 #[test]
+fn h2o_forgets_what_received_least() {
+    let (n_slots, recent) = (10, 4);
+    let mut c = cache("h2o", 1, n_slots);
+    c.begin(20, true).unwrap();
+    // (first position, summed mass), kept by the rule as it is written down.
+    let mut pages: Vec<(u32, f32)> = vec![(0, 0.0), (16, 0.0)];
+    for _ in 0..400 {
+        let t = c.pos();
+        if (t as usize).is_multiple_of(PAGE) {
+            if pages.len() == n_slots {
+                let free = pages[2..n_slots - recent].iter();
+                let victim = free.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+                pages.retain(|p| p.0 != victim);
+            }
+            pages.push((t, 0.0));
+        }
+        for p in &mut pages {
+            p.1 += mass(p.0, t, 0);
+        }
+        step(&mut c, 1);
+        let held: Vec<u32> = c.layer(0).pages.iter().map(|p| p.first_pos).collect();
+        assert_eq!(
+            held,
+            pages.iter().map(|p| p.0).collect::<Vec<_>>(),
+            "at position {t}"
+        );
+    }
+    assert!(c.layer(0).recycled > 10);
+}
+
+#[test]
 fn random_is_seeded_and_forgets_evenly() {
     let run = |seed: u64| {
         let o = KvOptions {

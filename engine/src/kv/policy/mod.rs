@@ -7,6 +7,7 @@
 //! A policy is one file here and one line in [`POLICIES`]; the command line, its completion and the tests read that table.
 
 mod full;
+mod h2o;
 mod raas;
 mod random;
 mod window;
@@ -57,7 +58,13 @@ pub struct PolicyInfo {
 }
 
 /// Every KV policy.
-pub static POLICIES: &[PolicyInfo] = &[raas::INFO, full::INFO, window::INFO, random::INFO];
+pub static POLICIES: &[PolicyInfo] = &[
+    raas::INFO,
+    full::INFO,
+    window::INFO,
+    random::INFO,
+    h2o::INFO,
+];
 
 /// Looks a policy up by name.
 pub fn find(name: &str) -> Option<&'static PolicyInfo> {
