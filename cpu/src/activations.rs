@@ -49,7 +49,7 @@ pub(crate) struct G32 {
     pub(crate) q: [[[i8; 4]; GROUP]; 8],
     pub(crate) d: [f32; GROUP],
     pub(crate) s: [f32; GROUP],
-    /// Sums of the quants, negated.
+    /// Sums of the quants, times -128.
     pub(crate) minus_sum: [i32; GROUP],
 }
 
@@ -59,9 +59,9 @@ pub(crate) struct G32 {
 pub(crate) struct G256 {
     /// `[columns / 4][token][4 columns]`
     pub(crate) q: [[[i8; 4]; GROUP]; 64],
-    /// Sums of 16 quants, negated.
+    /// Sums of 16 quants, times -32.
     pub(crate) minus_sum16: [[i32; GROUP]; 16],
-    /// Sums of 32 quants, negated.
+    /// Sums of 32 quants, times -128.
     pub(crate) minus_sum32: [[i32; GROUP]; 8],
     /// Sums of 16 quants, two neighbours for each token.
     pub(crate) pairs16: [[[i16; 2]; GROUP]; 8],
@@ -116,7 +116,7 @@ impl G32 {
             }
             self.d[t] = x.d;
             self.s[t] = x.s;
-            self.minus_sum[t] = -x.sum;
+            self.minus_sum[t] = -128 * x.sum;
         }
     }
 }
@@ -128,10 +128,10 @@ impl G256 {
                 to[t] = *from;
             }
             for (to, from) in self.minus_sum16.iter_mut().zip(x.sum16) {
-                to[t] = -i32::from(from);
+                to[t] = -32 * i32::from(from);
             }
             for (to, from) in self.minus_sum32.iter_mut().zip(x.sum32) {
-                to[t] = -i32::from(from);
+                to[t] = -128 * i32::from(from);
             }
             for (to, from) in self.pairs16.iter_mut().zip(x.sum16.as_chunks::<2>().0) {
                 to[t] = *from;

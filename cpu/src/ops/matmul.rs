@@ -28,7 +28,7 @@ const MAX_PRODUCTS: usize = 8;
 /// Products of a step whose order is remembered.
 const MAX_PLACES: usize = 1024;
 /// Tiles of rows that share a read of the activations.
-pub(super) const TILES: usize = 2;
+pub(super) const TILES: usize = 4;
 
 /// The forms of activations that the scalar code of quantized weights reads.
 pub(super) const X_TYPES: [GgmlType; 3] = [GgmlType::Q8_0, GgmlType::Q8_1, GgmlType::Q8_K];
@@ -229,9 +229,9 @@ impl Pass<'_> {
             _ => Way::Plain,
         };
         let unit = match way {
-            Way::Tiles(_) => TILES * MAX_ROWS,
+            // Not more than leaves some units for every worker.
+            Way::Tiles(_) => MAX_ROWS * (w.n_out / (3 * MAX_ROWS * self.nth())).clamp(1, TILES),
             _ => {
-                // Not more than leaves several units for every worker.
                 let fair = w.n_out.div_ceil(8 * self.nth());
                 (UNIT_BYTES / w.row_size().max(1))
                     .clamp(1, fair.clamp(1, MAX_UNIT))

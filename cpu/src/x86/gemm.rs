@@ -53,24 +53,25 @@ pub(super) unsafe trait Unpack {
 /// What is needed for batches of a type.
 pub(super) fn kernel(ty: GgmlType) -> Option<(UnpackFn, TileFn)> {
     Some(match ty {
-        GgmlType::Q4_0 => (unpack::<q4_0::Q4_0>, mul_32::<3, false>),
+        GgmlType::Q4_0 => (unpack::<q4_0::Q4_0>, mul_32::<4, false>),
         GgmlType::Q4_1 => (unpack::<q4_0::Q4_1>, mul_32::<NONE, true>),
-        GgmlType::Q5_0 => (unpack::<q5_0::Q5_0>, mul_32::<4, false>),
+        GgmlType::Q5_0 => (unpack::<q5_0::Q5_0>, mul_32::<3, false>),
         GgmlType::Q5_1 => (unpack::<q5_0::Q5_1>, mul_32::<NONE, true>),
-        GgmlType::Q8_0 => (unpack::<q8_0::Q8_0>, mul_32::<7, false>),
-        GgmlType::IQ4_NL => (unpack::<iq4_nl::IQ4NL>, mul_32::<7, false>),
-        GgmlType::MXFP4 => (unpack::<mxfp4::MXFP4>, mul_32::<4, false>),
+        GgmlType::Q8_0 => (unpack::<q8_0::Q8_0>, mul_32::<0, false>),
+        GgmlType::IQ4_NL => (unpack::<iq4_nl::IQ4NL>, mul_32::<0, false>),
+        GgmlType::MXFP4 => (unpack::<mxfp4::MXFP4>, mul_32::<3, false>),
         GgmlType::Q2_K => (unpack::<q2_k::Q2K>, mul_256::<16, NONE, true>),
-        GgmlType::Q3_K => (unpack::<q3_k::Q3K>, mul_256::<16, 2, false>),
+        GgmlType::Q3_K => (unpack::<q3_k::Q3K>, mul_256::<16, 3, false>),
         GgmlType::Q4_K => (unpack::<q4_k::Q4K>, mul_256::<32, NONE, true>),
         GgmlType::Q5_K => (unpack::<q5_k::Q5K>, mul_256::<32, NONE, true>),
-        GgmlType::Q6_K => (unpack::<q6_k::Q6K>, mul_256::<16, 5, false>),
-        GgmlType::IQ4_XS => (unpack::<iq4_xs::IQ4XS>, mul_256::<32, 7, false>),
+        GgmlType::Q6_K => (unpack::<q6_k::Q6K>, mul_256::<16, 0, false>),
+        GgmlType::IQ4_XS => (unpack::<iq4_xs::IQ4XS>, mul_256::<32, 0, false>),
         _ => return None,
     })
 }
 
-/// No offset; otherwise quants are made unsigned by adding two to this power.
+/// No offset. Otherwise quants were made unsigned by adding 128 (of formats with scales for 16: 32), shifted right by
+/// this; activations come with their sums times as much.
 const NONE: u32 = 32;
 
 /// See [`UnpackFn`].
@@ -195,7 +196,7 @@ unsafe fn mul_256_n<const N: usize, const SUB: usize, const SHIFT: u32, const MI
             if SHIFT != NONE {
                 for t in 0..N {
                     let minus_sum = _mm512_set1_epi32((*minus_sum.add(j))[t]);
-                    a[t] = _mm512_slli_epi32::<SHIFT>(minus_sum);
+                    a[t] = _mm512_srai_epi32::<SHIFT>(minus_sum);
                 }
             }
             for k in j * SUB / 4..(j + 1) * SUB / 4 {
@@ -277,7 +278,7 @@ unsafe fn mul_32_n<const N: usize, const SHIFT: u32, const MINS: bool>(
             let mut a = [_mm512_setzero_si512(); N];
             if SHIFT != NONE {
                 for t in 0..N {
-                    a[t] = _mm512_slli_epi32::<SHIFT>(_mm512_set1_epi32(x.minus_sum[t]));
+                    a[t] = _mm512_srai_epi32::<SHIFT>(_mm512_set1_epi32(x.minus_sum[t]));
                 }
             }
             for k in 0..8 {

@@ -1,0 +1,189 @@
+//! How fast the kernels are: `cargo bench -p lemma-cpu`.
+//!
+//! * `ceiling`: reads of memory, nothing else;
+//! * `decode/<type>`: a matrix larger than the caches with one token, in bytes of weights per second; to be compared with the
+//!   ceiling;
+//! * `prefill/<type>`: a matrix with 256 tokens, in operations (two for each weight and token) per second;
+//! * `attention/<positions>`: one token with so many cached ones, of a layer of 12 heads in two groups.
+//!
+//! `LEMMA_THREADS` and `LEMMA_ISA` choose workers and instruction set.
+
+#![allow(missing_docs, reason = "criterion's macros make functions without")]
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use lemma_cpu::{
+    Attention, Isa, KvLayer, KvShape, Limits, Mat, MulMat, Ops, PAGE, PageRef, Pass, Shared, Team,
+};
+use lemma_quant::GgmlType;
+use std::time::{Duration, Instant};
+
+const TYPES: [GgmlType; 14] = [
+    GgmlType::Q4_K,
+    GgmlType::Q6_K,
+    GgmlType::Q8_0,
+    GgmlType::Q4_0,
+    GgmlType::Q5_K,
+    GgmlType::Q5_0,
+    GgmlType::Q4_1,
+    GgmlType::Q2_K,
+    GgmlType::Q3_K,
+    GgmlType::IQ4_NL,
+    GgmlType::IQ4_XS,
+    GgmlType::MXFP4,
+    GgmlType::F16,
+    GgmlType::BF16,
+];
+
+fn team() -> Team {
+    let threads = std::env::var("LEMMA_THREADS")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    Team::new(threads.unwrap_or_else(lemma_cpu::default_threads))
+}
+
+fn ops(limits: Limits) -> Ops {
+    let isa = std::env::var("LEMMA_ISA")
+        .ok()
+        .and_then(|name| Isa::from_name(&name));
+    Ops::new(team(), isa.unwrap_or_else(Isa::detect), limits)
+}
+
+/// The time of `n` operations in one step.
+fn time(ops: &mut Ops, n: u64, operation: impl Fn(&Pass<'_>) + Sync) -> Duration {
+    let start = Instant::now();
+    ops.run(|p| (0..n).for_each(|_| operation(p)));
+    start.elapsed()
+}
+
+/// Numbers without a pattern that a format could profit from.
+fn values(n: usize) -> Vec<f32> {
+    (0..n)
+        .map(|i| ((i as f32 * 0.618_034).fract() - 0.5) * (1.0 + (i % 7) as f32))
+        .collect()
+}
+
+/// A matrix whose rows repeat after a while.
+fn weights(ty: GgmlType, n_in: usize, n_out: usize) -> Vec<u8> {
+    let quantize = ty
+        .traits()
+        .quantize_row
+        .expect("a type that can be written");
+    let rows = values(16 * n_in);
+    let mut some = vec![0; 16 * ty.row_size(n_in).expect("whole blocks")];
+    quantize(&rows, &mut some);
+    some.iter()
+        .copied()
+        .cycle()
+        .take(some.len() / 16 * n_out)
+        .collect()
+}
+
+fn products(c: &mut Criterion, group: &str, n_in: usize, n_out: usize, n_tokens: usize) {
+    let mut g = c.benchmark_group(group);
+    for ty in TYPES {
+        let data = weights(ty, n_in, n_out);
+        let w = Mat::new(ty, n_in, n_out, &data);
+        let x = Shared::from_slice(&values(n_tokens * n_in));
+        let out = Shared::zeroed(n_tokens * n_out);
+        let mut ops = ops(Limits {
+            max_tokens: n_tokens,
+            max_width: n_in,
+            ..Limits::default()
+        });
+        g.throughput(match n_tokens {
+            1 => Throughput::Bytes(data.len() as u64),
+            _ => Throughput::Elements((2 * n_in * n_out * n_tokens) as u64),
+        });
+        g.bench_function(ty.name(), |b| {
+            b.iter_custom(|n| {
+                let product = MulMat {
+                    out: &out,
+                    out_add: false,
+                    w,
+                    bias: None,
+                };
+                time(&mut ops, n, |p| p.mul_mat(product, &x, n_tokens))
+            });
+        });
+    }
+}
+
+fn ceiling(c: &mut Criterion) {
+    const BYTES: usize = 256 << 20;
+    let team = team();
+    let mut g = c.benchmark_group("ceiling");
+    g.throughput(Throughput::Bytes(BYTES as u64));
+    g.bench_function("read", |b| {
+        b.iter_custom(|n| {
+            let gbps = lemma_cpu::ceiling::read_gbps(&team, BYTES);
+            Duration::from_secs_f64(n as f64 * BYTES as f64 / (gbps * 1e9))
+        });
+    });
+}
+
+fn decode(c: &mut Criterion) {
+    products(c, "decode", 1536, 120_000, 1);
+}
+
+fn prefill(c: &mut Criterion) {
+    products(c, "prefill", 1536, 2048, 256);
+}
+
+fn attention(c: &mut Criterion) {
+    let (n_head, n_head_kv, dim) = (12, 2, 128);
+    let mut g = c.benchmark_group("attention");
+    for n in [256, 4096, 32_768] {
+        let (ty_k, ty_v) = (GgmlType::F16, GgmlType::F16);
+        let shape = KvShape {
+            ty_k,
+            ty_v,
+            n_head_kv,
+            head_dim_k: dim,
+            head_dim_v: dim,
+        };
+        let n_pages = n / PAGE;
+        let layer = KvLayer::new(shape, n_pages);
+        let pages: Vec<_> = (0..n_pages as u32)
+            .map(|slot| PageRef {
+                slot,
+                first_pos: slot * PAGE as u32,
+                len: PAGE as u32,
+            })
+            .collect();
+        let q = Shared::from_slice(&values(n_head * dim));
+        let out = Shared::zeroed(n_head * dim);
+        let mass = Shared::zeroed(n_head * n_pages);
+        let limits = Limits {
+            n_head,
+            head_dim: dim,
+            max_pages: n_pages,
+            ..Limits::default()
+        };
+        let mut ops = ops(limits);
+        g.throughput(Throughput::Bytes((n_pages * shape.slot_size()) as u64));
+        g.bench_function(n.to_string(), |b| {
+            b.iter_custom(|times| {
+                time(&mut ops, times, |p| {
+                    let a = Attention {
+                        n_head,
+                        pages: &pages,
+                        q_pos: &[n as u32],
+                        scale: 0.088,
+                        sinks: None,
+                        softcap: None,
+                        window: None,
+                        mass: Some(&mass),
+                    };
+                    p.attention(&out, &q, &layer, &a);
+                })
+            });
+        });
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(10).measurement_time(Duration::from_secs(2));
+    targets = ceiling, decode, prefill, attention
+}
+criterion_main!(benches);
