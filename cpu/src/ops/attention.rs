@@ -9,6 +9,7 @@
 
 use super::{Limits, Pass, id};
 use crate::attend::{self, Page, Rows};
+use crate::kernels;
 use crate::lanes::{self, LANES};
 use crate::{KvLayer, PAGE, PageRef, Shared};
 use lemma_quant::GgmlType;
@@ -316,6 +317,16 @@ impl Pass<'_> {
                 any |= seen.0 < seen.1;
             }
             let is_last = tokens.end == a.q_pos.len();
+            if let Some(next) = pages.get(i + 1) {
+                // Pages are anywhere: only we know which one is next.
+                for (pool, range) in [
+                    (&layer.k, layer.k_page(next.slot, head)),
+                    (&layer.v, layer.v_page(next.slot, head)),
+                ] {
+                    let p = pool.as_ptr().wrapping_add(range.start);
+                    kernels::prefetch(self.isa, p, range.len());
+                }
+            }
             if any {
                 let k = self.decode(
                     m.k,
