@@ -4,13 +4,11 @@
 //! row. Multiplying it with four columns of a token, repeated in all lanes, adds to sixteen results at once, one for
 //! each row: no lanes have to be folded in the end. Eight tokens share the loads of weights.
 
-#![allow(clippy::needless_range_loop, reason = "lanes are counted")]
-
 use super::{TileFn, UnpackFn};
+use super::{gemm_avx2, gemm_avx512};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
-use crate::activations::{G32, G256, GROUP};
+use crate::Isa;
 use lemma_quant::GgmlType;
-use std::arch::x86_64::*;
 
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 16;
@@ -19,9 +17,9 @@ pub(crate) const ROWS: usize = 16;
 #[repr(C, align(64))]
 pub(crate) struct Tile {
     /// Quants, made unsigned: `[columns / 4][row][4 columns]`.
-    q: [u8; 256 * ROWS],
+    pub(super) q: [u8; 256 * ROWS],
     /// Quants row by row, before they are interleaved.
-    plain: [u8; 256 * ROWS],
+    pub(super) plain: [u8; 256 * ROWS],
     /// Scales of sub-blocks.
     pub(super) scales: [[i32; ROWS]; 16],
     /// Minimums of sub-blocks, two neighbours for each row.
@@ -51,99 +49,109 @@ pub(super) unsafe trait Unpack {
 }
 
 /// What is needed for batches of a type.
-pub(super) fn kernel(ty: GgmlType) -> Option<(UnpackFn, TileFn)> {
-    Some(match ty {
-        GgmlType::Q4_0 => (unpack::<q4_0::Q4_0>, mul_32::<4, false>),
-        GgmlType::Q4_1 => (unpack::<q4_0::Q4_1>, mul_32::<NONE, true>),
-        GgmlType::Q5_0 => (unpack::<q5_0::Q5_0>, mul_32::<3, false>),
-        GgmlType::Q5_1 => (unpack::<q5_0::Q5_1>, mul_32::<NONE, true>),
-        GgmlType::Q8_0 => (unpack::<q8_0::Q8_0>, mul_32::<0, false>),
-        GgmlType::IQ4_NL => (unpack::<iq4_nl::IQ4NL>, mul_32::<0, false>),
-        GgmlType::MXFP4 => (unpack::<mxfp4::MXFP4>, mul_32::<3, false>),
-        GgmlType::Q2_K => (unpack::<q2_k::Q2K>, mul_256::<16, NONE, true>),
-        GgmlType::Q3_K => (unpack::<q3_k::Q3K>, mul_256::<16, 3, false>),
-        GgmlType::Q4_K => (unpack::<q4_k::Q4K>, mul_256::<32, NONE, true>),
-        GgmlType::Q5_K => (unpack::<q5_k::Q5K>, mul_256::<32, NONE, true>),
-        GgmlType::Q6_K => (unpack::<q6_k::Q6K>, mul_256::<16, 0, false>),
-        GgmlType::IQ4_XS => (unpack::<iq4_xs::IQ4XS>, mul_256::<32, 0, false>),
-        _ => return None,
-    })
+pub(super) fn kernel(ty: GgmlType, isa: Isa) -> Option<(UnpackFn, TileFn)> {
+    match isa {
+        Isa::Scalar => None,
+        Isa::Avx2 => avx2(ty),
+        Isa::Avx512 => avx512(ty),
+    }
+}
+
+/// Unpacking and multiplying, by type.
+macro_rules! kernels {
+    ($isa:ident, $module:ident, $($ty:ident: $format:ty, $mul:expr;)*) => {
+        fn $isa(ty: GgmlType) -> Option<(UnpackFn, TileFn)> {
+            use $module::{mul_32, mul_256, unpack};
+            Some(match ty {
+                $(GgmlType::$ty => (unpack::<$format>, $mul),)*
+                _ => return None,
+            })
+        }
+    };
+}
+
+kernels! {
+    avx512, gemm_avx512,
+    Q4_0: q4_0::Q4_0, mul_32::<4, false>;
+    Q4_1: q4_0::Q4_1, mul_32::<NONE, true>;
+    Q5_0: q5_0::Q5_0, mul_32::<3, false>;
+    Q5_1: q5_0::Q5_1, mul_32::<NONE, true>;
+    Q8_0: q8_0::Q8_0, mul_32::<0, false>;
+    IQ4_NL: iq4_nl::IQ4NL, mul_32::<0, false>;
+    MXFP4: mxfp4::MXFP4, mul_32::<3, false>;
+    Q2_K: q2_k::Q2K, mul_256::<16, NONE, true>;
+    Q3_K: q3_k::Q3K, mul_256::<16, 3, false>;
+    Q4_K: q4_k::Q4K, mul_256::<32, NONE, true>;
+    Q5_K: q5_k::Q5K, mul_256::<32, NONE, true>;
+    Q6_K: q6_k::Q6K, mul_256::<16, 0, false>;
+    IQ4_XS: iq4_xs::IQ4XS, mul_256::<32, 0, false>;
+}
+
+// Next to last: how many products of four columns fit 16 bits, or none if signs are needed.
+kernels! {
+    avx2, gemm_avx2,
+    Q4_0: q4_0::Q4_0, mul_32::<4, 8, false>;
+    Q4_1: q4_0::Q4_1, mul_32::<NONE, 8, true>;
+    Q5_0: q5_0::Q5_0, mul_32::<3, 4, false>;
+    Q5_1: q5_0::Q5_1, mul_32::<NONE, 4, true>;
+    Q8_0: q8_0::Q8_0, mul_32::<NONE, 0, false>;
+    IQ4_NL: iq4_nl::IQ4NL, mul_32::<NONE, 0, false>;
+    MXFP4: mxfp4::MXFP4, mul_32::<3, 4, false>;
+    Q2_K: q2_k::Q2K, mul_256::<16, NONE, 4, true>;
+    Q3_K: q3_k::Q3K, mul_256::<16, 2, 4, false>;
+    Q4_K: q4_k::Q4K, mul_256::<32, NONE, 8, true>;
+    Q5_K: q5_k::Q5K, mul_256::<32, NONE, 4, true>;
+    Q6_K: q6_k::Q6K, mul_256::<16, 5, 2, false>;
+    IQ4_XS: iq4_xs::IQ4XS, mul_256::<32, NONE, 0, false>;
 }
 
 /// No offset. Otherwise quants were made unsigned by adding 128 (of formats with scales for 16: 32), shifted right by
-/// this; activations come with their sums times as much.
-const NONE: u32 = 32;
+/// this; activations come with their sums times as much. For `gemm_avx2::mul_256`, it is the power of two itself.
+pub(super) const NONE: u32 = 32;
 
-/// See [`UnpackFn`].
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn unpack<F: Unpack>(w: *const u8, row_size: usize, n: usize, n32: usize, tile: &mut Tile) {
-    let q = tile.plain.as_mut_ptr();
-    for r in 0..ROWS {
-        // Rows that are missing repeat the last one; their results are not used.
-        // SAFETY: by the caller; a row of `plain` has 256 bytes.
-        unsafe {
-            let w = w.add(r.min(n - 1) * row_size);
-            for b in 0..n32 * 32 / F::LEN {
-                let w = w.add(b * F::SIZE);
-                // The next columns of the row come when this tile has met all tokens.
-                let next = w.wrapping_add(F::SIZE * 256 / F::LEN).cast::<i8>();
-                _mm_prefetch::<_MM_HINT_T0>(next);
-                if F::LEN == 256 {
-                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64));
-                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(128));
+/// Makes `unpack` for an instruction set, which brings its own `transpose`. See [`UnpackFn`].
+macro_rules! unpack {
+    ($features:literal) => {
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn unpack<F: Unpack>(
+            w: *const u8,
+            row_size: usize,
+            n: usize,
+            n32: usize,
+            tile: &mut Tile,
+        ) {
+            let q = tile.plain.as_mut_ptr();
+            for r in 0..ROWS {
+                // Rows that are missing repeat the last one; their results are not used.
+                // SAFETY: by the caller; a row of `plain` has 256 bytes.
+                unsafe {
+                    let w = w.add(r.min(n - 1) * row_size);
+                    for b in 0..n32 * 32 / F::LEN {
+                        let w = w.add(b * F::SIZE);
+                        // The next columns of the row come when this tile has met all tokens.
+                        let next = w.wrapping_add(F::SIZE * 256 / F::LEN).cast::<i8>();
+                        _mm_prefetch::<_MM_HINT_T0>(next);
+                        if F::LEN == 256 {
+                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64));
+                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(128));
+                        }
+                        F::unpack(w, q.add(256 * r + F::LEN * b), tile, r, b);
+                    }
                 }
-                F::unpack(w, q.add(256 * r + F::LEN * b), tile, r, b);
+            }
+            for c in 0..n32.div_ceil(2) {
+                // SAFETY: 64 columns of 16 rows.
+                unsafe {
+                    transpose(
+                        tile.plain.as_ptr().add(64 * c),
+                        tile.q.as_mut_ptr().add(64 * ROWS * c),
+                    );
+                }
             }
         }
-    }
-    for c in 0..n32.div_ceil(2) {
-        // SAFETY: 64 columns of 16 rows.
-        unsafe {
-            transpose(
-                tile.plain.as_ptr().add(64 * c),
-                tile.q.as_mut_ptr().add(64 * ROWS * c),
-            );
-        }
-    }
+    };
 }
-
-/// Transposes 16 x 16 double words; rows of `from` are 256 bytes apart.
-///
-/// # Safety
-/// Pointers are valid for that, and aligned to 64.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn transpose(from: *const u8, to: *mut u8) {
-    // SAFETY: by the caller.
-    unsafe {
-        let a: [__m512i; 16] = std::array::from_fn(|r| _mm512_load_si512(from.add(256 * r).cast()));
-        let mut b = a;
-        for i in 0..8 {
-            b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
-            b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
-        }
-        let mut c = b;
-        for i in 0..4 {
-            c[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
-            c[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
-            c[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
-            c[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
-        }
-        // c[4 i + j] holds, in lane k, column 4 k + j of rows 4 i .. 4 i + 4.
-        for j in 0..4 {
-            let (p, q, r, s) = (c[j], c[4 + j], c[8 + j], c[12 + j]);
-            let pq_low = _mm512_shuffle_i32x4::<0x88>(p, q);
-            let pq_high = _mm512_shuffle_i32x4::<0xdd>(p, q);
-            let rs_low = _mm512_shuffle_i32x4::<0x88>(r, s);
-            let rs_high = _mm512_shuffle_i32x4::<0xdd>(r, s);
-            let store = |k: usize, v| _mm512_store_si512(to.add(64 * (4 * k + j)).cast(), v);
-            store(0, _mm512_shuffle_i32x4::<0x88>(pq_low, rs_low));
-            store(2, _mm512_shuffle_i32x4::<0xdd>(pq_low, rs_low));
-            store(1, _mm512_shuffle_i32x4::<0x88>(pq_high, rs_high));
-            store(3, _mm512_shuffle_i32x4::<0xdd>(pq_high, rs_high));
-        }
-    }
-}
+pub(super) use unpack;
 
 /// Tokens come in pairs: a kernel for each count of them. The last one of an odd number is computed in vain.
 macro_rules! for_tokens {
@@ -157,151 +165,4 @@ macro_rules! for_tokens {
         }
     };
 }
-
-/// Formats of 256 values with scales for `SUB` of them. See [`TileFn`].
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn mul_256<const SUB: usize, const SHIFT: u32, const MINS: bool>(
-    tile: &Tile,
-    x: *const u8,
-    n: usize,
-    _: usize,
-    _: usize,
-    acc: &mut [[f32; ROWS]; 8],
-) {
-    // SAFETY: by the caller.
-    unsafe {
-        let x = &*x.cast::<G256>();
-        for_tokens!(mul_256_n::<SUB, SHIFT, MINS>, n, tile, x, acc);
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn mul_256_n<const N: usize, const SUB: usize, const SHIFT: u32, const MINS: bool>(
-    tile: &Tile,
-    x: &G256,
-    acc: &mut [[f32; ROWS]; 8],
-) {
-    // SAFETY: arrays are as long as the loops say.
-    unsafe {
-        let q = tile.q.as_ptr().cast::<__m512i>();
-        let xq = x.q.as_ptr().cast::<i32>();
-        let minus_sum = if SUB == 16 {
-            x.minus_sum16.as_ptr()
-        } else {
-            x.minus_sum32.as_ptr()
-        };
-        let mut sum = [_mm512_setzero_si512(); N];
-        for j in 0..256 / SUB {
-            let mut a = [_mm512_setzero_si512(); N];
-            if SHIFT != NONE {
-                for t in 0..N {
-                    let minus_sum = _mm512_set1_epi32((*minus_sum.add(j))[t]);
-                    a[t] = _mm512_srai_epi32::<SHIFT>(minus_sum);
-                }
-            }
-            for k in j * SUB / 4..(j + 1) * SUB / 4 {
-                let w = _mm512_load_si512(q.add(k));
-                for t in 0..N {
-                    let x = _mm512_set1_epi32(*xq.add(GROUP * k + t));
-                    a[t] = _mm512_dpbusd_epi32(a[t], w, x);
-                }
-            }
-            let scale = _mm512_load_si512(tile.scales[j].as_ptr().cast());
-            for t in 0..N {
-                sum[t] = _mm512_add_epi32(sum[t], _mm512_mullo_epi32(a[t], scale));
-            }
-        }
-        let d = _mm512_load_ps(tile.d[0].as_ptr());
-        for t in 0..N {
-            let d = _mm512_mul_ps(d, _mm512_set1_ps(x.d[t]));
-            let to = acc[t].as_mut_ptr();
-            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[t]), d, _mm512_loadu_ps(to));
-            _mm512_storeu_ps(to, sum);
-        }
-        if MINS {
-            let pairs = if SUB == 16 {
-                x.pairs16.as_ptr()
-            } else {
-                x.pairs32.as_ptr()
-            };
-            let mut sum = [_mm512_setzero_si512(); N];
-            for i in 0..128 / SUB {
-                let mins = _mm512_load_si512(tile.mins[i].as_ptr().cast());
-                for t in 0..N {
-                    let [a, b] = (*pairs.add(i))[t];
-                    let pair = _mm512_set1_epi32(i32::from(a) & 0xffff | i32::from(b) << 16);
-                    sum[t] = _mm512_dpwssd_epi32(sum[t], mins, pair);
-                }
-            }
-            let m = _mm512_load_ps(tile.m[0].as_ptr());
-            for t in 0..N {
-                let m = _mm512_mul_ps(m, _mm512_set1_ps(x.d[t]));
-                let to = acc[t].as_mut_ptr();
-                let sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(sum[t]), m, _mm512_loadu_ps(to));
-                _mm512_storeu_ps(to, sum);
-            }
-        }
-    }
-}
-
-/// Formats of 32 values. See [`TileFn`].
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn mul_32<const SHIFT: u32, const MINS: bool>(
-    tile: &Tile,
-    x: *const u8,
-    n: usize,
-    n32: usize,
-    stride: usize,
-    acc: &mut [[f32; ROWS]; 8],
-) {
-    // SAFETY: by the caller.
-    unsafe {
-        for_tokens!(mul_32_n::<SHIFT, MINS>, n, tile, x.cast(), n32, stride, acc);
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn mul_32_n<const N: usize, const SHIFT: u32, const MINS: bool>(
-    tile: &Tile,
-    x: *const G32,
-    n32: usize,
-    stride: usize,
-    acc: &mut [[f32; ROWS]; 8],
-) {
-    // SAFETY: arrays are as long as the loops say; a tile has room for eight blocks.
-    unsafe {
-        let mut sum: [__m512; N] = std::array::from_fn(|t| _mm512_loadu_ps(acc[t].as_ptr()));
-        for b in 0..n32 {
-            let x = &*x.add(b * stride);
-            let q = tile.q.as_ptr().cast::<__m512i>().add(8 * b);
-            let xq = x.q.as_ptr().cast::<i32>();
-            let mut a = [_mm512_setzero_si512(); N];
-            if SHIFT != NONE {
-                for t in 0..N {
-                    a[t] = _mm512_srai_epi32::<SHIFT>(_mm512_set1_epi32(x.minus_sum[t]));
-                }
-            }
-            for k in 0..8 {
-                let w = _mm512_load_si512(q.add(k));
-                for t in 0..N {
-                    let x = _mm512_set1_epi32(*xq.add(GROUP * k + t));
-                    a[t] = _mm512_dpbusd_epi32(a[t], w, x);
-                }
-            }
-            let d = _mm512_load_ps(tile.d[b].as_ptr());
-            for t in 0..N {
-                let d = _mm512_mul_ps(d, _mm512_set1_ps(x.d[t]));
-                sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[t]), d, sum[t]);
-            }
-            if MINS {
-                let m = _mm512_load_ps(tile.m[b].as_ptr());
-                for t in 0..N {
-                    sum[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(x.s[t]), sum[t]);
-                }
-            }
-        }
-        for t in 0..N {
-            _mm512_storeu_ps(acc[t].as_mut_ptr(), sum[t]);
-        }
-    }
-}
+pub(super) use for_tokens;

@@ -11,6 +11,8 @@
 //! together, nor on the instruction set.
 
 mod gemm;
+mod gemm_avx2;
+mod gemm_avx512;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
@@ -95,12 +97,13 @@ pub(crate) struct Kernel {
 
 /// The kernel for a type; `None` where the scalar path serves it.
 pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
-    match isa {
+    let kernel = match isa {
         Isa::Scalar => None,
         Isa::Avx2 => rows::avx2::kernel(ty),
-        Isa::Avx512 => rows::avx512::kernel(ty).map(|kernel| Kernel {
-            gemm: gemm::kernel(ty),
-            ..kernel
-        }),
-    }
+        Isa::Avx512 => rows::avx512::kernel(ty),
+    }?;
+    Some(Kernel {
+        gemm: gemm::kernel(ty, isa),
+        ..kernel
+    })
 }

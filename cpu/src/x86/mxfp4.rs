@@ -95,7 +95,7 @@ unsafe impl Unpack for MXFP4 {
     const LEN: usize = 32;
 
     #[inline]
-    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    #[target_feature(enable = "avx2,f16c")]
     unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize) {
         // SAFETY: by the caller.
         unsafe {

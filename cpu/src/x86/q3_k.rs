@@ -109,7 +109,7 @@ unsafe impl Unpack for Q3K {
     const LEN: usize = 256;
 
     #[inline]
-    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    #[target_feature(enable = "avx2,f16c")]
     unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
         // SAFETY: by the caller.
         unsafe {

@@ -162,7 +162,7 @@ unsafe impl Unpack for Q4K {
     const LEN: usize = 256;
 
     #[inline]
-    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+    #[target_feature(enable = "avx2,f16c")]
     unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
         // SAFETY: by the caller.
         unsafe {
@@ -184,7 +184,7 @@ unsafe impl Unpack for Q4K {
 /// # Safety
 /// `w` is valid for 16 bytes.
 #[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx2,f16c")]
 pub(super) unsafe fn unpack_header(w: *const u8, tile: &mut Tile, r: usize) {
     // SAFETY: by the caller.
     unsafe {
