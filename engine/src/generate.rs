@@ -218,7 +218,7 @@ pub fn generate(
         stop: &o.stop,
         held: String::new(),
     };
-    let mut told = session.kv().first_recycle.is_some();
+    let mut told = session.first_recycle().is_some();
     let decode_start = Instant::now();
     loop {
         if o.n_predict == Some(out.n_think + out.n_answer) {
@@ -283,7 +283,7 @@ pub fn generate(
             }
             Err(e) => return Err(e),
         }
-        if !told && let Some(pos) = session.kv().first_recycle {
+        if !told && let Some(pos) = session.first_recycle() {
             told = true;
             if sink(Event::Recycle { pos }).is_break() {
                 out.finish = Finish::Interrupt;

@@ -298,6 +298,11 @@ impl Session {
         }
     }
 
+    /// Position at which the first page was recycled.
+    pub fn first_recycle(&self) -> Option<u32> {
+        self.cache.first_recycle()
+    }
+
     /// Live pages of layer `il` in position order.
     pub fn kv_pages(&self, il: usize) -> &[PageMeta] {
         &self.cache.layer(il).pages
@@ -368,6 +373,9 @@ impl Session {
                     room.saturating_sub(spare),
                     self.cache.n_slots() * PAGE
                 ),
+            )
+            .with_hint(
+                "a larger --kv-budget holds longer prompts; without it the pool grows with them",
             ));
         }
         Ok(())

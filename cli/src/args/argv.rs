@@ -296,8 +296,39 @@ fn usage_hint(command: &Command) -> String {
     }
 }
 
+/// Flags of llama.cpp for what this program does not do, and what to say of it.
+const ABSENT: &[(&[&str], &str)] = &[
+    (
+        &[
+            "--grammar",
+            "--grammar-file",
+            "-j",
+            "-jf",
+            "--json-schema",
+            "--json-schema-file",
+        ],
+        "answers cannot be constrained by a grammar or schema yet; --json wraps a free answer in JSON",
+    ),
+    (
+        &["--samplers", "--sampler-seq", "--sampling-seq"],
+        "the order of samplers is fixed: penalties, dry, top-n-sigma, top-k, typical, top-p, min-p, xtc, temperature",
+    ),
+    (
+        &["--lora", "--lora-scaled"],
+        "adapters are not supported; merge them into the model",
+    ),
+    (
+        &["-mm", "--mmproj", "--image", "--audio"],
+        "models of text only",
+    ),
+    (&["-md", "--model-draft"], "no speculative decoding"),
+];
+
 fn unknown(name: &str, command: &Command) -> Failure {
     let failure = Failure::usage(format!("unknown flag {}", crate::term::escape(name)));
+    if let Some((_, why)) = ABSENT.iter().find(|(flags, _)| flags.contains(&name)) {
+        return failure.hint((*why).to_owned());
+    }
     let mut names: Vec<String> = SHORT_NAMES
         .iter()
         .filter(|(_, long)| resolve(long, command).is_some())
@@ -438,6 +469,7 @@ mod tests {
         );
         assert_eq!(hint(&["-nlg", "1"]), "did you mean -ngl?");
         assert_eq!(hint(&["--zzzzzz"]), "'lemma --help' lists the flags");
+        assert!(hint(&["-j", "{}"]).contains("schema yet"));
         assert_eq!(hint(&["score", "--tpo", "1"]), "did you mean --top?");
     }
 
