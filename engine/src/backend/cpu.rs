@@ -257,11 +257,7 @@ impl Runner for CpuRunner {
             max_pages: n_slots,
             ..*self.ops.limits()
         };
-        self.ops = Ops::new(
-            Team::new(self.ops.team().n_threads()),
-            self.ops.isa(),
-            limits,
-        );
+        self.ops.set_limits(limits);
         Ok(())
     }
 
