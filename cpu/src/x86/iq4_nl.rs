@@ -57,7 +57,7 @@ pub(super) mod avx512 {
     // SAFETY: offsets are within the block.
     unsafe impl Rows32 for IQ4NL {
         const SIZE: usize = 18;
-        const OFFSET: i32 = 0;
+        const OFFSET: i32 = 128;
         const MINS: bool = false;
 
         #[inline]
@@ -66,7 +66,8 @@ pub(super) mod avx512 {
             // SAFETY: by the caller; `x.q` has 32 bytes.
             unsafe {
                 let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                dot4_signed_avx512(_mm256_shuffle_epi8(table(), nibbles_32(w.add(2))), x)
+                let table = _mm256_add_epi8(table(), _mm256_set1_epi8(-128));
+                dot4_avx512(_mm256_shuffle_epi8(table, nibbles_32(w.add(2))), x)
             }
         }
 

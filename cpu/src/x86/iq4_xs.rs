@@ -11,12 +11,13 @@ const SIZE: usize = 136;
 /// Where the nibbles begin.
 const QS: usize = 8;
 
-/// The signed scales.
+/// The signed scales, 16 bits each.
 ///
 /// # Safety
 /// `w` is valid for 8 bytes.
-#[inline(always)]
-unsafe fn sub_scales(w: *const u8) -> [i16; 8] {
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn sub_scales(w: *const u8) -> __m128i {
     // SAFETY: by the caller.
     let (high, low) = unsafe {
         (
@@ -24,15 +25,23 @@ unsafe fn sub_scales(w: *const u8) -> [i16; 8] {
             u32::from_le_bytes(bytes(w.add(4))),
         )
     };
-    std::array::from_fn(|j| {
-        let (low, high) = (low >> (4 * j) & 15, u32::from(high >> (2 * j) & 3));
-        (low | high << 4) as i16 - 32
-    })
+    // Every 16-bit lane has all of the bits; multiplying moves those of lane j to the top.
+    let two = _mm_set1_epi16(high as i16);
+    let two = _mm_mullo_epi16(two, _mm_set_epi16(1, 4, 16, 64, 256, 1024, 4096, 16384));
+    let two = _mm_srli_epi16::<14>(two);
+    let nibbles = u64::from(low);
+    let spread = (nibbles | nibbles << 16) & 0x0000_ffff_0000_ffff;
+    let spread = (spread | spread << 8) & 0x00ff_00ff_00ff_00ff;
+    let spread = (spread | spread << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    let four = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(spread as i64));
+    let six = _mm_or_si128(four, _mm_slli_epi16::<4>(two));
+    _mm_sub_epi16(six, _mm_set1_epi16(32))
 }
 
 macro_rules! rows {
-    ($isa:ident, $features:literal, $dot4:ident) => {
+    ($isa:ident, $features:literal) => {
         pub(super) mod $isa {
+            use super::super::q4_k::avx2::scale;
             use super::super::rows::Rows256;
             use super::*;
 
@@ -48,12 +57,14 @@ macro_rules! rows {
                 unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
                     // SAFETY: by the caller; offsets into `x` end at 256.
                     unsafe {
+                        let scales = sub_scales(w);
                         let mut sum = _mm256_setzero_si256();
-                        for (j, s) in sub_scales(w).into_iter().enumerate() {
+                        for j in 0..8 {
                             let v = _mm256_shuffle_epi8(table(), nibbles_32(w.add(QS + 16 * j)));
                             let x = _mm256_load_si256(x.q.as_ptr().add(32 * j).cast());
-                            let s = _mm256_set1_epi32(i32::from(s));
-                            let p = _mm256_mullo_epi32($dot4(v, x), s);
+                            let magnitude = _mm256_abs_epi8(v);
+                            let p = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, v));
+                            let p = _mm256_madd_epi16(p, scale(scales, j));
                             sum = _mm256_add_epi32(sum, p);
                         }
                         (sum, _mm_setzero_si128())
@@ -70,12 +81,8 @@ macro_rules! rows {
         }
     };
 }
-rows!(avx2, "avx2", dot4_signed_avx2);
-rows!(
-    avx512,
-    "avx2,avx512f,avx512bw,avx512vl,avx512vnni",
-    dot4_signed_avx512
-);
+rows!(avx2, "avx2");
+rows!(avx512, "avx2,avx512f,avx512bw,avx512vl,avx512vnni");
 
 /// For batches.
 pub(super) struct IQ4XS;
@@ -90,7 +97,9 @@ unsafe impl Unpack for IQ4XS {
     unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
         // SAFETY: by the caller.
         unsafe {
-            for (j, s) in sub_scales(w).into_iter().enumerate() {
+            let mut scales = [0i16; 8];
+            _mm_storeu_si128(scales.as_mut_ptr().cast(), sub_scales(w));
+            for (j, s) in scales.into_iter().enumerate() {
                 let v = _mm256_shuffle_epi8(table(), nibbles_32(w.add(QS + 16 * j)));
                 let v = _mm256_xor_si256(v, _mm256_set1_epi8(-128));
                 _mm256_store_si256(q.add(32 * j).cast(), v);

@@ -19,22 +19,22 @@ const D: usize = 108;
 ///
 /// # Safety
 /// `w` is valid for a block.
-#[inline(always)]
-unsafe fn sub_scales(w: *const u8) -> [u8; 16] {
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn sub_scales(w: *const u8) -> __m128i {
     // SAFETY: by the caller.
-    let s: [u8; 12] = unsafe { bytes(w.add(SCALES)) };
-    let low = u64::from_le_bytes([s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]]);
-    let high = u64::from(u32::from_le_bytes([s[8], s[9], s[10], s[11]]));
-    let high = high | high << 32;
-    // Scale j: nibble j / 8 of byte j % 8, and bits 2 (j / 4) of upper byte j % 4. Subtracting 32 from each byte.
+    let (low, high) = unsafe {
+        (
+            u64::from_le_bytes(bytes(w.add(SCALES))),
+            u64::from(u32::from_le_bytes(bytes(w.add(SCALES + 8)))),
+        )
+    };
+    // Scale j: nibble j / 8 of byte j % 8, and bits 2 (j / 4) of upper byte j % 4; less 32.
     let nibbles = 0x0f0f_0f0f_0f0f_0f0f;
-    let upper = 0x3030_3030_3030_3030;
-    let first = (low & nibbles) | ((high << 4 & 0x3030_3030) | (high << 2 & 0x3030_3030 << 32));
-    let last = (low >> 4 & nibbles) | ((high & 0x3030_3030) | (high >> 2 & upper & !0xffff_ffff));
-    let mut out = [0; 16];
-    out[..8].copy_from_slice(&first.to_le_bytes());
-    out[8..].copy_from_slice(&last.to_le_bytes());
-    out.map(|s| s.wrapping_sub(32))
+    let upper = |shifted: u64| shifted & 0x3030_3030;
+    let first = low & nibbles | upper(high << 4) | upper(high << 2) << 32;
+    let last = low >> 4 & nibbles | upper(high) | upper(high >> 2) << 32;
+    _mm_sub_epi8(_mm_set_epi64x(last as i64, first as i64), _mm_set1_epi8(32))
 }
 
 /// 32 quants plus 4; run `i` of a row.
@@ -72,7 +72,6 @@ macro_rules! rows {
                     // SAFETY: by the caller; offsets into `x` end at 256.
                     unsafe {
                         let scales = sub_scales(w);
-                        let scales = _mm_loadu_si128(scales.as_ptr().cast());
                         let sums = _mm256_loadu_si256(x.sum16.as_ptr().cast());
                         let offset = _mm256_madd_epi16(_mm256_cvtepi8_epi16(scales), sums);
                         let offset = _mm256_slli_epi32::<2>(offset);
@@ -116,8 +115,10 @@ unsafe impl Unpack for Q3K {
             for i in 0..8 {
                 _mm256_store_si256(q.add(32 * i).cast(), quants(w, i));
             }
-            for (j, s) in sub_scales(w).into_iter().enumerate() {
-                tile.scales[j][r] = i32::from(s as i8);
+            let mut scales = [0i8; 16];
+            _mm_storeu_si128(scales.as_mut_ptr().cast(), sub_scales(w));
+            for (j, s) in scales.into_iter().enumerate() {
+                tile.scales[j][r] = i32::from(s);
             }
             tile.d[0][r] = f16(w.add(D));
         }

@@ -45,7 +45,7 @@ pub(super) mod avx512 {
     // SAFETY: offsets are within the block.
     unsafe impl Rows32 for Q8_0 {
         const SIZE: usize = 34;
-        const OFFSET: i32 = 0;
+        const OFFSET: i32 = 128;
         const MINS: bool = false;
 
         #[inline]
@@ -54,7 +54,8 @@ pub(super) mod avx512 {
             // SAFETY: by the caller; `x.q` has 32 bytes.
             unsafe {
                 let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                dot4_signed_avx512(_mm256_loadu_si256(w.add(2).cast()), x)
+                let w = _mm256_loadu_si256(w.add(2).cast());
+                dot4_avx512(_mm256_xor_si256(w, _mm256_set1_epi8(-128)), x)
             }
         }
 

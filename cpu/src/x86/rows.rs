@@ -247,8 +247,11 @@ macro_rules! drivers {
             ) -> [f32; 4] {
                 let mut acc = _mm_setzero_ps();
                 let mut at = w;
-                for x in x {
-                    ahead.read(R * F::SIZE);
+                for (b, x) in x.iter().enumerate() {
+                    // Blocks are small: not for each of them.
+                    if b % 4 == 0 {
+                        ahead.read(4 * R * F::SIZE);
+                    }
                     let mut sums = [_mm256_setzero_si256(); 4];
                     let mut blocks = [at; 4];
                     for r in 0..R {

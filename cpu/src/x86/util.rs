@@ -52,13 +52,6 @@ pub(super) fn dot4_avx512(u: __m256i, s: __m256i) -> __m256i {
     _mm256_dpbusd_epi32(_mm256_setzero_si256(), u, s)
 }
 
-/// Sums of four neighbouring products of signed bytes; `x` is not -128.
-#[inline]
-#[target_feature(enable = "avx2,avx512vl,avx512vnni")]
-pub(super) fn dot4_signed_avx512(w: __m256i, x: __m256i) -> __m256i {
-    dot4_avx512(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-}
-
 /// 16 bytes of nibbles: the low ones, then the high ones.
 ///
 /// # Safety
