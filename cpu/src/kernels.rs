@@ -16,6 +16,7 @@ pub(crate) fn prefetch(isa: crate::Isa, p: *const u8, n: usize) {
 pub(crate) use none::*;
 
 /// Where there are no kernels, the scalar path serves everything.
+#[allow(dead_code, reason = "nothing makes kernels")]
 #[cfg(not(target_arch = "x86_64"))]
 mod none {
     use crate::Isa;

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Threads that run a step together. The thread that calls [`Team::run`] is one of them.
 pub struct Team {
-    /// The other threads; none in a team of one.
+    /// The other threads; none in a team of one, and under Miri.
     pool: Option<rayon::ThreadPool>,
     barrier: Barrier,
     n_threads: usize,
@@ -40,7 +40,8 @@ impl Team {
     /// If the system refuses to start a thread.
     pub fn new(n_threads: usize) -> Self {
         let n_threads = n_threads.max(1);
-        let pool = (n_threads > 1).then(|| {
+        // What rayon does inside, Miri does not accept; it is not what there is to check here.
+        let pool = (n_threads > 1 && !cfg!(miri)).then(|| {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(n_threads - 1)
                 .thread_name(|i| format!("lemma-worker-{}", i + 1))
@@ -72,7 +73,7 @@ impl Team {
         );
         self.barrier.reset();
         let panic: Mutex<Option<Box<dyn Any + Send>>> = Mutex::new(None);
-        let work = |ith: usize| {
+        let work = &|ith: usize| {
             let worker = Worker {
                 barrier: &self.barrier,
                 ith,
@@ -90,7 +91,13 @@ impl Team {
             }
         };
         match &self.pool {
-            None => work(0),
+            None if self.n_threads == 1 => work(0),
+            None => std::thread::scope(|scope| {
+                for ith in 1..self.n_threads {
+                    scope.spawn(move || work(ith));
+                }
+                work(0);
+            }),
             Some(pool) => pool.in_place_scope(|scope| {
                 scope.spawn_broadcast(|_, context| work(context.index() + 1));
                 work(0);
