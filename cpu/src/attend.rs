@@ -2,6 +2,7 @@
 
 use crate::PAGE;
 use crate::simd::{Simd, for_isa};
+use std::ops::Range;
 
 /// Queries that read the same keys, and what each of them knows so far.
 pub(crate) struct Rows<'a> {
@@ -19,15 +20,77 @@ pub(crate) struct Rows<'a> {
     pub(crate) page_sum: &'a mut [f32],
 }
 
-/// A page of keys and values, decoded.
+/// The keys or values of a head in a page: `[PAGE, dim]`.
+#[derive(Clone, Copy)]
+pub(crate) enum Tokens<'a> {
+    /// Decoded.
+    F32(&'a [f32]),
+    /// As they are in the pool; worth it where few rows read them, since decoding means to write them as well.
+    F16(&'a [u8]),
+}
+
+/// A page of keys and values.
 #[derive(Clone, Copy)]
 pub(crate) struct Page<'a> {
     /// `[PAGE, dim_k]`
-    pub(crate) k: &'a [f32],
+    pub(crate) k: Tokens<'a>,
     /// `[PAGE, dim_v]`
-    pub(crate) v: &'a [f32],
+    pub(crate) v: Tokens<'a>,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
+    /// The keys and values of the page that comes next, as they are in the pool. Only the caller knows where it is, so
+    /// the processor does not read ahead by itself.
+    pub(crate) next: [&'a [u8]; 2],
+}
+
+/// Begins to read part `i` of `n` of what comes next.
+#[inline(always)]
+fn read_ahead<S: Simd>(next: &[u8], i: usize, n: usize) {
+    let lines = next.len() / 64;
+    for line in lines * i / n..lines * (i + 1) / n {
+        S::prefetch(next.as_ptr().wrapping_add(64 * line));
+    }
+}
+
+impl Tokens<'_> {
+    fn dim(&self) -> usize {
+        match self {
+            Tokens::F32(x) => x.len() / PAGE,
+            Tokens::F16(x) => x.len() / 2 / PAGE,
+        }
+    }
+}
+
+/// How numbers are stored.
+trait Stored {
+    type T;
+
+    /// Reads a vector of them.
+    ///
+    /// # Safety
+    /// The instruction set is available, and `p` is valid for `S::N` numbers.
+    unsafe fn load<S: Simd>(p: *const Self::T) -> S::V;
+}
+
+struct F32;
+struct F16;
+
+impl Stored for F32 {
+    type T = f32;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const f32) -> S::V {
+        // SAFETY: by the caller.
+        unsafe { S::load(p) }
+    }
+}
+
+impl Stored for F16 {
+    type T = u16;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u16) -> S::V {
+        // SAFETY: by the caller.
+        unsafe { S::load_f16(p) }
+    }
 }
 
 for_isa! {
@@ -53,128 +116,277 @@ for_isa! {
 #[inline(always)]
 unsafe fn attend_s<S: Simd>(rows: &mut Rows<'_>, page: Page<'_>) {
     let n = rows.seen.len();
-    let (dim_k, dim_v) = (page.k.len() / PAGE, page.v.len() / PAGE);
+    let (dim_k, dim_v) = (page.k.dim(), page.v.dim());
     assert!(dim_k.is_multiple_of(16) && dim_v.is_multiple_of(16));
     assert!(rows.q.len() == n * dim_k && rows.acc.len() == n * dim_v);
     assert!(rows.max.len() == n && rows.sum.len() == n && rows.page_sum.len() == n);
-    for r in 0..n {
-        let (from, to) = (usize::from(rows.seen[r].0), usize::from(rows.seen[r].1));
-        rows.page_sum[r] = 0.0;
-        if from >= to {
-            continue;
-        }
-        assert!(to <= PAGE);
-        // SAFETY: lengths are asserted above; the instruction set is available.
-        unsafe {
-            let q = rows.q.as_ptr().add(r * dim_k);
-            let acc = rows.acc.as_mut_ptr().add(r * dim_v);
-            let mut logits = [0.0; PAGE];
-            products::<S>(q, page.k.as_ptr(), dim_k, &mut logits);
-            for logit in &mut logits {
-                *logit *= page.scale;
+    assert!(rows.seen.iter().all(|s| usize::from(s.1) <= PAGE));
+    // SAFETY: lengths are asserted above; the instruction set is available.
+    unsafe {
+        match (page.k, page.v) {
+            (Tokens::F32(k), Tokens::F32(v)) => {
+                all_rows::<S, F32, F32>(rows, (k.as_ptr(), dim_k), (v.as_ptr(), dim_v), &page);
             }
-            if let Some(cap) = page.softcap {
-                for logit in &mut logits {
-                    *logit = cap * (*logit / cap).tanh();
-                }
+            (Tokens::F16(k), Tokens::F16(v)) => {
+                let (k, v) = (k.as_ptr().cast(), v.as_ptr().cast());
+                all_rows::<S, F16, F16>(rows, (k, dim_k), (v, dim_v), &page);
             }
-            if to - from < PAGE {
-                logits[..from].fill(f32::NEG_INFINITY);
-                logits[to..].fill(f32::NEG_INFINITY);
+            (Tokens::F16(k), Tokens::F32(v)) => {
+                let k = k.as_ptr().cast();
+                all_rows::<S, F16, F32>(rows, (k, dim_k), (v.as_ptr(), dim_v), &page);
             }
-            let mut max = S::load(logits.as_ptr());
-            for i in (S::N..PAGE).step_by(S::N) {
-                max = S::max(max, S::load(logits.as_ptr().add(i)));
+            (Tokens::F32(k), Tokens::F16(v)) => {
+                let v = v.as_ptr().cast();
+                all_rows::<S, F32, F16>(rows, (k.as_ptr(), dim_k), (v, dim_v), &page);
             }
-            let max = S::largest(max);
-            if max > rows.max[r] {
-                let mut rescale = [0.0; 16];
-                S::store(rescale.as_mut_ptr(), S::exp(S::splat(rows.max[r] - max)));
-                rows.max[r] = max;
-                rows.sum[r] *= rescale[0];
-                let rescale = S::splat(rescale[0]);
-                for i in (0..dim_v).step_by(S::N) {
-                    S::store(acc.add(i), S::mul(S::load(acc.add(i)), rescale));
-                }
-            }
-            let minus_max = S::splat(-rows.max[r]);
-            let mut sum = S::splat(0.0);
-            for i in (0..PAGE).step_by(S::N) {
-                let p = S::exp(S::add(S::load(logits.as_ptr().add(i)), minus_max));
-                sum = S::add(sum, p);
-                S::store(logits.as_mut_ptr().add(i), p);
-            }
-            rows.page_sum[r] = S::sum(sum);
-            rows.sum[r] += rows.page_sum[r];
-            weighted_sum::<S>(
-                &logits[from..to],
-                page.v.as_ptr().add(from * dim_v),
-                dim_v,
-                acc,
-            );
         }
     }
 }
 
-/// Products of a query with the keys of a page.
+/// Four rows at a time, so that a key and a value are read once for them, then two, then one.
 #[inline(always)]
-unsafe fn products<S: Simd>(q: *const f32, k: *const f32, dim: usize, out: &mut [f32; PAGE]) {
-    // SAFETY: by the caller; `dim` is a multiple of `N`.
+unsafe fn all_rows<S: Simd, K: Stored, V: Stored>(
+    rows: &mut Rows<'_>,
+    k: (*const K::T, usize),
+    v: (*const V::T, usize),
+    page: &Page<'_>,
+) {
+    let n = rows.seen.len();
+    let mut r = 0;
+    // SAFETY: by the caller.
     unsafe {
-        let mut sums = [S::splat(0.0); PAGE];
-        if S::N == 16 {
-            for i in (0..dim).step_by(S::N) {
-                let q = S::load(q.add(i));
-                for (t, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::fma(q, S::load(k.add(t * dim + i)), *sum);
-                }
+        // Sixteen sums of products stay in registers, or eight where there are fewer of them.
+        while r < n {
+            match (n - r, S::N) {
+                (4.., 16) => r += some_rows::<S, K, V, 4, 4, 4>(rows, r, k, v, page),
+                (4.., 8) => r += some_rows::<S, K, V, 4, 4, 2>(rows, r, k, v, page),
+                (2.., 16) => r += some_rows::<S, K, V, 2, 8, 8>(rows, r, k, v, page),
+                (2.., 8) => r += some_rows::<S, K, V, 2, 8, 4>(rows, r, k, v, page),
+                (_, 16) => r += some_rows::<S, K, V, 1, 16, 16>(rows, r, k, v, page),
+                _ => r += some_rows::<S, K, V, 1, 16, 8>(rows, r, k, v, page),
             }
-        } else {
-            // Fewer registers: half of the tokens at a time.
-            for half in [0, PAGE / 2] {
-                let mut part = [S::splat(0.0); PAGE / 2];
+        }
+    }
+}
+
+/// `R` rows from row `r` on, `T` tokens in a vector (`R * T` is 16), of which `P` are summed up at a time. Returns `R`.
+///
+/// What is known of a pair of row and token stands at `[token / T][row][token % T]`: the rows of a block share vectors,
+/// and a step of the softmax serves them all.
+#[inline(always)]
+unsafe fn some_rows<
+    S: Simd,
+    K: Stored,
+    V: Stored,
+    const R: usize,
+    const T: usize,
+    const P: usize,
+>(
+    rows: &mut Rows<'_>,
+    r: usize,
+    (k, dim_k): (*const K::T, usize),
+    (v, dim_v): (*const V::T, usize),
+    page: &Page<'_>,
+) -> usize {
+    let (mut from, mut to) = (PAGE, 0);
+    for seen in rows.seen[r..r + R].iter().filter(|s| s.0 < s.1) {
+        from = from.min(usize::from(seen.0));
+        to = to.max(usize::from(seen.1));
+    }
+    if from >= to {
+        rows.page_sum[r..r + R].fill(0.0);
+        return R;
+    }
+    let mut logits = [[0.0; 16]; R];
+    // SAFETY: by the caller.
+    unsafe {
+        let q = rows.q.as_ptr().add(r * dim_k);
+        let next = if r == 0 { page.next } else { [&[] as &[u8]; 2] };
+        products::<S, K, R, T, P>(q, k, dim_k, next, &mut logits);
+        softmax::<S, R, T>(rows, r, &mut logits, page, dim_v);
+        let acc = rows.acc.as_mut_ptr().add(r * dim_v);
+        let seen = from..to;
+        let mut at = 0;
+        match (R, S::N) {
+            (1, _) => {
+                at = weighted_sum::<S, V, R, T, 8>(&logits, &seen, v, dim_v, acc, at);
+                at = weighted_sum::<S, V, R, T, 4>(&logits, &seen, v, dim_v, acc, at);
+            }
+            (2, _) | (_, 16) => {
+                at = weighted_sum::<S, V, R, T, 4>(&logits, &seen, v, dim_v, acc, at);
+            }
+            _ => at = weighted_sum::<S, V, R, T, 2>(&logits, &seen, v, dim_v, acc, at),
+        }
+        weighted_sum::<S, V, R, T, 1>(&logits, &seen, v, dim_v, acc, at);
+    }
+    R
+}
+
+/// Products of `R` rows with the keys of a page.
+#[inline(always)]
+unsafe fn products<S: Simd, K: Stored, const R: usize, const T: usize, const P: usize>(
+    q: *const f32,
+    k: *const K::T,
+    dim: usize,
+    next: [&[u8]; 2],
+    out: &mut [[f32; 16]; R],
+) {
+    for (group, out) in out.iter_mut().enumerate() {
+        for next in next {
+            read_ahead::<S>(next, group, R);
+        }
+        // SAFETY: by the caller; `dim` is a multiple of `N`.
+        unsafe {
+            let mut sums = [S::splat(0.0); 16];
+            for pass in (0..T).step_by(P) {
+                let mut part = [[S::splat(0.0); P]; R];
                 for i in (0..dim).step_by(S::N) {
-                    let q = S::load(q.add(i));
-                    for (t, sum) in part.iter_mut().enumerate() {
-                        *sum = S::fma(q, S::load(k.add((half + t) * dim + i)), *sum);
+                    let mut keys = [S::splat(0.0); P];
+                    for (t, key) in keys.iter_mut().enumerate() {
+                        *key = K::load::<S>(k.add((group * T + pass + t) * dim + i));
+                    }
+                    for (r, part) in part.iter_mut().enumerate() {
+                        let q = S::load(q.add(r * dim + i));
+                        for (part, key) in part.iter_mut().zip(keys) {
+                            *part = S::fma(q, key, *part);
+                        }
                     }
                 }
-                sums[half..half + PAGE / 2].copy_from_slice(&part);
+                for (r, part) in part.iter().enumerate() {
+                    sums[r * T + pass..r * T + pass + P].copy_from_slice(part);
+                }
             }
+            S::sums(sums, out);
         }
-        S::sums(sums, out);
     }
 }
 
-/// `acc += sum of p[t] * v[t]`
+/// From products of rows with keys to weights of values, relative to the largest logit of each row so far.
 #[inline(always)]
-unsafe fn weighted_sum<S: Simd>(p: &[f32], v: *const f32, dim: usize, acc: *mut f32) {
-    const WIDE: usize = 8;
-    // SAFETY: by the caller; `dim` is a multiple of `N`.
-    unsafe {
-        let mut i = 0;
-        while i + WIDE * S::N <= dim {
-            let mut sums: [S::V; WIDE] = std::array::from_fn(|j| S::load(acc.add(i + j * S::N)));
-            for (t, p) in p.iter().enumerate() {
-                let p = S::splat(*p);
-                for (j, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::fma(p, S::load(v.add(t * dim + i + j * S::N)), *sum);
-                }
-            }
-            for (j, sum) in sums.into_iter().enumerate() {
-                S::store(acc.add(i + j * S::N), sum);
-            }
-            i += WIDE * S::N;
-        }
-        while i < dim {
-            let mut sum = S::load(acc.add(i));
-            for (t, p) in p.iter().enumerate() {
-                sum = S::fma(S::splat(*p), S::load(v.add(t * dim + i)), sum);
-            }
-            S::store(acc.add(i), sum);
-            i += S::N;
+unsafe fn softmax<S: Simd, const R: usize, const T: usize>(
+    rows: &mut Rows<'_>,
+    r: usize,
+    logits: &mut [[f32; 16]; R],
+    page: &Page<'_>,
+    dim_v: usize,
+) {
+    let logits = logits.as_flattened_mut();
+    for logit in logits.iter_mut() {
+        *logit *= page.scale;
+    }
+    if let Some(cap) = page.softcap {
+        for logit in logits.iter_mut() {
+            *logit = cap * (*logit / cap).tanh();
         }
     }
+    for (i, seen) in rows.seen[r..r + R].iter().enumerate() {
+        if *seen != (0, PAGE as u8) {
+            for t in (0..PAGE).filter(|&t| t < usize::from(seen.0) || t >= usize::from(seen.1)) {
+                logits[t / T * 16 + i * T + t % T] = f32::NEG_INFINITY;
+            }
+        }
+    }
+    let mut factors = [1.0; R];
+    let mut grown = false;
+    // SAFETY: the instruction set is available; there are `R` rows from `r` on.
+    unsafe {
+        let logits = logits.as_mut_ptr();
+        // Vectors that belong to the same rows: one a group of tokens, or all parts of the only row.
+        let (parts, stride, width) = if R == 1 {
+            (16 / S::N, S::N, T)
+        } else {
+            (R, 16, S::N)
+        };
+        for at in (0..T * R).step_by(width) {
+            let row = r + at / T;
+            let mut max = S::load(logits.add(at));
+            for i in 1..parts {
+                max = S::max(max, S::load(logits.add(at + i * stride)));
+            }
+            let old = S::spread::<T>(rows.max.as_ptr().add(row));
+            let new = S::max(S::max_of_groups::<T>(max), old);
+            // A row that has seen nothing yet, and sees nothing here, stays at minus infinity.
+            let minus_max = S::mul(S::max(new, S::splat(-f32::MAX)), S::splat(-1.0));
+            let keep = S::exp(S::add(old, minus_max));
+            let mut weights = [S::splat(0.0); 16];
+            for (i, weight) in weights.iter_mut().enumerate().take(parts) {
+                let p = logits.add(at + i * stride);
+                *weight = S::exp(S::add(S::load(p), minus_max));
+                S::store(p, *weight);
+            }
+            // Halves are added until one token is left, across vectors and then within: the same sum for any `R`, so
+            // that a token alone gives what it gives in a batch.
+            let mut half = parts / 2;
+            while half > 0 {
+                for i in 0..half {
+                    weights[i] = S::add(weights[i], weights[i + half]);
+                }
+                half /= 2;
+            }
+            let page_sum = S::sum_of_groups::<T>(weights[0]);
+            let total = S::fma(S::spread::<T>(rows.sum.as_ptr().add(row)), keep, page_sum);
+            S::unspread::<T>(rows.max.as_mut_ptr().add(row), new);
+            S::unspread::<T>(rows.sum.as_mut_ptr().add(row), total);
+            S::unspread::<T>(rows.page_sum.as_mut_ptr().add(row), page_sum);
+            if S::any_above(new, old) {
+                grown = true;
+                S::unspread::<T>(factors.as_mut_ptr().add(row - r), keep);
+            }
+        }
+        if grown {
+            for (i, factor) in factors.into_iter().enumerate() {
+                let factor = S::splat(factor);
+                let acc = rows.acc.as_mut_ptr().add((r + i) * dim_v);
+                for i in (0..dim_v).step_by(S::N) {
+                    S::store(acc.add(i), S::mul(S::load(acc.add(i)), factor));
+                }
+            }
+        }
+    }
+}
+
+/// `acc[r] += sum of p[r][t] * v[t]` for `R` rows over the tokens that any of them sees, `D` vectors of a value at a
+/// time, from dimension `at` on for as long as there are so many. Returns where the next part has to begin.
+#[inline(always)]
+unsafe fn weighted_sum<S: Simd, V: Stored, const R: usize, const T: usize, const D: usize>(
+    p: &[[f32; 16]; R],
+    seen: &Range<usize>,
+    v: *const V::T,
+    dim: usize,
+    acc: *mut f32,
+    mut at: usize,
+) -> usize {
+    // SAFETY: by the caller; `dim` is a multiple of `N`.
+    unsafe {
+        while at + D * S::N <= dim {
+            let mut sums = [[S::splat(0.0); D]; R];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (d, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::load(acc.add(r * dim + at + d * S::N));
+                }
+            }
+            for t in seen.clone() {
+                let mut values = [S::splat(0.0); D];
+                for (d, value) in values.iter_mut().enumerate() {
+                    *value = V::load::<S>(v.add(t * dim + at + d * S::N));
+                }
+                let p = p[t / T].as_ptr().add(t % T);
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let p = S::splat(*p.add(r * T));
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = S::fma(p, value, *sum);
+                    }
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                for (d, sum) in sums.iter().enumerate() {
+                    S::store(acc.add(r * dim + at + d * S::N), *sum);
+                }
+            }
+            at += D * S::N;
+        }
+    }
+    at
 }
 
 #[inline(always)]

@@ -1,5 +1,6 @@
 //! Buffers that all workers of a step read and write.
 
+use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::UnsafeCell;
 use std::fmt;
@@ -10,6 +11,9 @@ use std::ptr::NonNull;
 const ALIGN: usize = 64;
 /// What the system's allocator gives zeroed without touching the memory.
 const SYSTEM_ALIGN: usize = 16;
+/// Buffers of this many bytes are mappings of their own, for which the system is asked to use huge pages: a pool is read
+/// a few kilobytes here and there, and with small pages the translation of addresses costs more than the reads.
+const MAPPED: usize = 4 << 20;
 
 mod sealed {
     /// Plain numbers: every bit pattern is a value, zero bytes among them.
@@ -30,11 +34,56 @@ pub(crate) use sealed::Plain;
 ///
 /// The memory is zero, and costs nothing until it is touched.
 pub struct Shared<T: Plain> {
-    /// What the allocator gave.
-    base: NonNull<u8>,
+    /// Who owns the numbers.
+    _memory: Memory,
     /// The first cache line in it.
     data: NonNull<UnsafeCell<T>>,
     len: usize,
+}
+
+/// Zeroed memory.
+enum Memory {
+    /// From the allocator.
+    Heap { base: NonNull<u8>, layout: Layout },
+    /// A mapping of its own.
+    Map { map: MmapMut },
+}
+
+impl Memory {
+    fn zeroed(size: usize) -> Self {
+        if size >= MAPPED
+            && !cfg!(miri)
+            && let Ok(map) = MmapMut::map_anon(size)
+        {
+            // It works without as well.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            return Self::Map { map };
+        }
+        let layout =
+            Layout::from_size_align(size, SYSTEM_ALIGN).expect("a buffer fits the address space");
+        // SAFETY: the size is not zero, because the caller adds a cache line.
+        match NonNull::new(unsafe { alloc_zeroed(layout) }) {
+            Some(base) => Self::Heap { base, layout },
+            None => handle_alloc_error(layout),
+        }
+    }
+
+    fn base(&mut self) -> NonNull<u8> {
+        match self {
+            Self::Heap { base, .. } => *base,
+            Self::Map { map } => NonNull::new(map.as_mut_ptr()).expect("a mapping is somewhere"),
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Self::Heap { base, layout } = *self {
+            // SAFETY: allocated by `zeroed` with the same layout.
+            unsafe { dealloc(base.as_ptr(), layout) }
+        }
+    }
 }
 
 // SAFETY: the buffer owns its memory, and plain numbers may go anywhere.
@@ -46,15 +95,15 @@ unsafe impl<T: Plain> Sync for Shared<T> {}
 impl<T: Plain> Shared<T> {
     /// A buffer of `len` zeros.
     pub fn zeroed(len: usize) -> Self {
-        let layout = Self::layout(len);
-        // SAFETY: the size is not zero, because `layout` adds a cache line.
-        let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
-            handle_alloc_error(layout)
-        };
+        let size = len
+            .checked_mul(size_of::<T>())
+            .and_then(|n| n.checked_add(ALIGN));
+        let mut memory = Memory::zeroed(size.expect("a buffer fits the address space"));
+        let base = memory.base();
         // SAFETY: the offset is less than a cache line, by which the allocation is longer than the numbers.
         let data = unsafe { base.add(base.align_offset(ALIGN).min(ALIGN)) };
         Self {
-            base,
+            _memory: memory,
             data: data.cast(),
             len,
         }
@@ -127,21 +176,6 @@ impl<T: Plain> Shared<T> {
         // SAFETY: in bounds by the assertion; not touched by others by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.as_ptr().add(range.start), range.len()) }
     }
-
-    fn layout(len: usize) -> Layout {
-        let size = len
-            .checked_mul(size_of::<T>())
-            .and_then(|n| n.checked_add(ALIGN));
-        size.and_then(|size| Layout::from_size_align(size, SYSTEM_ALIGN).ok())
-            .expect("a buffer fits the address space")
-    }
-}
-
-impl<T: Plain> Drop for Shared<T> {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `zeroed` with the same layout.
-        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.len)) }
-    }
 }
 
 impl<T: Plain> fmt::Debug for Shared<T> {
@@ -156,7 +190,7 @@ mod tests {
 
     #[test]
     fn zero_aligned_and_growable() {
-        for len in [0, 1, 3, 1000] {
+        for len in [0, 1, 3, 1000, if cfg!(miri) { 2000 } else { 1 << 20 }] {
             let mut s = Shared::<f32>::zeroed(len);
             assert!(s.as_mut_slice().iter().all(|&x| x == 0.0));
             assert!(cfg!(miri) || (s.as_ptr() as usize).is_multiple_of(ALIGN));

@@ -60,16 +60,38 @@ pub(crate) unsafe trait Simd {
     /// # Safety
     /// See the trait.
     unsafe fn sum(v: Self::V) -> f32;
-    /// The largest of all lanes.
+    /// The largest of each `T` neighbouring lanes (of all, if there are fewer), in each of them.
     ///
     /// # Safety
     /// See the trait.
-    unsafe fn largest(v: Self::V) -> f32;
+    unsafe fn max_of_groups<const T: usize>(v: Self::V) -> Self::V;
+    /// The sum of each `T` neighbouring lanes (of all, if there are fewer), in each of them.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn sum_of_groups<const T: usize>(v: Self::V) -> Self::V;
+    /// Reads a number for each `T` lanes.
+    ///
+    /// # Safety
+    /// The instruction set is available, and `p` is valid for `N / T` numbers, at least one.
+    unsafe fn spread<const T: usize>(p: *const f32) -> Self::V;
+    /// Writes the first of each `T` lanes.
+    ///
+    /// # Safety
+    /// As for `spread`.
+    unsafe fn unspread<const T: usize>(p: *mut f32, v: Self::V);
+    /// Whether any lane of `a` is above that of `b`.
+    ///
+    /// # Safety
+    /// The instruction set is available.
+    unsafe fn any_above(a: Self::V, b: Self::V) -> bool;
     /// The sums of all lanes of 16 vectors.
     ///
     /// # Safety
     /// See the trait.
     unsafe fn sums(v: [Self::V; 16], to: &mut [f32; 16]);
+    /// Begins to read `p`, which may be anywhere.
+    fn prefetch(p: *const u8);
     /// `e^x` for `x <= 0`; less than 1e-38 becomes zero.
     ///
     /// # Safety
@@ -130,13 +152,33 @@ unsafe impl Simd for Plain {
         v
     }
     #[inline(always)]
-    unsafe fn largest(v: f32) -> f32 {
+    unsafe fn max_of_groups<const T: usize>(v: f32) -> f32 {
         v
+    }
+    #[inline(always)]
+    unsafe fn sum_of_groups<const T: usize>(v: f32) -> f32 {
+        v
+    }
+    #[inline(always)]
+    unsafe fn spread<const T: usize>(p: *const f32) -> f32 {
+        // SAFETY: by the caller.
+        unsafe { *p }
+    }
+    #[inline(always)]
+    unsafe fn unspread<const T: usize>(p: *mut f32, v: f32) {
+        // SAFETY: by the caller.
+        unsafe { *p = v }
+    }
+    #[inline(always)]
+    unsafe fn any_above(a: f32, b: f32) -> bool {
+        a > b
     }
     #[inline(always)]
     unsafe fn sums(v: [f32; 16], to: &mut [f32; 16]) {
         *to = v;
     }
+    #[inline(always)]
+    fn prefetch(_: *const u8) {}
     #[inline(always)]
     unsafe fn exp(x: f32) -> f32 {
         if x < -87.3 { 0.0 } else { x.exp() }

@@ -8,8 +8,7 @@
 //! tokens. The sums are the same.
 
 use super::{Limits, Pass, id};
-use crate::attend::{self, Page, Rows};
-use crate::kernels;
+use crate::attend::{self, Page, Rows, Tokens};
 use crate::lanes::{self, LANES};
 use crate::{KvLayer, PAGE, PageRef, Shared};
 use lemma_quant::GgmlType;
@@ -19,6 +18,10 @@ use std::ops::Range;
 const CHUNK: usize = 16;
 /// Rows of queries that share a decoded page, if there are so many.
 const ROWS: usize = 16;
+
+/// Up to so many rows read half-precision pages as they are: they are converted once for every four rows then, which
+/// costs less than to write and read them as f32.
+const DIRECT: usize = 8;
 
 /// How attention looks at the pages.
 #[derive(Clone, Copy, Debug)]
@@ -317,36 +320,23 @@ impl Pass<'_> {
                 any |= seen.0 < seen.1;
             }
             let is_last = tokens.end == a.q_pos.len();
-            if let Some(next) = pages.get(i + 1) {
-                // Pages are anywhere: only we know which one is next.
-                for (pool, range) in [
-                    (&layer.k, layer.k_page(next.slot, head)),
-                    (&layer.v, layer.v_page(next.slot, head)),
-                ] {
-                    let p = pool.as_ptr().wrapping_add(range.start);
-                    kernels::prefetch(self.isa, p, range.len());
-                }
-            }
+            // SAFETY: the pool is only read.
+            let next = pages.get(i + 1).map(|next| unsafe {
+                [
+                    layer.k.slice(layer.k_page(next.slot, head)),
+                    layer.v.slice(layer.v_page(next.slot, head)),
+                ]
+            });
             if any {
-                let k = self.decode(
-                    m.k,
-                    &layer.k,
-                    layer.k_page(page.slot, head),
-                    shape.ty_k,
-                    shape.head_dim_k,
-                );
-                let v = self.decode(
-                    m.v,
-                    &layer.v,
-                    layer.v_page(page.slot, head),
-                    shape.ty_v,
-                    shape.head_dim_v,
-                );
+                let (k, v) = (layer.k_page(page.slot, head), layer.v_page(page.slot, head));
+                let k = self.tokens(m.k, &layer.k, k, shape.ty_k, shape.head_dim_k, n);
+                let v = self.tokens(m.v, &layer.v, v, shape.ty_v, shape.head_dim_v, n);
                 let page = Page {
                     k,
                     v,
                     scale: a.scale,
                     softcap: a.softcap,
+                    next: next.unwrap_or_default(),
                 };
                 // Rows of a token see the same.
                 for start in (0..n).step_by(all_seen.len()) {
@@ -381,18 +371,22 @@ impl Pass<'_> {
         }
     }
 
-    /// The keys or values of a head in a page as f32, `[PAGE, dim]`.
-    fn decode<'s>(
+    /// The keys or values of a head in a page, for `n` rows of queries: `[PAGE, dim]`.
+    fn tokens<'s>(
         &self,
         to: &'s mut [f32],
         pool: &'s Shared<u8>,
         range: Range<usize>,
         ty: GgmlType,
         len: usize,
-    ) -> &'s [f32] {
+        n: usize,
+    ) -> Tokens<'s> {
         // SAFETY: the pool is only read.
         let bytes = unsafe { pool.slice(range) };
         if ty == GgmlType::F16 && dim(len) == len {
+            if n <= DIRECT {
+                return Tokens::F16(bytes);
+            }
             // SAFETY: `isa` is available.
             unsafe { attend::decode_f16(self.isa, bytes, to) };
         } else if dim(len) == len {
@@ -404,7 +398,7 @@ impl Pass<'_> {
                 to[len..].fill(0.0);
             }
         }
-        to
+        Tokens::F32(to)
     }
 
     /// What is there before any page.

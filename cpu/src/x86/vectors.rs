@@ -28,6 +28,17 @@ macro_rules! exp {
     }};
 }
 
+/// Folds each `T` neighbouring lanes by an operation, halves first; the closures swap parts of a vector.
+macro_rules! fold_groups {
+    ($t:expr, $v:expr, $op:ident, $permute:ident, $swap_8:block $(, $swap_16:block)?) => {{
+        let v = $v;
+        $(let v = if $t >= 16 { $op(v, ($swap_16)(v)) } else { v };)?
+        let v = if $t >= 8 { $op(v, ($swap_8)(v)) } else { v };
+        let v = $op(v, $permute::<0b01_00_11_10>(v));
+        $op(v, $permute::<0b10_11_00_01>(v))
+    }};
+}
+
 // SAFETY: the functions are what they are called.
 unsafe impl Simd for Avx2 {
     const N: usize = 8;
@@ -92,10 +103,44 @@ unsafe impl Simd for Avx2 {
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn largest(v: __m256) -> f32 {
-        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
-        _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
+    unsafe fn max_of_groups<const T: usize>(v: __m256) -> __m256 {
+        fold_groups!(T, v, _mm256_max_ps, _mm256_permute_ps, {
+            |v| _mm256_permute2f128_ps::<1>(v, v)
+        })
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sum_of_groups<const T: usize>(v: __m256) -> __m256 {
+        fold_groups!(T, v, _mm256_add_ps, _mm256_permute_ps, {
+            |v| _mm256_permute2f128_ps::<1>(v, v)
+        })
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn spread<const T: usize>(p: *const f32) -> __m256 {
+        // SAFETY: by the caller.
+        unsafe {
+            match T {
+                4 => _mm256_set_m128(_mm_set1_ps(*p.add(1)), _mm_set1_ps(*p)),
+                _ => _mm256_set1_ps(*p),
+            }
+        }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unspread<const T: usize>(p: *mut f32, v: __m256) {
+        // SAFETY: by the caller.
+        unsafe {
+            *p = _mm256_cvtss_f32(v);
+            if T == 4 {
+                *p.add(1) = _mm_cvtss_f32(_mm256_extractf128_ps::<1>(v));
+            }
+        }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn any_above(a: __m256, b: __m256) -> bool {
+        _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b)) != 0
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -111,6 +156,12 @@ unsafe impl Simd for Avx2 {
                 _mm256_storeu_ps(to.as_mut_ptr().add(8 * half), _mm256_add_ps(low, high));
             }
         }
+    }
+    #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // To the second level, which measured better than the first: what is in use stays there.
+        // SAFETY: a prefetch cannot fault, and every processor of this architecture has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) };
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -201,12 +252,65 @@ unsafe impl Simd for Avx512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn largest(v: __m512) -> f32 {
-        let (a, b) = (_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
-        let v = _mm256_max_ps(a, b);
-        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
-        _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
+    unsafe fn max_of_groups<const T: usize>(v: __m512) -> __m512 {
+        fold_groups!(
+            T,
+            v,
+            _mm512_max_ps,
+            _mm512_permute_ps,
+            { |v| _mm512_shuffle_f32x4::<0b10_11_00_01>(v, v) },
+            { |v| _mm512_shuffle_f32x4::<0b01_00_11_10>(v, v) }
+        )
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn sum_of_groups<const T: usize>(v: __m512) -> __m512 {
+        fold_groups!(
+            T,
+            v,
+            _mm512_add_ps,
+            _mm512_permute_ps,
+            { |v| _mm512_shuffle_f32x4::<0b10_11_00_01>(v, v) },
+            { |v| _mm512_shuffle_f32x4::<0b01_00_11_10>(v, v) }
+        )
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn spread<const T: usize>(p: *const f32) -> __m512 {
+        // SAFETY: by the caller.
+        unsafe {
+            match T {
+                4 => {
+                    let i = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+                    _mm512_permutexvar_ps(i, _mm512_castps128_ps512(_mm_loadu_ps(p)))
+                }
+                8 => _mm512_insertf32x8::<1>(_mm512_set1_ps(*p), _mm256_set1_ps(*p.add(1))),
+                _ => _mm512_set1_ps(*p),
+            }
+        }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn unspread<const T: usize>(p: *mut f32, v: __m512) {
+        // SAFETY: by the caller.
+        unsafe {
+            match T {
+                4 => {
+                    let i = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+                    _mm_storeu_ps(p, _mm512_castps512_ps128(_mm512_permutexvar_ps(i, v)));
+                }
+                8 => {
+                    *p = _mm512_cvtss_f32(v);
+                    *p.add(1) = _mm256_cvtss_f32(_mm512_extractf32x8_ps::<1>(v));
+                }
+                _ => *p = _mm512_cvtss_f32(v),
+            }
+        }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn any_above(a: __m512, b: __m512) -> bool {
+        _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
@@ -235,6 +339,12 @@ unsafe impl Simd for Avx512 {
         );
         // SAFETY: sixteen values.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), d) };
+    }
+    #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // To the second level, which measured better than the first: what is in use stays there.
+        // SAFETY: a prefetch cannot fault, and every processor of this architecture has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) };
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
