@@ -65,6 +65,47 @@ pub enum Aggregate {
     Mean,
 }
 
+/// What the mass of a page is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Score {
+    /// Its share of the softmax, which attention computes anyway.
+    #[default]
+    Exact,
+    /// The softmax over the live pages of an upper bound of its logits, from the least and the greatest key in each dimension (Quest,
+    /// arXiv 2406.10774; what the paper on RaaS uses).
+    Bound,
+}
+
+/// The heads that share a page table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// All heads of a layer.
+    #[default]
+    Layer,
+    /// The query heads of one key and value head.
+    Head,
+}
+
+/// The tables that share a budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BudgetScope {
+    /// Every table has slots of its own.
+    #[default]
+    Layer,
+    /// One pool for the whole model: a table that needs a page takes the least valuable one of any table.
+    Model,
+}
+
+/// The clock of decaying counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clock {
+    /// Decode steps.
+    Step,
+    /// Pages opened: sixteen steps with pages of sixteen tokens.
+    #[default]
+    Page,
+}
+
 /// Options of the KV pool.
 #[derive(Clone, Debug)]
 pub struct KvOptions {
@@ -86,6 +127,24 @@ pub struct KvOptions {
     pub aggregate: Aggregate,
     /// Seed of the policies that draw.
     pub seed: u64,
+    /// What the mass of a page is.
+    pub score: Score,
+    /// The heads that share a page table.
+    pub scope: Scope,
+    /// The tables that share a budget.
+    pub budget_scope: BudgetScope,
+    /// Tokens in a page, one of [`crate::kv::PAGE_SIZES`].
+    pub page: u32,
+    /// Layers, counted from the first, that keep everything.
+    pub dense_layers: u32,
+    /// Factor of a page's count per tick of [`KvOptions::clock`] (`lrfu`), `0.0..=1.0`.
+    pub lambda: f32,
+    /// The clock of decaying counts.
+    pub clock: Clock,
+    /// Cosine of mean keys above which a later page makes an earlier one redundant, so that it is recycled first; 1 turns it off.
+    pub redundancy: f32,
+    /// Share of the live pages, those with the widest range of values, that is recycled last; 0 turns it off.
+    pub guard: f32,
     /// Allow positions beyond the context that the model was trained on.
     pub beyond_train: bool,
 }
@@ -102,6 +161,15 @@ impl Default for KvOptions {
             recent: 4,
             aggregate: Aggregate::Max,
             seed: 0,
+            score: Score::Exact,
+            scope: Scope::Layer,
+            budget_scope: BudgetScope::Layer,
+            page: 16,
+            dense_layers: 0,
+            lambda: 0.9,
+            clock: Clock::Page,
+            redundancy: 1.0,
+            guard: 0.0,
             beyond_train: false,
         }
     }

@@ -9,11 +9,7 @@ use std::path::PathBuf;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use lemma_engine::chat::{TEMPLATE_NAMES, named_template};
-use lemma_engine::gguf::GgmlType;
-use lemma_engine::model::KV_TYPES;
-use lemma_engine::options::{
-    Aggregate, BackendKind, KvBudget, KvOptions, LoadOptions, Pin, Refresh,
-};
+use lemma_engine::options::{BackendKind, KvBudget, KvOptions, LoadOptions};
 use lemma_engine::sampling::{SamplerOverrides, SamplerParams};
 
 use super::typed::{
@@ -259,71 +255,41 @@ pub(crate) fn backend(device: Option<&str>, gpu_layers: Option<&str>) -> Result<
 }
 
 fn kv_options(args: &KvArgs) -> Result<KvOptions> {
-    let default = KvOptions::default();
-    let policies = lemma_engine::kv::policy::POLICIES;
-    let policy = args.kv_policy.clone().unwrap_or(default.policy);
-    if !policies.iter().any(|p| p.name == policy) {
-        let names: Vec<&str> = policies.iter().map(|p| p.name).collect();
-        let failure = Failure::usage(format!(
-            "--kv-policy {}: expected {}",
-            crate::term::escape(&policy),
-            names.join(", ")
-        ));
-        return Err(match super::argv::nearest(&policy, names.iter().copied()) {
-            Some(near) => failure.hint(format!("did you mean {near}?")),
-            None => failure,
-        });
-    }
-    let share = |flag: &str, value: Option<f32>| match value {
-        Some(v) if !(0.0..=1.0).contains(&v) => Err(Failure::usage(format!(
-            "{flag} {v}: expected a number from 0 to 1"
-        ))),
-        _ => Ok(value),
-    };
-    Ok(KvOptions {
-        policy,
-        budget: match (args.kv_budget, args.kv_mem) {
-            (Some(tokens), _) => KvBudget::Tokens(tokens),
-            (None, Some(mib)) => KvBudget::MiB(mib),
-            (None, None) => KvBudget::Default,
-        },
-        ty_k: cache_type("-ctk", args.cache_type_k.as_deref(), default.ty_k)?,
-        ty_v: cache_type("-ctv", args.cache_type_v.as_deref(), default.ty_v)?,
-        refresh: match (
-            share("--kv-alpha", args.kv_alpha)?,
-            share("--kv-top-r", args.kv_top_r)?,
-        ) {
-            (Some(alpha), _) => Refresh::Alpha(alpha),
-            (None, Some(r)) => Refresh::Rank(r),
-            (None, None) => default.refresh,
-        },
-        pin: match args.kv_pin.as_deref() {
-            Some("system") => Pin::System,
-            Some("none") => Pin::None,
-            _ => Pin::Prompt,
-        },
-        recent: args.kv_recent.unwrap_or(default.recent),
-        aggregate: match args.kv_aggregate.as_deref() {
-            Some("mean") => Aggregate::Mean,
-            _ => Aggregate::Max,
-        },
-        seed: args.kv_seed.unwrap_or(default.seed),
+    let mut o = KvOptions {
         beyond_train: args.beyond_train,
-    })
+        ..KvOptions::default()
+    };
+    if let Some(spec) = &args.kv_policy {
+        o.apply(spec)
+            .map_err(|e| policy_failure(spec, &e.to_string()))?;
+    }
+    for (flag, key, value) in args.options() {
+        let Some(value) = value else { continue };
+        // The engine names the key; here it is the flag that was typed.
+        o.set(key, value).map_err(|e| {
+            let expected = e.to_string();
+            let expected = expected.rsplit_once(", expected ").map_or("", |(_, e)| e);
+            let shown = crate::term::escape(value);
+            Failure::usage(format!("{flag} {shown}: expected {expected}"))
+        })?;
+    }
+    match (args.kv_budget, args.kv_mem) {
+        (Some(tokens), _) => o.budget = KvBudget::Tokens(tokens),
+        (None, Some(mib)) => o.budget = KvBudget::MiB(mib),
+        (None, None) => {}
+    }
+    Ok(o)
 }
 
-fn cache_type(flag: &str, name: Option<&str>, default: GgmlType) -> Result<GgmlType> {
-    let Some(name) = name else { return Ok(default) };
-    let found = KV_TYPES
-        .into_iter()
-        .find(|t| t.name().eq_ignore_ascii_case(name));
-    found.ok_or_else(|| {
-        let names = KV_TYPES.map(GgmlType::name).join(", ");
-        Failure::usage(format!(
-            "{flag} {}: expected one of {names}",
-            crate::term::escape(name)
-        ))
-    })
+/// What is wrong with `--kv-policy`.
+fn policy_failure(spec: &str, error: &str) -> Failure {
+    let failure = Failure::usage(format!("--kv-policy: {error}"));
+    let name = spec.split(':').next().unwrap_or(spec);
+    let names = lemma_engine::kv::policy::POLICIES.iter().map(|p| p.name);
+    match super::argv::nearest(name, names) {
+        Some(near) if near != name => failure.hint(format!("did you mean {near}?")),
+        _ => failure,
+    }
 }
 
 pub(crate) fn prompt(args: &PromptArgs) -> Result<Prompt> {

@@ -31,7 +31,7 @@ Flags that llama.cpp has and that change nothing here (-fa, --mlock, --no-mmap, 
 /// The help of `--kv-policy`, from the engine's table.
 pub(crate) fn policies() -> String {
     let mut text =
-        "Which page gives its place away when the pool is full [default: raas]:".to_owned();
+        "Which page gives its place away when the pool is full; options may follow, as in raas:alpha=1e-4,page=32 [default: raas]:".to_owned();
     for p in lemma_engine::kv::policy::POLICIES {
         text.push_str(&format!("\n{}: {}", p.name, p.summary));
     }

@@ -349,31 +349,58 @@ pub(crate) struct KvArgs {
     #[arg(long, value_name = "MIB", hide_short_help = true)]
     pub(crate) kv_mem: Option<u32>,
     /// Which page gives its place away when the pool is full [default: raas]
-    #[arg(long, value_name = "NAME", env = "LEMMA_KV_POLICY", hide_env = true, help = super::help::policies())]
+    #[arg(long, value_name = "NAME[:KEY=VALUE,…]", env = "LEMMA_KV_POLICY", hide_env = true, help = super::help::policies())]
     pub(crate) kv_policy: Option<String>,
-    /// Renew the time stamps of pages with more attention mass than this
+    /// Renew the time stamps of pages with more attention mass than this (raas, lag; lrfu: what counts as a hit)
     #[arg(
         long,
         value_name = "F",
         hide_short_help = true,
         conflicts_with = "kv_top_r"
     )]
-    pub(crate) kv_alpha: Option<f32>,
+    pub(crate) kv_alpha: Option<String>,
     /// Renew the time stamps of this share of the pages, the best [default: 0.5]
     #[arg(long, value_name = "F", hide_short_help = true)]
-    pub(crate) kv_top_r: Option<f32>,
+    pub(crate) kv_top_r: Option<String>,
+    /// Decay of a page's hits per tick of --kv-clock (lrfu) [default: 0.9]
+    #[arg(long, value_name = "F", hide_short_help = true)]
+    pub(crate) kv_lambda: Option<String>,
+    /// What decaying counts count: step or page [default: page]
+    #[arg(long, value_name = "UNIT", hide_short_help = true, value_parser = ["step", "page"], hide_possible_values = true)]
+    pub(crate) kv_clock: Option<String>,
     /// What is never recycled: prompt, system or none [default: prompt]
     #[arg(long, value_name = "WHAT", hide_short_help = true, value_parser = ["prompt", "system", "none"], hide_possible_values = true)]
     pub(crate) kv_pin: Option<String>,
     /// The last pages that are never recycled [default: 4]
     #[arg(long, value_name = "PAGES", hide_short_help = true)]
-    pub(crate) kv_recent: Option<u32>,
-    /// How the heads of a layer agree on the mass of a page: max or mean [default: max]
+    pub(crate) kv_recent: Option<String>,
+    /// How the heads that share a page agree on its mass: max or mean [default: max]
     #[arg(long, value_name = "HOW", hide_short_help = true, value_parser = ["max", "mean"], hide_possible_values = true)]
     pub(crate) kv_aggregate: Option<String>,
+    /// What the mass of a page is: exact, or bound (an estimate from its least and greatest keys) [default: exact]
+    #[arg(long, value_name = "HOW", hide_short_help = true, value_parser = ["exact", "bound"], hide_possible_values = true)]
+    pub(crate) kv_score: Option<String>,
+    /// The heads that share a page table: layer (all) or head (those of one key and value head) [default: layer]
+    #[arg(long, value_name = "WHICH", hide_short_help = true, value_parser = ["layer", "head"], hide_possible_values = true)]
+    pub(crate) kv_scope: Option<String>,
+    /// The tables that share a budget: layer (none) or model (all) [default: layer]
+    #[arg(long, value_name = "WHICH", hide_short_help = true, value_parser = ["layer", "model"], hide_possible_values = true)]
+    pub(crate) kv_budget_scope: Option<String>,
+    /// Tokens in a page: 8, 16, 32 or 64 [default: 16]
+    #[arg(long, value_name = "N", hide_short_help = true, value_parser = ["8", "16", "32", "64"], hide_possible_values = true)]
+    pub(crate) kv_page: Option<String>,
+    /// Layers, counted from the first, that keep everything [default: 0]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) kv_dense_layers: Option<String>,
+    /// Recycle a page first when a later one has nearly the same mean key: their cosine exceeds this [default: 1, off]
+    #[arg(long, value_name = "F", hide_short_help = true)]
+    pub(crate) kv_redundancy: Option<String>,
+    /// Recycle this share of the pages last, those with the widest range of values [default: 0, off]
+    #[arg(long, value_name = "F", hide_short_help = true)]
+    pub(crate) kv_guard: Option<String>,
     /// Seed of policies that draw
     #[arg(long, value_name = "N", hide_short_help = true)]
-    pub(crate) kv_seed: Option<u64>,
+    pub(crate) kv_seed: Option<String>,
     /// Write every page that is recycled to this file, as JSON lines
     #[arg(long, value_name = "FILE", hide_short_help = true, value_hint = ValueHint::FilePath)]
     pub(crate) kv_trace: Option<PathBuf>,
@@ -386,6 +413,43 @@ pub(crate) struct KvArgs {
     /// Type of the stored values [default: f16] [short: -ctv]
     #[arg(long, value_name = "TYPE", hide_short_help = true)]
     pub(crate) cache_type_v: Option<String>,
+}
+
+impl KvArgs {
+    /// Flags, the engine's names for what they set, and the values that were given.
+    pub(crate) fn options(&self) -> [(&'static str, &'static str, Option<&str>); 17] {
+        [
+            ("--kv-alpha", "alpha", self.kv_alpha.as_deref()),
+            ("--kv-top-r", "top_r", self.kv_top_r.as_deref()),
+            ("--kv-lambda", "lambda", self.kv_lambda.as_deref()),
+            ("--kv-clock", "clock", self.kv_clock.as_deref()),
+            ("--kv-pin", "pin", self.kv_pin.as_deref()),
+            ("--kv-recent", "recent", self.kv_recent.as_deref()),
+            ("--kv-aggregate", "aggregate", self.kv_aggregate.as_deref()),
+            ("--kv-score", "score", self.kv_score.as_deref()),
+            ("--kv-scope", "scope", self.kv_scope.as_deref()),
+            (
+                "--kv-budget-scope",
+                "budget_scope",
+                self.kv_budget_scope.as_deref(),
+            ),
+            ("--kv-page", "page", self.kv_page.as_deref()),
+            (
+                "--kv-dense-layers",
+                "dense_layers",
+                self.kv_dense_layers.as_deref(),
+            ),
+            (
+                "--kv-redundancy",
+                "redundancy",
+                self.kv_redundancy.as_deref(),
+            ),
+            ("--kv-guard", "guard", self.kv_guard.as_deref()),
+            ("--kv-seed", "seed", self.kv_seed.as_deref()),
+            ("-ctk", "ctk", self.cache_type_k.as_deref()),
+            ("-ctv", "ctv", self.cache_type_v.as_deref()),
+        ]
+    }
 }
 
 #[derive(Clone, Debug, Default, Args)]

@@ -15,12 +15,16 @@
 //! ```
 
 pub mod policy;
+pub mod spec;
 
 use crate::options::{Aggregate, KvOptions};
 use policy::{Policy, PolicyInfo};
 
 /// Tokens in a page.
 pub const PAGE: usize = 16;
+
+/// Tokens that a page may have.
+pub const PAGE_SIZES: [u32; 4] = [8, 16, 32, 64];
 
 /// A live page of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]

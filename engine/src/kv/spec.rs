@@ -1,0 +1,250 @@
+//! Options of the pool as text: `NAME`, or `NAME:key=value,…` such as `raas:alpha=1e-4` or `lrfu:lambda=0.7,scope=head`.
+//!
+//! One table, [`KEYS`], says what a key is called and what it may be; the flags of the command line, grids of an evaluation and
+//! tests go through it, so that a value means the same everywhere.
+
+use lemma_quant::GgmlType;
+
+use super::PAGE_SIZES;
+use super::policy::{self, POLICIES};
+use crate::error::Error;
+use crate::model::KV_TYPES;
+use crate::options::{
+    Aggregate, BudgetScope, Clock, KvBudget, KvOptions, Pin, Refresh, Scope, Score,
+};
+use crate::report;
+
+/// A key of a specification.
+pub struct Key {
+    /// What it is called; `--kv-NAME` on the command line, with `-` for `_`.
+    pub name: &'static str,
+    /// What it may be, for messages.
+    pub values: &'static str,
+    set: fn(&mut KvOptions, &str) -> Option<()>,
+}
+
+/// Every key.
+pub static KEYS: &[Key] = &[
+    Key {
+        name: "budget",
+        values: "a number of tokens",
+        set: |o, v| put(&mut o.budget, v.parse().ok().map(KvBudget::Tokens)),
+    },
+    Key {
+        name: "alpha",
+        values: "a number from 0 to 1",
+        set: |o, v| put(&mut o.refresh, share(v).map(Refresh::Alpha)),
+    },
+    Key {
+        name: "top_r",
+        values: "a number from 0 to 1",
+        set: |o, v| put(&mut o.refresh, share(v).map(Refresh::Rank)),
+    },
+    Key {
+        name: "lambda",
+        values: "a number from 0 to 1",
+        set: |o, v| put(&mut o.lambda, share(v)),
+    },
+    Key {
+        name: "clock",
+        values: "step or page",
+        set: |o, v| {
+            let named = [("step", Clock::Step), ("page", Clock::Page)];
+            put(&mut o.clock, word(v, &named))
+        },
+    },
+    Key {
+        name: "pin",
+        values: "prompt, system or none",
+        set: |o, v| {
+            let named = [
+                ("prompt", Pin::Prompt),
+                ("system", Pin::System),
+                ("none", Pin::None),
+            ];
+            put(&mut o.pin, word(v, &named))
+        },
+    },
+    Key {
+        name: "recent",
+        values: "a number of pages",
+        set: |o, v| put(&mut o.recent, v.parse().ok()),
+    },
+    Key {
+        name: "aggregate",
+        values: "max or mean",
+        set: |o, v| {
+            let named = [("max", Aggregate::Max), ("mean", Aggregate::Mean)];
+            put(&mut o.aggregate, word(v, &named))
+        },
+    },
+    Key {
+        name: "score",
+        values: "exact or bound",
+        set: |o, v| {
+            let named = [("exact", Score::Exact), ("bound", Score::Bound)];
+            put(&mut o.score, word(v, &named))
+        },
+    },
+    Key {
+        name: "scope",
+        values: "layer or head",
+        set: |o, v| {
+            let named = [("layer", Scope::Layer), ("head", Scope::Head)];
+            put(&mut o.scope, word(v, &named))
+        },
+    },
+    Key {
+        name: "budget_scope",
+        values: "layer or model",
+        set: |o, v| {
+            let named = [("layer", BudgetScope::Layer), ("model", BudgetScope::Model)];
+            put(&mut o.budget_scope, word(v, &named))
+        },
+    },
+    Key {
+        name: "page",
+        values: "8, 16, 32 or 64",
+        set: |o, v| {
+            let size = v.parse().ok().filter(|n| PAGE_SIZES.contains(n));
+            put(&mut o.page, size)
+        },
+    },
+    Key {
+        name: "dense_layers",
+        values: "a number of layers",
+        set: |o, v| put(&mut o.dense_layers, v.parse().ok()),
+    },
+    Key {
+        name: "redundancy",
+        values: "a number from 0 to 1",
+        set: |o, v| put(&mut o.redundancy, share(v)),
+    },
+    Key {
+        name: "guard",
+        values: "a number from 0 to 1",
+        set: |o, v| put(&mut o.guard, share(v)),
+    },
+    Key {
+        name: "seed",
+        values: "a number",
+        set: |o, v| put(&mut o.seed, v.parse().ok()),
+    },
+    Key {
+        name: "ctk",
+        values: "f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl",
+        set: |o, v| put(&mut o.ty_k, stored(v)),
+    },
+    Key {
+        name: "ctv",
+        values: "f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl",
+        set: |o, v| put(&mut o.ty_v, stored(v)),
+    },
+];
+
+impl KvOptions {
+    /// Applies a specification, `NAME` or `NAME:key=value,…`: the policy of that name, and the options given. Others stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a policy, a key or a value that does not exist; nothing is changed then.
+    pub fn apply(&mut self, spec: &str) -> Result<(), Error> {
+        let mut new = self.clone();
+        let (name, options) = spec.split_once(':').unwrap_or((spec, ""));
+        new.policy = policy::find(name)
+            .ok_or_else(|| unknown("KV policy", name, POLICIES.iter().map(|p| p.name)))?
+            .name
+            .to_owned();
+        for option in options.split(',').filter(|o| !o.is_empty()) {
+            let (key, value) = option.split_once('=').unwrap_or((option, ""));
+            new.set(key, value)?;
+        }
+        *self = new;
+        Ok(())
+    }
+
+    /// Sets one option by the name of its [key](KEYS).
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a key or a value that does not exist.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), Error> {
+        let key = key.trim().replace('-', "_");
+        let Some(k) = KEYS.iter().find(|k| k.name == key) else {
+            return Err(unknown("KV option", &key, KEYS.iter().map(|k| k.name)));
+        };
+        (k.set)(self, value.trim()).ok_or_else(|| {
+            let shown = crate::error::escape(value, 64);
+            report::usage(format!("{} {shown:?}", k.name), k.values)
+        })
+    }
+}
+
+fn unknown(what: &str, name: &str, known: impl Iterator<Item = &'static str>) -> Error {
+    let known: Vec<&str> = known.collect();
+    let shown = crate::error::escape(name, 64);
+    report::usage(
+        format!("{what} {shown:?}"),
+        format!("one of {}", known.join(", ")),
+    )
+}
+
+fn put<T>(to: &mut T, value: Option<T>) -> Option<()> {
+    *to = value?;
+    Some(())
+}
+
+fn word<T: Copy>(value: &str, named: &[(&str, T)]) -> Option<T> {
+    named.iter().find(|(n, _)| *n == value).map(|(_, v)| *v)
+}
+
+/// A number from 0 to 1.
+fn share(value: &str) -> Option<f32> {
+    value.parse().ok().filter(|v| (0.0..=1.0).contains(v))
+}
+
+/// A type that the pool can hold.
+fn stored(name: &str) -> Option<GgmlType> {
+    let mut types = KV_TYPES.into_iter();
+    types.find(|t| t.name().eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_specification_names_a_policy_and_its_options() {
+        let mut o = KvOptions::default();
+        o.apply("raas:alpha=1e-4,budget-scope=model,page=32,ctk=q8_0")
+            .unwrap();
+        assert_eq!(o.policy, "raas");
+        assert_eq!(o.refresh, Refresh::Alpha(1e-4));
+        assert_eq!(o.budget_scope, BudgetScope::Model);
+        assert_eq!((o.page, o.ty_k), (32, GgmlType::Q8_0));
+        o.apply("window").unwrap();
+        assert_eq!(
+            (o.policy.as_str(), o.page),
+            ("window", 32),
+            "the rest stays"
+        );
+    }
+
+    #[test]
+    fn what_does_not_exist_is_named() {
+        let mut o = KvOptions::default();
+        for (spec, said) in [
+            ("ras", "KV policy \"ras\", expected one of raas"),
+            ("raas:alfa=1", "KV option \"alfa\", expected one of budget"),
+            ("raas:alpha=2", "alpha \"2\", expected a number from 0 to 1"),
+            (
+                "raas:alpha=nan",
+                "alpha \"nan\", expected a number from 0 to 1",
+            ),
+            ("raas:page=12", "page \"12\", expected 8, 16, 32 or 64"),
+            ("window:pin", "pin \"\", expected prompt, system or none"),
+        ] {
+            let e = o.apply(spec).unwrap_err().to_string();
+            assert!(e.contains(said), "{spec}: {e}");
+        }
+        assert_eq!(o.policy, KvOptions::default().policy, "nothing is changed");
+    }
+}
