@@ -57,6 +57,7 @@ fn explain(failure: Failure, path: &Path) -> Failure {
         "detokenize",
         "devices",
         "inspect",
+        "kv",
         "perplexity",
         "score",
         "synth",

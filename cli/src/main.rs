@@ -59,6 +59,7 @@ fn real_main() -> Result {
         Some(Command::Score(a)) => cmd::score::run(a, &invocation),
         Some(Command::Perplexity(a)) => cmd::perplexity::run(a, &invocation, term),
         Some(Command::Bench(a)) => cmd::bench::run(a, &invocation, term),
+        Some(Command::Kv(a)) => cmd::kv::run(a, &invocation, term),
         Some(Command::Tokenize(a)) => cmd::vocab::tokenize(a, &invocation, term),
         Some(Command::Detokenize(a)) => cmd::vocab::detokenize(a, &invocation, term),
         Some(Command::Template(a)) => cmd::vocab::template(a, &invocation, term),

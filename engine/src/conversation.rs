@@ -16,6 +16,7 @@ use crate::chat::{
 };
 use crate::error::Error;
 use crate::generate::{Event, GenOptions, Outcome, Prompt, generate};
+use crate::model::Model;
 use crate::options::Pin;
 use crate::sampling::Sampler;
 use crate::session::{Rewind, Session};
@@ -78,11 +79,7 @@ pub const MARK: char = '\u{10fffe}';
 impl Conversation {
     /// An empty conversation.
     pub fn new(session: Session) -> Self {
-        let model = session.model();
-        let tags = model.template().ok().and_then(|t| {
-            let tokenizer = model.tokenizer();
-            ThinkTags::detect(t.source(), |text| tokenizer.find_tag(text))
-        });
+        let tags = think_tags(session.model());
         Self {
             session,
             messages: Vec::new(),
@@ -185,12 +182,7 @@ impl Conversation {
     /// What the template says, or that there is none.
     pub fn prompt(&self, o: &PromptOptions) -> Result<Prompt, Error> {
         let model = self.session.model();
-        let template = model.template()?;
-        let tokenizer = model.tokenizer();
-        let mut text = render(template, tokenizer, &self.messages, o, true)?;
-        let switch = ReasoningSwitch::detect(template.source());
-        text.push_str(&switch.prompt_suffix(mode(o), self.tags.as_ref(), &text));
-        let mut prompt = Prompt::from_marked(tokenizer, &text);
+        let mut prompt = prompt_of(model, self.tags.as_ref(), &self.messages, o)?;
         if self.session.pin() == Pin::System {
             prompt.n_system = self.n_system(&prompt.tokens, o)?;
         }
@@ -300,6 +292,30 @@ impl Conversation {
         }
         Ok(Some(outcome))
     }
+}
+
+/// The prompt that makes a model reply to messages. `tags` are those between which it thinks.
+///
+/// # Errors
+/// What the template says, or that there is none.
+pub fn prompt_of(
+    model: &Model,
+    tags: Option<&ThinkTags>,
+    messages: &[Message],
+    o: &PromptOptions,
+) -> Result<Prompt, Error> {
+    let template = model.template()?;
+    let mut text = render(template, model.tokenizer(), messages, o, true)?;
+    let switch = ReasoningSwitch::detect(template.source());
+    text.push_str(&switch.prompt_suffix(mode(o), tags, &text));
+    Ok(Prompt::from_marked(model.tokenizer(), &text))
+}
+
+/// The tags between which a model thinks.
+pub fn think_tags(model: &Model) -> Option<ThinkTags> {
+    let template = model.template().ok()?;
+    let tokenizer = model.tokenizer();
+    ThinkTags::detect(template.source(), |text| tokenizer.find_tag(text))
 }
 
 /// Renders messages; strings in them that look like control tokens carry a [`MARK`].

@@ -15,6 +15,7 @@ pub mod backend;
 pub mod chat;
 pub mod conversation;
 pub mod error;
+pub mod eval;
 pub mod generate;
 pub mod gguf;
 pub mod kv;

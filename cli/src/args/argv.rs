@@ -144,6 +144,12 @@ pub(crate) fn normalize(argv: Vec<OsString>, root: &Command) -> Result<Vec<OsStr
         let name = words.remove(at);
         command = find_subcommand(root, &name).unwrap_or(root);
         out.push(name);
+        // `lemma kv eval`: a command of commands.
+        if let Some(at) = find_command(&words, command) {
+            let name = words.remove(at);
+            command = find_subcommand(command, &name).unwrap_or(command);
+            out.push(name);
+        }
     }
 
     let mut words = words.into_iter().peekable();
@@ -224,7 +230,12 @@ fn find_command(words: &[OsString], root: &Command) -> Option<usize> {
         }
         if text.len() > 1 && text.starts_with('-') {
             // Flags before the command may be those of any command.
-            let everywhere = || std::iter::once(root).chain(root.get_subcommands());
+            let inner = || root.get_subcommands().flat_map(Command::get_subcommands);
+            let everywhere = || {
+                std::iter::once(root)
+                    .chain(root.get_subcommands())
+                    .chain(inner())
+            };
             let takes_value = !text.contains('=')
                 && (everywhere()
                     .find_map(|c| resolve(text, c))
@@ -292,6 +303,7 @@ fn is_number(text: &str) -> bool {
 fn usage_hint(command: &Command) -> String {
     match command.get_name() {
         "lemma" => "'lemma --help' lists the flags".to_owned(),
+        name @ ("eval" | "replay" | "facts") => format!("'lemma kv {name} --help' lists the flags"),
         name => format!("'lemma {name} --help' lists the flags"),
     }
 }
@@ -451,6 +463,10 @@ mod tests {
             ["score", "--model=x.gguf", "--top=3"]
         );
         assert_eq!(run(&["--top", "3", "score"]).unwrap(), ["score", "--top=3"]);
+        assert_eq!(
+            run(&["-m", "x", "kv", "eval", "a.jsonl", "--limit", "3"]).unwrap(),
+            ["kv", "eval", "--model=x", "a.jsonl", "--limit=3"]
+        );
         assert_eq!(
             run(&["bench", "-p", "256", "-n", "48", "-r", "3"]).unwrap(),
             ["bench", "--n-prompt=256", "--n-gen=48", "--repetitions=3"]

@@ -6,6 +6,7 @@
 pub(crate) mod argv;
 pub(crate) mod config;
 pub(crate) mod help;
+pub(crate) mod kv;
 pub(crate) mod tools;
 pub(crate) mod typed;
 
@@ -54,6 +55,9 @@ impl Invocation {
             Some(C::Check(a)) => &a.common,
             Some(C::Synth(a)) => &a.common,
             Some(C::Devices(a)) => &a.common,
+            Some(C::Kv(a)) => match &a.command {
+                kv::KvCommand::Eval(a) => &a.common,
+            },
             Some(C::Completions(_)) => return None,
         })
     }
@@ -71,10 +75,10 @@ pub(crate) fn parse(argv: Vec<OsString>) -> Result<Parsed> {
         Err(e) => return Err(usage(&e)),
     };
     let cli = Cli::from_arg_matches(&matches).map_err(|e| usage(&e))?;
-    let matches = match matches.subcommand() {
-        Some((_, sub)) => sub.clone(),
-        None => matches,
-    };
+    let mut matches = matches;
+    while let Some((_, sub)) = matches.subcommand() {
+        matches = sub.clone();
+    }
     Ok(Parsed::Run(Box::new(Invocation { cli, matches })))
 }
 

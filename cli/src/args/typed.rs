@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use super::kv::KvCommandArgs;
 use super::tools::{
     BatchArgs, BenchArgs, CheckArgs, CompletionsArgs, DetokenizeArgs, DevicesArgs, InspectArgs,
     PerplexityArgs, ScoreArgs, SynthArgs, TemplateArgs, TokenizeArgs,
@@ -53,6 +54,8 @@ pub(crate) enum Command {
     Perplexity(PerplexityArgs),
     /// Measure the speed of a model on this machine
     Bench(BenchArgs),
+    /// Measure what KV policies cost in right answers
+    Kv(KvCommandArgs),
     /// Text to tokens
     Tokenize(TokenizeArgs),
     /// Tokens to text

@@ -8,6 +8,7 @@ pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod devices;
 pub(crate) mod inspect;
+pub(crate) mod kv;
 pub(crate) mod perplexity;
 pub(crate) mod score;
 pub(crate) mod synth;

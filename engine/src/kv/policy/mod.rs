@@ -22,6 +22,11 @@ pub trait Policy: Send {
         false
     }
 
+    /// Whether its decisions depend on a seed.
+    fn draws(&self) -> bool {
+        false
+    }
+
     /// After step `now`, `pages` of layer `il` (live, in position order) carry their new masses in `w`.
     fn refresh(&mut self, il: usize, pages: &mut [PageMeta], now: u32) {
         let _ = (il, pages, now);

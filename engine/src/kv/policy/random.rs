@@ -29,6 +29,10 @@ fn rng(seed: u64) -> Pcg32 {
 }
 
 impl Policy for Random {
+    fn draws(&self) -> bool {
+        true
+    }
+
     fn victim(
         &mut self,
         _: usize,
