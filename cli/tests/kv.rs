@@ -127,3 +127,78 @@ fn usage() {
     assert!(err.contains("sums.jsonl:1: "), "{err}");
     let _ = fs::remove_dir_all(dir);
 }
+
+/// One chain of some 200 tokens.
+const CHAIN: &str = "{\"prompt\":\"What is 4821 * 37?\",\"answer\":\"178377\"}\n";
+
+fn replay(file: &Path, more: &[&str]) -> Value {
+    let o = lemma(&["kv", "replay", "--json", "--policies", "window,random,raas"])
+        .args(["--budgets", "1/2,1/1"])
+        .arg(file)
+        .args(more)
+        .output()
+        .unwrap();
+    results(&o)
+}
+
+#[test]
+fn a_replay_is_the_same_every_time_and_zero_where_nothing_is_forgotten() {
+    let dir = dir("replay");
+    let (file, recorded) = (dir.join("chain.jsonl"), dir.join("recorded.jsonl"));
+    fs::write(&file, CHAIN).unwrap();
+    let record = ["--record", recorded.to_str().unwrap(), "--jobs", "1"];
+    let first = replay(&file, &record);
+    let again = replay(&recorded, &["--jobs", "2"]);
+    assert_eq!(first["rows"], again["rows"]);
+    let number = |v: &Value| v.as_f64().unwrap();
+    let mut missed = Vec::new();
+    for r in first["rows"].as_array().unwrap() {
+        if r["budget"] == "1/1" {
+            assert_eq!((number(&r["kl"]), number(&r["missed"])), (0.0, 0.0), "{r}");
+            assert_eq!(
+                (number(&r["top1"]), number(&r["diverged"])),
+                (1.0, 0.0),
+                "{r}"
+            );
+            assert_eq!(number(&r["nll"]), number(&r["nll_full"]), "{r}");
+        } else {
+            assert!(number(&r["kl"]) > 0.0, "{r}");
+            assert!((0.001..0.9).contains(&number(&r["missed"])), "{r}");
+            missed.push((
+                r["policy"].as_str().unwrap().to_owned(),
+                number(&r["missed"]),
+            ));
+        }
+    }
+    let of = |name: &str| missed.iter().find(|m| m.0 == name).unwrap().1;
+    assert!(of("raas") < of("random"), "{missed:?}");
+    let _ = fs::remove_dir_all(dir);
+}
+
+#[test]
+fn facts_are_known_in_full_and_forgotten_in_a_small_pool() {
+    let o = common::run(&[
+        "kv",
+        "facts",
+        "--json",
+        "--ages",
+        "64,192",
+        "--chains",
+        "1",
+        "--budgets",
+        "224",
+        "--policies",
+        "window",
+    ]);
+    let v = results(&o);
+    for r in v["rows"].as_array().unwrap() {
+        let right = |i: usize| r["ages"][i]["right"].as_u64().unwrap();
+        if r["policy"] == "full" {
+            assert_eq!((right(0), right(1)), (1, 1), "{r}");
+        } else if r["variant"] == "once" {
+            assert_eq!(right(1), 0, "{r}");
+        }
+    }
+    let o = common::run(&["kv", "facts", "--ages", "1,2,3,4,5,6"]);
+    common::ends(&o, 2);
+}

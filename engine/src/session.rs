@@ -308,6 +308,11 @@ impl Session {
         &self.cache.layer(il).pages
     }
 
+    /// Leaves the attention mass of every page in [`PageMeta::w`] after each decode step, whatever the policy.
+    pub fn watch_masses(&mut self) {
+        self.cache.watch();
+    }
+
     /// Layers that have a page table.
     pub fn n_layer(&self) -> usize {
         self.cache.n_layer()

@@ -57,6 +57,8 @@ impl Invocation {
             Some(C::Devices(a)) => &a.common,
             Some(C::Kv(a)) => match &a.command {
                 kv::KvCommand::Eval(a) => &a.common,
+                kv::KvCommand::Replay(a) => &a.common,
+                kv::KvCommand::Facts(a) => &a.common,
             },
             Some(C::Completions(_)) => return None,
         })

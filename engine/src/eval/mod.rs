@@ -6,14 +6,18 @@
 //! grid      policies × budgets × seeds
 //! solve     one problem under one policy
 //! workers   many of them side by side, one a core
+//! replay    a given chain of tokens under a policy, beside full
+//! facts     something said once, asked for thousands of tokens later
 //! summary   shares, means, and paired bootstrap intervals
 //! ```
 //!
 //! Nothing here depends on what runs beside it or in what order: a problem, a policy, a budget and a seed give one result.
 
 pub mod answer;
+pub mod facts;
 pub mod grid;
 pub mod problem;
+pub mod replay;
 pub mod solve;
 pub mod summary;
 pub mod workers;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::grid::{Budget, Contender};
 use super::problem::Problem;
+use super::replay::Trace;
 use crate::chat::ThinkTags;
 use crate::error::Error;
 use crate::generate::{Finish, GenOptions, Outcome, Prompt, generate};
@@ -14,7 +15,7 @@ use crate::kv::PAGE;
 use crate::model::Model;
 use crate::options::LoadOptions;
 use crate::sampling::{Sampler, SamplerParams};
-use crate::session::Session;
+use crate::session::{KvStats, Session};
 
 /// Tokens that a reply may have beyond one and a half times the reference.
 const SLACK: usize = 64;
@@ -61,7 +62,7 @@ pub struct Solved {
     pub n_reply: usize,
     /// Tokens that the pool may hold; all that there were if it is not limited.
     pub budget_tokens: u64,
-    /// Bytes of the pool.
+    /// Bytes of the pool that were in use at the end, when they are most.
     pub kv_bytes: u64,
     /// Pages that were recycled, the most of any layer.
     pub recycled: u64,
@@ -151,7 +152,7 @@ impl Setting {
             n_prompt,
             n_reply: 0,
             budget_tokens: tokens.map_or(u64::from(session.pos()), u64::from),
-            kv_bytes: kv.bytes,
+            kv_bytes: used_bytes(&kv),
             recycled: kv.recycled,
             prefill_s: 0.0,
             decode_s: 0.0,
@@ -164,6 +165,49 @@ impl Setting {
             Err(e) => return Err(e),
         }
         Ok(Some(solved))
+    }
+
+    /// The chain of a problem: prompt and reference reply where the file has one, else what `full` says. `None` when `stop` said so, or
+    /// the reply is empty.
+    ///
+    /// # Errors
+    /// Those of sessions and sampling.
+    pub fn trace(&self, task: &Task, stop: &dyn Fn() -> bool) -> Result<Option<Trace>, Error> {
+        let n_prompt = task.prompt.tokens.len();
+        let tokenizer = self.model.tokenizer();
+        let mut tokens = task.prompt.tokens.clone();
+        if let Some(reply) = &task.problem.reply {
+            tokens.extend(tokenizer.encode(reply, false, true));
+        } else {
+            let mut load = self.load.clone();
+            let cap = self.cap(task, task.problem.reply_tokens(n_prompt));
+            load.n_threads = Some(1);
+            load.n_ctx = Some((n_prompt + cap + 1).min(self.n_ctx()) as u32);
+            load.kv.policy = "full".to_owned();
+            let mut session = Session::new(self.model.clone(), &load)?;
+            let go = ControlFlow::Continue(());
+            session.prefill(&tokens, n_prompt, &mut |_, _| go)?;
+            let mut sampler = self.sampler(self.sampling.seed.unwrap_or(0))?;
+            for i in 0..cap {
+                if stop() {
+                    return Ok(None);
+                }
+                let id = sampler.sample(session.logits())?.id;
+                sampler.accept(id);
+                tokens.push(id);
+                // The end is part of the chain: it is predicted too.
+                if tokenizer.is_eog(id) || i + 1 == cap {
+                    break;
+                }
+                session.decode(id)?;
+            }
+        }
+        Ok((tokens.len() > n_prompt).then(|| Trace {
+            set: task.problem.set.clone(),
+            id: task.problem.id.clone(),
+            tokens,
+            n_prompt,
+        }))
     }
 
     fn sampler(&self, seed: u64) -> Result<Sampler, Error> {
@@ -209,16 +253,13 @@ impl Solved {
         matches!(self.finish.as_str(), "eos" | "stop")
     }
 
-    /// The result under a pool of `tokens` in which this result, made under `full`, would recycle nothing. `slot_bytes` are the bytes
-    /// of a page.
-    pub fn reuse(&self, tokens: u32, slot_bytes: u64) -> Option<Self> {
+    /// The result under a pool of `tokens`, if this one, made under `full`, fits it so that nothing would be recycled.
+    pub fn reuse(&self, tokens: u32) -> Option<Self> {
         // The last token (the end of generation) is sampled and not stored, but it does no harm to count it.
         let used = self.n_prompt + self.n_reply + 1;
-        let slots = (tokens as usize).div_ceil(PAGE);
-        (used.div_ceil(PAGE) <= slots && self.fits).then(|| Self {
+        (used.div_ceil(PAGE) <= tokens as usize / PAGE && self.fits).then(|| Self {
             reused: true,
             budget_tokens: u64::from(tokens),
-            kv_bytes: slots as u64 * slot_bytes,
             ..self.clone()
         })
     }
@@ -264,6 +305,14 @@ impl Solved {
     }
 }
 
+/// Bytes of the pages that a pool holds: all of it once something was recycled.
+fn used_bytes(kv: &KvStats) -> u64 {
+    if kv.recycled > 0 || kv.n_slots == 0 {
+        return kv.bytes;
+    }
+    (kv.bytes as f64 * kv.pages as f64 / kv.n_slots as f64).round() as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,8 +337,8 @@ mod tests {
     #[test]
     fn what_fits_is_not_run_again() {
         let s = solved();
-        assert!(s.reuse(128, 1).is_none());
-        let r = s.reuse(129, 1024).unwrap();
+        assert!(s.reuse(128).is_none() && s.reuse(140).is_none());
+        let r = s.reuse(144).unwrap();
         assert_eq!((r.reused, r.kv_bytes, r.right), (true, 9 << 10, true));
     }
 

@@ -96,6 +96,8 @@ pub struct Cache {
     first_recycle: Option<u32>,
     last_recycle: Option<u32>,
     keeps_all: bool,
+    /// Page masses are wanted although the policy does not ask for them.
+    watched: bool,
     /// Pages recycled in the step that [`Cache::begin`] last opened.
     recycled: Vec<Recycled>,
 }
@@ -107,6 +109,7 @@ impl Cache {
             layers: (0..n_layer).map(|_| LayerTable::default()).collect(),
             policy: (policy.new)(options, n_layer),
             keeps_all: policy.whole_context,
+            watched: false,
             n_slots: 0,
             recent: (options.recent as usize).max(1),
             aggregate: options.aggregate,
@@ -181,9 +184,14 @@ impl Cache {
         &self.recycled
     }
 
-    /// Whether the policy wants page masses.
+    /// Whether the policy wants page masses, or somebody watches them.
     pub fn wants_mass(&self) -> bool {
-        self.policy.wants_mass()
+        self.watched || self.policy.wants_mass()
+    }
+
+    /// Has page masses left after each step, whatever the policy.
+    pub fn watch(&mut self) {
+        self.watched = true;
     }
 
     /// Tokens that can be appended without recycling anything.

@@ -9,12 +9,14 @@ use std::ops::ControlFlow;
 
 use lemma_engine::conversation::think_tags;
 use lemma_engine::error::Error as EngineError;
-use lemma_engine::eval::grid::{Cell, Contender, cells};
+use lemma_engine::eval::facts::Form;
+use lemma_engine::eval::grid::{Budget, Cell, Contender, cells};
 use lemma_engine::eval::solve::{Lengths, Setting, Solved, Task};
 use lemma_engine::eval::{fingerprint, text_hash, workers};
 use lemma_engine::model::Model;
 use serde_json::{Value, json};
 
+use super::facts::{self, Facts};
 use super::log::Log;
 use super::progress::Progress;
 use super::report::{Column, Report};
@@ -52,8 +54,8 @@ pub(crate) fn run(args: &EvalArgs, invocation: &Invocation, term: Term) -> Resul
     refuse_pool_flags(invocation)?;
     let source = config::model_source(&args.model, invocation.model_from_env(), None)?;
     let load = config::load_options(&args.model, &args.kv, &args.compute)?;
-    let contenders = contenders(&args.grid, &load.kv)?;
-    let budgets = budgets(&args.grid)?;
+    let contenders = contenders(&args.grid.policies, &load.kv)?;
+    let budgets = budgets(&args.grid.budgets)?;
     let problems = problems(&args.files, args.grid.limit)?;
     let model = load::model(&source, &load)?.model;
     let sampling = sampling_params(invocation, &model)?;
@@ -79,7 +81,7 @@ pub(crate) fn run(args: &EvalArgs, invocation: &Invocation, term: Term) -> Resul
         tasks,
         contenders,
         log,
-        n_jobs: n_jobs(&args.grid),
+        n_jobs: n_jobs(args.grid.jobs),
         term,
         verbose: args.common.verbose,
         results: HashMap::new(),
@@ -87,11 +89,23 @@ pub(crate) fn run(args: &EvalArgs, invocation: &Invocation, term: Term) -> Resul
 
     let polling = Polling::begin();
     let (full, rest): (Vec<Cell>, Vec<Cell>) = cells.iter().partition(|c| c.budget.is_none());
-    let ended = eval.phase(&full).and_then(|()| eval.phase(&rest));
+    let mut ended = eval.phase(&full).and_then(|()| eval.phase(&rest));
+    let mut facts = None;
+    if let (Ok(()), Some(n)) = (&ended, args.facts) {
+        match eval.facts(n, &budgets, facts::form(None, &source)) {
+            Ok(f) => facts = Some(f),
+            Err(e) => ended = Err(e),
+        }
+    }
     drop(polling);
     // What is done is shown even if not all is.
     if ended.is_ok() || ended.as_ref().is_err_and(Failure::is_quiet) {
-        eval.report(&cells, header).write(args)?;
+        let mut report = eval.report(&cells, header);
+        report.facts = facts;
+        report.write(args)?;
+    }
+    if ended.is_err() && args.output.is_some() {
+        crate::out::note("stopped; the same command goes on from here");
     }
     ended
 }
@@ -156,8 +170,7 @@ impl Eval {
         }
         let full = self.full(task, cell.seed)?;
         let tokens = cell.budget?.tokens(self.lengths(task, cell.seed).chain);
-        let slot_bytes = self.setting.model.slot_bytes(&contender.kv).ok()?;
-        full.reuse(tokens, slot_bytes)
+        full.reuse(tokens)
     }
 
     /// The result under `full`; with greedy decoding there is one for all seeds.
@@ -266,6 +279,26 @@ impl Eval {
             None if signals::interrupted() => Err(Failure::quiet(INTERRUPT)),
             None => Ok(()),
         }
+    }
+
+    /// Planted facts under the same policies, `n` chains a variant. Shares of a chain say nothing here: a pool of 1,024 stands for them.
+    fn facts(&self, n: u64, budgets: &[Budget], form: Form) -> Result<Facts> {
+        let mut tokens: Vec<Budget> = budgets.to_vec();
+        tokens.retain(|b| !b.is_share());
+        if tokens.is_empty() {
+            tokens.push(Budget::Tokens(1024));
+        }
+        let model = &self.setting.model;
+        let plan = facts::Plan {
+            contenders: &self.contenders,
+            budgets: &tokens,
+            ages: facts::default_ages(model),
+            n_chains: n,
+            form,
+        };
+        facts::measure(plan, model, &self.setting.load, self.n_jobs, |work, n| {
+            Progress::new(self.term, self.verbose, work, n)
+        })
     }
 
     /// Results by column, seeds of a problem together.

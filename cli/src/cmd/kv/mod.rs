@@ -1,9 +1,11 @@
 //! `lemma kv`: what KV policies cost, measured.
 
 mod eval;
+mod facts;
 mod log;
 mod plot;
 mod progress;
+mod replay;
 mod report;
 
 use std::collections::HashSet;
@@ -16,21 +18,23 @@ use lemma_engine::options::{KvOptions, LoadOptions};
 
 use super::{Line, Lines};
 use crate::args::Invocation;
-use crate::args::kv::{GridArgs, KvCommand, KvCommandArgs};
+use crate::args::kv::{KvCommand, KvCommandArgs};
 use crate::fail::{Failure, Result};
 use crate::term::Term;
 
 pub(crate) fn run(args: &KvCommandArgs, invocation: &Invocation, term: Term) -> Result {
     match &args.command {
         KvCommand::Eval(a) => eval::run(a, invocation, term),
+        KvCommand::Facts(a) => facts::run(a, invocation, term),
+        KvCommand::Replay(a) => replay::run(a, invocation, term),
     }
 }
 
 /// The contenders of a grid, `full` first.
-fn contenders(args: &GridArgs, base: &KvOptions) -> Result<Vec<Contender>> {
+fn contenders(lists: &[String], base: &KvOptions) -> Result<Vec<Contender>> {
     let full = Contender::parse("full", base)?;
     let mut out = vec![full];
-    for spec in args.policies.iter().flat_map(|list| split_specs(list)) {
+    for spec in lists.iter().flat_map(|list| split_specs(list)) {
         if out.iter().all(|c| c.label != spec) {
             out.push(Contender::parse(&spec, base)?);
         }
@@ -39,8 +43,8 @@ fn contenders(args: &GridArgs, base: &KvOptions) -> Result<Vec<Contender>> {
 }
 
 /// The budgets of a grid, each once, tokens before shares.
-fn budgets(args: &GridArgs) -> Result<Vec<Budget>> {
-    let words = args.budgets.iter().flat_map(|list| list.split(','));
+fn budgets(lists: &[String]) -> Result<Vec<Budget>> {
+    let words = lists.iter().flat_map(|list| list.split(','));
     let parsed = words
         .filter(|w| !w.trim().is_empty())
         .map(|w| Budget::parse(w.trim()));
@@ -50,9 +54,20 @@ fn budgets(args: &GridArgs) -> Result<Vec<Budget>> {
     Ok(out)
 }
 
-/// The problems of some files, at most `limit` of each, the files taking turns: a run that is cut short has some of each.
+/// The problems of some files, in turns: a run that is cut short has some of each.
 fn problems(files: &[PathBuf], limit: Option<usize>) -> Result<Vec<Problem>> {
-    let mut sets: Vec<std::vec::IntoIter<Problem>> = Vec::new();
+    let parse = |line: &str, set: &str, number| Ok(Problem::parse(line, set, number)?);
+    items(files, limit, &parse, &|p: &Problem| p.id.clone())
+}
+
+/// The items of some files, at most `limit` of each, the files taking turns.
+fn items<T>(
+    files: &[PathBuf],
+    limit: Option<usize>,
+    parse: &dyn Fn(&str, &str, u64) -> Result<T>,
+    id: &dyn Fn(&T) -> String,
+) -> Result<Vec<T>> {
+    let mut sets: Vec<std::vec::IntoIter<T>> = Vec::new();
     let mut names = HashSet::new();
     for path in files {
         let stem = path.file_stem().unwrap_or(path.as_os_str());
@@ -61,7 +76,8 @@ fn problems(files: &[PathBuf], limit: Option<usize>) -> Result<Vec<Problem>> {
             return Err(Failure::usage(format!("two files are called {name}"))
                 .hint("results go by the names of the files"));
         }
-        sets.push(read(path, &name, limit.unwrap_or(usize::MAX))?.into_iter());
+        let limit = limit.unwrap_or(usize::MAX);
+        sets.push(read(path, &name, limit, parse, id)?.into_iter());
     }
     let mut out = Vec::new();
     loop {
@@ -73,20 +89,26 @@ fn problems(files: &[PathBuf], limit: Option<usize>) -> Result<Vec<Problem>> {
     }
 }
 
-fn read(path: &Path, set: &str, limit: usize) -> Result<Vec<Problem>> {
+fn read<T>(
+    path: &Path,
+    set: &str,
+    limit: usize,
+    parse: &dyn Fn(&str, &str, u64) -> Result<T>,
+    id: &dyn Fn(&T) -> String,
+) -> Result<Vec<T>> {
     let mut lines = Lines::open(Some(path))?;
     let mut ids = HashSet::new();
     let mut out = Vec::new();
     while out.len() < limit
         && let Some(Line { number, text }) = lines.next()?
     {
-        let parsed = text.and_then(|t| Ok(Problem::parse(&t, set, number)?));
-        let problem = parsed.map_err(|e| lines.locate(number, e))?;
-        if !ids.insert(problem.id.clone()) {
-            let twice = Failure::usage(format!("id {:?} occurs twice", problem.id));
+        let parsed = text.and_then(|t| parse(&t, set, number));
+        let item = parsed.map_err(|e| lines.locate(number, e))?;
+        if !ids.insert(id(&item)) {
+            let twice = Failure::usage(format!("id {:?} occurs twice", id(&item)));
             return Err(lines.locate(number, twice));
         }
-        out.push(problem);
+        out.push(item);
     }
     if out.is_empty() {
         return Err(Failure::usage(format!(
@@ -117,9 +139,9 @@ fn refuse_pool_flags(invocation: &Invocation) -> Result {
 }
 
 /// How many problems run side by side.
-fn n_jobs(args: &GridArgs) -> usize {
+fn n_jobs(asked: Option<usize>) -> usize {
     let cores = lemma_engine::backend::cpu::default_threads;
-    args.jobs.filter(|&n| n > 0).unwrap_or_else(cores)
+    asked.filter(|&n| n > 0).unwrap_or_else(cores)
 }
 
 /// What must be the same for results to be compared: options that no cell of the grid sets.

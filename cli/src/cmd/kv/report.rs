@@ -8,6 +8,7 @@ use lemma_engine::eval::summary::{ByProblem, Difference, difference, means};
 use lemma_engine::options::KvOptions;
 use serde_json::{Map, Value, json};
 
+use super::facts::Facts;
 use super::plot;
 use crate::args::kv::EvalArgs;
 use crate::fail::{Failure, Result};
@@ -48,6 +49,8 @@ pub(super) struct Report {
     /// Problems by set.
     sets: BTreeMap<String, usize>,
     n_wanted: usize,
+    /// Planted facts, if they were asked for.
+    pub(super) facts: Option<Facts>,
 }
 
 /// The controls that a policy is compared with at equal bytes.
@@ -70,6 +73,7 @@ impl Report {
             columns,
             sets,
             n_wanted,
+            facts: None,
         }
     }
 
@@ -168,6 +172,7 @@ impl Report {
             "results": self.n_done(),
             "results_wanted": self.n_wanted,
             "rows": rows,
+            "facts": self.facts.as_ref().map(Facts::json),
         })
     }
 
@@ -196,6 +201,10 @@ impl Report {
             text.push_str("\n## Right answers by set\n\n");
             text.push_str(&self.set_table());
         }
+        if let Some(facts) = &self.facts {
+            text.push_str("\n## Planted facts\n\n");
+            text.push_str(&facts.markdown());
+        }
         text
     }
 
@@ -222,7 +231,7 @@ impl Report {
                 Some(_) => self.versus(c, self.full()).map_or(String::new(), show),
             };
             let mut fits = String::new();
-            if m.fits < 1.0 {
+            if m.fits < 0.9999 {
                 fits = format!(" ({:.0} % no room)", (1.0 - m.fits) * 100.0);
             }
             t.row(vec![
@@ -258,7 +267,8 @@ impl Report {
         let others = self
             .columns
             .iter()
-            .filter(|c| c.budget.is_some() && !present.contains(&c.label.as_str()));
+            .filter(|c| c.budget.is_some() && !c.results.is_empty())
+            .filter(|c| !present.contains(&c.label.as_str()));
         for c in others {
             let mut cells = vec![mark_default(c), c.budget_name()];
             cells.extend(present.iter().map(|name| {
