@@ -193,9 +193,7 @@ fn one_shot(config: &Config, text: String) -> Result {
     let Loaded { model, load_ms } = load::model(&config.source, &config.load)?;
     let chat = config.prompt.chat.unwrap_or_else(|| model.has_template());
     let mut session = Session::new(model.clone(), &config.load)?;
-    if let Some(path) = &config.kv_trace {
-        trace::install(&mut session, path)?;
-    }
+    trace::install(&mut session, config.kv_trace.as_deref())?;
     let resolved = sampling::resolve(&config.generate.sampling, None, &model);
     let seed = seed(&resolved);
     let mut sampler = resolved.sampler(&model, seed)?;

@@ -1,45 +1,93 @@
 //! `--kv-trace FILE`: every page that is recycled, one JSON object a line.
 //!
 //! ```text
-//! {"step":4096,"layer":3,"first_pos":512,"len":16,"stamp":2210,"mass":0.00002,"tokens":[…]}
+//! {"step":4096,"layer":3,"first_pos":512,"len":16,"stamp":2210,"mass":0.00002,"tokens":[…],"text":"…"}
 //! ```
+//!
+//! Where several sequences go through one run, `request` (batch, score) or `test` (bench) says which it was.
 
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use lemma_engine::session::Session;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fail::{Failure, Result};
 use crate::record;
 
-/// Makes `session` write what it recycles to `path`.
-pub(crate) fn install(session: &mut Session, path: &Path) -> Result {
-    let mut file = File::create(path).map_err(|e| Failure::file(path, &e))?;
-    let name = crate::term::escape_path(path);
-    let mut failed = false;
-    session.on_recycle(Some(Box::new(move |recycled, tokens| {
-        let mut text = String::new();
-        for r in recycled {
-            let first = (r.page.first_pos as usize).min(tokens.len());
-            let end = (first + r.page.len as usize).min(tokens.len());
-            let line = json!({
-                "step": r.step,
-                "layer": r.il,
-                "first_pos": r.page.first_pos,
-                "len": r.page.len,
-                "stamp": r.page.stamp,
-                "mass": record::number(f64::from(r.page.w)),
-                "tokens": tokens[first..end],
-            });
-            text.push_str(&format!("{line}\n"));
+/// A trace that several sessions may write to.
+#[derive(Clone)]
+pub(crate) struct Trace {
+    file: Arc<Mutex<Target>>,
+}
+
+struct Target {
+    file: File,
+    name: String,
+    failed: bool,
+}
+
+impl Trace {
+    /// Opens the file, or nothing if none is asked for.
+    pub(crate) fn open(path: Option<&Path>) -> Result<Option<Self>> {
+        let Some(path) = path else { return Ok(None) };
+        let file = File::create(path).map_err(|e| Failure::file(path, &e))?;
+        let target = Target {
+            file,
+            name: crate::term::escape_path(path),
+            failed: false,
+        };
+        Ok(Some(Self {
+            file: Arc::new(Mutex::new(target)),
+        }))
+    }
+
+    /// Makes `session` write what it recycles. `label` is a field of every line.
+    pub(crate) fn install(&self, session: &mut Session, label: Option<(&'static str, Value)>) {
+        let trace = self.clone();
+        let model = session.model().clone();
+        session.on_recycle(Some(Box::new(move |recycled, tokens| {
+            let mut text = String::new();
+            for r in recycled {
+                let first = (r.page.first_pos as usize).min(tokens.len());
+                let end = (first + r.page.len as usize).min(tokens.len());
+                let ids = &tokens[first..end];
+                let words = model.tokenizer().decode(ids, false, true);
+                let mut line = json!({
+                    "step": r.step,
+                    "layer": r.il,
+                    "first_pos": r.page.first_pos,
+                    "len": r.page.len,
+                    "stamp": r.page.stamp,
+                    "mass": record::number(f64::from(r.page.w)),
+                    "tokens": ids,
+                    "text": String::from_utf8_lossy(&words),
+                });
+                if let Some((name, value)) = &label {
+                    line[*name] = value.clone();
+                }
+                text.push_str(&format!("{line}\n"));
+            }
+            trace.write(&text);
+        })));
+    }
+
+    /// A trace that cannot be written is no reason to stop the reply: it is told once.
+    fn write(&self, text: &str) {
+        let mut t = self.file.lock().unwrap_or_else(|e| e.into_inner());
+        if let (Err(e), false) = (t.file.write_all(text.as_bytes()), t.failed) {
+            t.failed = true;
+            log::warn!("{}: {}", t.name, crate::fail::plain(&e));
         }
-        // A trace that cannot be written is no reason to stop the reply.
-        if let (Err(e), false) = (file.write_all(text.as_bytes()), failed) {
-            failed = true;
-            log::warn!("{name}: {}", crate::fail::plain(&e));
-        }
-    })));
+    }
+}
+
+/// A trace of one session.
+pub(crate) fn install(session: &mut Session, path: Option<&Path>) -> Result {
+    if let Some(trace) = Trace::open(path)? {
+        trace.install(session, None);
+    }
     Ok(())
 }

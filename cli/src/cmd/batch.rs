@@ -25,7 +25,8 @@ use crate::reply::{Mode, Printer};
 use crate::request::{Request, id_of, message};
 use crate::signals::{self, Polling};
 use crate::term::Term;
-use crate::{out, record, run, sampling, trace};
+use crate::trace::Trace;
+use crate::{out, record, run, sampling};
 
 /// What every request of a run shares.
 struct Batch<'a> {
@@ -35,6 +36,7 @@ struct Batch<'a> {
     generate: Generate,
     term: Term,
     base_seed: Option<u64>,
+    trace: Option<Trace>,
     /// A session over the pool of the command line, kept from request to request.
     conversation: Option<Conversation>,
 }
@@ -53,6 +55,7 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
         generate,
         term,
         base_seed: None,
+        trace: Trace::open(args.kv.kv_trace.as_deref())?,
         conversation: None,
     };
 
@@ -127,14 +130,12 @@ impl Batch<'_> {
                 Conversation::new(Session::new(model.clone(), &load)?)
             }
             (None, Some(kept)) => kept,
-            (None, None) => {
-                let mut session = Session::new(model.clone(), &self.load)?;
-                if let Some(path) = &self.args.kv.kv_trace {
-                    trace::install(&mut session, path)?;
-                }
-                Conversation::new(session)
-            }
+            (None, None) => Conversation::new(Session::new(model.clone(), &self.load)?),
         };
+        if let Some(trace) = &self.trace {
+            let label = ("request", id.clone());
+            trace.install(conversation.session_mut(), Some(label));
+        }
         // Requests do not depend on what was asked before, not even in the last bit of a logit.
         conversation.session_mut().clear();
 

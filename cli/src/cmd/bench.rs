@@ -27,6 +27,7 @@ use crate::args::typed::{ComputeArgs, ModelArgs};
 use crate::fail::{Failure, Result};
 use crate::stats::grouped;
 use crate::term::{Term, escape};
+use crate::trace::Trace;
 use crate::{bundled, load, out, record, repl};
 
 /// One test: read `n_prompt` tokens or generate `n_gen`, with `n_depth` in the cache before.
@@ -132,6 +133,7 @@ pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Resu
         name,
         repetitions: args.repetitions.max(1),
         term,
+        trace: Trace::open(args.kv.kv_trace.as_deref())?,
     };
     for test in tests {
         let row = bench.measure(&test)?;
@@ -196,6 +198,7 @@ struct Bench {
     name: String,
     repetitions: usize,
     term: Term,
+    trace: Option<Trace>,
 }
 
 impl Bench {
@@ -210,6 +213,12 @@ impl Bench {
         );
         o.kv.beyond_train = true;
         Ok(Session::new(self.model.clone(), &o)?)
+    }
+
+    fn traced(&self, session: &mut Session, test: String) {
+        if let Some(trace) = &self.trace {
+            trace.install(session, Some(("test", test.into())));
+        }
     }
 
     fn tokens(&self, n: usize) -> Vec<u32> {
@@ -228,6 +237,7 @@ impl Bench {
 
     fn measure(&self, t: &Test) -> Result<Map<String, Value>> {
         let mut session = self.session(t.n_depth + t.n() + 1, t.n_threads)?;
+        self.traced(&mut session, t.name());
         let tokens = self.tokens(t.n_depth + t.n());
         let (before, now) = tokens.split_at(t.n_depth);
         let mut samples = Vec::new();
@@ -309,7 +319,15 @@ impl Bench {
     /// Generates up to position `end`; a row at each doubling.
     fn decode_to(&self, end: u32, n_threads: Option<usize>, table: &mut Table) -> Result {
         let end = end as usize;
+        let trained = self.model.hparams().n_ctx_train as usize;
+        if end > trained && !self.options.kv.beyond_train {
+            return Err(Failure::usage(format!(
+                "--decode-to {end}, expected at most the {trained} positions that the model was trained on"
+            ))
+            .hint("--beyond-train goes on all the same"));
+        }
         let mut session = self.session(end + 1, n_threads)?;
+        self.traced(&mut session, format!("decode@{end}"));
         let start = self.tokens(64.min(end));
         session.prefill(&start, start.len(), &mut |_, _| ControlFlow::Continue(()))?;
         let mut at = session.pos() as usize;

@@ -31,9 +31,7 @@ pub(crate) fn run(args: &PerplexityArgs, invocation: &Invocation, term: Term) ->
         .max(2) as usize;
     options.n_ctx = Some(window as u32);
     let mut session = Session::new(model.clone(), &options)?;
-    if let Some(path) = &args.kv.kv_trace {
-        trace::install(&mut session, path)?;
-    }
+    trace::install(&mut session, args.kv.kv_trace.as_deref())?;
     let tokenizer = model.tokenizer();
     let tokens = tokenizer.encode(&text, true, false);
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());

@@ -27,7 +27,8 @@ use crate::args::tools::ScoreArgs;
 use crate::fail::{Failure, Result};
 use crate::request::{id_of, object};
 use crate::term::escape;
-use crate::{load, out, record, trace};
+use crate::trace::Trace;
+use crate::{load, out, record};
 
 /// Where `--logits` goes.
 struct Logits<'a> {
@@ -41,9 +42,7 @@ pub(crate) fn run(args: &ScoreArgs, invocation: &Invocation) -> Result {
     let mut lines = Lines::open(args.file.as_deref())?;
     let model = load::model(&source, &options)?.model;
     let mut session = Session::new(model.clone(), &options)?;
-    if let Some(path) = &args.kv.kv_trace {
-        trace::install(&mut session, path)?;
-    }
+    let trace = Trace::open(args.kv.kv_trace.as_deref())?;
     let mut logits = match &args.logits {
         Some(path) => Some(Logits {
             file: BufWriter::with_capacity(
@@ -58,6 +57,10 @@ pub(crate) fn run(args: &ScoreArgs, invocation: &Invocation) -> Result {
     let (mut total, mut failed) = (0, 0);
     while let Some(Line { number, text }) = lines.next()? {
         let id = text.as_ref().ok().and_then(|t| id_of(t));
+        if let Some(trace) = &trace {
+            let name = id.clone().unwrap_or_else(|| number.into());
+            trace.install(&mut session, Some(("request", name)));
+        }
         let result = text
             .and_then(|t| tokens_of(&t, &model))
             .and_then(|tokens| score(&mut session, &tokens, args.top, logits.as_mut()));

@@ -453,7 +453,10 @@ impl Repl {
         let source = ModelSource::Path(path_of("/model", rest)?);
         let loaded = load::model(&source, &self.config.load)?;
         loaded.model.template()?;
-        let session = Session::new(loaded.model.clone(), &self.config.load)?;
+        let mut session = Session::new(loaded.model.clone(), &self.config.load)?;
+        if let Some(trace) = &self.trace {
+            trace.install(&mut session, None);
+        }
         let messages = self.conversation.messages().to_vec();
         self.conversation = Conversation::new(session);
         self.conversation.set_messages(messages);

@@ -28,6 +28,7 @@ use crate::sampling;
 use crate::signals::{Polling, TypeAhead};
 use crate::stats::{Stats, grouped};
 use crate::term::Term;
+use crate::trace::Trace;
 use crate::{bundled, out};
 use commands::Line;
 use input::{Input, Reader};
@@ -64,6 +65,8 @@ pub(crate) struct Repl {
     base_seed: Option<u64>,
     /// The note about recycling has been shown.
     told_recycling: bool,
+    /// Where recycled pages are written, for a session that is made anew as well.
+    trace: Option<Trace>,
 }
 
 impl Repl {
@@ -77,8 +80,9 @@ impl Repl {
         // A model without a template, or with a broken one, is found out before the first message is typed.
         loaded.model.template()?;
         let mut session = Session::new(loaded.model.clone(), &config.load)?;
-        if let Some(path) = &config.kv_trace {
-            crate::trace::install(&mut session, path)?;
+        let trace = Trace::open(config.kv_trace.as_deref())?;
+        if let Some(trace) = &trace {
+            trace.install(&mut session, None);
         }
         let mut conversation = Conversation::new(session);
         conversation.set_system(config.prompt.system.clone());
@@ -94,6 +98,7 @@ impl Repl {
             n_replies: 0,
             base_seed: None,
             told_recycling: false,
+            trace,
         })
     }
 
