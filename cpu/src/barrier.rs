@@ -4,8 +4,9 @@
 //! its own. When the machine is oversubscribed, the worker that is waited for may not be running at all, and
 //! spinning would keep it from doing so: after a short while a waiting worker offers its core, and in the end it sleeps.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Tries before the core is offered to others: about 20 µs.
 const SPINS: u32 = if cfg!(miri) { 1 } else { 600 };
@@ -19,7 +20,8 @@ struct Apart<T>(T);
 
 #[derive(Default)]
 pub(crate) struct Barrier {
-    n: usize,
+    /// How many take part.
+    n: AtomicUsize,
     /// How many have arrived.
     arrived: Apart<AtomicUsize>,
     /// How often the barrier has opened.
@@ -28,6 +30,8 @@ pub(crate) struct Barrier {
     poisoned: AtomicBool,
     /// How many sleep, or are about to.
     sleepers: AtomicUsize,
+    /// Nanoseconds that workers have waited beyond a short while, all together, since the last reset.
+    waited: AtomicU64,
     /// The next share of the work between two barriers; see `claim`.
     next: Apart<AtomicUsize>,
     lock: Mutex<()>,
@@ -38,15 +42,10 @@ pub(crate) struct Barrier {
 pub(crate) struct OtherWorkerPanicked;
 
 impl Barrier {
-    pub(crate) fn new(n: usize) -> Self {
-        Self {
-            n,
-            ..Self::default()
-        }
-    }
-
-    /// Makes the barrier as new. Nobody may be waiting.
-    pub(crate) fn reset(&self) {
+    /// Makes the barrier as new, for `n` workers. Nobody may be waiting.
+    pub(crate) fn reset(&self, n: usize) {
+        self.n.store(n, Ordering::Relaxed);
+        self.waited.store(0, Ordering::Relaxed);
         self.arrived.0.store(0, Ordering::Relaxed);
         self.next.0.store(0, Ordering::Relaxed);
         self.poisoned.store(false, Ordering::Relaxed);
@@ -57,24 +56,44 @@ impl Barrier {
     /// Panics with [`OtherWorkerPanicked`] when one of them cannot come.
     pub(crate) fn wait(&self) {
         let generation = self.generation.0.load(Ordering::Relaxed);
-        if self.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.n {
+        if self.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.n.load(Ordering::Relaxed) {
             self.arrived.0.store(0, Ordering::Relaxed);
             self.next.0.store(0, Ordering::Relaxed);
             self.open();
             return;
         }
-        for i in 0..SPINS + YIELDS {
-            if self.generation.0.load(Ordering::Acquire) != generation {
+        for _ in 0..SPINS {
+            if self.is_open(generation) {
                 return;
             }
-            self.check_poison();
-            if i < SPINS {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
+            std::hint::spin_loop();
         }
-        self.sleep(generation);
+        let start = Instant::now();
+        let opened = (0..YIELDS).any(|_| {
+            std::thread::yield_now();
+            self.is_open(generation)
+        });
+        if !opened {
+            self.sleep(generation);
+        }
+        let waited = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.waited.fetch_add(waited, Ordering::Relaxed);
+    }
+
+    /// How long a worker has waited beyond a short while since the last reset, on average of those who may.
+    pub(crate) fn waited(&self) -> Duration {
+        let others = self.n.load(Ordering::Relaxed).saturating_sub(1).max(1) as u64;
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed) / others)
+    }
+
+    /// Forgets claims; for a worker who is alone and waits for nobody.
+    pub(crate) fn next_phase(&self) {
+        self.next.0.store(0, Ordering::Relaxed);
+    }
+
+    fn is_open(&self, generation: u32) -> bool {
+        self.check_poison();
+        self.generation.0.load(Ordering::Acquire) != generation
     }
 
     /// Takes a number that no other worker gets before the next barrier: 0, 1, 2 …

@@ -13,6 +13,7 @@ mod activations;
 mod attend;
 mod barrier;
 pub mod ceiling;
+mod crew;
 mod float;
 mod isa;
 mod kernels;

@@ -5,13 +5,15 @@
 //! its share of every operation and waits for the others at a [`Worker::barrier`].
 
 use crate::barrier::{Barrier, OtherWorkerPanicked};
+use crate::crew::Crew;
 use std::any::Any;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 /// Threads that run a step together. The thread that calls [`Team::run`] is one of them.
 pub struct Team {
@@ -19,6 +21,7 @@ pub struct Team {
     pool: Option<rayon::ThreadPool>,
     barrier: Barrier,
     n_threads: usize,
+    crew: Mutex<Crew>,
     busy: AtomicBool,
 }
 
@@ -50,8 +53,9 @@ impl Team {
         });
         Self {
             pool,
-            barrier: Barrier::new(n_threads),
+            barrier: Barrier::default(),
             n_threads,
+            crew: Mutex::new(Crew::new(n_threads)),
             busy: AtomicBool::new(false),
         }
     }
@@ -67,17 +71,34 @@ impl Team {
     /// If a worker panics: the others are let out of their barriers, and the first panic goes on here. If the team is
     /// already running a step.
     pub fn run<F: Fn(&Worker<'_>) + Sync>(&self, step: F) {
+        self.run_with(self.n_threads, step);
+    }
+
+    /// Like [`Team::run`], but leaves workers out while other programs keep them from their cores (see `crew.rs`).
+    /// `work` says how much there is to do in comparison with other steps: tokens, for example.
+    ///
+    /// # Panics
+    /// As [`Team::run`].
+    pub fn run_some<F: Fn(&Worker<'_>) + Sync>(&self, work: usize, step: F) {
+        let crew = || self.crew.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = crew().size();
+        let start = Instant::now();
+        self.run_with(size, step);
+        crew().learn(start.elapsed(), self.barrier.waited(), work);
+    }
+
+    fn run_with<F: Fn(&Worker<'_>) + Sync>(&self, nth: usize, step: F) {
         assert!(
             !self.busy.swap(true, Ordering::Acquire),
             "a team runs one step at a time"
         );
-        self.barrier.reset();
+        self.barrier.reset(nth);
         let panic: Mutex<Option<Box<dyn Any + Send>>> = Mutex::new(None);
         let work = &|ith: usize| {
             let worker = Worker {
                 barrier: &self.barrier,
                 ith,
-                nth: self.n_threads,
+                nth,
                 claimed: Cell::new(false),
                 not_send: PhantomData,
             };
@@ -91,15 +112,22 @@ impl Team {
             }
         };
         match &self.pool {
-            None if self.n_threads == 1 => work(0),
+            _ if nth == 1 => work(0),
             None => std::thread::scope(|scope| {
-                for ith in 1..self.n_threads {
+                for ith in 1..nth {
                     scope.spawn(move || work(ith));
                 }
                 work(0);
             }),
-            Some(pool) => pool.in_place_scope(|scope| {
+            Some(pool) if nth == self.n_threads => pool.in_place_scope(|scope| {
                 scope.spawn_broadcast(|_, context| work(context.index() + 1));
+                work(0);
+            }),
+            // Whichever threads are first: there are enough of them for a worker each.
+            Some(pool) => pool.in_place_scope(|scope| {
+                for ith in 1..nth {
+                    scope.spawn(move |_| work(ith));
+                }
                 work(0);
             }),
         }
@@ -127,7 +155,7 @@ impl Worker<'_> {
         if self.nth > 1 {
             self.barrier.wait();
         } else {
-            self.barrier.reset();
+            self.barrier.next_phase();
         }
     }
 
@@ -239,6 +267,23 @@ mod tests {
             w.barrier();
             w.barrier();
         });
+    }
+
+    #[test]
+    fn a_worker_that_is_kept_away_is_left_out() {
+        let team = Team::new(2);
+        let crew = AtomicUsize::new(0);
+        let steps = if cfg!(miri) { 1 } else { 20 };
+        for _ in 0..steps {
+            team.run_some(1, |w| {
+                crew.store(w.nth(), Ordering::Relaxed);
+                if w.ith() == 1 && !cfg!(miri) {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                w.barrier();
+            });
+        }
+        assert!(cfg!(miri) || crew.into_inner() == 1);
     }
 
     #[test]

@@ -163,17 +163,26 @@ impl Ops {
     /// # Panics
     /// If a worker panics, with its panic.
     pub fn run<F: Fn(&Pass<'_>) + Sync>(&mut self, step: F) {
-        let (isa, limits, scratch) = (self.isa, &self.limits, &self.scratch);
-        self.team.run(|w| {
-            let n_products = Cell::new(0);
-            step(&Pass {
-                w,
-                isa,
-                limits,
-                scratch,
-                n_products,
-            });
-        });
+        self.team.run(|w| step(&self.pass(w)));
+    }
+
+    /// Like [`Ops::run`], for steps whose `work` (tokens) is comparable: leaves workers out while other programs keep them
+    /// from their cores. Results are the same.
+    ///
+    /// # Panics
+    /// As [`Ops::run`].
+    pub fn run_some<F: Fn(&Pass<'_>) + Sync>(&mut self, work: usize, step: F) {
+        self.team.run_some(work, |w| step(&self.pass(w)));
+    }
+
+    fn pass<'a>(&'a self, w: &'a Worker<'a>) -> Pass<'a> {
+        Pass {
+            w,
+            isa: self.isa,
+            limits: &self.limits,
+            scratch: &self.scratch,
+            n_products: Cell::new(0),
+        }
     }
 }
 
@@ -205,7 +214,8 @@ impl Pass<'_> {
             let call = hasher.finish();
             self.scratch.calls[self.ith()].store(call, Relaxed);
             self.barrier();
-            let all_agree = self.scratch.calls.iter().all(|c| c.load(Relaxed) == call);
+            let calls = &self.scratch.calls[..self.nth()];
+            let all_agree = calls.iter().all(|c| c.load(Relaxed) == call);
             self.barrier();
             assert!(all_agree, "workers disagree at {name}{arguments:?}");
         }

@@ -227,8 +227,9 @@ impl Runner for CpuRunner {
         let s = &mut self.state;
         s.prepare(tokens, cache, outputs);
         let (model, state) = (&self.model, &self.state);
-        self.ops
-            .run(|pass| model.forward(&mut CpuPass { pass, s: state }));
+        self.ops.run_some(tokens.len(), |pass| {
+            model.forward(&mut CpuPass { pass, s: state })
+        });
         if self.state.step.wants_mass {
             let n_head = self.state.hp.n_head;
             for il in 0..cache.n_layer() {
