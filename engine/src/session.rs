@@ -125,8 +125,7 @@ impl Session {
             n_ctx,
             n_batch: o.n_batch.max(o.n_ubatch).max(1) as usize,
             n_ubatch,
-            // Room for every position that a long chain of thought is likely to reach, so that a decode step allocates nothing.
-            tokens: Vec::with_capacity((n_ctx as usize).min(1 << 18)),
+            tokens: room((n_ctx as usize).min(1 << 18)),
             timings: Timings::default(),
             on_recycle: None,
             model,
@@ -422,6 +421,14 @@ impl Session {
             self.n_ubatch,
         )
     }
+}
+
+/// An empty list of ids with room for every position that a long chain of thought is likely to reach, so that a decode step allocates
+/// nothing. It is written once: memory that is only reserved would be taken bit by bit later.
+fn room(n: usize) -> Vec<u32> {
+    let mut ids = vec![u32::MAX; n];
+    ids.clear();
+    ids
 }
 
 fn pages(tokens: usize) -> usize {

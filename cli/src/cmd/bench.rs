@@ -222,17 +222,19 @@ impl Bench {
     }
 
     fn tokens(&self, n: usize) -> Vec<u32> {
+        self.ids().take(n).collect()
+    }
+
+    fn ids(&self) -> impl Iterator<Item = u32> + use<> {
         // A linear congruential generator; quality is not the point, sameness is.
         let n_vocab = self.model.hparams().n_vocab as u64;
         let mut x = 0x2545_f491_4f6c_dd1d_u64;
-        (0..n)
-            .map(|_| {
-                x = x
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                ((x >> 33) % n_vocab) as u32
-            })
-            .collect()
+        std::iter::repeat_with(move || {
+            x = x
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            ((x >> 33) % n_vocab) as u32
+        })
     }
 
     fn measure(&self, t: &Test) -> Result<Map<String, Value>> {
@@ -328,7 +330,9 @@ impl Bench {
         }
         let mut session = self.session(end + 1, n_threads)?;
         self.traced(&mut session, format!("decode@{end}"));
-        let start = self.tokens(64.min(end));
+        // Made as they are needed: a list of them would grow with the run whose memory is measured.
+        let mut ids = self.ids();
+        let start: Vec<u32> = ids.by_ref().take(64.min(end)).collect();
         session.prefill(&start, start.len(), &mut |_, _| ControlFlow::Continue(()))?;
         let mut at = session.pos() as usize;
         let mut next = 256;
@@ -336,11 +340,11 @@ impl Bench {
             let goal = next.min(end);
             // The speed is that of the last stretch: half of the way there at most 512 tokens.
             let stretch = (goal - at).min(512);
-            for &id in &self.tokens(goal - at - stretch) {
+            for id in ids.by_ref().take(goal - at - stretch) {
                 session.decode(id)?;
             }
             let clock = Instant::now();
-            for &id in &self.tokens(stretch) {
+            for id in ids.by_ref().take(stretch) {
                 session.decode(id)?;
             }
             let ns = clock.elapsed().as_nanos() as f64;
