@@ -113,6 +113,8 @@ impl Printer {
                 Event::Think(t) => out::line(&json!({ "event": "think", "text": t }).to_string()),
                 Event::Text("") => Ok(()),
                 Event::Text(t) => out::line(&json!({ "event": "text", "text": t }).to_string()),
+                // A matter for people.
+                Event::Circle(_) => Ok(()),
                 Event::Recycle { pos } => {
                     out::line(&json!({ "event": "kv", "recycling_from": pos }).to_string())
                 }
@@ -133,7 +135,20 @@ impl Printer {
             Event::Text(t) if self.mode == Mode::Text => self.text(t),
             Event::Text(_) => Ok(()),
             Event::Recycle { pos } => {
-                self.note_recycling(pos);
+                self.note(&format!(
+                    "KV pool full at token {}; recycling pages by time stamp from here (memory stays {})",
+                    grouped(u64::from(pos)),
+                    self.pool
+                ));
+                Ok(())
+            }
+            Event::Circle(c) => {
+                self.note(&format!(
+                    "the last {} tokens were said {} times over, since pages were recycled. Ctrl-C stops the reply; a larger --kv-budget \
+                     keeps more of it, --dry-multiplier 0.8 or another --seed leads elsewhere",
+                    grouped(c.period as u64),
+                    c.times
+                ));
                 Ok(())
             }
         }
@@ -276,7 +291,8 @@ impl Printer {
     }
 
     /// Said once: from here on the pool forgets.
-    fn note_recycling(&mut self, pos: u32) {
+    /// A dim line on stderr about the reply that is being made.
+    fn note(&mut self, what: &str) {
         if !self.term.err_tty && self.mode == Mode::Silent {
             return;
         }
@@ -287,12 +303,10 @@ impl Printer {
         let style = self.term.err_style;
         let inline = self.wrote && self.term.out_tty && self.term.err_tty;
         out::err(&format!(
-            "{}{}{}note: KV pool full at token {}; recycling pages by time stamp from here (memory stays {}){}\n{}",
+            "{}{}{}note: {what}{}\n{}",
             if inline { "\n" } else { "" },
             style.reset(),
             style.dim(),
-            grouped(u64::from(pos)),
-            self.pool,
             style.reset(),
             if inline && self.styled {
                 style.dim()

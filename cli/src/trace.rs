@@ -11,7 +11,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use lemma_engine::session::Session;
+use lemma_engine::model::Model;
+use lemma_engine::session::{OnRecycle, Session};
 use serde_json::{Value, json};
 
 use crate::fail::{Failure, Result};
@@ -46,9 +47,18 @@ impl Trace {
 
     /// Makes `session` write what it recycles. `label` is a field of every line.
     pub(crate) fn install(&self, session: &mut Session, label: Option<(&'static str, Value)>) {
+        let hook = self.hook(session.model().clone(), label);
+        session.on_recycle(Some(hook));
+    }
+
+    /// What writes the lines.
+    pub(crate) fn hook(
+        &self,
+        model: Arc<Model>,
+        label: Option<(&'static str, Value)>,
+    ) -> OnRecycle {
         let trace = self.clone();
-        let model = session.model().clone();
-        session.on_recycle(Some(Box::new(move |recycled, tokens| {
+        Box::new(move |recycled, tokens| {
             let mut text = String::new();
             for r in recycled {
                 let first = (r.page.first_pos as usize).min(tokens.len());
@@ -71,7 +81,7 @@ impl Trace {
                 text.push_str(&format!("{line}\n"));
             }
             trace.write(&text);
-        })));
+        })
     }
 
     /// A trace that cannot be written is no reason to stop the reply: it is told once.

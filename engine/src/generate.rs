@@ -7,6 +7,7 @@ use crate::chat::{Part, Piece, ThinkSplitter, ThinkTags};
 use crate::conversation::MARK;
 use crate::error::Error;
 use crate::options::Pin;
+use crate::repeat::{Circle, circle};
 use crate::sampling::Sampler;
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
@@ -40,6 +41,8 @@ pub enum Event<'a> {
     Think(&'a str),
     /// Answer.
     Text(&'a str),
+    /// The reply repeats itself, word for word, since pages were recycled. Told once.
+    Circle(Circle),
     /// The pool is full for the first time: pages are recycled from this position on.
     Recycle {
         /// Position.
@@ -156,6 +159,9 @@ impl Prompt {
     }
 }
 
+/// Tokens between two looks for repetition.
+const CHECK_EVERY: usize = 32;
+
 /// Processes `prompt.tokens[kept..]` and samples until something ends the reply.
 ///
 /// # Errors
@@ -219,6 +225,7 @@ pub fn generate(
         held: String::new(),
     };
     let mut told = session.first_recycle().is_some();
+    let mut circling = false;
     let decode_start = Instant::now();
     loop {
         if o.n_predict == Some(out.n_think + out.n_answer) {
@@ -282,6 +289,17 @@ pub fn generate(
                 break;
             }
             Err(e) => return Err(e),
+        }
+        let n = out.n_think + out.n_answer;
+        if !circling && told && n.is_multiple_of(CHECK_EVERY) {
+            let from = session.tokens().len() - n.min(session.tokens().len());
+            if let Some(found) = circle(&session.tokens()[from..]) {
+                circling = true;
+                if sink(Event::Circle(found)).is_break() {
+                    out.finish = Finish::Interrupt;
+                    break;
+                }
+            }
         }
         if !told && let Some(pos) = session.first_recycle() {
             told = true;

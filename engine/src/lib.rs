@@ -22,6 +22,7 @@ pub mod kv;
 pub mod memory;
 pub mod model;
 pub mod options;
+pub mod repeat;
 mod report;
 pub mod sampling;
 pub mod session;

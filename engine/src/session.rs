@@ -4,7 +4,7 @@
 //! tokens, decoding one token at a time; both append at the end of the sequence. What the pool forgets, and when, is the policy's
 //! business; positions only grow until the context ends.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -305,6 +305,30 @@ impl Session {
     /// Live pages of layer `il` in position order.
     pub fn kv_pages(&self, il: usize) -> &[PageMeta] {
         &self.cache.layer(il).pages
+    }
+
+    /// Pins the pages that hold any of `positions` until they are [unpinned](Session::unpin) or dropped; returns the first positions of those
+    /// that were not pinned before. What was recycled cannot be pinned.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when too few pages would be left to take turns; nothing is pinned then.
+    pub fn pin_positions(&mut self, positions: &Range<u32>) -> Result<Vec<u32>, Error> {
+        self.cache.pin(positions).map_err(|full| {
+            report::usage(
+                format!("{} pages pinned in a pool of {}", full.held, full.n_slots),
+                format!("at most {}", full.n_slots.saturating_sub(2)),
+            )
+        })
+    }
+
+    /// Lets pages go that were pinned by [`Session::pin_positions`], named by their first positions.
+    pub fn unpin(&mut self, pages: &[u32]) {
+        self.cache.unpin(pages);
+    }
+
+    /// First positions of the pages of layer `il` that may be recycled, the next to go first. `None` if the policy draws.
+    pub fn recycling_order(&mut self, il: usize) -> Option<Vec<u32>> {
+        self.cache.order(il)
     }
 
     /// Leaves the attention mass of every page in [`PageMeta::w`] after each decode step, whatever the policy.

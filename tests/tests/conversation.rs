@@ -155,7 +155,7 @@ fn a_long_reply_stays_in_its_footprint() {
         match e {
             Event::Recycle { pos } => recycled = Some(pos),
             Event::Think(_) | Event::Text(_) => n += 1,
-            Event::Prefill { .. } => {}
+            Event::Prefill { .. } | Event::Circle(_) => {}
         }
         if n == 500 {
             early = resident();

@@ -46,6 +46,8 @@ impl Repl {
             Action::Context => self.context(),
             Action::Think => self.think(rest)?,
             Action::Kv => self.kv(rest)?,
+            Action::Pin => self.pin(rest)?,
+            Action::Unpin => self.unpin(rest)?,
             Action::Save => self.save(rest)?,
             Action::Load => self.load(rest)?,
             Action::Export => self.export(rest)?,
@@ -58,7 +60,7 @@ impl Repl {
         Ok(Next::Go)
     }
 
-    fn say_dim(&self, text: &str) {
+    pub(super) fn say_dim(&self, text: &str) {
         let style = self.config.term.err_style;
         out::note(&format!("{}{text}{}", style.dim(), style.reset()));
     }
@@ -272,7 +274,13 @@ impl Repl {
         Ok(())
     }
 
-    fn kv(&self, rest: &str) -> Result {
+    fn kv(&mut self, rest: &str) -> Result {
+        if let Some(what) = rest
+            .strip_prefix("why")
+            .filter(|w| w.is_empty() || w.starts_with(' '))
+        {
+            return self.why(what.trim());
+        }
         let session = self.conversation.session();
         let snapshot = Snapshot::take(session, &self.spans);
         let (width, style) = (Term::width(), self.config.term.err_style);
@@ -290,7 +298,7 @@ impl Repl {
             }
             other => {
                 return Err(Failure::usage(format!(
-                    "/kv {}: expected nothing, or map",
+                    "/kv {}: expected nothing, map, or why",
                     escape(other)
                 )));
             }
@@ -454,9 +462,7 @@ impl Repl {
         let loaded = load::model(&source, &self.config.load)?;
         loaded.model.template()?;
         let mut session = Session::new(loaded.model.clone(), &self.config.load)?;
-        if let Some(trace) = &self.trace {
-            trace.install(&mut session, None);
-        }
+        self.recent.watch(&mut session, self.trace.as_ref());
         let messages = self.conversation.messages().to_vec();
         self.conversation = Conversation::new(session);
         self.conversation.set_messages(messages);

@@ -317,7 +317,7 @@ pub(crate) fn map(
 }
 
 /// One line of at most `room` columns, newlines shown as ⏎; the middle gives way.
-fn cut(body: &str, room: usize) -> String {
+pub(super) fn cut(body: &str, room: usize) -> String {
     let line: Vec<char> = crate::term::escape(&body.replace('\n', "⏎"))
         .chars()
         .collect();

@@ -10,7 +10,9 @@ mod actions;
 mod commands;
 mod input;
 pub(crate) mod kv;
+mod pins;
 mod transcript;
+mod why;
 
 use std::sync::Arc;
 
@@ -33,6 +35,7 @@ use crate::{bundled, out};
 use commands::Line;
 use input::{Input, Reader};
 use kv::Spans;
+use why::Recent;
 
 /// Bytes for people.
 pub(crate) fn size(bytes: u64) -> String {
@@ -67,6 +70,10 @@ pub(crate) struct Repl {
     told_recycling: bool,
     /// Where recycled pages are written, for a session that is made anew as well.
     trace: Option<Trace>,
+    /// What was recycled last.
+    recent: Recent,
+    /// Pages that /pin has pinned, by their first positions.
+    pins: Vec<u32>,
 }
 
 impl Repl {
@@ -81,9 +88,8 @@ impl Repl {
         loaded.model.template()?;
         let mut session = Session::new(loaded.model.clone(), &config.load)?;
         let trace = Trace::open(config.kv_trace.as_deref())?;
-        if let Some(trace) = &trace {
-            trace.install(&mut session, None);
-        }
+        let recent = Recent::default();
+        recent.watch(&mut session, trace.as_ref());
         let mut conversation = Conversation::new(session);
         conversation.set_system(config.prompt.system.clone());
         let reader = Reader::new(config.term.out_style)?;
@@ -99,6 +105,8 @@ impl Repl {
             base_seed: None,
             told_recycling: false,
             trace,
+            recent,
+            pins: Vec::new(),
         })
     }
 

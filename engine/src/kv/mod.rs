@@ -17,6 +17,8 @@
 pub mod policy;
 pub mod spec;
 
+use std::ops::Range;
+
 use crate::options::{Aggregate, KvOptions};
 use policy::{Policy, PolicyInfo};
 
@@ -300,6 +302,59 @@ impl Cache {
             };
         }
         self.policy.refresh(il, &mut l.pages, self.pos - 1);
+    }
+
+    /// Pins the live pages that hold any of `positions`; returns the first positions of those that were not pinned before, each once.
+    ///
+    /// # Errors
+    /// [`PoolFull`] when fewer than two pages of a layer would be left to take turns; nothing is pinned then.
+    pub fn pin(&mut self, positions: &Range<u32>) -> Result<Vec<u32>, PoolFull> {
+        let inside =
+            |p: &PageMeta| p.first_pos < positions.end && p.first_pos + p.len > positions.start;
+        for l in self.layers.iter().filter(|_| !self.keeps_all) {
+            let held = l.pages.iter().filter(|p| p.pinned || inside(p)).count();
+            if held + 2 > self.n_slots {
+                return Err(PoolFull {
+                    n_slots: self.n_slots,
+                    held,
+                });
+            }
+        }
+        let mut new = Vec::new();
+        for l in &mut self.layers {
+            for p in l.pages.iter_mut().filter(|p| !p.pinned && inside(p)) {
+                p.pinned = true;
+                new.push(p.first_pos);
+            }
+        }
+        new.sort_unstable();
+        new.dedup();
+        Ok(new)
+    }
+
+    /// Lets pages go that [`Cache::pin`] has pinned, named by their first positions.
+    pub fn unpin(&mut self, pages: &[u32]) {
+        for l in &mut self.layers {
+            for p in l.pages.iter_mut() {
+                p.pinned &= !pages.contains(&p.first_pos);
+            }
+        }
+    }
+
+    /// First positions of the pages of layer `il` that may be recycled, the next to go first. `None` if that is drawn.
+    pub fn order(&mut self, il: usize) -> Option<Vec<u32>> {
+        if self.policy.draws() {
+            return None;
+        }
+        let pages = &self.layers[il].pages;
+        let mut out: Vec<usize> = Vec::new();
+        loop {
+            let may = |i: usize| may_recycle(pages, i, self.recent) && !out.contains(&i);
+            match self.policy.victim(il, pages, &may) {
+                Some(i) => out.push(i),
+                None => return Some(out.iter().map(|&i| pages[i].first_pos).collect()),
+            }
+        }
     }
 
     /// Drops the tokens from `pos` on.
