@@ -146,6 +146,7 @@ fn attention(c: &mut Criterion) {
         let pages: Vec<_> = (0..n_pages as u32)
             .map(|slot| PageRef {
                 slot,
+                row: 0,
                 first_pos: slot * PAGE as u32,
                 len: PAGE as u32,
             })
@@ -166,6 +167,9 @@ fn attention(c: &mut Criterion) {
                 time(&mut ops, times, |p| {
                     let a = Attention {
                         n_head,
+                        n_head_kv,
+                        tables: &[],
+                        keep: None,
                         pages: &pages,
                         q_pos: &[n as u32],
                         scale: 0.088,

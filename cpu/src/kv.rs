@@ -39,9 +39,11 @@ pub struct KvLayer {
 pub struct PageRef {
     /// Where it is.
     pub slot: u32,
+    /// The token of the slot that it begins with: pages of fewer than [`PAGE`] tokens share a slot.
+    pub row: u32,
     /// Position of its first token; the others follow one by one.
     pub first_pos: u32,
-    /// Tokens in it, at most [`PAGE`].
+    /// Tokens in it, at most [`PAGE`] with those of the slot before them.
     pub len: u32,
 }
 
@@ -58,6 +60,12 @@ impl KvShape {
     /// Bytes that a slot takes, keys and values together.
     pub fn slot_size(&self) -> usize {
         self.n_head_kv * PAGE * (self.row_k() + self.row_v())
+    }
+
+    /// The plane of the pool that holds key and value head `head` of the model: its own, or the only one, where heads have slots
+    /// of their own.
+    pub fn plane(&self, head: usize) -> usize {
+        if self.n_head_kv == 1 { 0 } else { head }
     }
 
     pub(crate) fn row_k(&self) -> usize {

@@ -29,7 +29,7 @@ mod x86;
 
 pub use isa::{Isa, IsaFlags};
 pub use kv::{KvLayer, KvShape, PAGE, PageRef, Place};
-pub use ops::{Attention, Gating, Limits, MoeFfn, Ops, Pass, RopeMode};
+pub use ops::{Attention, Estimate, Gating, KeyBounds, Limits, MoeFfn, Ops, Pass, RopeMode};
 pub use shared::Shared;
 pub use team::{Team, Worker, default_threads};
 pub use tensor::{Experts, Mat, MulMat};

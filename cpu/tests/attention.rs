@@ -48,6 +48,7 @@ impl Case {
             };
             pages.push(PageRef {
                 slot: *slot,
+                row: 0,
                 first_pos: pos,
                 len,
             });
@@ -119,6 +120,9 @@ impl Case {
         ops.run(|p| {
             let a = Attention {
                 n_head: self.n_head,
+                n_head_kv: self.shape.n_head_kv,
+                tables: &[],
+                keep: None,
                 pages: &self.pages,
                 q_pos: &self.q_pos[tokens.clone()],
                 scale: SCALE,

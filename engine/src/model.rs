@@ -15,7 +15,7 @@ use crate::backend::{Buf, Runner};
 use crate::chat::{ChatTemplate, named_template};
 use crate::error::Error;
 use crate::gguf::GgufFile;
-use crate::kv::PAGE;
+use crate::kv::Layout;
 use crate::memory::MemoryPlan;
 use crate::options::{BackendKind, KvOptions, LoadOptions};
 use crate::report;
@@ -137,11 +137,11 @@ impl Model {
         }
     }
 
-    /// Bytes of one slot of the KV pool over all layers.
+    /// Bytes that the key and the value of a token take for one head.
     ///
     /// # Errors
     /// [`Error::Usage`] for a type that the pool cannot hold.
-    pub fn slot_bytes(&self, kv: &KvOptions) -> Result<u64, Error> {
+    pub fn kv_row_bytes(&self, kv: &KvOptions) -> Result<u64, Error> {
         let names = || KV_TYPES.map(GgmlType::name).join(", ");
         let row = |flag: &str, ty: GgmlType| match ty.row_size(self.hp.head_dim) {
             _ if !KV_TYPES.contains(&ty) => {
@@ -153,18 +153,7 @@ impl Model {
                 format!("a type whose blocks of {} divide a head", ty.block_size()),
             )),
         };
-        let token = row("-ctk", kv.ty_k)? + row("-ctv", kv.ty_v)?;
-        Ok((self.hp.n_layer * self.hp.n_head_kv * PAGE * token) as u64)
-    }
-
-    pub(crate) fn plan(
-        &self,
-        o: &LoadOptions,
-        n_slots: usize,
-        n_ubatch: usize,
-    ) -> Result<MemoryPlan, Error> {
-        let kv = self.slot_bytes(&o.kv)?.saturating_mul(n_slots as u64);
-        Ok(self.plan_of(kv, n_ubatch))
+        Ok((row("-ctk", kv.ty_k)? + row("-ctv", kv.ty_v)?) as u64)
     }
 
     pub(crate) fn plan_of(&self, kv: u64, n_ubatch: usize) -> MemoryPlan {
@@ -179,35 +168,44 @@ impl Model {
         }
     }
 
+    /// Whether the backend that these options lead to has one budget for the whole model.
+    pub(crate) fn backend_shares(&self, o: &LoadOptions) -> bool {
+        match o.backend {
+            BackendKind::Cpu | BackendKind::Trace => true,
+            BackendKind::Cuda(_) => false,
+            BackendKind::Auto => lemma_cuda::devices().list.is_empty(),
+        }
+    }
+
     pub(crate) fn runner(
         &self,
         o: &LoadOptions,
-        n_slots: usize,
+        layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Box<dyn Runner>, Error> {
         match o.backend {
-            BackendKind::Trace => Ok(Box::new(TraceRunner::new(&self.file, &self.hp, n_slots)?)),
-            BackendKind::Cuda(i) => self.cuda(i, o, n_slots, n_ubatch),
+            BackendKind::Trace => Ok(Box::new(TraceRunner::new(&self.file, &self.hp, layout)?)),
+            BackendKind::Cuda(i) => self.cuda(i, o, layout, n_ubatch),
             BackendKind::Auto if !lemma_cuda::devices().list.is_empty() => {
-                match self.cuda(0, o, n_slots, n_ubatch) {
+                match self.cuda(0, o, layout, n_ubatch) {
                     Ok(runner) => Ok(runner),
                     Err(e) => {
                         log::warn!("running on the CPU: {e}");
-                        self.cpu(o, n_slots, n_ubatch)
+                        self.cpu(o, layout, n_ubatch)
                     }
                 }
             }
-            BackendKind::Auto | BackendKind::Cpu => self.cpu(o, n_slots, n_ubatch),
+            BackendKind::Auto | BackendKind::Cpu => self.cpu(o, layout, n_ubatch),
         }
     }
 
     fn cpu(
         &self,
         o: &LoadOptions,
-        n_slots: usize,
+        layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Box<dyn Runner>, Error> {
-        let runner = CpuRunner::new(&self.file, &self.hp, o, n_slots, n_ubatch)?;
+        let runner = CpuRunner::new(&self.file, &self.hp, o, layout, n_ubatch)?;
         Ok(Box::new(runner))
     }
 
@@ -216,13 +214,13 @@ impl Model {
         &self,
         ordinal: u32,
         o: &LoadOptions,
-        n_slots: usize,
+        layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Box<dyn Runner>, Error> {
         use crate::backend::cuda::CudaRunner;
         let gpu = lemma_cuda::Gpu::open(ordinal)
             .map_err(|e| report::usage(format!("device CUDA{ordinal} ({e})"), "another, or cpu"))?;
-        let runner = CudaRunner::new(&gpu, &self.file, &self.hp, o, n_slots, n_ubatch)?;
+        let runner = CudaRunner::new(&gpu, &self.file, &self.hp, o, layout, n_ubatch)?;
         Ok(Box::new(runner))
     }
 
@@ -231,7 +229,7 @@ impl Model {
         &self,
         ordinal: u32,
         _: &LoadOptions,
-        _: usize,
+        _: &Layout,
         _: usize,
     ) -> Result<Box<dyn Runner>, Error> {
         let reason = lemma_cuda::devices().reason.unwrap_or_default();

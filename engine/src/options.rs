@@ -89,8 +89,10 @@ pub enum Scope {
 /// The tables that share a budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BudgetScope {
-    /// Every table has slots of its own.
+    /// [`BudgetScope::Model`] where the backend has it, else [`BudgetScope::Layer`].
     #[default]
+    Auto,
+    /// Every table has slots of its own.
     Layer,
     /// One pool for the whole model: a table that needs a page takes the least valuable one of any table.
     Model,
@@ -149,6 +151,20 @@ pub struct KvOptions {
     pub beyond_train: bool,
 }
 
+impl KvOptions {
+    /// The options with what is left to the backend decided: one budget for the model if it `can`, unless nothing is recycled.
+    pub(crate) fn decided(&self, can: bool) -> Self {
+        let mut o = self.clone();
+        if o.budget_scope == BudgetScope::Auto {
+            o.budget_scope = match can {
+                true => BudgetScope::Model,
+                false => BudgetScope::Layer,
+            };
+        }
+        o
+    }
+}
+
 impl Default for KvOptions {
     fn default() -> Self {
         Self {
@@ -163,7 +179,7 @@ impl Default for KvOptions {
             seed: 0,
             score: Score::Exact,
             scope: Scope::Layer,
-            budget_scope: BudgetScope::Layer,
+            budget_scope: BudgetScope::Auto,
             page: 16,
             dense_layers: 0,
             lambda: 0.9,

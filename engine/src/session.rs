@@ -8,13 +8,15 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::arch::HParams;
+use crate::backend::cpu::bound_bytes;
 use crate::backend::{Outputs, Runner};
 use crate::error::Error;
 use crate::kv::policy::{self, PolicyInfo};
-use crate::kv::{Cache, PAGE, PageMeta, Recycled};
+use crate::kv::{Attend, Cache, Layout, PAGE, PageMeta, Recycled};
 use crate::memory::{self, MemoryPlan};
 use crate::model::Model;
-use crate::options::{DEFAULT_BUDGET, KvBudget, LoadOptions, Pin};
+use crate::options::{DEFAULT_BUDGET, KvBudget, KvOptions, LoadOptions, Pin};
 use crate::report;
 
 /// Logits of one scoring batch are kept below this many elements.
@@ -33,6 +35,8 @@ pub struct KvStats {
     pub pinned: usize,
     /// Pages recycled since the sequence began, the most of any layer.
     pub recycled: u64,
+    /// Tokens in a page.
+    pub page: usize,
     /// Bytes of the pool.
     pub bytes: u64,
     /// Position at which the first page was recycled.
@@ -109,15 +113,17 @@ impl Session {
             ));
         }
         let n_ubatch = (o.n_ubatch.max(1) as usize).min(n_ctx as usize);
-        let slot_bytes = model.slot_bytes(&o.kv)?;
-        let n_slots = first_slots(policy, o, n_ctx, slot_bytes)?;
-        let plan = model.plan(o, n_slots, n_ubatch)?;
+        let row = model.kv_row_bytes(&o.kv)?;
+        let kv =
+            o.kv.decided(model.backend_shares(o) && !policy.whole_context);
+        let layout = first_layout(policy, &kv, hp, n_ctx, row)?;
+        let plan = model.plan_of(layout.bytes(row, bound_bytes(hp)), n_ubatch);
         memory::check(&plan)?;
         log::info!("{plan}");
-        let runner = model.runner(o, n_slots, n_ubatch)?;
+        let runner = model.runner(o, &layout, n_ubatch)?;
         log::info!("{}", runner.describe());
         Ok(Self {
-            cache: Cache::new(&o.kv, policy, hp.n_layer, n_slots),
+            cache: Cache::with_layout(&o.kv, policy, layout),
             runner,
             policy,
             pin: o.kv.pin,
@@ -282,7 +288,7 @@ impl Session {
 
     /// State of the pool.
     pub fn kv(&self) -> KvStats {
-        let layers = || (0..self.cache.n_layer()).map(|il| self.cache.layer(il));
+        let layers = || self.cache.tables().iter();
         KvStats {
             policy: self.policy.name,
             n_slots: self.cache.n_slots(),
@@ -292,7 +298,8 @@ impl Session {
                 .max()
                 .unwrap_or(0),
             recycled: layers().map(|l| l.recycled).max().unwrap_or(0),
-            bytes: self.cache.n_slots() as u64 * self.runner.slot_bytes(),
+            page: self.cache.layout().page,
+            bytes: self.runner.pool_bytes(self.cache.layout()),
             first_recycle: self.cache.first_recycle(),
         }
     }
@@ -302,9 +309,9 @@ impl Session {
         self.cache.first_recycle()
     }
 
-    /// Live pages of layer `il` in position order.
-    pub fn kv_pages(&self, il: usize) -> &[PageMeta] {
-        &self.cache.layer(il).pages
+    /// Live pages of a page table in position order.
+    pub fn kv_pages(&self, table: usize) -> &[PageMeta] {
+        &self.cache.tables()[table].pages
     }
 
     /// Pins the pages that hold any of `positions` until they are [unpinned](Session::unpin) or dropped; returns the first positions of those
@@ -326,9 +333,9 @@ impl Session {
         self.cache.unpin(pages);
     }
 
-    /// First positions of the pages of layer `il` that may be recycled, the next to go first. `None` if the policy draws.
-    pub fn recycling_order(&mut self, il: usize) -> Option<Vec<u32>> {
-        self.cache.order(il)
+    /// First positions of the pages of a table that may be recycled, the next to go first. `None` if the policy draws.
+    pub fn recycling_order(&mut self, table: usize) -> Option<Vec<u32>> {
+        self.cache.order(table)
     }
 
     /// Leaves the attention mass of every page in [`PageMeta::w`] after each decode step, whatever the policy.
@@ -336,9 +343,9 @@ impl Session {
         self.cache.watch();
     }
 
-    /// Layers that have a page table.
-    pub fn n_layer(&self) -> usize {
-        self.cache.n_layer()
+    /// Page tables: one for each layer, or for each key and value head of each layer.
+    pub fn n_tables(&self) -> usize {
+        self.cache.tables().len()
     }
 
     fn run(&mut self, tokens: &[u32], pin: bool, outputs: Outputs) -> Result<(), Error> {
@@ -391,7 +398,7 @@ impl Session {
         }
         // Behind the prompt at least two pages must take turns, or decoding would stop at once; a pool that reaches the end of
         // the context needs no turns.
-        let spare = (2 * PAGE).min(self.n_ctx as usize - self.pos() as usize - n);
+        let spare = (2 * self.page()).min(self.n_ctx as usize - self.pos() as usize - n);
         let room = self.cache.room_with_recycling();
         if n + spare > room {
             return Err(report::prompt_too_long(
@@ -399,7 +406,7 @@ impl Session {
                 format!(
                     "at most {} in a KV pool of {} tokens",
                     room.saturating_sub(spare),
-                    self.cache.n_slots() * PAGE
+                    self.cache.n_slots() * self.page()
                 ),
             )
             .with_hint(
@@ -411,16 +418,24 @@ impl Session {
 
     /// Grows a pool of default size so that a prompt of `n` tokens leaves the default budget free, if memory allows.
     fn grow_for(&mut self, n: usize) -> Result<(), Error> {
-        let pinned = self.kv().pinned * PAGE;
+        let (page, n_slots) = (self.page(), self.cache.n_slots());
+        let pages = |tokens: usize| tokens.div_ceil(page);
+        let pinned = self.kv().pinned * page;
         let wanted = pages((pinned + n + DEFAULT_BUDGET as usize).min(self.n_ctx as usize));
         let needed = pages(pinned + n) + 2;
-        if wanted <= self.cache.n_slots() {
+        if wanted <= n_slots {
             return Ok(());
         }
-        let more = (wanted - self.cache.n_slots()) as u64 * self.runner.slot_bytes();
+        let layout = |n_slots| Layout {
+            n_slots,
+            ..self.cache.layout().clone()
+        };
+        let more =
+            self.runner.pool_bytes(&layout(wanted)) - self.runner.pool_bytes(&layout(n_slots));
         let n_slots = match memory::available() {
             Some(free) if more > free => {
-                let fit = self.cache.n_slots() + (free / 2 / self.runner.slot_bytes()) as usize;
+                let slot = more / (wanted - n_slots) as u64;
+                let fit = n_slots + (free / 2 / slot.max(1)) as usize;
                 if fit < needed.min(wanted) {
                     return Err(report::memory(
                         format!("a KV pool of {} more", memory::show(more)),
@@ -432,18 +447,21 @@ impl Session {
             _ => wanted,
         };
         if n_slots > self.cache.n_slots() {
-            self.runner.grow(n_slots)?;
+            self.runner.grow(&layout(n_slots))?;
             self.cache.grow(n_slots);
         }
         Ok(())
     }
 
+    /// Tokens in a page.
+    fn page(&self) -> usize {
+        self.cache.layout().page
+    }
+
     /// The plan of this session's memory.
     pub fn plan(&self) -> MemoryPlan {
-        self.model.plan_of(
-            self.cache.n_slots() as u64 * self.runner.slot_bytes(),
-            self.n_ubatch,
-        )
+        self.model
+            .plan_of(self.runner.pool_bytes(self.cache.layout()), self.n_ubatch)
     }
 }
 
@@ -455,31 +473,59 @@ fn room(n: usize) -> Vec<u32> {
     ids
 }
 
-fn pages(tokens: usize) -> usize {
-    tokens.div_ceil(PAGE)
-}
-
-/// Slots that the pool begins with.
-fn first_slots(
+/// The pool that a session begins with; `row` is what [`Model::kv_row_bytes`] says.
+fn first_layout(
     policy: &PolicyInfo,
-    o: &LoadOptions,
+    kv: &KvOptions,
+    hp: &HParams,
     n_ctx: u32,
-    slot_bytes: u64,
-) -> Result<usize, Error> {
-    let all = pages(n_ctx as usize);
-    if policy.whole_context {
-        return Ok(all);
-    }
-    let n = match o.kv.budget {
-        KvBudget::Default => pages(DEFAULT_BUDGET as usize),
-        KvBudget::Tokens(n) => pages(n as usize),
-        KvBudget::MiB(n) => ((u64::from(n) << 20) / slot_bytes) as usize,
-    };
-    if n < 2 {
+    row: u64,
+) -> Result<Layout, Error> {
+    let mut layout = Layout::new(kv, hp.n_layer, hp.n_head_kv, 0, n_ctx as usize);
+    layout.head_dim = hp.head_dim;
+    layout.bounds |= policy.selects;
+    if layout.bounds && layout.page > PAGE {
         return Err(report::usage(
-            format!("a KV pool of {n} pages"),
-            format!("at least 2 pages of {PAGE} tokens"),
+            format!("pages of {} tokens with bounds of their keys", layout.page),
+            format!("at most {PAGE}"),
         ));
     }
-    Ok(n.min(all))
+    if policy.selects && layout.groups > 1 {
+        let found = format!("--kv-policy {} with --kv-scope head", policy.name);
+        return Err(report::usage(found, "layer"));
+    }
+    let of = |n_slots| Layout {
+        n_slots,
+        ..layout.clone()
+    };
+    let pages = |tokens: u32| tokens.div_ceil(kv.page) as usize;
+    let n = match kv.budget {
+        KvBudget::Default => pages(DEFAULT_BUDGET),
+        KvBudget::Tokens(n) => pages(n),
+        KvBudget::MiB(n) => {
+            // What dense layers take is the same for every number of slots.
+            let bytes = |n| of(n).bytes(row, bound_bytes(hp));
+            let slot = ((bytes(1024) - bytes(0)) / 1024).max(1);
+            ((u64::from(n) << 20).saturating_sub(bytes(0)) / slot) as usize
+        }
+    };
+    if n < 2 && !(policy.whole_context && !policy.selects) {
+        return Err(report::usage(
+            format!("a KV pool of {n} pages"),
+            format!("at least 2 pages of {} tokens", kv.page),
+        ));
+    }
+    let all = pages(n_ctx);
+    if policy.selects {
+        layout.attend = Some(Attend {
+            pages: n,
+            beside_pinned: kv.budget == KvBudget::Default,
+        });
+    }
+    layout.n_slots = if policy.whole_context {
+        all
+    } else {
+        n.min(all)
+    };
+    Ok(layout)
 }

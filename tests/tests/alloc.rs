@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lemma_engine::kv::policy::POLICIES;
+use lemma_engine::kv::policy::{self, POLICIES};
 use lemma_engine::model::Model;
 use lemma_engine::options::{BackendKind, KvBudget, LoadOptions};
 use lemma_engine::sampling::{Sampler, SamplerParams};
@@ -49,14 +49,22 @@ fn a_decode_step_allocates_nothing() {
         "qwen2-gqa-tied",
         "qwen3-tied",
     ] {
-        for policy in POLICIES {
+        // Every policy, and every option that has a path of its own in a step.
+        let options = [
+            "raas:budget_scope=layer",
+            "raas:scope=head,page=32",
+            "raas:score=bound,page=8",
+            "lrfu:guard=0.2,redundancy=0.5,dense_layers=1",
+        ];
+        for spec in POLICIES.iter().map(|p| p.name).chain(options) {
+            let policy = policy::find(spec.split(':').next().unwrap()).unwrap();
             for n_threads in [1, 2] {
                 let mut o = LoadOptions {
                     backend: BackendKind::Cpu,
                     n_threads: Some(n_threads),
                     ..LoadOptions::default()
                 };
-                o.kv.policy = policy.name.to_owned();
+                o.kv.apply(spec).unwrap();
                 o.kv.budget = KvBudget::Tokens(128);
                 let path = lemma_tests::data()
                     .join("arch")
@@ -88,17 +96,12 @@ fn a_decode_step_allocates_nothing() {
                 let count = COUNT.load(Ordering::Relaxed) - count;
                 let bytes = BYTES.load(Ordering::Relaxed) - bytes;
                 println!(
-                    "{name} {} {n_threads}: {count} allocations, {bytes} bytes in 200 steps",
-                    policy.name
+                    "{name} {spec} {n_threads}: {count} allocations, {bytes} bytes in 200 steps"
                 );
                 assert!(policy.whole_context || session.kv().recycled > 0);
                 // Waking the team is one boxed job of rayon's; the engine itself allocates nothing.
                 let rayon = if n_threads == 1 { 0 } else { 200 };
-                assert_eq!(
-                    count, rayon,
-                    "{name} under {} with {n_threads} threads",
-                    policy.name
-                );
+                assert_eq!(count, rayon, "{name} under {spec} with {n_threads} threads");
             }
         }
     }

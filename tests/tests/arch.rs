@@ -291,7 +291,7 @@ fn recycling_agrees_with_the_reference() {
                         .map(|p| p.first_pos)
                         .collect::<Vec<_>>()
                 };
-                let held: Vec<Vec<u32>> = (0..session.n_layer()).map(first).collect();
+                let held: Vec<Vec<u32>> = (0..session.n_tables()).map(first).collect();
                 (logits, held, session.kv().recycled)
             };
             let (want, want_held, recycled) = run(&o);

@@ -9,7 +9,7 @@ use lemma_engine::backend::cuda::CudaRunner;
 use lemma_engine::backend::trace::TraceRunner;
 use lemma_engine::backend::{Outputs, Runner};
 use lemma_engine::gguf::GgufFile;
-use lemma_engine::kv::{Cache, policy};
+use lemma_engine::kv::{Cache, Layout, policy};
 use lemma_engine::options::{Aggregate, LoadOptions};
 use lemma_tests::{argmax, folders, json, nmse};
 
@@ -97,9 +97,16 @@ fn sides(
     let file = GgufFile::open(path).unwrap();
     let hp = HParams::read(&file).unwrap();
     let policy = policy::find(&o.kv.policy).unwrap();
-    let cache = || Cache::new(&o.kv, policy, hp.n_layer, n_slots);
-    let trace = TraceRunner::new(&file, &hp, n_slots).unwrap();
-    let cuda = CudaRunner::new(gpu, &file, &hp, o, n_slots, 64).unwrap();
+    let layout = Layout::new(
+        &o.kv,
+        hp.n_layer,
+        hp.n_head_kv,
+        n_slots,
+        hp.n_ctx_train as usize,
+    );
+    let cache = || Cache::with_layout(&o.kv, policy, layout.clone());
+    let trace = TraceRunner::new(&file, &hp, &layout).unwrap();
+    let cuda = CudaRunner::new(gpu, &file, &hp, o, &layout, 64).unwrap();
     let side = |runner, cache| Side { runner, cache };
     let (a, b) = (
         side(Box::new(trace) as Box<dyn Runner>, cache()),
@@ -154,8 +161,8 @@ fn prompts_in_pieces_then_steps() {
             for (i, c) in cut.windows(2).enumerate() {
                 if i == 1 {
                     for side in [&mut want, &mut got] {
-                        side.runner.grow(8).unwrap();
                         side.cache.grow(8);
+                        side.runner.grow(side.cache.layout()).unwrap();
                     }
                 }
                 let piece = &tokens[c[0]..c[1]];

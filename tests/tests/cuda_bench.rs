@@ -12,7 +12,7 @@ use lemma_engine::arch::HParams;
 use lemma_engine::backend::cuda::CudaRunner;
 use lemma_engine::backend::{Outputs, Runner};
 use lemma_engine::gguf::GgufFile;
-use lemma_engine::kv::{Cache, policy};
+use lemma_engine::kv::{Cache, Layout, policy};
 use lemma_engine::options::LoadOptions;
 use lemma_engine::synth;
 
@@ -104,9 +104,10 @@ fn speed() {
         let hp = HParams::read(&file).unwrap();
         let o = LoadOptions::default();
         let start = Instant::now();
-        let runner = CudaRunner::new(&gpu, &file, &hp, &o, SLOTS, 512).unwrap();
+        let layout = Layout::new(&o.kv, hp.n_layer, hp.n_head_kv, SLOTS, SLOTS * 16);
+        let runner = CudaRunner::new(&gpu, &file, &hp, &o, &layout, 512).unwrap();
         let load = start.elapsed().as_secs_f64();
-        let cache = Cache::new(&o.kv, policy::find("raas").unwrap(), hp.n_layer, SLOTS);
+        let cache = Cache::with_layout(&o.kv, policy::find("raas").unwrap(), layout);
         let mut bench = Bench { runner, cache };
         let prompt: Vec<u32> = (0..512)
             .map(|i| (i * 7919 + 13) % hp.n_vocab as u32)

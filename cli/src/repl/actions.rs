@@ -226,7 +226,7 @@ impl Repl {
             },
             grouped(kv.pages as u64),
             grouped(kv.n_slots as u64),
-            grouped(kv::tokens(kv.n_slots)),
+            grouped((kv.n_slots * kv.page) as u64),
             grouped(kv.pinned as u64),
             size(kv.bytes),
             kv.first_recycle.map_or(String::new(), |p| format!(

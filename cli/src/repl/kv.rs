@@ -12,7 +12,6 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use lemma_engine::kv::PAGE;
 use lemma_engine::session::Session;
 
 use crate::stats::grouped;
@@ -74,7 +73,7 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     pub(crate) fn take(session: &Session, spans: &Spans) -> Self {
-        let n_layer = session.n_layer();
+        let n_layer = session.n_tables();
         let mut pages: BTreeMap<u32, Page> = BTreeMap::new();
         for il in 0..n_layer {
             for p in session.kv_pages(il) {
@@ -330,11 +329,6 @@ pub(super) fn cut(body: &str, room: usize) -> String {
     out.push_str(" … ");
     out.extend(&line[line.len() - tail..]);
     out
-}
-
-/// Tokens that a number of pages hold.
-pub(crate) fn tokens(pages: usize) -> u64 {
-    (pages * PAGE) as u64
 }
 
 #[cfg(test)]

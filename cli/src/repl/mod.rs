@@ -174,7 +174,7 @@ impl Repl {
             size(self.conversation.session().plan().weights),
             grouped(u64::from(self.conversation.session().n_ctx())),
             size(kv.bytes),
-            grouped(kv::tokens(kv.n_slots)),
+            grouped((kv.n_slots * kv.page) as u64),
             kv.policy,
         ));
         if self.config.source == ModelSource::Bundled {

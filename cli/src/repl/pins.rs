@@ -103,7 +103,7 @@ impl Repl {
     fn forget_dropped_pins(&mut self) {
         let session = self.conversation.session();
         let held = |first: u32| {
-            let tables = 0..session.n_layer();
+            let tables = 0..session.n_tables();
             tables.into_iter().any(|il| {
                 let mut pages = session.kv_pages(il).iter();
                 pages.any(|p| p.first_pos == first && p.pinned)
@@ -167,7 +167,7 @@ impl Repl {
     fn recycled_in(&self, place: &Range<u32>) -> u32 {
         let session = self.conversation.session();
         let held = |pos: u32| {
-            (0..session.n_layer()).any(|il| {
+            (0..session.n_tables()).any(|il| {
                 let mut pages = session.kv_pages(il).iter();
                 pages.any(|p| (p.first_pos..p.first_pos + p.len).contains(&pos))
             })
@@ -184,7 +184,7 @@ impl Repl {
     }
 
     pub(super) fn page_size(&self) -> u32 {
-        lemma_engine::kv::PAGE as u32
+        self.conversation.session().kv().page as u32
     }
 }
 

@@ -121,7 +121,7 @@ impl Repl {
     }
 
     fn line_of_gone(&self, g: &Gone) -> String {
-        let n_layer = self.conversation.session().n_layer();
+        let n_layer = self.conversation.session().n_tables();
         let when = if g.steps.start == g.steps.end {
             format!("at {}", grouped(u64::from(g.steps.end)))
         } else {
@@ -161,7 +161,7 @@ impl Repl {
 
     fn why_page(&mut self, first: u32) -> String {
         let session = self.conversation.session();
-        let (n_layer, now) = (session.n_layer(), session.pos());
+        let (n_layer, now) = (session.n_tables(), session.pos());
         let mut held = Vec::new();
         let mut recent = false;
         for il in 0..n_layer {
@@ -252,17 +252,23 @@ mod tests {
 
     #[test]
     fn layers_come_together() {
+        let page = |first_pos, stamp| PageMeta {
+            slot: 0,
+            first_pos,
+            len: 16,
+            stamp,
+            w: 0.5,
+            sum: 0.0,
+            gap: 0,
+            pinned: false,
+            range: 0.0,
+            double: u32::MAX,
+        };
         let recycled = |il, step, first_pos, stamp| Recycled {
             il,
             step,
-            page: PageMeta {
-                slot: 0,
-                first_pos,
-                len: 16,
-                stamp,
-                w: 0.5,
-                pinned: false,
-            },
+            group: 0,
+            page: page(first_pos, stamp),
         };
         let list = [
             recycled(0, 100, 32, 40),

@@ -26,10 +26,16 @@ const DIRECT: usize = 8;
 /// How attention looks at the pages.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
-    /// Query heads; a multiple of the pool's `n_head_kv`.
+    /// Query heads; a multiple of `n_head_kv`.
     pub n_head: usize,
-    /// The pages in the order of their positions; their slots are in any order.
+    /// Key and value heads: those of the pool, or more if it has one plane, where each head has pages of its own.
+    pub n_head_kv: usize,
+    /// The pages in the order of their positions; their slots are in any order. One table after the other.
     pub pages: &'a [PageRef],
+    /// Where in `pages` the table of each key and value head lies: `[n_head_kv]`; empty if all share the only one.
+    pub tables: &'a [(u32, u32)],
+    /// Pages that are not looked at have 0 here, `[pages]`.
+    pub keep: Option<&'a Shared<u32>>,
     /// Position of each token of the batch: it sees entries at its own position and before.
     pub q_pos: &'a [u32],
     /// Factor of the products of queries and keys.
@@ -40,9 +46,44 @@ pub struct Attention<'a> {
     pub softcap: Option<f32>,
     /// A token at position p sees positions above `p - window` only.
     pub window: Option<u32>,
-    /// `[n_head, pages.len()]`: the softmax weight of every page, for the last token of the batch. A head's weights
-    /// sum to 1 (with its sink's).
+    /// The softmax weight of every page, for the last token of the batch: for one table after the other, `[heads, pages]`. A head's
+    /// weights sum to 1 (with its sink's).
     pub mass: Option<&'a Shared<f32>>,
+}
+
+impl<'a> Attention<'a> {
+    /// Query heads that share a key and value head.
+    fn group(&self) -> usize {
+        self.n_head / self.n_head_kv
+    }
+
+    fn range(&self, head: usize) -> Range<usize> {
+        match self.tables.get(head) {
+            Some(&(from, to)) => from as usize..to as usize,
+            None => 0..self.pages.len(),
+        }
+    }
+
+    /// The pages of a key and value head.
+    fn table(&self, head: usize) -> &'a [PageRef] {
+        &self.pages[self.range(head)]
+    }
+
+    /// Chunks of the longest table.
+    fn chunks(&self) -> usize {
+        let longest = (0..self.n_head_kv).map(|head| self.range(head).len()).max();
+        longest.unwrap_or(0).div_ceil(CHUNK)
+    }
+
+    /// Where the weights of query head `h` begin in `mass`.
+    fn mass_at(&self, h: usize) -> usize {
+        let table = self.range(h / self.group());
+        if self.tables.is_empty() {
+            h * table.len()
+        } else {
+            table.start * self.group() + h % self.group() * table.len()
+        }
+    }
 }
 
 pub(crate) struct Scratch {
@@ -150,28 +191,31 @@ impl Pass<'_> {
             &[id(out), id(q), id(&layer.k), a.pages.len(), a.q_pos.len()],
         );
         let shape = layer.shape();
-        assert!(a.n_head.is_multiple_of(shape.n_head_kv) && !out.is(q));
-        assert!(a.n_head <= self.limits.n_head && a.pages.len() <= self.limits.max_pages);
+        assert!(a.n_head.is_multiple_of(a.n_head_kv) && !out.is(q));
+        assert!(shape.n_head_kv == a.n_head_kv || shape.n_head_kv == 1);
+        assert!(a.tables.is_empty() || a.tables.len() == a.n_head_kv);
+        let chunks = a.chunks();
+        assert!(a.n_head <= self.limits.n_head);
+        assert!(chunks <= self.limits.max_pages.div_ceil(CHUNK));
         assert!(shape.head_dim_k.max(shape.head_dim_v) <= self.limits.head_dim);
-        assert!(a.pages.iter().all(|p| p.len as usize <= PAGE));
+        assert!(a.pages.iter().all(|p| (p.row + p.len) as usize <= PAGE));
         assert!(a.sinks.is_none_or(|s| s.len() == a.n_head));
         let n_tokens = a.q_pos.len();
         if n_tokens == 1 {
-            let chunks = a.pages.len().div_ceil(CHUNK);
-            for item in self.w.claim(shape.n_head_kv * chunks, 1).map(|r| r.start) {
+            for item in self.w.claim(a.n_head_kv * chunks, 1).map(|r| r.start) {
                 // Chunks of one head after the other.
                 self.one_chunk(q, layer, a, item / chunks, item % chunks);
             }
             self.barrier();
             for h in self.w.range(a.n_head, 1) {
-                self.join_chunks(out, layer, a, h, chunks);
+                self.join_chunks(out, layer, a, h);
             }
         } else {
-            let block = ROWS.div_ceil(a.n_head / shape.n_head_kv);
+            let block = ROWS.div_ceil(a.group());
             let blocks = n_tokens.div_ceil(block);
-            for item in self.w.claim(shape.n_head_kv * blocks, 1).map(|r| r.start) {
+            for item in self.w.claim(a.n_head_kv * blocks, 1).map(|r| r.start) {
                 // The last tokens see most: they come first.
-                let (b, head) = (blocks - 1 - item / shape.n_head_kv, item % shape.n_head_kv);
+                let (b, head) = (blocks - 1 - item / a.n_head_kv, item % a.n_head_kv);
                 let tokens = b * block..((b + 1) * block).min(n_tokens);
                 self.some_tokens(out, q, layer, a, head, tokens);
             }
@@ -188,10 +232,10 @@ impl Pass<'_> {
         head: usize,
         chunk: usize,
     ) {
-        let (group, dim_v) = (
-            a.n_head / layer.shape().n_head_kv,
-            dim(layer.shape().head_dim_v),
-        );
+        let (group, dim_v) = (a.group(), dim(layer.shape().head_dim_v));
+        if chunk * CHUNK >= a.range(head).len() {
+            return;
+        }
         let mut m = self.memory(layer, group);
         self.load_queries(m.q, q, layer, a, head, 0..1);
         m.chunk.clear();
@@ -207,19 +251,12 @@ impl Pass<'_> {
     }
 
     /// Joins the chunks of head `h` of one token.
-    fn join_chunks(
-        &self,
-        out: &Shared<f32>,
-        layer: &KvLayer,
-        a: &Attention<'_>,
-        h: usize,
-        chunks: usize,
-    ) {
+    fn join_chunks(&self, out: &Shared<f32>, layer: &KvLayer, a: &Attention<'_>, h: usize) {
         let dim_v = layer.shape().head_dim_v;
         let m = self.memory(layer, 1);
         let mut total = m.total;
         self.start(&mut total, a, 0, h);
-        for chunk in 0..chunks {
+        for chunk in 0..a.range(h / a.group()).len().div_ceil(CHUNK) {
             let size = LANES + Scratch::dim(self.limits);
             let at = (chunk * a.n_head + h) * size;
             // SAFETY: written before the last barrier.
@@ -246,14 +283,14 @@ impl Pass<'_> {
         tokens: Range<usize>,
     ) {
         let shape = layer.shape();
-        let (group, dim_v) = (a.n_head / shape.n_head_kv, dim(shape.head_dim_v));
+        let (group, dim_v) = (a.group(), dim(shape.head_dim_v));
         let n = tokens.len() * group;
         let mut m = self.memory(layer, n);
         self.load_queries(m.q, q, layer, a, head, tokens.clone());
         for r in 0..n {
             self.start(&mut m.total, a, r, head * group + r % group);
         }
-        for chunk in 0..a.pages.len().div_ceil(CHUNK) {
+        for chunk in 0..a.range(head).len().div_ceil(CHUNK) {
             m.chunk.clear();
             self.chunk(&mut m, layer, a, head, tokens.clone(), chunk);
             for r in 0..n {
@@ -287,7 +324,7 @@ impl Pass<'_> {
         head: usize,
         tokens: Range<usize>,
     ) {
-        let (group, len) = (a.n_head / layer.shape().n_head_kv, layer.shape().head_dim_k);
+        let (group, len) = (a.group(), layer.shape().head_dim_k);
         for (r, to) in to.chunks_exact_mut(dim(len)).enumerate() {
             let row = (tokens.start + r / group) * a.n_head + head * group + r % group;
             // SAFETY: `q` is only read.
@@ -307,28 +344,40 @@ impl Pass<'_> {
         chunk: usize,
     ) {
         let shape = layer.shape();
-        let group = a.n_head / shape.n_head_kv;
+        let (group, plane) = (a.group(), shape.plane(head));
         let n = tokens.len() * group;
         let first = chunk * CHUNK;
         let mut seen = [(0, 0); ROWS];
         let mut all_seen = [(0, 0); 2 * ROWS];
-        let pages = &a.pages[first..(first + CHUNK).min(a.pages.len())];
+        let table = a.table(head);
+        let start = a.range(head).start + first;
+        // SAFETY: written before the last barrier.
+        let keep = (a.keep).map(|k| unsafe { k.slice(start..(start + CHUNK).min(k.len())) });
+        let pages = &table[first..(first + CHUNK).min(table.len())];
         for (i, page) in pages.iter().enumerate() {
             let mut any = false;
+            let kept = keep.is_none_or(|k| k[i] != 0);
             for (seen, pos) in seen.iter_mut().zip(&a.q_pos[tokens.clone()]) {
-                *seen = visible(page, *pos, a.window);
+                *seen = if kept {
+                    visible(page, *pos, a.window)
+                } else {
+                    (0, 0)
+                };
                 any |= seen.0 < seen.1;
             }
             let is_last = tokens.end == a.q_pos.len();
             // SAFETY: the pool is only read.
             let next = pages.get(i + 1).map(|next| unsafe {
                 [
-                    layer.k.slice(layer.k_page(next.slot, head)),
-                    layer.v.slice(layer.v_page(next.slot, head)),
+                    layer.k.slice(layer.k_page(next.slot, plane)),
+                    layer.v.slice(layer.v_page(next.slot, plane)),
                 ]
             });
             if any {
-                let (k, v) = (layer.k_page(page.slot, head), layer.v_page(page.slot, head));
+                let (k, v) = (
+                    layer.k_page(page.slot, plane),
+                    layer.v_page(page.slot, plane),
+                );
                 let k = self.tokens(m.k, &layer.k, k, shape.ty_k, shape.head_dim_k, n);
                 let v = self.tokens(m.v, &layer.v, v, shape.ty_v, shape.head_dim_v, n);
                 let page = Page {
@@ -446,7 +495,7 @@ impl Pass<'_> {
         }
         let (t, h) = (at / a.n_head, at % a.n_head);
         if let Some(mass) = a.mass.filter(|_| t + 1 == a.q_pos.len()) {
-            let n = a.pages.len();
+            let (n, to) = (a.range(h / a.group()).len(), a.mass_at(h));
             let stats = h * self.limits.max_pages * 2;
             // SAFETY: the weights of a head are this worker's; statistics were written by itself or before the barrier.
             let (stats, mass) = unsafe {
@@ -455,7 +504,7 @@ impl Pass<'_> {
                         .attention
                         .page_stats
                         .slice(stats..stats + 2 * n),
-                    mass.slice_mut(h * n..(h + 1) * n),
+                    mass.slice_mut(to..to + n),
                 )
             };
             for (mass, [page_max, page_sum]) in mass.iter_mut().zip(stats.as_chunks::<2>().0) {
@@ -487,5 +536,6 @@ fn visible(page: &PageRef, pos: u32, window: Option<u32>) -> (u8, u8) {
         (pos - first + 1).min(page.len)
     };
     let oldest = window.map_or(0, |w| (pos + 1).saturating_sub(w));
-    (oldest.saturating_sub(first).min(page.len) as u8, end as u8)
+    let seen = |token: u32| (page.row + token) as u8;
+    (seen(oldest.saturating_sub(first).min(page.len)), seen(end))
 }

@@ -91,8 +91,35 @@ impl Pass<'_> {
     /// Writes keys and values of `places.len()` tokens to their places. `k`: `[n_tokens, n_head_kv, head_dim_k]`,
     /// `v` likewise. No two places may be the same.
     pub fn kv_store(&self, layer: &KvLayer, k: &Shared<f32>, v: &Shared<f32>, places: &[Place]) {
-        self.check("kv_store", &[id(k), id(v), id(&layer.k), places.len()]);
+        let n_head_kv = layer.shape().n_head_kv;
+        self.store_rows(layer, k, v, n_head_kv, places.len(), |t, _| places[t]);
+    }
+
+    /// The same where every head has places of its own: `[n_head_kv, n_tokens]`. No two places of a plane may be the same.
+    pub fn kv_store_heads(
+        &self,
+        layer: &KvLayer,
+        k: &Shared<f32>,
+        v: &Shared<f32>,
+        places: &[Place],
+        n_head_kv: usize,
+    ) {
+        let n = places.len() / n_head_kv;
+        self.store_rows(layer, k, v, n_head_kv, n, |t, head| places[head * n + t]);
+    }
+
+    fn store_rows(
+        &self,
+        layer: &KvLayer,
+        k: &Shared<f32>,
+        v: &Shared<f32>,
+        n_head_kv: usize,
+        n_tokens: usize,
+        place: impl Fn(usize, usize) -> Place,
+    ) {
+        self.check("kv_store", &[id(k), id(v), id(&layer.k), n_tokens]);
         let shape = layer.shape();
+        assert!(shape.n_head_kv == n_head_kv || shape.n_head_kv == 1);
         let (dim_k, dim_v) = (shape.head_dim_k, shape.head_dim_v);
         let quantize = |ty: lemma_quant::GgmlType| {
             ty.traits()
@@ -100,8 +127,9 @@ impl Pass<'_> {
                 .expect("checked when the pool was made")
         };
         let (quantize_k, quantize_v) = (quantize(shape.ty_k), quantize(shape.ty_v));
-        for i in self.w.range(places.len() * shape.n_head_kv, 1) {
-            let (place, head) = (places[i / shape.n_head_kv], i % shape.n_head_kv);
+        for i in self.w.range(n_tokens * n_head_kv, 1) {
+            let (place, head) = (place(i / n_head_kv, i % n_head_kv), i % n_head_kv);
+            let head = shape.plane(head);
             assert!(
                 (place.slot as usize) < layer.n_slots(),
                 "the slot is in the pool"

@@ -23,12 +23,14 @@
 //! attention) lies in buffers that [`Ops::new`] sizes by [`Limits`].
 
 mod attention;
+mod bounds;
 mod elementwise;
 mod matmul;
 mod moe;
 mod products;
 
 pub use attention::Attention;
+pub use bounds::{Estimate, KeyBounds};
 pub use elementwise::RopeMode;
 pub use moe::{Gating, MoeFfn};
 

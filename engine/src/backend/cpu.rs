@@ -1,8 +1,8 @@
 //! The CPU backend: the verbs over `lemma-cpu`, every worker of the team running the same pass.
 
 use lemma_cpu::{
-    Attention, Experts, Gating, Isa, KvLayer, KvShape, Limits, Mat, MoeFfn, MulMat, Ops, PageRef,
-    Pass, Place, Shared, Team,
+    Attention, Estimate, Experts, Gating, Isa, KeyBounds, KvLayer, KvShape, Limits, Mat, MoeFfn,
+    MulMat, Ops, PageRef, Pass, Place, Shared, Team,
 };
 use lemma_quant::GgmlType;
 
@@ -10,7 +10,7 @@ use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::{Bytes, GgufFile};
-use crate::kv::Cache;
+use crate::kv::{self, Cache, Layout, PAGE, Part, Region};
 use crate::options::LoadOptions;
 use crate::report;
 
@@ -95,9 +95,16 @@ struct State {
     widths: Widths,
     rope: Rope,
     bufs: [Shared<f32>; Buf::ALL.len()],
+    layout: Layout,
+    /// Regions of the pool.
     kv: Vec<KvLayer>,
-    /// Page masses of each layer, `[n_head, n_pages]`; empty where the policy does not want them.
+    /// Page masses of each layer, table after table, `[heads, n_spans]`; empty where the policy does not want them.
     mass: Vec<Shared<f32>>,
+    /// Bounds of the pages of each region, if they are asked for.
+    bounds: Vec<KeyBounds>,
+    /// The pages that a step attends to, and room to find them: `[n_pages]`.
+    keep: Shared<u32>,
+    order: Shared<u32>,
     /// `[n_outputs, n_vocab]`
     logits: Shared<f32>,
     n_outputs: usize,
@@ -111,17 +118,30 @@ struct Step {
     positions: Vec<u32>,
     /// Cosines and sines, `[n_tokens, n_rot / 2, 2]`.
     angles: Vec<f32>,
-    /// Live pages of each layer.
+    /// Live pages of each layer, table after table.
     pages: Vec<Vec<PageRef>>,
-    /// Places of the tokens in each layer.
+    /// Where in them the tables are, if there are several.
+    tables: Vec<Vec<(u32, u32)>>,
+    /// Places of the tokens in each layer, table after table.
     places: Vec<Vec<Place>>,
+    /// Of each layer, where bounds are kept: slots of the live pages, places of the tokens in them, and the pages that are attended
+    /// in any case.
+    bounds: Vec<Bounds>,
     outputs: Option<Outputs>,
     wants_mass: bool,
 }
 
+/// What the bounds of a layer need to know.
+#[derive(Clone, Default)]
+struct Bounds {
+    slots: Vec<u32>,
+    places: Vec<Place>,
+    forced: Vec<bool>,
+    attends: Option<usize>,
+}
+
 impl CpuRunner {
-    /// Binds a file's tensors, starts the team and allocates the pool (`n_slots` slots a layer) and the scratch of batches of
-    /// `n_ubatch` tokens.
+    /// Binds a file's tensors, starts the team and allocates the pool and the scratch of batches of `n_ubatch` tokens.
     ///
     /// # Errors
     /// Those of [`ArchModel::bind`]; [`Error::Usage`] for an instruction set that the machine does not have.
@@ -129,7 +149,7 @@ impl CpuRunner {
         file: &GgufFile,
         hp: &HParams,
         o: &LoadOptions,
-        n_slots: usize,
+        layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Self, Error> {
         let isa = isa(o.isa.as_deref())?;
@@ -145,28 +165,38 @@ impl CpuRunner {
             max_width: Buf::ALL.iter().map(|&b| widths.get(b)).max().unwrap_or(0),
             n_head: hp.n_head,
             head_dim: hp.head_dim,
-            max_pages: n_slots,
+            max_pages: max_spans(layout),
             n_ff_expert: if hp.n_expert > 0 { hp.n_ff } else { 0 },
             n_embd_expert: if hp.n_expert > 0 { hp.n_embd } else { 0 },
             n_expert: hp.n_expert,
             n_expert_used: hp.n_expert_used,
         };
-        let shape = KvShape {
+        let shape = |n_head_kv| KvShape {
             ty_k: o.kv.ty_k,
             ty_v: o.kv.ty_v,
-            n_head_kv: hp.n_head_kv,
+            n_head_kv,
             head_dim_k: hp.head_dim,
             head_dim_v: hp.head_dim,
         };
+        let regions = (0..layout.n_regions()).map(|r| layout.region(r));
         let step = Step {
             tokens: Vec::with_capacity(n_ubatch),
             positions: Vec::with_capacity(n_ubatch),
             angles: vec![0.0; n_ubatch * hp.n_rot],
             pages: (0..hp.n_layer)
-                .map(|_| Vec::with_capacity(n_slots))
+                .map(|il| Vec::with_capacity(layer_spans(layout, il)))
                 .collect(),
+            tables: vec![Vec::with_capacity(layout.groups); hp.n_layer],
             places: (0..hp.n_layer)
-                .map(|_| Vec::with_capacity(n_ubatch))
+                .map(|_| Vec::with_capacity(n_ubatch * layout.groups))
+                .collect(),
+            bounds: (0..if layout.bounds { hp.n_layer } else { 0 })
+                .map(|il| Bounds {
+                    slots: Vec::with_capacity(layer_spans(layout, il)),
+                    places: Vec::with_capacity(n_ubatch * layout.groups),
+                    forced: Vec::with_capacity(layer_spans(layout, il)),
+                    attends: None,
+                })
                 .collect(),
             outputs: None,
             wants_mass: false,
@@ -177,12 +207,19 @@ impl CpuRunner {
             state: State {
                 rope: Rope::from_file(hp, file)?,
                 bufs: Buf::ALL.map(|b| Shared::zeroed(n_ubatch * widths.get(b))),
-                kv: (0..hp.n_layer)
-                    .map(|_| KvLayer::new(shape, n_slots))
+                kv: regions
+                    .map(|r| KvLayer::new(shape(r.n_head_kv), r.n_blocks))
                     .collect(),
                 mass: (0..hp.n_layer)
-                    .map(|_| Shared::zeroed(n_slots * hp.n_head))
+                    .map(|il| Shared::zeroed(masses(layout, il, hp)))
                     .collect(),
+                bounds: (0..if layout.bounds { layout.n_regions() } else { 0 })
+                    .map(|r| layout.region(r))
+                    .map(|r| KeyBounds::new(n_bounds(layout, r), r.n_head_kv, hp.head_dim))
+                    .collect(),
+                keep: Shared::zeroed(max_spans(layout)),
+                order: Shared::zeroed(max_spans(layout)),
+                layout: layout.clone(),
                 logits: Shared::zeroed(hp.n_vocab),
                 n_outputs: 0,
                 step,
@@ -191,6 +228,32 @@ impl CpuRunner {
             },
         })
     }
+}
+
+/// Spans of the longest table.
+fn max_spans(layout: &Layout) -> usize {
+    let tables = 0..layout.n_tables();
+    tables.map(|t| layout.max_spans(t)).max().unwrap_or(0)
+}
+
+/// Spans of the tables of a layer at most.
+fn layer_spans(layout: &Layout, il: usize) -> usize {
+    layout.tables_of(il).map(|t| layout.max_spans(t)).sum()
+}
+
+/// Pages of a region.
+fn n_bounds(layout: &Layout, r: Region) -> usize {
+    r.n_blocks * PAGE / layout.page
+}
+
+/// Masses that a layer leaves at most.
+fn masses(layout: &Layout, il: usize, hp: &HParams) -> usize {
+    layer_spans(layout, il) * (hp.n_head / layout.groups)
+}
+
+/// Bytes of the bounds of a page for one head.
+pub(crate) fn bound_bytes(hp: &HParams) -> u64 {
+    (2 * hp.head_dim * size_of::<f32>()) as u64
 }
 
 pub use lemma_cpu::default_threads;
@@ -231,11 +294,13 @@ impl Runner for CpuRunner {
             model.forward(&mut CpuPass { pass, s: state })
         });
         if self.state.step.wants_mass {
-            let n_head = self.state.hp.n_head;
-            for il in 0..cache.n_layer() {
-                let n = cache.layer(il).pages.len() * n_head;
-                cache.end_layer(il, &self.state.mass[il].as_mut_slice()[..n], n_head);
-            }
+            self.state.leave_masses(cache);
+        }
+        if cache.wants_description() {
+            let s = &mut self.state;
+            cache.describe(tokens.len(), &mut |part, il, head, place, row| {
+                s.read(part, il, head, place, row);
+            });
         }
         Ok(())
     }
@@ -244,30 +309,38 @@ impl Runner for CpuRunner {
         &self.state.logits.as_mut_slice()[..self.state.n_outputs * self.state.hp.n_vocab]
     }
 
-    fn grow(&mut self, n_slots: usize) -> Result<(), Error> {
+    fn grow(&mut self, layout: &Layout) -> Result<(), Error> {
         let s = &mut self.state;
-        for (kv, (mass, pages)) in
-            s.kv.iter_mut()
-                .zip(s.mass.iter_mut().zip(&mut s.step.pages))
-        {
-            kv.grow(n_slots);
-            mass.grow(n_slots * s.hp.n_head);
-            pages.reserve(n_slots - pages.len());
+        for (r, kv) in s.kv.iter_mut().enumerate() {
+            kv.grow(layout.region(r).n_blocks);
         }
+        for (il, (mass, pages)) in s.mass.iter_mut().zip(&mut s.step.pages).enumerate() {
+            mass.grow(masses(layout, il, &s.hp));
+            pages.reserve(layer_spans(layout, il).saturating_sub(pages.len()));
+        }
+        for (r, bounds) in s.bounds.iter_mut().enumerate() {
+            bounds.grow(n_bounds(layout, layout.region(r)));
+        }
+        for (il, b) in s.step.bounds.iter_mut().enumerate() {
+            let n = layer_spans(layout, il);
+            b.slots.reserve(n.saturating_sub(b.slots.len()));
+            b.forced.reserve(n.saturating_sub(b.forced.len()));
+        }
+        s.keep.grow(max_spans(layout));
+        s.order.grow(max_spans(layout));
+        s.layout = layout.clone();
         let limits = Limits {
-            max_pages: n_slots,
+            max_pages: max_spans(layout),
             ..*self.ops.limits()
         };
         self.ops.set_limits(limits);
         Ok(())
     }
 
-    fn slot_bytes(&self) -> u64 {
-        self.state
-            .kv
-            .iter()
-            .map(|l| l.shape().slot_size() as u64)
-            .sum()
+    fn pool_bytes(&self, layout: &Layout) -> u64 {
+        let shape = self.state.kv[0].shape();
+        let row = shape.slot_size() / shape.n_head_kv / PAGE;
+        layout.bytes(row as u64, bound_bytes(&self.state.hp))
     }
 
     fn describe(&self) -> String {
@@ -291,18 +364,29 @@ impl State {
         step.positions.extend(first..first + n as u32);
         self.rope.fill(first, n, &mut step.angles);
         for (il, (pages, places)) in step.pages.iter_mut().zip(&mut step.places).enumerate() {
-            let table = cache.layer(il);
+            let (layout, ranges) = (cache.layout(), &mut step.tables[il]);
             pages.clear();
-            pages.extend(table.pages.iter().map(|p| PageRef {
-                slot: p.slot,
-                first_pos: p.first_pos,
-                len: p.len,
-            }));
             places.clear();
-            places.extend(table.places.iter().map(|p| Place {
-                slot: p.slot,
-                row: p.row,
-            }));
+            ranges.clear();
+            for table in &cache.tables()[layout.tables_of(il)] {
+                let first = pages.len();
+                pages.extend(table.spans(layout).map(|s| PageRef {
+                    slot: s.slot,
+                    row: s.row,
+                    first_pos: s.first_pos,
+                    len: s.len,
+                }));
+                if layout.groups > 1 {
+                    ranges.push((first as u32, pages.len() as u32));
+                }
+                places.extend(table.places.iter().map(|p| Place {
+                    slot: p.slot,
+                    row: p.row,
+                }));
+            }
+        }
+        for (il, b) in step.bounds.iter_mut().enumerate() {
+            b.fill(cache, il);
         }
         step.outputs = Some(outputs);
         step.wants_mass = n == 1 && cache.wants_mass();
@@ -317,8 +401,56 @@ impl State {
         }
     }
 
+    fn read(&mut self, part: Part, il: usize, head: usize, p: kv::Place, row: &mut [f32]) {
+        let layer = &mut self.kv[self.layout.region_of(il)];
+        let (slot, plane) = (p.slot, layer.shape().plane(head));
+        let place = Place { slot, row: p.row };
+        match part {
+            Part::K => layer.read_k(place, plane, row),
+            Part::V => layer.read_v(place, plane, row),
+        }
+    }
+
+    /// Hands the page masses of the step to the cache.
+    fn leave_masses(&mut self, cache: &mut Cache) {
+        let n_head = self.hp.n_head / self.layout.groups;
+        for (il, mass) in self.mass.iter_mut().enumerate() {
+            let mut rest: &[f32] = mass.as_mut_slice();
+            for t in self.layout.tables_of(il) {
+                let (mine, more) = rest.split_at(cache.tables()[t].n_spans() * n_head);
+                cache.end_table(t, mine, n_head);
+                rest = more;
+            }
+        }
+    }
+
     fn buf(&self, b: Buf) -> &Shared<f32> {
         &self.bufs[b as usize]
+    }
+}
+
+impl Bounds {
+    fn fill(&mut self, cache: &Cache, il: usize) {
+        let layout = cache.layout();
+        self.slots.clear();
+        self.places.clear();
+        self.forced.clear();
+        self.attends = cache.attends(il * layout.groups);
+        let (page, block) = (layout.page as u32, PAGE as u32);
+        for table in &cache.tables()[layout.tables_of(il)] {
+            self.slots.extend(table.pages.iter().map(|p| p.slot));
+            self.forced.extend(table.pages.iter().map(|p| p.pinned));
+            if let Some(current) = self.forced.last_mut() {
+                *current = true;
+            }
+            self.places.extend(table.places.iter().map(|p| {
+                let at = p.slot * block + p.row;
+                Place {
+                    slot: at / page,
+                    row: at % page,
+                }
+            }));
+        }
     }
 }
 
@@ -331,6 +463,35 @@ struct CpuPass<'a> {
 impl CpuPass<'_> {
     fn n(&self) -> usize {
         self.s.step.tokens.len()
+    }
+
+    /// Takes the keys of the pass into the bounds of their pages; for a single token, estimates the masses of the live pages
+    /// and says whether some of them are to be left out.
+    fn bound(&self, q: Buf, k: Buf, il: usize) -> bool {
+        let s = self.s;
+        let Some(b) = s.step.bounds.get(il) else {
+            return false;
+        };
+        let (bounds, n) = (&s.bounds[s.layout.region_of(il)], self.n());
+        self.pass
+            .bound_keys(bounds, s.buf(k), &b.places, n, s.hp.n_head_kv);
+        if n > 1 {
+            return false;
+        }
+        let e = Estimate {
+            n_head: s.hp.n_head,
+            n_head_kv: s.hp.n_head_kv,
+            slots: &b.slots,
+            tables: &s.step.tables[il],
+            scale: s.hp.attn_scale,
+        };
+        self.pass.bound_masses(&s.mass[il], s.buf(q), bounds, &e);
+        if let Some(n) = b.attends {
+            let mass = &s.mass[il];
+            self.pass
+                .choose_pages(&s.keep, &s.order, mass, &b.forced, s.hp.n_head, n);
+        }
+        b.attends.is_some()
     }
 }
 
@@ -395,18 +556,27 @@ impl Backend for CpuPass<'_> {
     }
 
     fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
-        let (s, layer) = (self.s, &self.s.kv[il]);
-        self.pass
-            .kv_store(layer, s.buf(k), s.buf(v), &s.step.places[il]);
+        let (s, layer) = (self.s, &self.s.kv[self.s.layout.region_of(il)]);
+        let chosen = self.bound(q, k, il);
+        let (k, v, places) = (s.buf(k), s.buf(v), &s.step.places[il]);
+        if s.layout.groups > 1 {
+            self.pass
+                .kv_store_heads(layer, k, v, places, s.hp.n_head_kv);
+        } else {
+            self.pass.kv_store(layer, k, v, places);
+        }
         let a = Attention {
             n_head: s.hp.n_head,
+            n_head_kv: s.hp.n_head_kv,
             pages: &s.step.pages[il],
+            tables: &s.step.tables[il],
+            keep: chosen.then_some(&s.keep),
             q_pos: &s.step.positions,
             scale: s.hp.attn_scale,
             sinks: None,
             softcap: None,
             window: None,
-            mass: s.step.wants_mass.then_some(&s.mass[il]),
+            mass: (s.step.wants_mass && !s.layout.bounds).then_some(&s.mass[il]),
         };
         self.pass.attention(s.buf(out), s.buf(q), layer, &a);
     }

@@ -24,7 +24,7 @@ use super::{Buf, Outputs, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
-use crate::kv::{Cache, PAGE};
+use crate::kv::{Cache, Layout, PAGE};
 use crate::memory::show;
 use crate::options::{Aggregate, LoadOptions};
 use crate::report;
@@ -87,7 +87,7 @@ struct Host {
 }
 
 impl CudaRunner {
-    /// Uploads a file's tensors and allocates the pool (`n_slots` slots a layer) and the scratch of batches of `n_ubatch` tokens.
+    /// Uploads a file's tensors and allocates the pool and the scratch of batches of `n_ubatch` tokens.
     ///
     /// # Errors
     /// Those of [`ArchModel::bind`]; [`Error::Usage`] for a pool of another type than f16; [`Error::Memory`] when the device cannot hold
@@ -97,17 +97,11 @@ impl CudaRunner {
         file: &GgufFile,
         hp: &HParams,
         o: &LoadOptions,
-        n_slots: usize,
+        layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Self, Error> {
-        for (flag, ty) in [("-ctk", o.kv.ty_k), ("-ctv", o.kv.ty_v)] {
-            if ty != GgmlType::F16 {
-                return Err(report::usage(
-                    format!("{flag} {} on a GPU", ty.name()),
-                    "f16",
-                ));
-            }
-        }
+        supports(o, layout)?;
+        let n_slots = layout.n_slots;
         if !hp.head_dim.is_multiple_of(2) || hp.head_dim > ops::MAX_HEAD_DIM {
             let found = format!("heads of {} elements on a GPU", hp.head_dim);
             let expected = format!("an even number of at most {}", ops::MAX_HEAD_DIM);
@@ -324,8 +318,8 @@ impl Runner for CudaRunner {
         &self.host.logits.settled_f32()[..self.pass.n_outputs * self.pass.hp.n_vocab]
     }
 
-    fn grow(&mut self, n_slots: usize) -> Result<(), Error> {
-        let p = &mut self.pass;
+    fn grow(&mut self, layout: &Layout) -> Result<(), Error> {
+        let (p, n_slots) = (&mut self.pass, layout.n_slots);
         if n_slots <= p.pool.n_slots {
             return Ok(());
         }
@@ -338,12 +332,40 @@ impl Runner for CudaRunner {
         Ok(())
     }
 
-    fn slot_bytes(&self) -> u64 {
-        slot_bytes(&self.pass.hp)
+    fn pool_bytes(&self, layout: &Layout) -> u64 {
+        slot_bytes(&self.pass.hp) * layout.n_slots as u64
     }
 
     fn describe(&self) -> String {
         self.pass.gpu.info().to_string()
+    }
+}
+
+/// Refuses options of the pool that have no kernels here.
+fn supports(o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
+    let kv = &o.kv;
+    for (flag, ty) in [("-ctk", kv.ty_k), ("-ctv", kv.ty_v)] {
+        if ty != GgmlType::F16 {
+            let found = format!("{flag} {} on a GPU", ty.name());
+            return Err(report::usage(found, "f16"));
+        }
+    }
+    let asked = [
+        (layout.page != PAGE, "--kv-page other than 16"),
+        (layout.groups > 1, "--kv-scope head"),
+        (layout.shared, "--kv-budget-scope model"),
+        (layout.dense > 0, "--kv-dense-layers"),
+        (layout.attend.is_some(), "--kv-policy quest"),
+        (layout.bounds, "--kv-score bound"),
+        (kv.redundancy < 1.0, "--kv-redundancy"),
+        (kv.guard > 0.0, "--kv-guard"),
+    ];
+    match asked.iter().find(|(asked, _)| *asked) {
+        Some((_, flag)) => Err(report::usage(
+            format!("{flag} on a GPU"),
+            "--device cpu with it",
+        )),
+        None => Ok(()),
     }
 }
 

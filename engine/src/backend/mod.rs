@@ -21,7 +21,7 @@ use lemma_quant::GgmlType;
 
 use crate::error::Error;
 use crate::gguf::Bytes;
-use crate::kv::Cache;
+use crate::kv::{Cache, Layout};
 
 /// Names of the activation buffers. All are `[n_tokens, width]` f32, row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -199,14 +199,14 @@ pub trait Runner: Send {
     /// Logits of the last pass, `[n_outputs, n_vocab]`.
     fn logits(&mut self) -> &[f32];
 
-    /// Enlarges the KV pool to `n_slots` slots a layer.
+    /// Enlarges the KV pool to `layout`, which differs from that of before in its number of slots.
     ///
     /// # Errors
     /// [`Error::Memory`] when the device cannot hold it.
-    fn grow(&mut self, n_slots: usize) -> Result<(), Error>;
+    fn grow(&mut self, layout: &Layout) -> Result<(), Error>;
 
-    /// Bytes of one slot over all layers, keys and values.
-    fn slot_bytes(&self) -> u64;
+    /// Bytes of a pool of this layout.
+    fn pool_bytes(&self, layout: &Layout) -> u64;
 
     /// One line for the log: what runs the passes.
     fn describe(&self) -> String;

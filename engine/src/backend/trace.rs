@@ -10,7 +10,7 @@ use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
-use crate::kv::{Cache, PAGE, PageMeta, Place};
+use crate::kv::{Cache, Layout, PAGE, PageMeta, Part, Place, Span};
 
 /// A weight of the reference: the tensor where it lies in the file.
 #[derive(Debug)]
@@ -30,10 +30,14 @@ impl TraceWeight {
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter()
-        .zip(b)
-        .map(|(x, y)| f64::from(*x) * f64::from(*y))
-        .sum::<f64>() as f32
+    // Eight sums side by side: they need not wait for each other.
+    let mut sums = [0.0f64; 8];
+    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += f64::from(*a) * f64::from(*b);
+        }
+    }
+    sums.iter().sum::<f64>() as f32
 }
 
 fn softmax(x: &mut [f64]) {
@@ -60,36 +64,42 @@ struct TracePass {
     widths: Widths,
     rope: Rope,
     bufs: Vec<Vec<f32>>,
-    /// Keys and values per layer, `[slot, row, n_head_kv * head_dim]`, always f32.
+    layout: Layout,
+    /// Keys and values per region, `[block, row, heads of a block, head_dim]`, always f32.
     k: Vec<Vec<f32>>,
     v: Vec<Vec<f32>>,
     tokens: Vec<u32>,
     pos: u32,
-    tables: Vec<(Vec<PageMeta>, Vec<Place>)>,
+    tables: Vec<(Vec<Span>, Vec<Place>)>,
+    /// Page masses per table.
     masses: Vec<Vec<f32>>,
+    /// Of each table: the pages that are attended in any case, and how many are in all.
+    attends: Vec<(Vec<bool>, Option<usize>)>,
     outputs: Outputs,
     logits: Vec<f32>,
     named: BTreeMap<String, Vec<f32>>,
 }
 
 impl TraceRunner {
-    /// Binds a file's tensors; `n_slots` slots a layer.
+    /// Binds a file's tensors and allocates the pool.
     ///
     /// # Errors
     /// Those of [`ArchModel::bind`].
-    pub fn new(file: &GgufFile, hp: &HParams, n_slots: usize) -> Result<Self, Error> {
+    pub fn new(file: &GgufFile, hp: &HParams, layout: &Layout) -> Result<Self, Error> {
         let mut make = |t| Ok(TraceWeight(t));
         let model = ArchModel::bind(hp, &mut Binder::new(file, &mut make))?;
         let widths = Widths::of(hp);
         let pass = TracePass {
             rope: Rope::from_file(hp, file)?,
             bufs: vec![Vec::new(); Buf::ALL.len()],
-            k: vec![Vec::new(); hp.n_layer],
-            v: vec![Vec::new(); hp.n_layer],
+            layout: layout.clone(),
+            k: vec![Vec::new(); layout.n_regions()],
+            v: vec![Vec::new(); layout.n_regions()],
             tokens: Vec::new(),
             pos: 0,
             tables: Vec::new(),
             masses: Vec::new(),
+            attends: Vec::new(),
             outputs: Outputs::Last,
             logits: Vec::new(),
             named: BTreeMap::new(),
@@ -97,7 +107,7 @@ impl TraceRunner {
             hp: hp.clone(),
         };
         let mut runner = Self { model, pass };
-        runner.grow(n_slots)?;
+        runner.grow(layout)?;
         Ok(runner)
     }
 
@@ -106,9 +116,9 @@ impl TraceRunner {
         &self.pass.named
     }
 
-    /// Page masses of layer `il` after the last pass, `[n_head, n_pages]`.
-    pub fn masses(&self, il: usize) -> &[f32] {
-        &self.pass.masses[il]
+    /// Page masses of table `t` after the last pass, `[heads, n_spans]`.
+    pub fn masses(&self, t: usize) -> &[f32] {
+        &self.pass.masses[t]
     }
 }
 
@@ -119,23 +129,37 @@ impl Runner for TraceRunner {
         p.pos = cache.pos() - tokens.len() as u32;
         p.outputs = outputs;
         p.named.clear();
-        p.tables = (0..cache.n_layer())
-            .map(|il| {
-                (
-                    cache.layer(il).pages.clone(),
-                    cache.layer(il).places.clone(),
-                )
+        let tables = cache.tables().iter();
+        p.tables = tables
+            .map(|t| (t.spans(cache.layout()).collect(), t.places.clone()))
+            .collect();
+        p.attends = (cache.tables().iter().enumerate())
+            .map(|(t, table)| {
+                let last = table.pages.len().saturating_sub(1);
+                let forced = |(i, p): (usize, &PageMeta)| p.pinned || i == last;
+                let forced = table.pages.iter().enumerate().map(forced).collect();
+                (forced, cache.attends(t))
             })
             .collect();
-        p.masses = vec![Vec::new(); cache.n_layer()];
+        p.masses = vec![Vec::new(); p.tables.len()];
         for b in Buf::ALL {
             p.bufs[b as usize] = vec![0.0; tokens.len() * p.widths.get(b)];
         }
         self.model.forward(p);
         if tokens.len() == 1 && cache.wants_mass() {
-            for il in 0..cache.n_layer() {
-                cache.end_layer(il, &p.masses[il], p.hp.n_head);
+            for (t, mass) in p.masses.iter().enumerate() {
+                cache.end_table(t, mass, p.hp.n_head / p.layout.groups);
             }
+        }
+        if cache.wants_description() {
+            cache.describe(tokens.len(), &mut |part, il, head, place, row| {
+                let (at, region) = (
+                    p.at(il, head, place.slot, place.row),
+                    p.layout.region_of(il),
+                );
+                let pool = if part == Part::K { &p.k } else { &p.v };
+                row.copy_from_slice(&pool[region][at..][..row.len()]);
+            });
         }
         Ok(())
     }
@@ -144,16 +168,20 @@ impl Runner for TraceRunner {
         &self.pass.logits
     }
 
-    fn grow(&mut self, n_slots: usize) -> Result<(), Error> {
-        let n = n_slots * PAGE * self.pass.widths.get(Buf::K);
-        for layer in self.pass.k.iter_mut().chain(&mut self.pass.v) {
-            layer.resize(n, 0.0);
+    fn grow(&mut self, layout: &Layout) -> Result<(), Error> {
+        let p = &mut self.pass;
+        for r in 0..layout.n_regions() {
+            let region = layout.region(r);
+            let n = region.n_blocks * PAGE * region.n_head_kv * p.hp.head_dim;
+            p.k[r].resize(n, 0.0);
+            p.v[r].resize(n, 0.0);
         }
+        p.layout = layout.clone();
         Ok(())
     }
 
-    fn slot_bytes(&self) -> u64 {
-        (self.pass.hp.n_layer * 2 * PAGE * self.pass.widths.get(Buf::K) * 4) as u64
+    fn pool_bytes(&self, layout: &Layout) -> u64 {
+        layout.bytes((2 * self.pass.hp.head_dim * size_of::<f32>()) as u64, 0)
     }
 
     fn describe(&self) -> String {
@@ -186,41 +214,107 @@ impl TracePass {
         out
     }
 
+    /// Where head `kv` of layer `il` has row `row` of a block, in its region.
+    fn at(&self, il: usize, kv: usize, block: u32, row: u32) -> usize {
+        let heads = self.layout.region(self.layout.region_of(il)).n_head_kv;
+        let head = if heads == 1 { 0 } else { kv };
+        ((block as usize * PAGE + row as usize) * heads + head) * self.hp.head_dim
+    }
+
+    /// The table of head `kv` of layer `il`.
+    fn table(&self, il: usize, kv: usize) -> usize {
+        let groups = self.layout.groups;
+        il * groups + kv * groups / self.hp.n_head_kv
+    }
+
+    /// Masses of the pages that the heads of `table` see, by the bounds of their keys: `[heads, n_pages]`.
+    fn bound_masses(&self, q: Buf, t: usize, il: usize, table: usize) -> Vec<f32> {
+        let (d, group) = (self.hp.head_dim, self.hp.n_head / self.hp.n_head_kv);
+        let region = self.layout.region_of(il);
+        let mut masses = Vec::new();
+        for h in (0..self.hp.n_head).filter(|h| self.table(il, h / group) == table) {
+            let qh = &self.row(q, t)[h * d..][..d];
+            let bound = |s: &Span| {
+                let key = |row| &self.k[region][self.at(il, h / group, s.slot, s.row + row)..][..d];
+                let most = |i: usize| {
+                    let products = (0..s.len).map(|row| f64::from(qh[i]) * f64::from(key(row)[i]));
+                    products.fold(f64::NEG_INFINITY, f64::max)
+                };
+                (0..d).map(most).sum::<f64>() * f64::from(self.hp.attn_scale)
+            };
+            let mut bounds: Vec<f64> = self.tables[table].0.iter().map(bound).collect();
+            softmax(&mut bounds);
+            masses.extend(bounds.iter().map(|b| *b as f32));
+        }
+        masses
+    }
+
+    /// Whether each page of a table is attended, by its masses.
+    fn choose(&self, table: usize, masses: &[f32]) -> Vec<bool> {
+        let (forced, n) = &self.attends[table];
+        let pages = forced.len();
+        let value = |i: usize| {
+            let heads = masses.chunks_exact(pages).map(|row| row[i]);
+            heads.fold(if forced[i] { f32::INFINITY } else { 0.0 }, f32::max)
+        };
+        let mut order: Vec<usize> = (0..pages).collect();
+        order.sort_by(|&a, &b| value(b).total_cmp(&value(a)).then(a.cmp(&b)));
+        let mut keep = forced.clone();
+        for &i in order.iter().take(n.unwrap_or(pages)) {
+            keep[i] = true;
+        }
+        keep
+    }
+
     fn attend(&mut self, q: Buf, t: usize, il: usize, out: &mut [f32]) {
-        let hp = &self.hp;
-        let (d, n_kv) = (hp.head_dim, hp.n_head_kv * hp.head_dim);
-        let (pages, _) = &self.tables[il];
-        let pos = self.pos + t as u32;
-        let mut masses = vec![0.0; hp.n_head * pages.len()];
-        for h in 0..hp.n_head {
-            let kv = h / (hp.n_head / hp.n_head_kv) * d;
+        let bounds = self.layout.bounds && self.n() == 1;
+        let (d, group) = (self.hp.head_dim, self.hp.n_head / self.hp.n_head_kv);
+        let (pos, region) = (self.pos + t as u32, self.layout.region_of(il));
+        let mut keep = Vec::new();
+        for table in self.layout.tables_of(il) {
+            self.masses[table].clear();
+            if bounds {
+                self.masses[table] = self.bound_masses(q, t, il, table);
+            }
+            keep.push(if bounds {
+                self.choose(table, &self.masses[table])
+            } else {
+                vec![true; self.tables[table].0.len()]
+            });
+        }
+        for h in 0..self.hp.n_head {
+            let kv = h / group;
+            let table = self.table(il, kv);
             let qh = &self.row(q, t)[h * d..][..d];
             let mut scores = Vec::new();
             let mut at = Vec::new();
-            for (i, p) in pages.iter().enumerate() {
-                for row in 0..p.len {
-                    if p.first_pos + row <= pos {
-                        let base = (p.slot as usize * PAGE + row as usize) * n_kv + kv;
-                        scores.push(
-                            f64::from(dot(qh, &self.k[il][base..][..d])) * f64::from(hp.attn_scale),
-                        );
-                        at.push((i, base));
-                    }
+            for (i, s) in self.tables[table].0.iter().enumerate() {
+                if !keep[table - self.layout.tables_of(il).start][i] {
+                    continue;
+                }
+                for row in (0..s.len).filter(|row| s.first_pos + row <= pos) {
+                    let base = self.at(il, kv, s.slot, s.row + row);
+                    let product = dot(qh, &self.k[region][base..][..d]);
+                    scores.push(f64::from(product) * f64::from(self.hp.attn_scale));
+                    at.push((i, base));
                 }
             }
             softmax(&mut scores);
             let mut sum = vec![0.0f64; d];
+            let mut mass = vec![0.0; self.tables[table].0.len()];
             for (s, (i, base)) in scores.iter().zip(&at) {
-                masses[h * pages.len() + i] += *s as f32;
-                for (acc, v) in sum.iter_mut().zip(&self.v[il][*base..][..d]) {
+                mass[*i] += *s as f32;
+                for (acc, v) in sum.iter_mut().zip(&self.v[region][*base..][..d]) {
                     *acc += s * f64::from(*v);
                 }
+            }
+            if !bounds {
+                self.masses[table].extend(mass);
             }
             for (o, s) in out[h * d..][..d].iter_mut().zip(sum) {
                 *o = s as f32;
             }
         }
-        self.masses[il] = masses;
     }
 }
 
@@ -287,12 +381,15 @@ impl Backend for TracePass {
     }
 
     fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
-        let width = self.widths.get(k);
-        for (t, p) in self.tables[il].1.clone().iter().enumerate() {
-            let at = (p.slot as usize * PAGE + p.row as usize) * width;
-            let (kr, vr) = (self.row(k, t).to_vec(), self.row(v, t).to_vec());
-            self.k[il][at..][..width].copy_from_slice(&kr);
-            self.v[il][at..][..width].copy_from_slice(&vr);
+        let (d, region) = (self.hp.head_dim, self.layout.region_of(il));
+        for t in 0..self.n() {
+            for kv in 0..self.hp.n_head_kv {
+                let p = self.tables[self.table(il, kv)].1[t];
+                let at = self.at(il, kv, p.slot, p.row);
+                let (kr, vr) = (self.row(k, t).to_vec(), self.row(v, t).to_vec());
+                self.k[region][at..][..d].copy_from_slice(&kr[kv * d..][..d]);
+                self.v[region][at..][..d].copy_from_slice(&vr[kv * d..][..d]);
+            }
         }
         let width = self.widths.get(out);
         let mut all = vec![0.0; self.n() * width];

@@ -112,7 +112,7 @@ impl Contender {
 
     /// Whether it draws, so that seeds make a difference.
     pub fn draws(&self) -> bool {
-        (self.info.new)(&self.kv, 1).draws()
+        (self.info.new)(&self.kv).draws()
     }
 
     /// Whether it computes what `other` does as long as nothing is recycled: pages of the same size and the same types in them.

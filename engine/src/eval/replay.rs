@@ -191,7 +191,7 @@ impl Side {
 
     /// Takes the attention of the step that both have just made.
     fn watch(&mut self, full: &Session) {
-        let (n, all) = (self.session.n_layer(), full.n_layer());
+        let (n, all) = (self.session.n_tables(), full.n_tables());
         let mut missed = 0.0;
         for t in 0..n {
             // Where heads have tables of their own, each is compared with its layer.
@@ -327,7 +327,11 @@ mod tests {
             len,
             stamp: 0,
             w,
+            sum: 0.0,
+            gap: 0,
             pinned: false,
+            range: 0.0,
+            double: u32::MAX,
         }
     }
 

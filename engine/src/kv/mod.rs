@@ -1,7 +1,7 @@
 //! The books of the KV pool: which positions live in which slot of which layer.
 //!
 //! The pool itself (keys and values) belongs to a backend; this is the table that says what is where. A layer has a fixed number
-//! of slots of [`PAGE`] tokens. Tokens are appended to the layer's current page; when that is full, the next page takes a free
+//! of slots of a page each. Tokens are appended to the layer's current page; when that is full, the next page takes a free
 //! slot or that of the page which the [policy](policy) gives away. Positions only grow: a recycled page leaves a hole, keys
 //! keep the rotation that they were stored with, and what is valid is said by the table, never by an index.
 //!
@@ -14,69 +14,28 @@
 //! end()      masses -> PageMeta::w, policy refreshes time stamps
 //! ```
 
+mod describe;
+mod layout;
 pub mod policy;
 pub mod spec;
+mod table;
+
+pub use describe::{Part, ReadRow};
+pub use layout::{Attend, Layout, Region};
+pub use table::{LayerTable, NONE, PageMeta, Place, Recycled, Span};
 
 use std::ops::Range;
 
 use crate::options::{Aggregate, KvOptions};
-use policy::{Policy, PolicyInfo};
+use describe::Describe;
+use policy::{Policy, PolicyInfo, Value};
+use table::may_recycle;
 
-/// Tokens in a page.
+/// Tokens in a block of the pool, and in a page unless options say otherwise.
 pub const PAGE: usize = 16;
 
 /// Tokens that a page may have.
 pub const PAGE_SIZES: [u32; 4] = [8, 16, 32, 64];
-
-/// A live page of a layer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PageMeta {
-    /// The physical place of the page.
-    pub slot: u32,
-    /// Position of its first token.
-    pub first_pos: u32,
-    /// Tokens in it, `1..=PAGE`; they stand at consecutive positions.
-    pub len: u32,
-    /// The step at which it last mattered.
-    pub stamp: u32,
-    /// Its attention mass at the last step, aggregated over the query heads.
-    pub w: f32,
-    /// Never recycled.
-    pub pinned: bool,
-}
-
-/// Where a token's key and value go: a slot and the row in its page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Slot of the page.
-    pub slot: u32,
-    /// Row in the page, `0..PAGE`.
-    pub row: u32,
-}
-
-/// A page that gave its slot away.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Recycled {
-    /// Layer.
-    pub il: usize,
-    /// The step at which it happened (the position of the token that needed room).
-    pub step: u32,
-    /// The page as it was.
-    pub page: PageMeta,
-}
-
-/// Page table of one layer.
-#[derive(Debug, Default)]
-pub struct LayerTable {
-    /// Live pages in position order; the last is the current one.
-    pub pages: Vec<PageMeta>,
-    /// Slots that hold nothing; the next one to take is the last.
-    free: Vec<u32>,
-    /// Places of the tokens of the step in progress.
-    pub places: Vec<Place>,
-    /// Pages recycled since the sequence began.
-    pub recycled: u64,
-}
 
 /// No page may give its slot away: everything is pinned or recent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,9 +48,11 @@ pub struct PoolFull {
 
 /// Page tables of every layer, and the policy over them.
 pub struct Cache {
-    layers: Vec<LayerTable>,
+    layout: Layout,
+    tables: Vec<LayerTable>,
+    /// Slots that hold nothing, the next one to take last: a list for each table, and one for the pool that tables share.
+    free: Vec<Vec<u32>>,
     policy: Box<dyn Policy>,
-    n_slots: usize,
     recent: usize,
     aggregate: Aggregate,
     pos: u32,
@@ -102,52 +63,108 @@ pub struct Cache {
     watched: bool,
     /// Pages recycled in the step that [`Cache::begin`] last opened.
     recycled: Vec<Recycled>,
+    describe: Describe,
+    /// The page of each table that would go, as long as the table does not change.
+    least: Vec<Option<Candidate>>,
+}
+
+/// A page that may go: its worth and where it is.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    /// 0 for redundant pages, 2 for guarded ones, 1 for others.
+    tier: u8,
+    value: Value,
+    first_pos: u32,
+    index: usize,
+}
+
+impl Candidate {
+    fn order(&self, other: &Self) -> std::cmp::Ordering {
+        let worth = self
+            .tier
+            .cmp(&other.tier)
+            .then(self.value.order(&other.value));
+        worth.then(self.first_pos.cmp(&other.first_pos))
+    }
 }
 
 impl Cache {
-    /// An empty cache of `n_layer` tables with `n_slots` slots each.
+    /// An empty cache of `n_layer` tables with `n_slots` slots each, for whoever has no heads to tell apart.
     pub fn new(options: &KvOptions, policy: &PolicyInfo, n_layer: usize, n_slots: usize) -> Self {
+        let layout = Layout::new(options, n_layer, 1, n_slots, n_slots * PAGE);
+        Self::with_layout(options, policy, layout)
+    }
+
+    /// An empty cache.
+    pub fn with_layout(options: &KvOptions, policy: &PolicyInfo, layout: Layout) -> Self {
         let mut cache = Self {
-            layers: (0..n_layer).map(|_| LayerTable::default()).collect(),
-            policy: (policy.new)(options, n_layer),
+            tables: (0..layout.n_tables())
+                .map(|_| LayerTable::default())
+                .collect(),
+            free: vec![Vec::new(); layout.n_lists()],
+            policy: (policy.new)(options),
             keeps_all: policy.whole_context,
             watched: false,
-            n_slots: 0,
             recent: (options.recent as usize).max(1),
             aggregate: options.aggregate,
             pos: 0,
             first_recycle: None,
             last_recycle: None,
             recycled: Vec::new(),
+            describe: Describe::new(options.redundancy, options.guard),
+            least: vec![None; layout.n_tables()],
+            layout: Layout {
+                n_slots: 0,
+                dense_slots: 0,
+                ..layout.clone()
+            },
         };
-        cache.grow(n_slots);
+        cache.resize(layout);
         cache
     }
 
-    /// Adds slots; the backend must have added them to its pool as well.
+    /// Adds slots to the tables that have a budget; the backend must have added them to its pool as well.
     pub fn grow(&mut self, n_slots: usize) {
-        if n_slots <= self.n_slots {
-            return;
+        if n_slots > self.layout.n_slots {
+            self.resize(Layout {
+                n_slots,
+                ..self.layout.clone()
+            });
         }
-        for l in &mut self.layers {
-            let new = (self.n_slots as u32..n_slots as u32).rev();
+    }
+
+    fn resize(&mut self, layout: Layout) {
+        for (list, free) in self.free.iter_mut().enumerate() {
+            let old = self.layout.slots_of_list(list);
+            let new = (old as u32..layout.slots_of_list(list) as u32).rev();
             // Slots in use stay; low slots are taken first, so fresh memory is touched from its start.
-            l.free.splice(0..0, new);
-            l.pages.reserve(n_slots - l.pages.len());
+            free.splice(0..0, new);
+            free.reserve(layout.slots_of_list(list) - free.len());
         }
-        self.recycled.reserve(self.layers.len());
-        self.policy.reserve(n_slots);
-        self.n_slots = n_slots;
+        for (t, table) in self.tables.iter_mut().enumerate() {
+            let n = layout.max_pages(t);
+            table.pages.reserve(n.saturating_sub(table.pages.len()));
+        }
+        self.recycled.reserve(self.tables.len());
+        self.policy.reserve(
+            layout
+                .max_pages(0)
+                .max(layout.max_pages(layout.n_tables() - 1)),
+        );
+        self.layout = layout;
+        self.reserve_descriptions();
     }
 
     /// Forgets the sequence; every slot is free again.
     pub fn clear(&mut self) {
-        for l in &mut self.layers {
-            l.pages.clear();
-            l.places.clear();
-            l.free.clear();
-            l.free.extend((0..self.n_slots as u32).rev());
-            l.recycled = 0;
+        for (list, free) in self.free.iter_mut().enumerate() {
+            free.clear();
+            free.extend((0..self.layout.slots_of_list(list) as u32).rev());
+        }
+        for t in &mut self.tables {
+            t.pages.clear();
+            t.places.clear();
+            t.recycled = 0;
         }
         self.policy.reset();
         self.pos = 0;
@@ -156,9 +173,14 @@ impl Cache {
         self.recycled.clear();
     }
 
-    /// Slots of a layer.
+    /// The shape of the pool.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Slots of a table that has a budget.
     pub fn n_slots(&self) -> usize {
-        self.n_slots
+        self.layout.n_slots
     }
 
     /// Position of the next token.
@@ -166,14 +188,19 @@ impl Cache {
         self.pos
     }
 
-    /// Page table of layer `il`.
+    /// Page table of layer `il`; that of its first head where heads have their own.
     pub fn layer(&self, il: usize) -> &LayerTable {
-        &self.layers[il]
+        &self.tables[il * self.layout.groups]
+    }
+
+    /// Page tables of all layers, head after head where heads have their own.
+    pub fn tables(&self) -> &[LayerTable] {
+        &self.tables
     }
 
     /// Layers.
     pub fn n_layer(&self) -> usize {
-        self.layers.len()
+        self.layout.n_layer
     }
 
     /// Position at which a page was recycled for the first time.
@@ -196,112 +223,220 @@ impl Cache {
         self.watched = true;
     }
 
+    /// Pages of a table that the step in progress attends to, if not to all, pinned ones and the current one among them.
+    pub fn attends(&self, t: usize) -> Option<usize> {
+        let attend = self.layout.attend?;
+        let pages = self.tables[t].pages.iter();
+        let pinned = pages.filter(|p| p.pinned).count();
+        let beside = if attend.beside_pinned { pinned } else { 0 };
+        Some((attend.pages + beside).max(pinned + 2))
+    }
+
+    /// Rows left in the current pages.
+    fn rest(&self, t: usize) -> usize {
+        let current = self.tables[t].pages.last();
+        current.map_or(0, |p| self.layout.page - p.len as usize)
+    }
+
+    /// Tokens that can be appended to every table if `spare` pages a table, or as many in all for those that share, give way.
+    fn tokens(&self, spare: impl Fn(usize) -> usize) -> usize {
+        let page = self.layout.page;
+        let (mut least, mut shared, mut sharing) = (usize::MAX, 0, 0);
+        for t in 0..self.tables.len() {
+            if self.layout.is_shared(t) {
+                shared += spare(t);
+                sharing += 1;
+            } else {
+                least = least.min((self.free[t].len() + spare(t)) * page + self.rest(t));
+            }
+        }
+        if sharing > 0 {
+            let pages = (self.free[self.tables.len()].len() + shared) / sharing;
+            least = least.min(pages * page + self.rest(self.tables.len() - 1));
+        }
+        if least == usize::MAX { 0 } else { least }
+    }
+
     /// Tokens that can be appended without recycling anything.
     pub fn room(&self) -> usize {
-        self.layers
-            .iter()
-            .map(|l| l.free.len() * PAGE + l.pages.last().map_or(0, |p| PAGE - p.len as usize))
-            .min()
-            .unwrap_or(0)
+        self.tokens(|_| 0)
     }
 
     /// Tokens that can be appended at all: room, and pages that may give their slots away.
     pub fn room_with_recycling(&self) -> usize {
-        let n = self.layers.iter().map(|l| {
-            (0..l.pages.len())
-                .filter(|&i| may_recycle(&l.pages, i, 1))
-                .count()
-        });
         if self.keeps_all {
-            self.room()
-        } else {
-            self.room() + n.min().unwrap_or(0) * PAGE
+            return self.room();
         }
+        self.tokens(|t| {
+            let pages = &self.tables[t].pages;
+            (0..pages.len())
+                .filter(|&i| may_recycle(pages, i, 1))
+                .count()
+        })
     }
 
-    /// Appends `n` tokens to every layer's table and says where they go. Pages that hold any of them are pinned if `pin`.
+    /// Appends `n` tokens to every table and says where they go. Pages that hold any of them are pinned if `pin`.
     ///
     /// # Errors
     /// [`PoolFull`] when a page is needed and none may be recycled; the tables are then as they were for the layers not yet
     /// reached, so the sequence must be cleared (callers check [`Cache::room_with_recycling`] for prompts).
     pub fn begin(&mut self, n: usize, pin: bool) -> Result<(), PoolFull> {
         self.recycled.clear();
-        for il in 0..self.layers.len() {
-            self.layers[il].places.clear();
-            for i in 0..n {
-                let pos = self.pos + i as u32;
-                let l = &mut self.layers[il];
-                match l.pages.last_mut() {
-                    Some(p) if (p.len as usize) < PAGE => {
-                        l.places.push(Place {
-                            slot: p.slot,
-                            row: p.len,
-                        });
-                        p.len += 1;
-                        p.pinned |= pin;
-                    }
-                    _ => {
-                        let slot = match l.free.pop() {
-                            Some(slot) => slot,
-                            None => self.recycle(il, pos)?,
-                        };
-                        let l = &mut self.layers[il];
-                        // Page 0 is the attention sink: it stays under every policy.
-                        let pinned = pin || pos == 0;
-                        l.pages.push(PageMeta {
-                            slot,
-                            first_pos: pos,
-                            len: 1,
-                            stamp: pos,
-                            w: 0.0,
-                            pinned,
-                        });
-                        l.places.push(Place { slot, row: 0 });
-                    }
-                }
+        self.least.fill(None);
+        for t in 0..self.tables.len() {
+            self.tables[t].places.clear();
+            for pos in self.pos..self.pos + n as u32 {
+                self.append(t, pos, pin)?;
             }
         }
         self.pos += n as u32;
         Ok(())
     }
 
-    fn recycle(&mut self, il: usize, step: u32) -> Result<u32, PoolFull> {
-        let l = &mut self.layers[il];
-        let pages = &l.pages;
-        let mut choose = |recent| {
-            self.policy
-                .victim(il, pages, &|i| may_recycle(pages, i, recent))
+    fn append(&mut self, t: usize, pos: u32, pin: bool) -> Result<(), PoolFull> {
+        let pages = &mut self.tables[t].pages;
+        let (slot, row) = match pages.last_mut() {
+            Some(p) if (p.len as usize) < self.layout.page => {
+                p.len += 1;
+                p.pinned |= pin;
+                (p.slot, p.len - 1)
+            }
+            _ => {
+                let slot = self.take(t, pos)?;
+                // Page 0 is the attention sink: it stays under every policy.
+                let page = PageMeta::new(slot, pos, pin || pos == 0);
+                self.tables[t].pages.push(page);
+                self.least[t] = None;
+                (slot, 0)
+            }
+        };
+        let place = self.layout.place(slot, row);
+        self.tables[t].places.push(place);
+        Ok(())
+    }
+
+    /// A slot for the next page of table `t`.
+    fn take(&mut self, t: usize, step: u32) -> Result<u32, PoolFull> {
+        let at_most = self.tables[t].pages.len() >= self.layout.max_pages(t);
+        if !at_most && let Some(slot) = self.free[self.layout.list_of(t)].pop() {
+            return Ok(slot);
+        }
+        let from = if self.layout.is_shared(t) && !at_most {
+            self.layout.n_dense()..self.tables.len()
+        } else {
+            t..t + 1
         };
         // In a pool so small that the recent pages are all there is, only the current one is protected.
-        let Some(i) = choose(self.recent).or_else(|| choose(1)) else {
+        let least = self.least(from.clone(), true, step);
+        let Some((t, i)) = least.or_else(|| self.least(from, false, step)) else {
             return Err(PoolFull {
-                n_slots: self.n_slots,
-                held: pages.len(),
+                n_slots: self.layout.n_slots,
+                held: self.tables[t].pages.len(),
             });
         };
-        let page = l.pages.remove(i);
-        l.recycled += 1;
+        let page = self.tables[t].pages.remove(i);
+        self.least[t] = None;
+        self.tables[t].recycled += 1;
         self.first_recycle.get_or_insert(step);
         self.last_recycle = Some(step);
-        self.recycled.push(Recycled { il, step, page });
+        let (il, group) = (t / self.layout.groups, t % self.layout.groups);
+        self.recycled.push(Recycled {
+            il,
+            group,
+            step,
+            page,
+        });
         Ok(page.slot)
     }
 
-    /// Takes the page masses of the step for layer `il` and lets the policy renew time stamps.
-    ///
-    /// `mass`: `[n_head, n_pages]`, the softmax weight of each live page (in position order) for each query head.
+    /// The last pages of table `t` that stay.
+    fn recent(&self, t: usize) -> usize {
+        let pages = &self.tables[t].pages;
+        let pinned = pages.iter().filter(|p| p.pinned).count();
+        let room = self.layout.n_slots.saturating_sub(pinned);
+        self.recent.max(self.policy.recent(room))
+    }
+
+    /// The page worth least among those of some tables that may go; recent pages may not, if they are to be `spared`.
+    fn least(
+        &mut self,
+        tables: std::ops::Range<usize>,
+        spared: bool,
+        now: u32,
+    ) -> Option<(usize, usize)> {
+        let mut least: Option<(Candidate, usize)> = None;
+        for t in tables {
+            let known = self.least[t].filter(|_| spared);
+            let Some(c) = known.or_else(|| self.least_of(t, spared, now)) else {
+                continue;
+            };
+            if spared {
+                self.least[t] = Some(c);
+            }
+            if least.is_none_or(|(l, _)| c.order(&l).is_lt()) {
+                least = Some((c, t));
+            }
+        }
+        least.map(|(c, t)| (t, c.index))
+    }
+
+    fn least_of(&mut self, t: usize, spared: bool, now: u32) -> Option<Candidate> {
+        let mut least: Option<Candidate> = None;
+        self.candidates(t, spared, now, &mut |c| {
+            if least.is_none_or(|l| c.order(&l).is_lt()) {
+                least = Some(c);
+            }
+        });
+        least
+    }
+
+    /// The pages of table `t` that may go, in position order.
+    fn candidates(&mut self, t: usize, spared: bool, now: u32, each: &mut dyn FnMut(Candidate)) {
+        if self.keeps_all {
+            return;
+        }
+        let recent = if spared { self.recent(t) } else { 1 };
+        let pages = &self.tables[t].pages;
+        let guarded = self.describe.guarded_from(pages);
+        for i in (0..pages.len()).filter(|&i| may_recycle(pages, i, recent)) {
+            each(Candidate {
+                tier: match &pages[i] {
+                    p if p.double != NONE => 0,
+                    p if p.range >= guarded => 2,
+                    _ => 1,
+                },
+                value: self.policy.value(&pages[i], now),
+                first_pos: pages[i].first_pos,
+                index: i,
+            });
+        }
+    }
+
+    /// [`Cache::end_table`] for a layer whose heads share a table.
     pub fn end_layer(&mut self, il: usize, mass: &[f32], n_head: usize) {
-        let l = &mut self.layers[il];
-        let n = l.pages.len();
+        debug_assert_eq!(self.layout.groups, 1);
+        self.end_table(il, mass, n_head);
+    }
+
+    /// Takes the page masses of the step for table `t` and lets the policy renew time stamps.
+    ///
+    /// `mass`: `[n_head, n_spans]`, the softmax weight of each [span](LayerTable::spans) (in position order) for each query head that
+    /// reads the table.
+    pub fn end_table(&mut self, t: usize, mass: &[f32], n_head: usize) {
+        let n = self.tables[t].n_spans();
+        let pages = &mut self.tables[t].pages;
         debug_assert_eq!(mass.len(), n * n_head);
-        for (i, p) in l.pages.iter_mut().enumerate() {
-            let per_head = (0..n_head).map(|h| mass[h * n + i]);
+        let mut first = 0;
+        for p in pages.iter_mut() {
+            let spans = first..first + (p.len as usize).div_ceil(PAGE);
+            first = spans.end;
+            let per_head = (0..n_head).map(|h| mass[h * n..][spans.clone()].iter().sum::<f32>());
             p.w = match self.aggregate {
                 Aggregate::Max => per_head.fold(0.0, f32::max),
                 Aggregate::Mean => per_head.sum::<f32>() / n_head as f32,
             };
         }
-        self.policy.refresh(il, &mut l.pages, self.pos - 1);
+        self.policy.refresh(pages, self.pos - 1);
     }
 
     /// Pins the live pages that hold any of `positions`; returns the first positions of those that were not pinned before, each once.
@@ -311,18 +446,16 @@ impl Cache {
     pub fn pin(&mut self, positions: &Range<u32>) -> Result<Vec<u32>, PoolFull> {
         let inside =
             |p: &PageMeta| p.first_pos < positions.end && p.first_pos + p.len > positions.start;
-        for l in self.layers.iter().filter(|_| !self.keeps_all) {
-            let held = l.pages.iter().filter(|p| p.pinned || inside(p)).count();
-            if held + 2 > self.n_slots {
-                return Err(PoolFull {
-                    n_slots: self.n_slots,
-                    held,
-                });
+        for (t, table) in self.tables.iter().enumerate() {
+            let held = table.pages.iter().filter(|p| p.pinned || inside(p));
+            let (held, n_slots) = (held.count(), self.slots_of(t));
+            if held + 2 > n_slots && !self.keeps_all {
+                return Err(PoolFull { n_slots, held });
             }
         }
         let mut new = Vec::new();
-        for l in &mut self.layers {
-            for p in l.pages.iter_mut().filter(|p| !p.pinned && inside(p)) {
+        for table in &mut self.tables {
+            for p in table.pages.iter_mut().filter(|p| !p.pinned && inside(p)) {
                 p.pinned = true;
                 new.push(p.first_pos);
             }
@@ -332,35 +465,37 @@ impl Cache {
         Ok(new)
     }
 
-    /// Lets pages go that [`Cache::pin`] has pinned, named by their first positions.
-    pub fn unpin(&mut self, pages: &[u32]) {
-        for l in &mut self.layers {
-            for p in l.pages.iter_mut() {
-                p.pinned &= !pages.contains(&p.first_pos);
-            }
+    /// Slots that table `t` is sure of.
+    fn slots_of(&self, t: usize) -> usize {
+        if self.layout.is_shared(t) {
+            self.layout.n_slots
+        } else {
+            self.layout.max_pages(t)
         }
     }
 
-    /// First positions of the pages of layer `il` that may be recycled, the next to go first. `None` if that is drawn.
-    pub fn order(&mut self, il: usize) -> Option<Vec<u32>> {
+    /// Lets pages go that [`Cache::pin`] has pinned, named by their first positions.
+    pub fn unpin(&mut self, pages: &[u32]) {
+        for p in self.tables.iter_mut().flat_map(|t| &mut t.pages) {
+            p.pinned &= !pages.contains(&p.first_pos);
+        }
+    }
+
+    /// First positions of the pages of table `t` that may be recycled, the next to go first. `None` if that is drawn.
+    pub fn order(&mut self, t: usize) -> Option<Vec<u32>> {
         if self.policy.draws() {
             return None;
         }
-        let pages = &self.layers[il].pages;
-        let mut out: Vec<usize> = Vec::new();
-        loop {
-            let may = |i: usize| may_recycle(pages, i, self.recent) && !out.contains(&i);
-            match self.policy.victim(il, pages, &may) {
-                Some(i) => out.push(i),
-                None => return Some(out.iter().map(|&i| pages[i].first_pos).collect()),
-            }
-        }
+        let mut out = Vec::new();
+        self.candidates(t, true, self.pos, &mut |c| out.push(c));
+        out.sort_by(Candidate::order);
+        Some(out.iter().map(|c| c.first_pos).collect())
     }
 
     /// Drops the tokens from `pos` on.
     ///
     /// Returns `false`, and does nothing, when a page was recycled at `pos` or later: what the token at `pos` attended to is gone,
-    /// so the caller has to fill the cache again.
+    /// so the caller has to fill the cache again. What a policy has added up for the pages that stay is kept.
     pub fn rewind(&mut self, pos: u32) -> bool {
         if pos >= self.pos {
             return true;
@@ -368,28 +503,27 @@ impl Cache {
         if self.last_recycle.is_some_and(|step| step >= pos) {
             return false;
         }
-        for l in &mut self.layers {
-            while let Some(p) = l.pages.last_mut() {
+        for (t, table) in self.tables.iter_mut().enumerate() {
+            let free = &mut self.free[self.layout.list_of(t)];
+            while let Some(p) = table.pages.last_mut() {
                 if p.first_pos >= pos {
-                    l.free.push(p.slot);
-                    l.pages.pop();
+                    free.push(p.slot);
+                    table.pages.pop();
                 } else {
                     p.len = p.len.min(pos - p.first_pos);
                     break;
                 }
             }
-            for p in &mut l.pages {
+            for p in &mut table.pages {
                 p.stamp = p.stamp.min(pos.saturating_sub(1));
+                if p.double >= pos {
+                    p.double = NONE;
+                }
             }
         }
         self.pos = pos;
         true
     }
-}
-
-/// Whether page `i` may be recycled: not pinned and not among the last `recent`.
-fn may_recycle(pages: &[PageMeta], i: usize, recent: usize) -> bool {
-    !pages[i].pinned && i + recent < pages.len()
 }
 
 #[cfg(test)]

@@ -96,9 +96,13 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "budget_scope",
-        values: "layer or model",
+        values: "auto, layer or model",
         set: |o, v| {
-            let named = [("layer", BudgetScope::Layer), ("model", BudgetScope::Model)];
+            let named = [
+                ("auto", BudgetScope::Auto),
+                ("layer", BudgetScope::Layer),
+                ("model", BudgetScope::Model),
+            ];
             put(&mut o.budget_scope, word(v, &named))
         },
     },

@@ -24,48 +24,48 @@ fn mass(first_pos: u32, step: u32, h: usize) -> f32 {
 fn step(c: &mut Cache, n_head: usize) {
     c.begin(1, false).unwrap();
     let now = c.pos() - 1;
-    for il in 0..c.n_layer() {
+    for t in 0..c.tables().len() {
+        let spans: Vec<Span> = c.tables()[t].spans(c.layout()).collect();
         let masses: Vec<f32> = (0..n_head)
             .flat_map(|h| {
-                c.layer(il)
-                    .pages
-                    .iter()
-                    .map(move |p| mass(p.first_pos + il as u32, now, h))
+                let of = move |s: &Span| mass(s.first_pos + t as u32, now, h);
+                spans.iter().map(of).collect::<Vec<_>>()
             })
             .collect();
-        c.end_layer(il, &masses, n_head);
+        c.end_table(t, &masses, n_head);
     }
 }
 
 /// What must hold at any time.
 fn check(c: &Cache) {
-    for il in 0..c.n_layer() {
-        let l = c.layer(il);
-        let mut slots: Vec<u32> = l
-            .pages
-            .iter()
-            .map(|p| p.slot)
-            .chain(l.free.iter().copied())
-            .collect();
+    let layout = c.layout();
+    for list in 0..layout.n_lists() {
+        let tables = (0..layout.n_tables()).filter(|&t| layout.list_of(t) == list);
+        let held = tables.flat_map(|t| c.tables[t].pages.iter().map(|p| p.slot));
+        let mut slots: Vec<u32> = held.chain(c.free[list].iter().copied()).collect();
         slots.sort_unstable();
         assert_eq!(
             slots,
-            (0..c.n_slots() as u32).collect::<Vec<_>>(),
+            (0..layout.slots_of_list(list) as u32).collect::<Vec<_>>(),
             "every slot is held once or free"
         );
+    }
+    for table in c.tables() {
         assert!(
-            l.pages
+            table
+                .pages
                 .is_sorted_by(|a, b| a.first_pos + a.len <= b.first_pos),
             "pages are in position order"
         );
-        let last = l.pages.last().unwrap();
+        let last = table.pages.last().unwrap();
         assert_eq!(last.first_pos + last.len, c.pos());
         assert!(
-            l.pages
+            table
+                .pages
                 .iter()
                 .rev()
                 .skip(1)
-                .all(|p| p.len as usize == PAGE || p.pinned),
+                .all(|p| p.len as usize == layout.page || p.pinned),
             "only the last page is partial"
         );
     }
@@ -163,6 +163,7 @@ fn h2o_forgets_what_received_least() {
         let t = c.pos();
         if (t as usize).is_multiple_of(PAGE) {
             if pages.len() == n_slots {
+                // Half of the eight slots that are not pinned.
                 let free = pages[2..n_slots - recent].iter();
                 let victim = free.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
                 pages.retain(|p| p.0 != victim);
@@ -291,4 +292,148 @@ fn growing_adds_free_slots() {
         step(&mut c, 1);
         check(&c);
     }
+}
+
+/// Layouts by their options: page, dense layers, head tables, one budget.
+fn layouts() -> Vec<KvOptions> {
+    let specs = [
+        "raas:page=8",
+        "raas:page=64",
+        "raas:scope=head",
+        "raas:dense_layers=1",
+        "raas:budget_scope=model",
+        "lrfu:budget_scope=model,scope=head,dense_layers=1,page=32",
+        "lag:budget_scope=model,page=8",
+        "random:budget_scope=model,scope=head",
+        "h2o:scope=head,page=32",
+    ];
+    let apply = |spec: &&str| {
+        let mut o = KvOptions::default();
+        o.apply(spec).unwrap();
+        o
+    };
+    specs.iter().map(apply).collect()
+}
+
+#[test]
+fn every_layout_keeps_its_books() {
+    for o in layouts() {
+        let layout = Layout::new(&o, 3, 2, 12, 4096);
+        let page = layout.page;
+        let mut c = Cache::with_layout(&o, find(&o.policy).unwrap(), layout);
+        c.begin(2 * page + 5, true).unwrap();
+        for _ in 0..40 * page {
+            step(&mut c, 2);
+            check(&c);
+        }
+        for (t, table) in c.tables().iter().enumerate() {
+            assert!(table.pages.len() <= c.layout().max_pages(t));
+            let dense = t < c.layout().n_dense();
+            assert_eq!(table.recycled == 0, dense, "{o:?}: table {t}");
+            assert!(table.pages[..3].iter().all(|p| p.pinned));
+        }
+        let total: usize = c.tables[c.layout.n_dense()..]
+            .iter()
+            .map(|t| t.pages.len())
+            .sum();
+        let tables = c.layout.n_tables() - c.layout.n_dense();
+        assert_eq!(total, tables * 12, "the budget is used up");
+
+        let pos = c.pos();
+        assert!(!c.rewind(pos - 30 * page as u32), "{o:?}");
+        let before = c.room_with_recycling();
+        c.grow(20);
+        check(&c);
+        assert!(c.room_with_recycling() >= before + 8 * page, "{o:?}");
+        step(&mut c, 2);
+        assert!(c.rewind(pos));
+        check(&c);
+        c.clear();
+        assert_eq!((c.pos(), c.room()), (0, 20 * page), "{o:?}");
+        c.begin(3, true).unwrap();
+        check(&c);
+    }
+}
+
+#[test]
+fn places_lie_in_their_blocks() {
+    for o in layouts() {
+        let layout = Layout::new(&o, 2, 2, 9, 1024);
+        let mut c = Cache::with_layout(&o, find(&o.policy).unwrap(), layout.clone());
+        let mut written = std::collections::HashMap::new();
+        for _ in 0..30 * layout.page as u32 {
+            step(&mut c, 1);
+            for (t, table) in c.tables().iter().enumerate() {
+                let (place, list) = (table.places[0], layout.list_of(t));
+                let region = layout.region(layout.region_of(t / layout.groups));
+                assert!((place.slot as usize) < region.n_blocks && place.row < PAGE as u32);
+                written.insert((list, place.slot, place.row), (t, c.pos() - 1));
+                // What a table shows is what was written for it last.
+                for s in table.spans(&layout) {
+                    for i in 0..s.len {
+                        let at = (list, s.slot, s.row + i);
+                        assert_eq!(written[&at], (t, s.first_pos + i), "{o:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_budget_goes_where_it_is_needed() {
+    let mut o = KvOptions::default();
+    o.apply("raas:alpha=0.5,budget_scope=model").unwrap();
+    let mut c = Cache::with_layout(&o, find("raas").unwrap(), Layout::new(&o, 2, 1, 16, 4096));
+    for _ in 0..1000 {
+        c.begin(1, false).unwrap();
+        for t in 0..2 {
+            // Everything matters in the first layer, nothing in the second.
+            let masses = vec![1.0 - t as f32; c.tables()[t].n_spans()];
+            c.end_table(t, &masses, 1);
+        }
+        check(&c);
+    }
+    // The sink, the last four, and at times the one that was current before.
+    assert!((5..=6).contains(&c.tables()[1].pages.len()));
+    assert!(c.tables()[0].pages.len() >= 26);
+}
+
+#[test]
+fn counts_decay() {
+    let mut o = KvOptions::default();
+    o.apply("lrfu:alpha=0.5,lambda=0.5,clock=step").unwrap();
+    let mut c = Cache::new(&o, find("lrfu").unwrap(), 1, 4);
+    for hit in [1.0, 1.0, 0.0, 1.0] {
+        c.begin(1, false).unwrap();
+        c.end_layer(0, &[hit], 1);
+    }
+    assert_eq!(
+        c.layer(0).pages[0].sum,
+        ((1.0 * 0.5 + 1.0) * 0.5) * 0.5 + 1.0
+    );
+}
+
+#[test]
+fn the_most_overdue_page_goes() {
+    let mut o = KvOptions::default();
+    o.apply("lag:alpha=0.5,recent=1").unwrap();
+    let mut c = Cache::new(&o, find("lag").unwrap(), 1, 4);
+    for pos in 0..65 {
+        c.begin(1, false).unwrap();
+        // The page at 16 is hit every twenty steps, that at 32 at every step until 56.
+        let mass = |p: &PageMeta| match p.first_pos {
+            16 => f32::from(u8::from(pos % 20 == 0)),
+            32 => f32::from(u8::from(pos < 56)),
+            _ => 0.0,
+        };
+        let masses: Vec<f32> = c.layer(0).pages.iter().map(mass).collect();
+        c.end_layer(0, &masses, 1);
+    }
+    let held: Vec<u32> = c.layer(0).pages.iter().map(|p| p.first_pos).collect();
+    assert_eq!(
+        held,
+        [0, 16, 48, 64],
+        "silent for 8 steps after pauses of 1"
+    );
 }

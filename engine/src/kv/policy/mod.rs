@@ -1,13 +1,18 @@
 //! Which pages of the pool deserve to stay.
 //!
-//! A policy is asked two things: after a step, which pages mattered ([`Policy::refresh`]); and when the pool of a layer is full,
-//! which page gives its slot away ([`Policy::victim`]). Everything else (pinning, recent pages, slots) belongs to the
-//! [cache](super::Cache) and is the same for all, so policies differ in nothing but their judgement.
+//! A policy is asked two things: after a step, which pages mattered ([`Policy::refresh`]); and what a page is worth
+//! ([`Policy::value`]): when the pool is full, the one worth least gives its slot away. Everything else (pinning, recent pages,
+//! slots) belongs to the [cache](super::Cache) and is the same for all, so policies differ in nothing but their judgement. What they note about
+//! a page stands in its [`PageMeta`] and goes with it.
 //!
 //! A policy is one file here and one line in [`POLICIES`]; the command line, its completion and the tests read that table.
 
 mod full;
 mod h2o;
+mod hits;
+mod lag;
+mod lrfu;
+mod quest;
 mod raas;
 mod random;
 mod window;
@@ -15,7 +20,19 @@ mod window;
 use super::PageMeta;
 use crate::options::KvOptions;
 
-/// The judgement of a KV policy. One object serves every layer of a sequence.
+/// What a page is worth: by the first number, among equals by the second. What is left equal is decided by position.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Value(pub f64, pub f64);
+
+impl Value {
+    /// Whether this is less than `other`; a total order.
+    pub fn order(&self, other: &Self) -> std::cmp::Ordering {
+        let first = self.0.total_cmp(&other.0);
+        first.then(self.1.total_cmp(&other.1))
+    }
+}
+
+/// The judgement of a KV policy. One object serves every table of a sequence.
 pub trait Policy: Send {
     /// Whether [`Policy::refresh`] wants page masses; if not, a backend need not leave them.
     fn wants_mass(&self) -> bool {
@@ -27,23 +44,24 @@ pub trait Policy: Send {
         false
     }
 
-    /// After step `now`, `pages` of layer `il` (live, in position order) carry their new masses in `w`.
-    fn refresh(&mut self, il: usize, pages: &mut [PageMeta], now: u32) {
-        let _ = (il, pages, now);
+    /// After step `now`, the `pages` of a table (live, in position order) carry their new masses in `w`.
+    fn refresh(&mut self, pages: &mut [PageMeta], now: u32) {
+        let _ = (pages, now);
     }
 
-    /// Index in `pages` of the one to recycle in layer `il`, or `None` if no page may be. `may(i)` tells whether page `i` is
-    /// neither pinned nor recent.
-    fn victim(
-        &mut self,
-        il: usize,
-        pages: &[PageMeta],
-        may: &dyn Fn(usize) -> bool,
-    ) -> Option<usize>;
+    /// What a page is worth at step `now`. Comparable between tables.
+    fn value(&mut self, page: &PageMeta, now: u32) -> Value;
 
-    /// Makes room for tables of `n_slots` pages, so that a step allocates nothing.
-    fn reserve(&mut self, n_slots: usize) {
-        let _ = n_slots;
+    /// The last pages of a table that stay in any case, if it has `room` slots for pages that are not pinned; the cache's own number
+    /// holds if that is more.
+    fn recent(&self, room: usize) -> usize {
+        let _ = room;
+        0
+    }
+
+    /// Makes room for tables of `n_pages` pages, so that a step allocates nothing.
+    fn reserve(&mut self, n_pages: usize) {
+        let _ = n_pages;
     }
 
     /// Forgets everything: a new sequence begins.
@@ -58,8 +76,10 @@ pub struct PolicyInfo {
     pub summary: &'static str,
     /// Whether the pool is as large as the context, so that nothing is ever recycled.
     pub whole_context: bool,
-    /// Makes the policy for a model of `n_layer` layers.
-    pub new: fn(&KvOptions, n_layer: usize) -> Box<dyn Policy>,
+    /// Whether a step attends only to the best pages, as many as the budget has.
+    pub selects: bool,
+    /// Makes the policy.
+    pub new: fn(&KvOptions) -> Box<dyn Policy>,
 }
 
 /// Every KV policy.
@@ -69,6 +89,9 @@ pub static POLICIES: &[PolicyInfo] = &[
     window::INFO,
     random::INFO,
     h2o::INFO,
+    lrfu::INFO,
+    lag::INFO,
+    quest::INFO,
 ];
 
 /// Looks a policy up by name.

@@ -5,13 +5,14 @@
 use rand_core::Rng;
 use rand_pcg::Pcg32;
 
-use super::{PageMeta, Policy, PolicyInfo};
+use super::{PageMeta, Policy, PolicyInfo, Value};
 
 pub(super) const INFO: PolicyInfo = PolicyInfo {
     name: "random",
     summary: "keep the prompt, recent pages and a random sample of the rest (seeded)",
     whole_context: false,
-    new: |o, _| {
+    selects: false,
+    new: |o| {
         Box::new(Random {
             seed: o.seed,
             rng: rng(o.seed),
@@ -33,19 +34,9 @@ impl Policy for Random {
         true
     }
 
-    fn victim(
-        &mut self,
-        _: usize,
-        pages: &[PageMeta],
-        may: &dyn Fn(usize) -> bool,
-    ) -> Option<usize> {
-        let n = (0..pages.len()).filter(|&i| may(i)).count();
-        if n == 0 {
-            return None;
-        }
-        // Multiply-shift maps 32 random bits onto 0..n; the bias is below n / 2^32.
-        let k = ((u64::from(self.rng.next_u32()) * n as u64) >> 32) as usize;
-        (0..pages.len()).filter(|&i| may(i)).nth(k)
+    fn value(&mut self, _: &PageMeta, _: u32) -> Value {
+        // The least of equal draws is any page with equal chance.
+        Value(f64::from(self.rng.next_u32()), 0.0)
     }
 
     fn reset(&mut self) {

@@ -2,24 +2,20 @@
 //!
 //! First in, first out. With the prompt pinned it is one of the two controls that any policy has to beat.
 
-use super::{PageMeta, Policy, PolicyInfo};
+use super::{PageMeta, Policy, PolicyInfo, Value};
 
 pub(super) const INFO: PolicyInfo = PolicyInfo {
     name: "window",
     summary: "keep the prompt and the most recent pages",
     whole_context: false,
-    new: |_, _| Box::new(Window),
+    selects: false,
+    new: |_| Box::new(Window),
 };
 
 struct Window;
 
 impl Policy for Window {
-    fn victim(
-        &mut self,
-        _: usize,
-        pages: &[PageMeta],
-        may: &dyn Fn(usize) -> bool,
-    ) -> Option<usize> {
-        (0..pages.len()).find(|&i| may(i))
+    fn value(&mut self, page: &PageMeta, _: u32) -> Value {
+        Value(f64::from(page.first_pos), 0.0)
     }
 }

@@ -1,0 +1,133 @@
+//! Every option of the pool, alone and in company: the CPU backend takes the decisions of the reference, a decode goes on when the
+//! pool is full, memory is what was planned, and a sequence can be rewound, cleared and grown.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+
+use lemma_engine::kv::Recycled;
+use lemma_engine::model::Model;
+use lemma_engine::options::{BackendKind, KvBudget, LoadOptions};
+use lemma_engine::session::{Rewind, Session};
+
+const SPECS: [&str; 16] = [
+    "raas",
+    "raas:budget_scope=layer",
+    "raas:scope=head,budget_scope=layer",
+    "raas:scope=head",
+    "raas:page=8",
+    "raas:page=32,scope=head",
+    "raas:page=64,budget_scope=layer",
+    "raas:dense_layers=1",
+    "raas:score=bound,budget_scope=layer",
+    "raas:score=bound,scope=head,page=8,aggregate=mean",
+    "lrfu:top_r=0.3,lambda=0.8,clock=step",
+    "lag:alpha=0.05,budget_scope=layer",
+    "h2o:redundancy=0.5",
+    "raas:guard=0.25,redundancy=0.6,scope=head,dense_layers=1",
+    "quest",
+    "quest:page=8,dense_layers=1",
+];
+
+fn load(backend: BackendKind, spec: &str, tokens: u32, f32s: bool) -> (LoadOptions, Arc<Model>) {
+    let mut o = LoadOptions {
+        backend,
+        n_threads: Some(2),
+        ..LoadOptions::default()
+    };
+    o.kv.apply(spec).unwrap();
+    o.kv.budget = KvBudget::Tokens(tokens);
+    if f32s {
+        o.kv.set("ctk", "f32").unwrap();
+        o.kv.set("ctv", "f32").unwrap();
+    }
+    let path = lemma_tests::data().join("arch").join("qwen2-gqa-tied.gguf");
+    let model = Arc::new(Model::load(&path, &o).unwrap());
+    (o, model)
+}
+
+fn token(i: usize, n_vocab: usize) -> u32 {
+    ((i * 7919 + i * i * 31 + 13) % n_vocab) as u32
+}
+
+/// What is recycled (layer, table, step, page), and the logits after each step.
+type Run = (Vec<(usize, usize, u32, u32)>, Vec<Vec<f32>>);
+
+fn run(backend: BackendKind, spec: &str) -> Run {
+    let (o, model) = load(backend, spec, 320, true);
+    let n_vocab = model.hparams().n_vocab;
+    let mut s = Session::new(model, &o).unwrap();
+    let all = Arc::new(Mutex::new(Vec::new()));
+    let into = Arc::clone(&all);
+    s.on_recycle(Some(Box::new(move |pages: &[Recycled], _: &[u32]| {
+        let seen = |r: &Recycled| (r.il, r.group, r.step, r.page.first_pos);
+        into.lock().unwrap().extend(pages.iter().map(seen));
+    })));
+    let prompt: Vec<u32> = (0..20).map(|i| token(i, n_vocab)).collect();
+    s.prefill(&prompt, 20, &mut |_, _| ControlFlow::Continue(()))
+        .unwrap();
+    let mut logits = Vec::new();
+    for i in 20..450 {
+        s.decode(token(i, n_vocab)).unwrap();
+        logits.push(s.logits().to_vec());
+    }
+    let recycled = all.lock().unwrap().clone();
+    (recycled, logits)
+}
+
+#[test]
+fn the_cpu_decides_as_the_reference() {
+    for spec in SPECS {
+        let (want, got) = (run(BackendKind::Trace, spec), run(BackendKind::Cpu, spec));
+        assert_eq!(got.0, want.0, "{spec}");
+        assert_eq!(spec.starts_with("quest"), got.0.is_empty(), "{spec}");
+        for (i, (a, b)) in got.1.iter().zip(&want.1).enumerate() {
+            let error = lemma_tests::nmse(a, b);
+            assert!(error < 1e-5, "{spec}, step {i}: {error:.1e}");
+        }
+    }
+}
+
+#[test]
+fn a_sequence_can_be_rewound_cleared_and_grown() {
+    for spec in SPECS {
+        let (mut o, model) = load(BackendKind::Cpu, spec, 320, false);
+        let n_vocab = model.hparams().n_vocab;
+        let mut s = Session::new(Arc::clone(&model), &o).unwrap();
+        assert_eq!(s.kv().bytes, s.plan().kv, "{spec}");
+        let feed = |s: &mut Session, range: std::ops::Range<usize>| {
+            for i in range {
+                s.decode(token(i, n_vocab)).unwrap();
+            }
+            s.logits().to_vec()
+        };
+        let first = feed(&mut s, 0..100);
+        feed(&mut s, 100..140);
+        assert_eq!(s.rewind(60), Rewind::Done);
+        assert_eq!(feed(&mut s, 60..100), first, "{spec}: nothing was recycled");
+        let bytes = s.kv().bytes;
+        let long = feed(&mut s, 100..420);
+        assert_eq!(s.kv().bytes, bytes, "{spec}: memory stays");
+        if !spec.starts_with("quest") {
+            assert_eq!(s.rewind(50), Rewind::Refill, "{spec}");
+            assert_eq!(s.pos(), 0);
+        }
+        s.clear();
+        assert_eq!(feed(&mut s, 0..100), first, "{spec}: a new sequence");
+        assert_eq!(feed(&mut s, 100..420).len(), long.len());
+
+        // A pool of default size grows with a prompt.
+        o.kv.budget = KvBudget::Default;
+        o.kv.beyond_train = true;
+        o.n_ctx = Some(6000);
+        let mut s = Session::new(model, &o).unwrap();
+        let prompt: Vec<u32> = (0..300).map(|i| token(i, n_vocab)).collect();
+        let before = s.kv().bytes;
+        s.prefill(&prompt, 300, &mut |_, _| ControlFlow::Continue(()))
+            .unwrap();
+        if !spec.starts_with("quest") {
+            assert!(s.kv().bytes > before, "{spec}");
+        }
+        s.decode(1).unwrap();
+        assert!(s.logits().iter().all(|l| l.is_finite()), "{spec}");
+    }
+}
