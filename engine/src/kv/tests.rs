@@ -437,3 +437,55 @@ fn the_most_overdue_page_goes() {
         "silent for 8 steps after pauses of 1"
     );
 }
+
+#[test]
+fn what_a_person_pins_stays_until_it_is_let_go() {
+    for policy in ["raas", "window", "random", "h2o", "lrfu", "lag"] {
+        let mut c = cache(policy, 2, 8);
+        for _ in 0..PAGE * 5 {
+            step(&mut c, 2);
+        }
+        let at = 2 * PAGE as u32;
+        // The last token of a page and the first of the next.
+        let pinned = c.pin(&(at + 15..at + 17)).unwrap();
+        assert_eq!(pinned, [at, at + 16], "{policy}");
+        assert!(c.pin(&(at..at + 1)).unwrap().is_empty(), "pinned already");
+        for _ in 0..PAGE * 20 {
+            step(&mut c, 2);
+        }
+        let held = |c: &Cache, first| {
+            (0..2).all(|t| c.tables()[t].pages.iter().any(|p| p.first_pos == first))
+        };
+        assert!(held(&c, at) && held(&c, at + 16), "{policy}");
+        // Two pages must take turns; nothing is changed by what is refused.
+        assert!(c.pin(&(0..u32::MAX)).is_err(), "{policy}");
+        c.unpin(&pinned);
+        assert!(
+            c.tables()
+                .iter()
+                .all(|t| t.pages.iter().filter(|p| p.pinned).count() == 1)
+        );
+        for _ in 0..PAGE * 60 {
+            step(&mut c, 2);
+        }
+        assert!(policy != "window" || !held(&c, at), "{policy}");
+    }
+}
+
+#[test]
+fn the_order_of_going_is_the_order_in_which_pages_go() {
+    for policy in ["raas", "window", "h2o", "lrfu", "lag"] {
+        let mut c = cache(policy, 1, 12);
+        for _ in 0..PAGE * 30 {
+            step(&mut c, 2);
+        }
+        for _ in 0..PAGE * 10 {
+            let next = c.order(0).unwrap()[0];
+            step(&mut c, 2);
+            if let Some(r) = c.recycled().first() {
+                assert_eq!(r.page.first_pos, next, "{policy}");
+            }
+        }
+    }
+    assert!(cache("random", 1, 8).order(0).is_none());
+}
