@@ -172,7 +172,7 @@ impl Default for KvOptions {
             budget: KvBudget::Default,
             ty_k: GgmlType::F16,
             ty_v: GgmlType::F16,
-            refresh: Refresh::Rank(0.5),
+            refresh: Refresh::Alpha(0.5),
             pin: Pin::Prompt,
             recent: 4,
             aggregate: Aggregate::Max,

@@ -29,11 +29,11 @@ pub struct KvStats {
     pub policy: &'static str,
     /// Slots of a layer.
     pub n_slots: usize,
-    /// Live pages, the most of any layer.
+    /// Live pages, the most of any layer; the mean where layers share their budget.
     pub pages: usize,
     /// Pinned pages, the most of any layer.
     pub pinned: usize,
-    /// Pages recycled since the sequence began, the most of any layer.
+    /// Pages recycled since the sequence began, the most of any layer; the mean where layers share their budget.
     pub recycled: u64,
     /// Tokens in a page.
     pub page: usize,
@@ -288,16 +288,30 @@ impl Session {
 
     /// State of the pool.
     pub fn kv(&self) -> KvStats {
-        let layers = || self.cache.tables().iter();
+        // Dense layers have no budget to speak of, unless there is nothing else.
+        let (all, layout) = (self.cache.tables(), self.cache.layout());
+        let first = (layout.dense * layout.groups).min(all.len() - 1);
+        let layers = || all[first..].iter();
+        let n = if layout.shared { all.len() - first } else { 1 };
+        let pages = layers().map(|l| l.pages.len());
+        let recycled = layers().map(|l| l.recycled);
         KvStats {
             policy: self.policy.name,
             n_slots: self.cache.n_slots(),
-            pages: layers().map(|l| l.pages.len()).max().unwrap_or(0),
+            pages: if layout.shared {
+                pages.sum::<usize>().div_ceil(n)
+            } else {
+                pages.max().unwrap_or(0)
+            },
             pinned: layers()
                 .map(|l| l.pages.iter().filter(|p| p.pinned).count())
                 .max()
                 .unwrap_or(0),
-            recycled: layers().map(|l| l.recycled).max().unwrap_or(0),
+            recycled: if layout.shared {
+                recycled.sum::<u64>().div_ceil(n as u64)
+            } else {
+                recycled.max().unwrap_or(0)
+            },
             page: self.cache.layout().page,
             bytes: self.runner.pool_bytes(self.cache.layout()),
             first_recycle: self.cache.first_recycle(),

@@ -354,7 +354,7 @@ pub(crate) struct KvArgs {
     /// Which page gives its place away when the pool is full [default: raas]
     #[arg(long, value_name = "NAME[:KEY=VALUE,…]", env = "LEMMA_KV_POLICY", hide_env = true, help = super::help::policies())]
     pub(crate) kv_policy: Option<String>,
-    /// Renew the time stamps of pages with more attention mass than this (raas, lag; lrfu: what counts as a hit)
+    /// What counts as a hit (raas, lrfu, lag): a page with more attention mass than this [default: 0.5]
     #[arg(
         long,
         value_name = "F",
@@ -362,7 +362,7 @@ pub(crate) struct KvArgs {
         conflicts_with = "kv_top_r"
     )]
     pub(crate) kv_alpha: Option<String>,
-    /// Renew the time stamps of this share of the pages, the best [default: 0.5]
+    /// The same: this share of the pages, the best
     #[arg(long, value_name = "F", hide_short_help = true)]
     pub(crate) kv_top_r: Option<String>,
     /// Decay of a page's hits per tick of --kv-clock (lrfu) [default: 0.9]

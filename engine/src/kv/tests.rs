@@ -74,7 +74,9 @@ fn check(c: &Cache) {
 #[test]
 fn raas_follows_its_rules() {
     let (n_slots, n_head, recent, prompt) = (12, 3, 4, 37);
-    let mut c = cache("raas", 2, n_slots);
+    let mut o = KvOptions::default();
+    o.apply("raas:top_r=0.5").unwrap();
+    let mut c = Cache::new(&o, find("raas").unwrap(), 2, n_slots);
     c.begin(prompt, true).unwrap();
     // (first position, stamp, w) of the live pages of layer 0, kept by the rules as they are written down.
     let mut pages: Vec<(u32, u32, f32)> = (0..prompt as u32)
@@ -488,4 +490,49 @@ fn the_order_of_going_is_the_order_in_which_pages_go() {
         }
     }
     assert!(cache("random", 1, 8).order(0).is_none());
+}
+
+/// A row of the pool that depends on the page alone: a direction for keys, a range for values.
+fn row_of(pages: &[PageMeta], part: Part, place: Place, row: &mut [f32]) {
+    let first_pos = pages
+        .iter()
+        .find(|p| p.slot == place.slot)
+        .unwrap()
+        .first_pos;
+    row.fill(0.0);
+    match part {
+        // The pages at 16 and 96 say the same.
+        Part::K if first_pos == 96 => row[1] = 1.0,
+        Part::K => row[first_pos as usize / 16] = 1.0,
+        // The page at 32 has the widest range.
+        Part::V => row[0] = if first_pos == 32 { 9.0 } else { 1.0 },
+    }
+}
+
+#[test]
+fn redundant_pages_go_first_and_guarded_ones_last() {
+    for (spec, held) in [
+        ("window:redundancy=0.9", [0, 32, 48, 64, 80, 96, 112, 128]),
+        ("window:guard=0.13", [0, 32, 64, 80, 96, 112, 128, 144]),
+        ("window", [0, 48, 64, 80, 96, 112, 128, 144]),
+    ] {
+        let mut o = KvOptions::default();
+        o.apply(spec).unwrap();
+        o.set("budget_scope", "layer").unwrap();
+        let mut layout = Layout::new(&o, 1, 1, 8, 4096);
+        layout.head_dim = 16;
+        let mut c = Cache::with_layout(&o, find("window").unwrap(), layout);
+        let last = held[7] + 1;
+        for _ in 0..last {
+            step(&mut c, 1);
+            if c.wants_description() {
+                let pages = c.layer(0).pages.clone();
+                c.describe(1, &mut |part, _, _, place, row| {
+                    row_of(&pages, part, place, row)
+                });
+            }
+        }
+        let got: Vec<u32> = c.layer(0).pages.iter().map(|p| p.first_pos).collect();
+        assert_eq!(got, held, "{spec}");
+    }
 }
