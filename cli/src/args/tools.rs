@@ -133,6 +133,10 @@ pub(crate) struct BenchArgs {
     /// Also measure how fast memory can be read: the ceiling of decoding
     #[arg(long)]
     pub(crate) ceiling: bool,
+    /// Alternate with another program, a test of ours and a run of it in turn, and show ratios: a shell command that prints
+    /// results as JSON in the way of llama-bench (-o json or jsonl)
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub(crate) vs: Option<String>,
     /// Generate up to this position and show speed and resident memory on the way
     #[arg(long, value_name = "POS")]
     pub(crate) decode_to: Option<u32>,

@@ -5,9 +5,11 @@
 //! drawn from the vocabulary at random, always the same ones.
 //!
 //! `--decode-to N` is about something llama-bench has no number for: how speed and memory behave over a long reply. It generates up
-//! to position N and reports on the way.
+//! to position N and reports on the way. `--vs COMMAND` alternates with another program, so that a noisy machine is unkind to both.
 
-use std::io::Write as _;
+mod table;
+mod vs;
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,16 +21,16 @@ use lemma_engine::options::LoadOptions;
 use lemma_engine::session::{Rewind, Session};
 use serde_json::{Map, Value, json};
 
+use self::table::Table;
 use super::synth;
 use crate::args::Invocation;
 use crate::args::config::{self, ModelSource};
-use crate::args::tools::{BenchArgs, BenchFormat};
+use crate::args::tools::BenchArgs;
 use crate::args::typed::{ComputeArgs, ModelArgs};
 use crate::fail::{Failure, Result};
-use crate::stats::grouped;
 use crate::term::{Term, escape};
 use crate::trace::Trace;
-use crate::{bundled, load, out, record, repl};
+use crate::{bundled, load, out, record};
 
 /// One test: read `n_prompt` tokens or generate `n_gen`, with `n_depth` in the cache before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,9 +137,14 @@ pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Resu
         term,
         trace: Trace::open(args.kv.kv_trace.as_deref())?,
     };
-    for test in tests {
-        let row = bench.measure(&test)?;
-        table.row(row)?;
+    match &args.vs {
+        Some(command) => vs::alternate(&bench, &tests, command, &mut table)?,
+        None => {
+            for test in &tests {
+                let m = bench.measure(test, bench.repetitions)?;
+                table.row(m.row())?;
+            }
+        }
     }
     if let Some(end) = args.decode_to {
         for &n_threads in &threads {
@@ -201,6 +208,40 @@ struct Bench {
     trace: Option<Trace>,
 }
 
+/// A test and how long it took each time.
+struct Measured {
+    test: Test,
+    fields: Map<String, Value>,
+    ns: Vec<f64>,
+}
+
+impl Measured {
+    /// Tokens a second, each time.
+    fn rates(&self) -> Vec<f64> {
+        let n = self.test.n() as f64;
+        self.ns.iter().map(|ns| n * 1e9 / ns).collect()
+    }
+
+    fn row(self) -> Map<String, Value> {
+        let rates = self.rates();
+        let (avg_ns, stddev_ns) = mean(&self.ns);
+        let (avg_ts, stddev_ts) = mean(&rates);
+        let numbers = |x: &[f64]| x.iter().map(|&x| record::number(x)).collect::<Value>();
+        let mut row = self.fields;
+        row.insert("n_prompt".into(), self.test.n_prompt.into());
+        row.insert("n_gen".into(), self.test.n_gen.into());
+        row.insert("n_depth".into(), self.test.n_depth.into());
+        row.insert("avg_ns".into(), (avg_ns.round() as u64).into());
+        row.insert("stddev_ns".into(), (stddev_ns.round() as u64).into());
+        row.insert("avg_ts".into(), record::number(avg_ts));
+        row.insert("stddev_ts".into(), record::number(stddev_ts));
+        let samples_ns = self.ns.iter().map(|&ns| ns as u64).collect();
+        row.insert("samples_ns".into(), samples_ns);
+        row.insert("samples_ts".into(), numbers(&rates));
+        row
+    }
+}
+
 impl Bench {
     fn session(&self, n_ctx: usize, n_threads: Option<usize>) -> Result<Session> {
         let mut o = self.options.clone();
@@ -237,15 +278,16 @@ impl Bench {
         })
     }
 
-    fn measure(&self, t: &Test) -> Result<Map<String, Value>> {
+    /// Repeats a test after once to warm up.
+    fn measure(&self, t: &Test, repetitions: usize) -> Result<Measured> {
         let mut session = self.session(t.n_depth + t.n() + 1, t.n_threads)?;
         self.traced(&mut session, t.name());
         let tokens = self.tokens(t.n_depth + t.n());
         let (before, now) = tokens.split_at(t.n_depth);
-        let mut samples = Vec::new();
+        let mut ns = Vec::new();
         // The first one warms caches and is not counted.
-        for i in 0..=self.repetitions {
-            self.progress(&format!("{}: {} of {}", t.name(), i, self.repetitions));
+        for i in 0..=repetitions {
+            self.progress(&format!("{}: {i} of {repetitions}", t.name()));
             if session.pos() as usize != t.n_depth
                 && session.rewind(t.n_depth as u32) == Rewind::Refill
             {
@@ -262,32 +304,17 @@ impl Bench {
                     session.decode(id)?;
                 }
             }
-            let ns = start.elapsed().as_nanos() as f64;
+            let took = start.elapsed().as_nanos() as f64;
             if i > 0 {
-                samples.push(ns);
+                ns.push(took);
             }
         }
         self.progress("");
-        let rates: Vec<f64> = samples.iter().map(|ns| t.n() as f64 * 1e9 / ns).collect();
-        let (avg_ns, stddev_ns) = mean(&samples);
-        let (avg_ts, stddev_ts) = mean(&rates);
-        let mut row = self.row(&t.name(), &session, t.n_threads);
-        row.insert("n_prompt".into(), t.n_prompt.into());
-        row.insert("n_gen".into(), t.n_gen.into());
-        row.insert("n_depth".into(), t.n_depth.into());
-        row.insert("avg_ns".into(), (avg_ns.round() as u64).into());
-        row.insert("stddev_ns".into(), (stddev_ns.round() as u64).into());
-        row.insert("avg_ts".into(), record::number(avg_ts));
-        row.insert("stddev_ts".into(), record::number(stddev_ts));
-        row.insert(
-            "samples_ns".into(),
-            samples.iter().map(|&ns| ns as u64).collect(),
-        );
-        row.insert(
-            "samples_ts".into(),
-            rates.iter().map(|&r| record::number(r)).collect(),
-        );
-        Ok(row)
+        Ok(Measured {
+            test: *t,
+            fields: self.row(&t.name(), &session, t.n_threads),
+            ns,
+        })
     }
 
     /// Fields that every row has.
@@ -416,122 +443,6 @@ fn ceiling_row(n_threads: Option<usize>) -> Map<String, Value> {
             record::number(cpu::read_bandwidth(Some(n))),
         ),
     ])
-}
-
-/// Rows in the form that was asked for, each written when it is there.
-struct Table {
-    format: BenchFormat,
-    term: Term,
-    n: usize,
-}
-
-const CSV: &[&str] = &[
-    "test",
-    "model_filename",
-    "model_type",
-    "model_size",
-    "model_n_params",
-    "backend",
-    "n_threads",
-    "n_batch",
-    "n_ubatch",
-    "type_k",
-    "type_v",
-    "kv_policy",
-    "n_prompt",
-    "n_gen",
-    "n_depth",
-    "avg_ns",
-    "stddev_ns",
-    "avg_ts",
-    "stddev_ts",
-    "resident_bytes",
-    "read_gb_s",
-];
-
-impl Table {
-    fn new(format: BenchFormat, term: Term) -> Self {
-        Self { format, term, n: 0 }
-    }
-
-    fn row(&mut self, row: Map<String, Value>) -> Result {
-        if self.term.err_tty {
-            out::err("\r\x1b[K");
-        }
-        let first = self.n == 0;
-        self.n += 1;
-        match self.format {
-            BenchFormat::Json => out::put(&format!(
-                "{}{:#}",
-                if first { "[\n" } else { ",\n" },
-                Value::Object(row)
-            )),
-            BenchFormat::Jsonl => out::line(&Value::Object(row).to_string()),
-            BenchFormat::Csv => {
-                if first {
-                    out::line(&CSV.join(","))?;
-                }
-                let cell = |key: &&str| match row.get(*key) {
-                    None | Some(Value::Null) => String::new(),
-                    Some(Value::String(s)) => format!("\"{}\"", s.replace('"', "\"\"")),
-                    Some(v) => v.to_string(),
-                };
-                out::line(&CSV.iter().map(cell).collect::<Vec<_>>().join(","))
-            }
-            BenchFormat::Md => self.markdown(&row, first),
-        }
-    }
-
-    fn markdown(&self, row: &Map<String, Value>, first: bool) -> Result {
-        let text = |key: &str| {
-            row.get(key)
-                .and_then(Value::as_str)
-                .unwrap_or("")
-                .to_owned()
-        };
-        let float = |key: &str| row.get(key).and_then(Value::as_f64).unwrap_or(0.0);
-        let int = |key: &str| row.get(key).and_then(Value::as_u64);
-        if first {
-            out::line(
-                "| model                          |       size |     params | threads |            test |                  t/s |   resident |",
-            )?;
-            out::line(
-                "| ------------------------------ | ---------: | ---------: | ------: | --------------: | -------------------: | ---------: |",
-            )?;
-        }
-        let threads = int("n_threads").map_or("auto".to_owned(), |n| n.to_string());
-        if let Some(gb) = row.get("read_gb_s").and_then(Value::as_f64) {
-            return out::line(&format!(
-                "| {:<30} | {:>10} | {:>10} | {threads:>7} | {:>15} | {gb:>15.2} GB/s | {:>10} |",
-                "memory reads", "", "", "ceiling", ""
-            ));
-        }
-        let params = match int("model_n_params").unwrap_or(0) {
-            n if n >= 1_000_000_000 => format!("{:.2} B", n as f64 / 1e9),
-            n => format!("{:.2} M", n as f64 / 1e6),
-        };
-        let resident = int("resident_bytes").map_or(String::new(), repl::size);
-        let mut rate = format!("{:.2} ± {:.2}", float("avg_ts"), float("stddev_ts"));
-        if row.contains_key("kv_recycled") {
-            rate = format!("{:.2}", float("avg_ts"));
-        }
-        out::line(&format!(
-            "| {:<30} | {:>10} | {params:>10} | {threads:>7} | {:>15} | {rate:>20} | {resident:>10} |",
-            escape(&text("model_type")),
-            repl::size(int("model_size").unwrap_or(0)),
-            text("test"),
-        ))
-    }
-
-    fn finish(self) -> Result {
-        if self.format == BenchFormat::Json {
-            out::put(if self.n == 0 { "[]\n" } else { "\n]\n" })?;
-        } else if self.n == 0 {
-            out::note(&format!("nothing to measure: {} tests", grouped(0)));
-        }
-        let _ = std::io::stdout().flush();
-        Ok(())
-    }
 }
 
 #[cfg(test)]
