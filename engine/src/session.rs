@@ -523,7 +523,7 @@ fn first_layout(
             ((u64::from(n) << 20).saturating_sub(bytes(0)) / slot) as usize
         }
     };
-    if n < 2 && !(policy.whole_context && !policy.selects) {
+    if n < 2 && (policy.selects || !policy.whole_context) {
         return Err(report::usage(
             format!("a KV pool of {n} pages"),
             format!("at least 2 pages of {} tokens", kv.page),

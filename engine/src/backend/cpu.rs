@@ -1,16 +1,20 @@
 //! The CPU backend: the verbs over `lemma-cpu`, every worker of the team running the same pass.
 
+mod pool;
+
 use lemma_cpu::{
     Attention, Estimate, Experts, Gating, Isa, KeyBounds, KvLayer, KvShape, Limits, Mat, MoeFfn,
     MulMat, Ops, PageRef, Pass, Place, Shared, Team,
 };
 use lemma_quant::GgmlType;
 
+pub(crate) use self::pool::bound_bytes;
+use self::pool::{Bounds, layer_spans, masses, max_spans, n_bounds};
 use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::{Bytes, GgufFile};
-use crate::kv::{self, Cache, Layout, PAGE, Part, Region};
+use crate::kv::{self, Cache, Layout, PAGE, Part};
 use crate::options::LoadOptions;
 use crate::report;
 
@@ -131,15 +135,6 @@ struct Step {
     wants_mass: bool,
 }
 
-/// What the bounds of a layer need to know.
-#[derive(Clone, Default)]
-struct Bounds {
-    slots: Vec<u32>,
-    places: Vec<Place>,
-    forced: Vec<bool>,
-    attends: Option<usize>,
-}
-
 impl CpuRunner {
     /// Binds a file's tensors, starts the team and allocates the pool and the scratch of batches of `n_ubatch` tokens.
     ///
@@ -228,32 +223,6 @@ impl CpuRunner {
             },
         })
     }
-}
-
-/// Spans of the longest table.
-fn max_spans(layout: &Layout) -> usize {
-    let tables = 0..layout.n_tables();
-    tables.map(|t| layout.max_spans(t)).max().unwrap_or(0)
-}
-
-/// Spans of the tables of a layer at most.
-fn layer_spans(layout: &Layout, il: usize) -> usize {
-    layout.tables_of(il).map(|t| layout.max_spans(t)).sum()
-}
-
-/// Pages of a region.
-fn n_bounds(layout: &Layout, r: Region) -> usize {
-    r.n_blocks * PAGE / layout.page
-}
-
-/// Masses that a layer leaves at most.
-fn masses(layout: &Layout, il: usize, hp: &HParams) -> usize {
-    layer_spans(layout, il) * (hp.n_head / layout.groups)
-}
-
-/// Bytes of the bounds of a page for one head.
-pub(crate) fn bound_bytes(hp: &HParams) -> u64 {
-    (2 * hp.head_dim * size_of::<f32>()) as u64
 }
 
 pub use lemma_cpu::default_threads;
@@ -426,31 +395,6 @@ impl State {
 
     fn buf(&self, b: Buf) -> &Shared<f32> {
         &self.bufs[b as usize]
-    }
-}
-
-impl Bounds {
-    fn fill(&mut self, cache: &Cache, il: usize) {
-        let layout = cache.layout();
-        self.slots.clear();
-        self.places.clear();
-        self.forced.clear();
-        self.attends = cache.attends(il * layout.groups);
-        let (page, block) = (layout.page as u32, PAGE as u32);
-        for table in &cache.tables()[layout.tables_of(il)] {
-            self.slots.extend(table.pages.iter().map(|p| p.slot));
-            self.forced.extend(table.pages.iter().map(|p| p.pinned));
-            if let Some(current) = self.forced.last_mut() {
-                *current = true;
-            }
-            self.places.extend(table.places.iter().map(|p| {
-                let at = p.slot * block + p.row;
-                Place {
-                    slot: at / page,
-                    row: at % page,
-                }
-            }));
-        }
     }
 }
 

@@ -250,8 +250,8 @@ impl Cache {
                 least = least.min((self.free[t].len() + spare(t)) * page + self.rest(t));
             }
         }
-        if sharing > 0 {
-            let pages = (self.free[self.tables.len()].len() + shared) / sharing;
+        let shared = self.free[self.tables.len()].len() + shared;
+        if let Some(pages) = shared.checked_div(sharing) {
             least = least.min(pages * page + self.rest(self.tables.len() - 1));
         }
         if least == usize::MAX { 0 } else { least }
