@@ -143,10 +143,13 @@ impl Printer {
                 Ok(())
             }
             Event::Circle(c) => {
+                let block = match c.period {
+                    1 => "the last token was".to_owned(),
+                    n => format!("the last {} tokens were", grouped(n as u64)),
+                };
                 self.note(&format!(
-                    "the last {} tokens were said {} times over, since pages were recycled. Ctrl-C stops the reply; a larger --kv-budget \
-                     keeps more of it, --dry-multiplier 0.8 or another --seed leads elsewhere",
-                    grouped(c.period as u64),
+                    "{block} said {} times over since pages were recycled; Ctrl-C stops it. A larger --kv-budget forgets less, \
+                     --dry-multiplier 0.8 or another --seed leads elsewhere",
                     c.times
                 ));
                 Ok(())
