@@ -33,6 +33,8 @@ fn main() {
         .define("LEMMA_EMULATE", None)
         .flag("-U_FORTIFY_SOURCE")
         .flag("-Wno-unknown-pragmas")
+        .flag("-fno-strict-aliasing")
+        .flag("-Wno-clobbered")
         .file("kernels/emulate.cpp")
         .compile("lemma_emulate");
 }

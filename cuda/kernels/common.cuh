@@ -31,6 +31,66 @@ __device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float
 __device__ __forceinline__ uint16_t float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
 __device__ __forceinline__ int dot4(int a, int b, int c) { return __dp4a(a, b, c); }
 
+// Loads of what no kernel writes while this one runs. `volatile` keeps them where they are written: ahead of a barrier, say.
+__device__ __forceinline__ uint4 ld16(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+__device__ __forceinline__ uint2 ld8(const void* p) {
+    uint2 v;
+    asm volatile("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+__device__ __forceinline__ uint32_t ld4(const void* p) {
+    uint32_t v;
+    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+__device__ __forceinline__ uint16_t ld2(const void* p) {
+    uint16_t v;
+    asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+
+// Loads of what other blocks of the same launch have written before a grid barrier: past the L1 cache, which does not hear of it.
+__device__ __forceinline__ float fresh(const float* p) { return __ldcg(p); }
+__device__ __forceinline__ float2 fresh(const float2* p) { return __ldcg(p); }
+__device__ __forceinline__ float4 fresh(const float4* p) { return __ldcg(p); }
+__device__ __forceinline__ uint4 fresh16(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
+// A barrier of the block that warps may meet at different places of the program.
+__device__ __forceinline__ void block_barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
+
+// Counters that blocks meet at. `release` makes the writes of this thread, and those it has seen, visible to whoever `acquire`s.
+__device__ __forceinline__ void release_add(uint32_t* p) { asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p) : "memory"); }
+__device__ __forceinline__ uint32_t acquire(const uint32_t* p) {
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint32_t count_up(uint32_t* p) {
+    uint32_t v;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ void spin() {}
+
+// Asks for memory to be brought into the L2 cache; address and size are multiples of 16.
+__device__ __forceinline__ void prefetch(const void* p, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#endif
+}
+
+// Two bytes of each operand: bytes 0, 1 or bytes 2, 3.
+__device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
+__device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
+
 // c[16 x 8] += a[16 x 16] b[16 x 8] over a warp: f16 operands, f32 sums.
 __device__ __forceinline__ void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -55,6 +115,8 @@ __device__ __forceinline__ float warp_max(float x) {
     for (int o = WARP / 2; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, o));
     return x;
 }
+
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
 
 // Sum over the block, known to every thread. `scratch` holds a float per warp; the block is a multiple of 32 threads.
 __device__ __forceinline__ float block_sum(float x, float* scratch) {

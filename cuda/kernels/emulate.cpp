@@ -1,48 +1,65 @@
-// Runs the kernels of this folder on a CPU: blocks one after the other, the threads of a block as fibers.
+// Runs the kernels of this folder on a CPU: blocks one after the other, the threads of a block as fibers. Blocks that wait for each
+// other run together.
 #include "emulate.h"
 
 #include <setjmp.h>
 #include <stdlib.h>
 #include <ucontext.h>
 
+#include <deque>
+#include <memory>
 #include <mutex>
-#include <vector>
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 unsigned char* emulated_shared;
 const HalfTable half_table;
 
-namespace {
+namespace emulator {
 
 constexpr size_t STACK = 128 << 10;
-constexpr unsigned MAX_THREADS = 1024, MAX_SHARED = 232 << 10;
+constexpr unsigned MAX_THREADS = 1024, MAX_SHARED = 227 << 10;
+
+struct Barrier { unsigned arrived = 0, generation = 0; };
+
+// A block's barrier, the threads it still has, its dynamic shared memory.
+struct Block {
+    Barrier barrier;
+    unsigned alive = 0;
+    std::unique_ptr<unsigned char[]> shared{new unsigned char[MAX_SHARED]};  // aligned to 16
+    uint3 index;
+};
+
+struct Warp { Barrier barrier; unsigned alive = 0; };
 
 struct Fiber {
     jmp_buf at;
     ucontext_t start;
-    std::vector<unsigned char> stack;
+    std::unique_ptr<unsigned char[]> stack;
     bool started = false, done = false;
+    unsigned char mailbox[64];
 };
 
-struct Barrier { unsigned arrived = 0, generation = 0; };
-
 std::mutex one_launch;
-std::vector<Fiber> fibers(MAX_THREADS);
+std::deque<Fiber> fibers;
+std::deque<Block> blocks;
+std::deque<Warp> warps;
 ucontext_t home;
 jmp_buf home_at;
-unsigned n_threads, alive, current;
+unsigned n_fibers, per_block, alive, current;
 bool backwards;  // the order in which threads take turns
-Barrier block_barrier, warp_barriers[MAX_THREADS / 32];
-unsigned warp_alive[MAX_THREADS / 32];
-unsigned char mailbox[MAX_THREADS][64];
 void (*body)(const void*);
 const void* body_args;
-alignas(256) unsigned char shared[MAX_SHARED];
 
 void enter(unsigned i);
 
-unsigned after(unsigned me, unsigned k) { return (backwards ? me + n_threads - k : me + k) % n_threads; }
+unsigned after(unsigned me, unsigned k) { return (backwards ? me + n_fibers - k : me + k) % n_fibers; }
+
+// Those who wait for a thread that is gone wait no more.
+void leave(Barrier& b, unsigned& members) {
+    members--;
+    if (members && b.arrived == members) b.arrived = 0, b.generation++;
+}
 
 void main_of_fiber() {
     const unsigned me = current;
@@ -50,14 +67,11 @@ void main_of_fiber() {
         body(body_args);
         fibers[me].done = true;
         alive--;
-        warp_alive[me / 32]--;
-        // Those who wait for this thread wait no more.
-        if (alive && block_barrier.arrived == alive) block_barrier.arrived = 0, block_barrier.generation++;
-        Barrier& w = warp_barriers[me / 32];
-        if (warp_alive[me / 32] && w.arrived == warp_alive[me / 32]) w.arrived = 0, w.generation++;
+        leave(blocks[me / per_block].barrier, blocks[me / per_block].alive);
+        leave(warps[me / 32].barrier, warps[me / 32].alive);
         // Lies here until the next block.
         if (_setjmp(fibers[me].at) == 0) {
-            for (unsigned k = 1; k < n_threads; k++) {
+            for (unsigned k = 1; k < n_fibers; k++) {
                 const unsigned next = after(me, k);
                 if (!fibers[next].done) enter(next);
             }
@@ -69,13 +83,16 @@ void main_of_fiber() {
 // Leaves for fiber i; does not come back (who wants to come back saves itself first).
 void enter(unsigned i) {
     current = i;
-    threadIdx = {i, 0, 0};
+    const Block& b = blocks[i / per_block];
+    threadIdx = {i % per_block, 0, 0};
+    blockIdx = b.index;
+    emulated_shared = b.shared.get();
     Fiber& f = fibers[i];
     if (f.started) _longjmp(f.at, 1);
     f.started = true;
     getcontext(&f.start);
-    f.stack.resize(STACK);
-    f.start.uc_stack.ss_sp = f.stack.data();
+    f.stack.reset(new unsigned char[STACK]);
+    f.start.uc_stack.ss_sp = f.stack.get();
     f.start.uc_stack.ss_size = STACK;
     f.start.uc_link = &home;
     makecontext(&f.start, main_of_fiber, 0);
@@ -85,7 +102,7 @@ void enter(unsigned i) {
 
 void yield() {
     const unsigned me = current;
-    for (unsigned k = 1; k < n_threads; k++) {
+    for (unsigned k = 1; k < n_fibers; k++) {
         const unsigned next = after(me, k);
         if (fibers[next].done) continue;
         if (_setjmp(fibers[me].at) == 0) enter(next);
@@ -103,16 +120,39 @@ void wait(Barrier& b, const unsigned& members) {
     while (b.generation == generation) yield();
 }
 
-}  // namespace
+// Runs `n` blocks that are resident together; `at` gives their places in the grid.
+template <class At> void run_blocks(unsigned n, unsigned threads, unsigned shared_bytes, At at) {
+    per_block = threads;
+    n_fibers = alive = n * threads;
+    while (fibers.size() < n_fibers) fibers.emplace_back();
+    while (blocks.size() < n) blocks.emplace_back();
+    while (warps.size() < (n_fibers + 31) / 32) warps.emplace_back();
+    for (unsigned i = 0; i < n; i++) {
+        blocks[i].barrier = {};
+        blocks[i].alive = threads;
+        blocks[i].index = at(i);
+        memset(blocks[i].shared.get(), 0xff, shared_bytes);  // NaN: reading what nobody wrote shows
+    }
+    for (unsigned i = 0; i < n_fibers; i++) fibers[i].done = false;
+    for (unsigned w = 0; w < n_fibers / 32; w++) warps[w].barrier = {}, warps[w].alive = 32;
+    if (_setjmp(home_at) == 0) enter(backwards ? n_fibers - 1 : 0);
+}
 
-void __syncthreads() { wait(block_barrier, alive); }
-void __syncwarp(unsigned) { wait(warp_barriers[current / 32], warp_alive[current / 32]); }
+void block_barrier() { wait(blocks[current / per_block].barrier, blocks[current / per_block].alive); }
+void warp_barrier() { wait(warps[current / 32].barrier, warps[current / 32].alive); }
+
+}  // namespace emulator
+
+void __syncthreads() { emulator::block_barrier(); }
+void __syncwarp(unsigned) { emulator::warp_barrier(); }
+void spin() { emulator::yield(); }
 
 void emulated_exchange(const void* mine, void* all, size_t n) {
+    using namespace emulator;
     const unsigned me = current, warp = me / 32;
-    memcpy(mailbox[me], mine, n);
+    memcpy(fibers[me].mailbox, mine, n);
     __syncwarp();
-    for (unsigned i = 0; i < 32; i++) memcpy(static_cast<unsigned char*>(all) + i * n, mailbox[warp * 32 + i], n);
+    for (unsigned i = 0; i < 32; i++) memcpy(static_cast<unsigned char*>(all) + i * n, fibers[warp * 32 + i].mailbox, n);
     __syncwarp();
 }
 
@@ -130,13 +170,15 @@ template <class T> constexpr size_t size_of_args(void (*)(T)) { return sizeof(T)
 #define ENTRY(k) {#k, [](const void* a) { call(k, a); }, size_of_args(k)}
 const Entry entries[] = {
     ENTRY(repack), ENTRY(embed), ENTRY(rms_norm), ENTRY(quantize_rows), ENTRY(swiglu), ENTRY(rope_store), ENTRY(mul_mat_vec),
-    ENTRY(mul_mat_64), ENTRY(mul_mat_128), ENTRY(attention), ENTRY(attention_combine), ENTRY(moe_route), ENTRY(moe_sum), ENTRY(read_all),
+    ENTRY(mul_mat_64), ENTRY(mul_mat_128), ENTRY(attention), ENTRY(attention_combine), ENTRY(moe_route), ENTRY(moe_sum), ENTRY(read_all), ENTRY(step),
 };
 }  // namespace
 
-// Runs a kernel by name. 0: done; 1: no such kernel; 2: arguments of another size; 3: a launch that no GPU accepts.
+// Runs a kernel by name; all its blocks at once if they are `together`.
+// 0: done; 1: no such kernel; 2: arguments of another size; 3: a launch that no GPU accepts.
 extern "C" int lemma_emulate(const char* name, const unsigned* grid, unsigned block, unsigned shared_bytes, const void* args,
-                             size_t args_bytes, int descending) {
+                             size_t args_bytes, int descending, int together) {
+    using namespace emulator;
     for (const Entry& e : entries) {
         if (strcmp(e.name, name) != 0) continue;
         if (e.args != args_bytes) return 2;
@@ -145,22 +187,16 @@ extern "C" int lemma_emulate(const char* name, const unsigned* grid, unsigned bl
         std::lock_guard<std::mutex> lock(one_launch);
         gridDim = {grid[0], grid[1], grid[2]};
         blockDim = {block, 1, 1};
-        emulated_shared = shared;
         body = e.run;
         body_args = args;
-        n_threads = block;
         backwards = descending != 0;
-        for (unsigned z = 0; z < grid[2]; z++)
-            for (unsigned y = 0; y < grid[1]; y++)
-                for (unsigned x = 0; x < grid[0]; x++) {
-                    blockIdx = {x, y, z};
-                    alive = block;
-                    block_barrier = {};
-                    memset(shared, 0xff, shared_bytes);  // NaN: reading what nobody wrote shows
-                    for (unsigned i = 0; i < block; i++) fibers[i].done = false;
-                    for (unsigned w = 0; w < block / 32; w++) warp_barriers[w] = {}, warp_alive[w] = 32;
-                    if (_setjmp(home_at) == 0) enter(descending ? block - 1 : 0);
-                }
+        const unsigned n = grid[0] * grid[1] * grid[2], at_once = together ? n : 1;
+        for (unsigned first = 0; first < n; first += at_once) {
+            run_blocks(at_once, block, shared_bytes, [&](unsigned i) {
+                const unsigned b = first + i;
+                return uint3{b % grid[0], b / grid[0] % grid[1], b / grid[0] / grid[1]};
+            });
+        }
         return 0;
     }
     return 1;

@@ -12,6 +12,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__
 #define __restrict__ __restrict
 #define __shared__ static
 #define __launch_bounds__(...)
@@ -27,6 +28,8 @@ struct alignas(8) uint2 { uint32_t x, y; };
 struct alignas(16) uint4 { uint32_t x, y, z, w; };
 
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
 extern uint3 threadIdx, blockIdx;
@@ -57,6 +60,24 @@ inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 template <class T> inline T __ldg(const T* p) { return *p; }
+
+inline uint4 ld16(const void* p) { return *static_cast<const uint4*>(p); }
+inline uint2 ld8(const void* p) { return *static_cast<const uint2*>(p); }
+inline uint32_t ld4(const void* p) { return *static_cast<const uint32_t*>(p); }
+inline uint16_t ld2(const void* p) { return *static_cast<const uint16_t*>(p); }
+
+inline float fresh(const float* p) { return *p; }
+inline float2 fresh(const float2* p) { return *p; }
+inline float4 fresh(const float4* p) { return *p; }
+inline uint4 fresh16(const void* p) { return ld16(p); }
+inline void block_barrier() { __syncthreads(); }
+inline void release_add(uint32_t* p) { ++*p; }
+inline uint32_t acquire(const uint32_t* p) { return *p; }
+inline uint32_t count_up(uint32_t* p) { return (*p)++; }
+void spin();
+inline void prefetch(const void*, uint32_t) {}
+inline uint32_t low_halves(uint32_t a, uint32_t b) { return (a & 0xffff) | b << 16; }
+inline uint32_t high_halves(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
 
 struct HalfTable {
     float value[1 << 16];

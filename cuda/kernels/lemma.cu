@@ -4,3 +4,4 @@
 #include "matvec.cu"
 #include "moe.cu"
 #include "rows.cu"
+#include "step.cu"

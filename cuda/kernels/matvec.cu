@@ -36,20 +36,20 @@ struct MatVec {
     uint32_t per_input;     // columns that share an input: column c multiplies input c / per_input
 };
 
-template <class T> __device__ __forceinline__ void pieces(const uint8_t* r0, const uint8_t* r1, int n_piece, int n, const Act& x, float (&acc)[ROWS]) {
-    for (int p = threadIdx.x; p < n_piece; p += blockDim.x) {
-        acc[0] += T::dot(r0, n, p, x);
-        acc[1] += T::dot(r1, n, p, x);
+template <class T> __device__ __forceinline__ void blocks(const uint8_t* r0, const uint8_t* r1, int n_in, const Act& x, float (&acc)[ROWS]) {
+    for (int p = threadIdx.x; p < n_in / T::PIECE; p += blockDim.x) {
+        acc[0] += T::dot(T::load(r0, n_in / T::BLOCK, p), p, x);
+        acc[1] += T::dot(T::load(r1, n_in / T::BLOCK, p), p, x);
     }
 }
-template <class T> __device__ __forceinline__ void blocks(const uint8_t* r0, const uint8_t* r1, int n_in, const Act& x, float (&acc)[ROWS]) {
-    pieces<T>(r0, r1, n_in / T::PIECE, n_in / T::BLOCK, x, acc);
-}
 template <class T> __device__ __forceinline__ void plain(const uint8_t* r0, const uint8_t* r1, int n_in, const Act& x, float (&acc)[ROWS]) {
-    pieces<T>(r0, r1, (n_in + T::PIECE - 1) / T::PIECE, n_in, x, acc);
+    int p = threadIdx.x;
+    for (; 8 * p + 8 <= n_in; p += blockDim.x) {
+        acc[0] += T::dot(T::load(r0, n_in, p), p, x);
+        acc[1] += T::dot(T::load(r1, n_in, p), p, x);
+    }
+    if (8 * p < n_in) acc[0] += T::dot_tail(r0, n_in, p, x), acc[1] += T::dot_tail(r1, n_in, p, x);
 }
-
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
 
 // Grid: (blocks of all segments, columns). Block: 32 * (1 .. MAX_WARPS) threads.
 // A segment has ceil(n_out / ROWS) blocks; with SWIGLU there are n_out blocks in all.

@@ -8,7 +8,9 @@
 //
 // Each format gives:
 //   PIECE    elements that a lane multiplies in one go
-//   dot      (row, n_blocks, piece, x) -> sum over the piece of w * x
+//   Frag     what a lane holds of the weights of a piece
+//   load     (row, n_blocks, piece)    -> Frag: nothing but loads, so that they can be under way long before they are needed
+//   dot      (Frag, piece, x)          -> sum over the piece of w * x
 //   load16   (row, n_blocks, k, out)   -> elements k .. k + 16 as float, k a multiple of 16
 #pragma once
 #include "common.cuh"
@@ -19,20 +21,26 @@ enum Type : uint32_t {
     IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39,
 };
 
-// One token's activations, in the forms that a mat-vec may want.
+
+__device__ __forceinline__ int pad16(int n) { return (n + 15) & ~15; }
+
+// One token's activations in global memory, in the forms that a mat-vec may want. Ordinary loads, since the kernel before may still
+// be writing them when this one is already resident (see begin()).
 struct Act {
     const float* f;    // (n_in)
     const int8_t* q;   // (n_in)
     const float2* ds;  // (n_in / 32): d, d * sum(q)
-};
 
-__device__ __forceinline__ int pad16(int n) { return (n + 15) & ~15; }
-__device__ __forceinline__ uint4 ld16(const void* p) { return __ldg(reinterpret_cast<const uint4*>(p)); }
-// Activations: an ordinary load, since the kernel before may still be writing them when this one is already resident (see begin()).
-__device__ __forceinline__ uint4 xa16(const void* p) { return *reinterpret_cast<const uint4*>(p); }
-__device__ __forceinline__ uint2 ld8(const void* p) { return __ldg(reinterpret_cast<const uint2*>(p)); }
-__device__ __forceinline__ uint32_t ld4(const void* p) { return __ldg(reinterpret_cast<const uint32_t*>(p)); }
-__device__ __forceinline__ uint16_t ld2(const void* p) { return __ldg(reinterpret_cast<const uint16_t*>(p)); }
+    // 16 quantized elements from 16 (u + i) on; u a multiple of a power of two above i.
+    __device__ __forceinline__ uint4 q16(int u, int i) const { return *reinterpret_cast<const uint4*>(q + 16 * (u + i)); }
+    // d and d * sum(q) of block b.
+    __device__ __forceinline__ float2 scale(int b) const { return ds[b]; }
+    // Elements 8p .. 8p + 8.
+    __device__ __forceinline__ void f8(int p, float (&out)[8]) const {
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = f[8 * p + i];
+    }
+};
 __device__ __forceinline__ uint32_t word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 __device__ __forceinline__ uint32_t byte_of(uint32_t w, int i) { return (w >> (8 * i)) & 0xff; }
 __device__ __forceinline__ int signed_byte(uint32_t w, int i) { return int8_t(byte_of(w, i)); }
@@ -62,54 +70,55 @@ __device__ __forceinline__ void spread(const uint4& v, float scale, float shift,
 // Planes: qs (32 int8), d.
 struct TQ8_0 {
     static constexpr int PIECE = 32, BLOCK = 32;
-    static __device__ __forceinline__ float d(const uint8_t* row, int nb, int b) { return half_to_float(ld2(row + 32 * nb + 2 * b)); }
-    static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
-        const uint4 w0 = ld16(row + 32 * p), w1 = ld16(row + 32 * p + 16);
-        const int s = dot16(w0, xa16(x.q + 32 * p)) + dot16(w1, xa16(x.q + 32 * p + 16));
-        return d(row, nb, p) * x.ds[p].x * float(s);
+    struct Frag { uint4 w0, w1; uint16_t d; };
+    static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
+        return {ld16(row + 32 * p), ld16(row + 32 * p + 16), ld2(row + 32 * nb + 2 * p)};
+    }
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
+        return half_to_float(f.d) * x.scale(p).x * float(dot16(f.w0, x.q16(2 * p, 0)) + dot16(f.w1, x.q16(2 * p, 1)));
     }
     static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
-        spread(ld16(row + k), d(row, nb, k / 32), 0.0f, out);
+        spread(ld16(row + k), half_to_float(ld2(row + 32 * nb + 2 * (k / 32))), 0.0f, out);
     }
 };
 
 // Formats whose block holds 16 bytes of nibbles: low nibbles are elements 0..16, high ones 16..32. F says what the rest of the
-// block means: F::value(nibbles, row, nb, b, half) gives signed bytes, F::scale and F::min the affine map.
+// block means: F::Rest is what is loaded of it, F::value(nibbles, rest, half) gives signed bytes, F::affine(rest) the affine map.
 template <class F> struct Nibbles32 {
     static constexpr int PIECE = 32, BLOCK = 32;
-    static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
-        const uint4 qs = ld16(row + 16 * p);
-        const int s = dot16(F::value(low(qs), row, nb, p, 0), xa16(x.q + 32 * p)) +
-                      dot16(F::value(high(qs), row, nb, p, 1), xa16(x.q + 32 * p + 16));
-        const float2 ds = x.ds[p];
-        const float2 dm = F::affine(row, nb, p);
+    struct Frag { uint4 qs; typename F::Rest rest; };
+    static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) { return {ld16(row + 16 * p), F::rest(row, nb, p)}; }
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
+        const int s = dot16(F::value(low(f.qs), f.rest, 0), x.q16(2 * p, 0)) + dot16(F::value(high(f.qs), f.rest, 1), x.q16(2 * p, 1));
+        const float2 ds = x.scale(p), dm = F::affine(f.rest, p);
         return dm.x * ds.x * float(s) + dm.y * ds.y;
     }
     static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
         const int b = k / 32, half = (k / 16) % 2;
-        const uint4 qs = ld16(row + 16 * b);
-        const float2 dm = F::affine(row, nb, b);
-        spread(F::value(half ? high(qs) : low(qs), row, nb, b, half), dm.x, dm.y, out);
+        const Frag f = load(row, nb, b);
+        const float2 dm = F::affine(f.rest, b);
+        spread(F::value(half ? high(f.qs) : low(f.qs), f.rest, half), dm.x, dm.y, out);
     }
 };
 
+__device__ __forceinline__ float2 halves(uint32_t w) { return make_float2(half_to_float(w & 0xffff), half_to_float(w >> 16)); }
+
 // Planes: qs, d. Value: nibble - 8.
 struct FQ4_0 {
-    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t*, int, int, int) {
+    using Rest = uint16_t;
+    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return ld2(row + 16 * nb + 2 * b); }
+    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) {
         return each(v, [](uint32_t w) { return sub_bytes(w, 8); });
     }
-    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
-        return make_float2(half_to_float(ld2(row + 16 * nb + 2 * b)), 0.0f);
-    }
+    static __device__ __forceinline__ float2 affine(Rest d, int) { return make_float2(half_to_float(d), 0.0f); }
 };
 
 // Planes: qs, (d, m).
 struct FQ4_1 {
-    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t*, int, int, int) { return v; }
-    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
-        const uint32_t dm = ld4(row + 16 * nb + 4 * b);
-        return make_float2(half_to_float(dm & 0xffff), half_to_float(dm >> 16));
-    }
+    using Rest = uint32_t;
+    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return ld4(row + 16 * nb + 4 * b); }
+    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) { return v; }
+    static __device__ __forceinline__ float2 affine(Rest dm, int) { return halves(dm); }
 };
 
 // The fifth bits of 16 elements, `bits` their 16 bits: bit i becomes bit 4 of byte i.
@@ -122,24 +131,24 @@ __device__ __forceinline__ uint4 with_fifth(const uint4& v, uint32_t bits) {
 
 // Planes: qs, qh (4 bytes), d. Value: five bits - 16.
 struct FQ5_0 {
-    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t* row, int nb, int b, int half) {
-        const uint32_t qh = ld4(row + 16 * nb + 4 * b);
-        return each(with_fifth(v, qh >> (16 * half)), [](uint32_t w) { return sub_bytes(w, 16); });
+    struct Rest { uint32_t qh; uint16_t d; };
+    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) {
+        return {ld4(row + 16 * nb + 4 * b), ld2(row + 16 * nb + pad16(4 * nb) + 2 * b)};
     }
-    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
-        return make_float2(half_to_float(ld2(row + 16 * nb + pad16(4 * nb) + 2 * b)), 0.0f);
+    static __device__ __forceinline__ uint4 value(const uint4& v, const Rest& r, int half) {
+        return each(with_fifth(v, r.qh >> (16 * half)), [](uint32_t w) { return sub_bytes(w, 16); });
     }
+    static __device__ __forceinline__ float2 affine(const Rest& r, int) { return make_float2(half_to_float(r.d), 0.0f); }
 };
 
 // Planes: qs, qh, (d, m).
 struct FQ5_1 {
-    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t* row, int nb, int b, int half) {
-        return with_fifth(v, ld4(row + 16 * nb + 4 * b) >> (16 * half));
+    struct Rest { uint32_t qh, dm; };
+    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) {
+        return {ld4(row + 16 * nb + 4 * b), ld4(row + 16 * nb + pad16(4 * nb) + 4 * b)};
     }
-    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
-        const uint32_t dm = ld4(row + 16 * nb + pad16(4 * nb) + 4 * b);
-        return make_float2(half_to_float(dm & 0xffff), half_to_float(dm >> 16));
-    }
+    static __device__ __forceinline__ uint4 value(const uint4& v, const Rest& r, int half) { return with_fifth(v, r.qh >> (16 * half)); }
+    static __device__ __forceinline__ float2 affine(const Rest& r, int) { return halves(r.dm); }
 };
 
 // A table of 16 signed bytes, packed in two words of 64 bits, looked up for four nibbles at once.
@@ -158,26 +167,27 @@ __device__ __forceinline__ uint32_t lookup_iq4(uint32_t n) { return lookup(n, 0x
 __device__ __forceinline__ uint32_t lookup_e2m1(uint32_t n) { return lookup(n, 0x0c08060403020100ull, 0xf4f8fafcfdfeff00ull); }
 
 // Planes: qs, d.
-struct FIQ4_NL {
-    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t*, int, int, int) { return each(v, lookup_iq4); }
-    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) { return FQ4_0::affine(row, nb, b); }
+struct FIQ4_NL : FQ4_0 {
+    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) { return each(v, lookup_iq4); }
 };
 
 // Planes: qs, e (an exponent of 8 bits). The table holds doubled values, so the scale is 2^(e - 128).
 struct FMXFP4 {
-    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t*, int, int, int) { return each(v, lookup_e2m1); }
-    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
-        const uint32_t e = row[16 * nb + b];
-        return make_float2(__uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23), 0.0f);
+    using Rest = uint8_t;
+    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return row[16 * nb + b]; }
+    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) { return each(v, lookup_e2m1); }
+    static __device__ __forceinline__ float2 affine(Rest e, int) {
+        return make_float2(__uint_as_float(e < 2 ? 0x00200000u << e : uint32_t(e - 1) << 23), 0.0f);
     }
 };
 
 // Planes: qs (128 bytes for 8 sub-blocks of 32), header (d, high bits of the scales, low bits of the scales: 8 bytes).
 // `b` counts sub-blocks, and so does the row length that Nibbles32 hands over.
 struct FIQ4_XS {
-    static __device__ __forceinline__ uint4 value(const uint4& v, const uint8_t*, int, int, int) { return each(v, lookup_iq4); }
-    static __device__ __forceinline__ float2 affine(const uint8_t* row, int nb, int b) {
-        const uint2 h = ld8(row + 16 * nb + 8 * (b / 8));
+    using Rest = uint2;
+    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return ld8(row + 16 * nb + 8 * (b / 8)); }
+    static __device__ __forceinline__ uint4 value(const uint4& v, const Rest&, int) { return each(v, lookup_iq4); }
+    static __device__ __forceinline__ float2 affine(const Rest& h, int b) {
         const int ib = b % 8;
         const uint32_t ls = ((h.y >> (4 * ib)) & 0xf) | (((h.x >> 16 >> (2 * ib)) & 3) << 4);
         return make_float2(half_to_float(h.x & 0xffff) * float(int(ls) - 32), 0.0f);
@@ -213,24 +223,33 @@ template <bool FIVE> struct K45 {
     static __device__ __forceinline__ uint4 add_high(const uint4& v, const uint4& qh, int bit) {
         return each(v, qh, [bit](uint32_t w, uint32_t h) { return w | (((h >> bit) & 0x01010101u) << 4); });
     }
-    static __device__ __forceinline__ float dot(const uint8_t* row, int, int p, const Act& x) {
+    struct Frag { uint4 h, q0, q1, h0, h1; };
+    static __device__ __forceinline__ Frag load(const uint8_t* row, int, int p) {
         const uint8_t* blk = row + size_t(BYTES) * (p / 4);
         const int j = p % 4;
-        const uint4 h = ld16(blk), q0 = ld16(blk + QS + 32 * j), q1 = ld16(blk + QS + 32 * j + 16);
-        uint4 a0 = low(q0), a1 = low(q1), b0 = high(q0), b1 = high(q1);
+        Frag f;
+        f.h = ld16(blk), f.q0 = ld16(blk + QS + 32 * j), f.q1 = ld16(blk + QS + 32 * j + 16);
+        if (FIVE) f.h0 = ld16(blk + 16), f.h1 = ld16(blk + 32);
+        return f;
+    }
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
+        const int j = p % 4;
+        uint4 a0 = low(f.q0), a1 = low(f.q1), b0 = high(f.q0), b1 = high(f.q1);
         if (FIVE) {
-            const uint4 h0 = ld16(blk + 16), h1 = ld16(blk + 32);
-            a0 = add_high(a0, h0, 2 * j), a1 = add_high(a1, h1, 2 * j);
-            b0 = add_high(b0, h0, 2 * j + 1), b1 = add_high(b1, h1, 2 * j + 1);
+            a0 = add_high(a0, f.h0, 2 * j), a1 = add_high(a1, f.h1, 2 * j);
+            b0 = add_high(b0, f.h0, 2 * j + 1), b1 = add_high(b1, f.h1, 2 * j + 1);
         }
-        const int8_t* xq = x.q + 64 * p;
-        const int sa = dot16(a0, xa16(xq)) + dot16(a1, xa16(xq + 16)), sb = dot16(b0, xa16(xq + 32)) + dot16(b1, xa16(xq + 48));
-        const float2 xa = x.ds[2 * p], xb = x.ds[2 * p + 1];
-        int ca, ma, cb, mb;
-        scale_min(h, 2 * j, ca, ma);
-        scale_min(h, 2 * j + 1, cb, mb);
-        return half_to_float(h.x & 0xffff) * (float(ca * sa) * xa.x + float(cb * sb) * xb.x) -
-               half_to_float(h.x >> 16) * (float(ma) * xa.y + float(mb) * xb.y);
+        const int sa = dot16(a0, x.q16(4 * p, 0)) + dot16(a1, x.q16(4 * p, 1));
+        const int sb = dot16(b0, x.q16(4 * p, 2)) + dot16(b1, x.q16(4 * p, 3));
+        const float2 xa = x.scale(2 * p), xb = x.scale(2 * p + 1);
+        // Scales of sub-blocks 2j and 2j + 1, and their minimums: two bytes each.
+        const int up = 16 * (j % 2);
+        const uint32_t y = f.h.y >> up, z = f.h.z >> up, w = f.h.w >> up;
+        const uint32_t sc = j < 2 ? y & 0x3f3f : (w & 0x0f0f) | ((y >> 2) & 0x3030);
+        const uint32_t mn = j < 2 ? z & 0x3f3f : ((w >> 4) & 0x0f0f) | ((z >> 2) & 0x3030);
+        const float2 d = halves(f.h.x);
+        return d.x * (float(int(sc & 0xff) * sa) * xa.x + float(int((sc >> 8) & 0xff) * sb) * xb.x) -
+               d.y * (float(mn & 0xff) * xa.y + float((mn >> 8) & 0xff) * xb.y);
     }
     static __device__ __forceinline__ void load16(const uint8_t* row, int, int k, float (&out)[16]) {
         const uint8_t* blk = row + size_t(BYTES) * (k / 256);
@@ -255,20 +274,22 @@ struct TQ6_K {
         const uint4 l = j % 2 ? l1 : l0;
         return each(j < 2 ? low(l) : high(l), h, [j](uint32_t w, uint32_t hi) { return sub_bytes(w | (((hi >> (2 * j)) & 0x03030303u) << 4), 32); });
     }
-    static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
+    struct Frag { uint4 l0, l1, h; uint2 sc; uint16_t d; };
+    static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
         const int b = p / 4, n = (p / 2) % 2, is = p % 2;
         const uint8_t *ql = row + 128 * b + 64 * n + 16 * is, *qh = row + 128 * nb + 64 * b + 32 * n + 16 * is;
-        const uint4 l0 = ld16(ql), l1 = ld16(ql + 32), h = ld16(qh);
-        const uint2 sc = ld8(row + 192 * nb + 16 * b + 8 * n);
-        const int at = 256 * b + 128 * n;
+        return {ld16(ql), ld16(ql + 32), ld16(qh), ld8(row + 192 * nb + 16 * b + 8 * n), ld2(row + 208 * nb + 2 * b)};
+    }
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
+        const int is = p % 2, half = p / 2;  // of 128 elements
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const int s = dot16(value(l0, l1, h, j), xa16(x.q + at + 32 * j + 16 * is));
-            const int c = signed_byte(j < 2 ? sc.x : sc.y, 2 * (j % 2) + is);
-            sum += float(c * s) * x.ds[at / 32 + j].x;
+            const int s = dot16(value(f.l0, f.l1, f.h, j), x.q16(8 * half, 2 * j + is));
+            const int c = int8_t((j < 2 ? f.sc.x : f.sc.y) >> (16 * (j % 2) + 8 * is));
+            sum += float(c * s) * x.scale(4 * half + j).x;
         }
-        return half_to_float(ld2(row + 208 * nb + 2 * b)) * sum;
+        return half_to_float(f.d) * sum;
     }
     static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
         const int b = k / 256, n = (k / 128) % 2, j = (k / 32) % 4, is = (k / 16) % 2;
@@ -286,20 +307,21 @@ struct TQ2_K {
     static __device__ __forceinline__ uint4 value(const uint4& q, int j) {
         return each(q, [j](uint32_t w) { return (w >> (2 * j)) & 0x03030303u; });
     }
-    static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
+    struct Frag { uint4 q; uint2 sc; uint32_t dm; };
+    static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
         const int b = p / 4, n = (p / 2) % 2, is = p % 2;
-        const uint4 q = ld16(row + 64 * b + 32 * n + 16 * is);
-        const uint2 sc = ld8(row + 64 * nb + 16 * b + 8 * n);
-        const uint32_t dm = ld4(row + 80 * nb + 4 * b);
-        const float d = half_to_float(dm & 0xffff), dmin = half_to_float(dm >> 16);
-        const int at = 256 * b + 128 * n;
+        return {ld16(row + 64 * b + 32 * n + 16 * is), ld8(row + 64 * nb + 16 * b + 8 * n), ld4(row + 80 * nb + 4 * b)};
+    }
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
+        const int is = p % 2, half = p / 2;
+        const float2 d = halves(f.dm);
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const uint4 xq = xa16(x.q + at + 32 * j + 16 * is);
-            const uint32_t c = byte_of(j < 2 ? sc.x : sc.y, 2 * (j % 2) + is);
-            const float s = d * float(int(c & 0xf) * dot16(value(q, j), xq)) - dmin * float(int(c >> 4) * sum16(xq));
-            sum += s * x.ds[at / 32 + j].x;
+            const uint4 xq = x.q16(8 * half, 2 * j + is);
+            const uint32_t c = (j < 2 ? f.sc.x : f.sc.y) >> (16 * (j % 2) + 8 * is);
+            const float s = d.x * float(int(c & 0xf) * dot16(value(f.q, j), xq)) - d.y * float(int((c >> 4) & 0xf) * sum16(xq));
+            sum += s * x.scale(4 * half + j).x;
         }
         return sum;
     }
@@ -321,30 +343,33 @@ struct TQ3_K {
             return sub_bytes(((w >> (2 * j)) & 0x03030303u) | (((h >> (4 * n + j)) & 0x01010101u) << 2), 4);
         });
     }
-    static __device__ __forceinline__ int scale(const uint8_t* sc, int k) {
-        const uint32_t lo = byte_of(ld4(sc + (k & 4)), k & 3), hi = byte_of(ld4(sc + 8), k & 3);
+    static __device__ __forceinline__ int scale(uint32_t lo4, uint32_t hi4, int k) {
+        const uint32_t lo = byte_of(lo4, k & 3), hi = byte_of(hi4, k & 3);
         return int((k < 8 ? lo & 0xf : lo >> 4) | (((hi >> (2 * (k / 4))) & 3) << 4)) - 32;
     }
+    static __device__ __forceinline__ int scale(const uint8_t* sc, int k) { return scale(ld4(sc + (k & 4)), ld4(sc + 8), k); }
     static __device__ __forceinline__ const uint8_t* scales(const uint8_t* row, int nb, int b) { return row + 96 * nb + 12 * b; }
-    static __device__ __forceinline__ float d(const uint8_t* row, int nb, int b) {
-        return half_to_float(ld2(row + 96 * nb + pad16(12 * nb) + 2 * b));
-    }
-    static __device__ __forceinline__ float dot(const uint8_t* row, int nb, int p, const Act& x) {
+    static __device__ __forceinline__ const uint8_t* d(const uint8_t* row, int nb, int b) { return row + 96 * nb + pad16(12 * nb) + 2 * b; }
+    struct Frag { uint4 q, hm; uint32_t s0, s1, s2; uint16_t d; };
+    static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
         const int b = p / 4, n = (p / 2) % 2, is = p % 2;
-        const uint4 q = ld16(row + 64 * b + 32 * n + 16 * is), hm = ld16(row + 64 * nb + 32 * b + 16 * is);
-        const int at = 256 * b + 128 * n;
+        const uint8_t* sc = scales(row, nb, b);
+        return {ld16(row + 64 * b + 32 * n + 16 * is), ld16(row + 64 * nb + 32 * b + 16 * is), ld4(sc), ld4(sc + 4), ld4(sc + 8), ld2(d(row, nb, b))};
+    }
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
+        const int is = p % 2, half = p / 2, n = half % 2;
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const int s = dot16(value(q, hm, n, j), xa16(x.q + at + 32 * j + 16 * is));
-            sum += float(scale(scales(row, nb, b), 8 * n + 2 * j + is) * s) * x.ds[at / 32 + j].x;
+            const int s = dot16(value(f.q, f.hm, n, j), x.q16(8 * half, 2 * j + is));
+            sum += float(scale(j < 2 ? f.s0 : f.s1, f.s2, 8 * n + 2 * j + is) * s) * x.scale(4 * half + j).x;
         }
-        return d(row, nb, b) * sum;
+        return half_to_float(f.d) * sum;
     }
     static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
         const int b = k / 256, n = (k / 128) % 2, j = (k / 32) % 4, is = (k / 16) % 2;
         const uint4 q = ld16(row + 64 * b + 32 * n + 16 * is), hm = ld16(row + 64 * nb + 32 * b + 16 * is);
-        spread(value(q, hm, n, j), d(row, nb, b) * float(scale(scales(row, nb, b), 8 * n + 2 * j + is)), 0.0f, out);
+        spread(value(q, hm, n, j), half_to_float(ld2(d(row, nb, b))) * float(scale(scales(row, nb, b), 8 * n + 2 * j + is)), 0.0f, out);
     }
 };
 
@@ -358,19 +383,31 @@ template <int BITS, bool BF> struct Plain {
         const uint16_t h = __ldg(reinterpret_cast<const uint16_t*>(row) + i);
         return BF ? bf16_to_float(h) : half_to_float(h);
     }
-    // Pieces of 8; the last may be short, `n` is then the row length.
-    static __device__ __forceinline__ float dot(const uint8_t* row, int n, int p, const Act& x) {
-        float sum = 0.0f;
-        if (8 * p + 8 <= n && BITS == 16) {
-            const uint4 w = ld16(row + 16 * p);
+    struct Frag { uint4 w[BITS / 16]; };
+    static __device__ __forceinline__ Frag load(const uint8_t* row, int, int p) {
+        Frag f;
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const uint16_t h = word(w, i / 2) >> (16 * (i % 2));
-                sum += (BF ? bf16_to_float(h) : half_to_float(h)) * x.f[8 * p + i];
+        for (int i = 0; i < BITS / 16; i++) f.w[i] = ld16(row + BITS * p + 16 * i);
+        return f;
+    }
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
+        float xf[8], sum = 0.0f;
+        x.f8(p, xf);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            if (BITS == 32) {
+                sum += __uint_as_float(word(f.w[BITS == 32 ? i / 4 : 0], i % 4)) * xf[i];
+            } else {
+                const uint16_t h = word(f.w[0], i / 2) >> (16 * (i % 2));
+                sum += (BF ? bf16_to_float(h) : half_to_float(h)) * xf[i];
             }
-            return sum;
         }
-        for (int i = 8 * p; i < min(8 * p + 8, n); i++) sum += at(row, i) * x.f[i];
+        return sum;
+    }
+    // The last piece of a row whose length n is no multiple of 8.
+    static __device__ __forceinline__ float dot_tail(const uint8_t* row, int n, int p, const Act& x) {
+        float sum = 0.0f;
+        for (int i = 8 * p; i < n; i++) sum += at(row, i) * x.f[i];
         return sum;
     }
     static __device__ __forceinline__ void load16(const uint8_t* row, int n, int k, float (&out)[16]) {

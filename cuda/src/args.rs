@@ -66,6 +66,11 @@ args! {
     MoeRoute => moe_route { logits: u64, ids: u64, weights: u64, n_expert: u32, n_used: u32, norm: u32, pad: u32 }
     /// `moe.cu`
     MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32 }
+    /// `step.cu`
+    Step => step {
+        phases: u64, arrived: u64, left: u64, joined: u64, part: u64, part_ml: u64, rope: u64, pos: u64, token: u64,
+        n_phase: u32, n_head: u32, n_head_kv: u32, head_dim: u32, max_pages: u32, max_splits: u32, neox: u32, mean: u32, ahead: u32, scale: f32,
+    }
 }
 
 /// `matvec.cu`
@@ -80,6 +85,55 @@ pub(crate) struct Segment {
     pub(crate) ty: u32,
     pub(crate) n_out: u32,
 }
+
+/// A matrix of a [`Phase`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Matrix {
+    pub(crate) w: u64,
+    pub(crate) out: u64,
+    pub(crate) bias: u64,
+    pub(crate) row_bytes: u64,
+    pub(crate) ty: u32,
+    pub(crate) n_out: u32,
+}
+
+/// A phase of a step, `step.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Phase {
+    pub(crate) m: [Matrix; 3],
+    pub(crate) src: u64,
+    pub(crate) norm: u64,
+    pub(crate) q: u64,
+    pub(crate) k: u64,
+    pub(crate) v: u64,
+    pub(crate) q_norm: u64,
+    pub(crate) k_norm: u64,
+    pub(crate) pool_k: u64,
+    pub(crate) pool_v: u64,
+    pub(crate) pages: u64,
+    pub(crate) n_pages: u64,
+    pub(crate) place: u64,
+    pub(crate) out: u64,
+    pub(crate) page_ml: u64,
+    pub(crate) head_ml: u64,
+    pub(crate) mass: u64,
+    pub(crate) kind: u32,
+    pub(crate) mode: u32,
+    pub(crate) n_mat: u32,
+    pub(crate) n_in: u32,
+    pub(crate) wait: u32,
+    pub(crate) arrive: u32,
+    pub(crate) want_f: u32,
+    pub(crate) want_q: u32,
+    pub(crate) eps: f32,
+    pub(crate) eps_q: f32,
+    pub(crate) eps_k: f32,
+    pub(crate) rope: u32,
+    pub(crate) pad: [u32; 2],
+}
+const _: () = assert!(size_of::<Phase>() == 3 * 40 + 16 * 8 + 14 * 4, "padding");
 
 /// [`MulMat`] for the kernel with tiles of 128.
 #[repr(transparent)]
@@ -100,5 +154,5 @@ macro_rules! kernels {
 kernels! {
     Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", Swiglu "swiglu", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
-    Combine "attention_combine", MoeRoute "moe_route", MoeSum "moe_sum",
+    Combine "attention_combine", MoeRoute "moe_route", MoeSum "moe_sum", Step "step",
 }

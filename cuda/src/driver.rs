@@ -271,13 +271,23 @@ impl Device for Driver {
         let [x, y, z] = l.grid;
         // The driver copies the arguments during the call; it does not write to them.
         let mut params = [args.as_ptr().cast_mut().cast::<c_void>()];
-        let mut attribute = sys::CUlaunchAttribute_st {
-            id:
-                sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue_union {
+        use sys::CUlaunchAttributeID_enum as Id;
+        let (id, value) = if l.together {
+            let value = sys::CUlaunchAttributeValue_union { cooperative: 1 };
+            (Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, value)
+        } else {
+            let value = sys::CUlaunchAttributeValue_union {
                 programmaticStreamSerializationAllowed: 1,
-            },
+            };
+            (
+                Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                value,
+            )
+        };
+        let mut attribute = sys::CUlaunchAttribute_st {
+            id,
+            pad: [0; 4],
+            value,
         };
         let config = sys::CUlaunchConfig {
             gridDimX: x,
@@ -289,7 +299,7 @@ impl Device for Driver {
             sharedMemBytes: l.shared,
             hStream: self.stream,
             attrs: &raw mut attribute,
-            numAttrs: u32::from(self.overlap),
+            numAttrs: u32::from(self.overlap || l.together),
         };
         // SAFETY: the caller's promise; each kernel has one parameter.
         let answer = unsafe {

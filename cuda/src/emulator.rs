@@ -18,6 +18,7 @@ unsafe extern "C" {
         args: *const c_void,
         args_bytes: usize,
         descending: c_int,
+        together: c_int,
     ) -> c_int;
 }
 
@@ -72,6 +73,7 @@ fn run(call: &Call, descending: bool) -> Result<()> {
             call.args.as_ptr().cast(),
             call.args.len(),
             c_int::from(descending),
+            c_int::from(call.launch.together),
         )
     };
     match answer {

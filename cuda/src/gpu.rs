@@ -30,6 +30,8 @@ pub(crate) struct Launch {
     pub(crate) block: u32,
     /// Bytes of dynamic shared memory.
     pub(crate) shared: u32,
+    /// The blocks wait for each other: all are resident at once, or the launch is refused.
+    pub(crate) together: bool,
 }
 
 /// A recorded sequence of launches.

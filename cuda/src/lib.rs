@@ -7,6 +7,7 @@
 //! devices()            what is there, without touching anything that is not
 //! Gpu::open            a device: buffers, launches, recorded graphs      gpu.rs over driver.rs (cudarc) or emulator.rs
 //! Uploader, Weight     matrices in device memory                         weight.rs; layouts in types.rs and kernels/types.cuh
+//! step::*              a whole decode step in one launch                 step.rs; kernels/step.cu
 //! ops::*               one function for each kernel: checks, geometry    ops.rs; arguments in args.rs
 //! ```
 //!
@@ -24,6 +25,8 @@ mod emulator;
 mod gpu;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub mod ops;
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+pub mod step;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 mod types;
 #[cfg(any(feature = "cuda", feature = "emulate"))]

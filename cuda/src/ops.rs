@@ -49,6 +49,7 @@ fn launch(grid: [usize; 3], block: u32, shared: usize) -> Launch {
         grid: grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
         block,
         shared: shared as u32,
+        together: false,
     }
 }
 

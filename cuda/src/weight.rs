@@ -207,6 +207,7 @@ fn repack(
             grid: [blocks, 1, 1],
             block: 256,
             shared: 0,
+            together: false,
         },
         &args,
     )

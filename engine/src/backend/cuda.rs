@@ -1,7 +1,8 @@
 //! The CUDA backend: the verbs over `lemma-cuda`.
 //!
-//! A decode step is recorded once as a graph and replayed. What differs between steps lies in device memory: one small upload
-//! before each pass brings position, token, places and rotations, and page tables travel when they have changed. The books of the pool
+//! A decode step is one launch ([`step`]) where the model's shapes allow it; where they do not, its launches are recorded once as a graph
+//! and replayed. What differs between steps lies in device memory: one small upload before each pass brings position, token, places and
+//! rotations, and page tables travel when they have changed. The books of the pool
 //! stay with [`Cache`], so CPU and GPU decide alike; the device reduces page masses over the heads and hands over one number a
 //! page.
 //!
@@ -10,12 +11,14 @@
 //! for [`Backend::swiglu`] and become one launch.
 
 mod pass;
+mod step;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use lemma_cuda::ops::{self, Heads};
+use lemma_cuda::step::Program;
 use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, Source, Uploader, View, Weight};
 use lemma_quant::GgmlType;
 
@@ -65,13 +68,32 @@ impl CudaWeight {
 
 /// A model in device memory.
 pub struct CudaRunner {
-    /// The recorded decode step, and whether it leaves masses. Before what it points to, so that it is dropped first.
-    graph: Option<(Graph, bool)>,
+    /// The decode step, and whether it leaves masses. Before what it points to, so that it is dropped first.
+    step: Option<(Decode, bool)>,
     /// Decode steps run so far without a graph: the first loads the kernels, the second can be recorded.
     warm: bool,
+    /// Whether a step may be one launch.
+    whole: bool,
     model: ArchModel<CudaWeight>,
     pass: Pass,
     host: Host,
+}
+
+/// A decode step that can be repeated.
+enum Decode {
+    /// One launch for all of it.
+    Whole(Program),
+    /// A launch for each operation, recorded.
+    Graph(Graph),
+}
+
+impl Decode {
+    fn run(&self) -> Result<(), CudaError> {
+        match self {
+            Self::Whole(program) => program.run(),
+            Self::Graph(graph) => graph.replay(),
+        }
+    }
 }
 
 /// Page-locked memory that steps travel through.
@@ -169,8 +191,9 @@ impl CudaRunner {
             gpu: gpu.clone(),
         };
         Ok(Self {
-            graph: None,
+            step: None,
             warm: false,
+            whole: true,
             model,
             pass,
             host,
@@ -191,7 +214,7 @@ impl CudaRunner {
         };
         let wanted = p.n_outputs * p.hp.n_vocab * 4;
         if p.logits.view().bytes() < wanted {
-            self.graph = None;
+            self.step = None;
             p.logits = p.gpu.alloc(wanted)?;
             host.logits = p.gpu.pinned(wanted)?;
         }
@@ -228,17 +251,34 @@ impl CudaRunner {
     /// # Errors
     /// [`Error::Usage`] before two decode steps have been run; those of the driver.
     pub fn time_steps(&mut self, n: usize) -> Result<f64, Error> {
-        let Some((graph, _)) = &self.graph else {
+        let Some((step, _)) = &self.step else {
             return Err(report::usage("no recorded step", "two decode steps before"));
         };
         self.pass.gpu.bind()?;
         self.pass.gpu.synchronize()?;
         let start = Instant::now();
         for _ in 0..n {
-            graph.replay()?;
+            step.run()?;
         }
         self.pass.gpu.synchronize()?;
         Ok(start.elapsed().as_secs_f64() / n as f64)
+    }
+
+    /// A decode step that can be repeated; nothing while the kernels of one that would be recorded have not been loaded by running it.
+    fn make_step(&mut self) -> Result<Option<Decode>, Error> {
+        if std::env::var_os("LEMMA_CUDA_STEP").is_none_or(|v| v != "0") && self.whole {
+            match step::program(&self.model, &self.pass)? {
+                Ok(program) => return Ok(Some(Decode::Whole(program))),
+                Err(why) => log::debug!("a decode step is not one launch: {why}"),
+            }
+            self.whole = false;
+        }
+        if !self.warm {
+            return Ok(None);
+        }
+        let (model, pass) = (&self.model, &mut self.pass);
+        let gpu = pass.gpu.clone();
+        Ok(Some(Decode::Graph(gpu.record(|| pass.forward(model))?)))
     }
 
     fn fetch(&mut self, cache: &mut Cache) -> Result<(), Error> {
@@ -301,13 +341,11 @@ impl Runner for CudaRunner {
         self.prepare(tokens, cache, outputs)?;
         let masses = self.pass.wants_mass;
         let decode = tokens.len() == 1 && outputs == Outputs::Last;
-        if decode && self.warm && self.graph.as_ref().is_none_or(|g| g.1 != masses) {
-            let (model, pass) = (&self.model, &mut self.pass);
-            let gpu = pass.gpu.clone();
-            self.graph = Some((gpu.record(|| pass.forward(model))?, masses));
+        if decode && self.step.as_ref().is_none_or(|s| s.1 != masses) {
+            self.step = self.make_step()?.map(|s| (s, masses));
         }
-        match &self.graph {
-            Some((graph, _)) if decode => graph.replay()?,
+        match &self.step {
+            Some((step, _)) if decode => step.run()?,
             _ => self.pass.forward(&self.model)?,
         }
         self.warm |= decode;
@@ -324,7 +362,7 @@ impl Runner for CudaRunner {
             return Ok(());
         }
         p.gpu.bind()?;
-        self.graph = None;
+        self.step = None;
         p.pool.grow(&p.gpu, p.heads, n_slots)?;
         self.host.tables = p.gpu.pinned(p.pool.tables.view().bytes())?;
         self.host.masses = p.gpu.pinned(p.pool.masses.view().bytes())?;

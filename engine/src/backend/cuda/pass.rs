@@ -78,7 +78,7 @@ impl Pool {
         Ok(())
     }
 
-    fn table(&self, il: usize) -> View {
+    pub(super) fn table(&self, il: usize) -> View {
         self.tables
             .view()
             .slice(il * self.n_slots * 8, self.n_slots * 8)
@@ -198,7 +198,7 @@ impl Pass {
         }
     }
 
-    fn view(&self, b: Buf) -> View {
+    pub(super) fn view(&self, b: Buf) -> View {
         self.bufs[b as usize].view()
     }
 
@@ -208,7 +208,7 @@ impl Pass {
         self.view(b).slice(from * row, n * row)
     }
 
-    fn step_words(&self, at: usize, n: usize) -> View {
+    pub(super) fn step_words(&self, at: usize, n: usize) -> View {
         self.step.view().slice(at * 4, n * 4)
     }
 

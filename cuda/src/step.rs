@@ -1,0 +1,367 @@
+//! A whole decode step as one launch (`kernels/step.cuh` says how it works).
+//!
+//! [`Builder`] collects the phases of a step in order; [`Program`] is the list in device memory, ready to be run any number of times. What differs
+//! between steps lies in device memory, as for recorded graphs. Not every model fits: a phase that the kernel has no shape for is refused
+//! with the reason, and the caller launches kernel by kernel instead.
+
+use crate::args::{self, Matrix, Phase};
+use crate::gpu::{Buffer, Gpu, Launch, Result, View};
+use crate::ops::{Attention, Heads, Mode, Part, RopeStore};
+use crate::weight::Weight;
+
+/// Threads of a block.
+const BLOCK: u32 = 512;
+/// Bytes of the next phase's weights that a block asks for while it waits.
+const AHEAD: u32 = 96 << 10;
+/// Widest head, and query heads of a unit of attention.
+const MAX_D: usize = 128;
+const UNIT: usize = 8;
+
+/// What all phases share.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Heads of every layer.
+    pub heads: Heads,
+    /// Layers.
+    pub n_layer: usize,
+    /// Pages of a layer's table.
+    pub max_pages: usize,
+    /// Rotated pairs are halves of a head, not neighbours.
+    pub neox: bool,
+    /// Masses are the mean over the heads instead of the largest.
+    pub mean: bool,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// `[head_dim / 2, 2]` cosines and sines.
+    pub rope: View,
+    /// `[1]` u32: position of the token.
+    pub pos: View,
+    /// `[1]` u32: the token.
+    pub token: View,
+}
+
+/// Products with one input.
+#[derive(Clone, Copy, Debug)]
+pub struct Products<'a> {
+    /// The matrices: at most three.
+    pub parts: &'a [Part<'a>],
+    /// `[n_in]`
+    pub src: View,
+    /// `[n_in]` weights of a norm of the input, and its epsilon.
+    pub norm: Option<(View, f32)>,
+    /// What is done with the results.
+    pub mode: Mode,
+}
+
+/// Collects phases.
+pub struct Builder {
+    gpu: Gpu,
+    shape: Shape,
+    phases: Vec<Phase>,
+    /// Bytes of shared memory that the largest phase wants.
+    shared: usize,
+    memory: Option<Memory>,
+    /// Why the step cannot be one launch.
+    refused: Option<String>,
+}
+
+/// Maximum and sum of exponentials.
+struct Memory {
+    /// Of each layer's heads: `[n_layer, n_head, 2]`
+    head_ml: Buffer,
+    /// Of their pages, if they are weighed: `[n_layer, n_head, max_pages, 2]`
+    page_ml: Buffer,
+}
+
+/// A step in device memory.
+pub struct Program {
+    gpu: Gpu,
+    args: args::Step,
+    launch: Launch,
+    _buffers: Vec<Buffer>,
+}
+
+/// Bytes of dynamic shared memory that a block may have.
+fn max_shared(gpu: &Gpu) -> usize {
+    match gpu.info().sm {
+        (8, 0) => 163 << 10,
+        (8, _) => 99 << 10,
+        _ => 227 << 10,
+    }
+}
+
+impl Builder {
+    /// No phases yet.
+    pub fn new(gpu: &Gpu, shape: Shape) -> Self {
+        let Heads {
+            n_head,
+            n_head_kv,
+            head_dim,
+        } = shape.heads;
+        let mut new = Self {
+            gpu: gpu.clone(),
+            shape,
+            phases: Vec::new(),
+            shared: n_head * 8,
+            memory: None,
+            refused: None,
+        };
+        new.want(
+            head_dim.is_multiple_of(8) && head_dim <= MAX_D && n_head.is_multiple_of(n_head_kv),
+            || format!("heads of {head_dim} elements"),
+        );
+        new
+    }
+
+    fn want(&mut self, fits: bool, what: impl FnOnce() -> String) {
+        if !fits {
+            self.refused.get_or_insert_with(what);
+        }
+    }
+
+    /// Says that the step holds something there is no phase for.
+    pub fn refuse(&mut self, what: &str) {
+        self.want(false, || what.to_owned());
+    }
+
+    fn push(&mut self, mut phase: Phase) {
+        // The first phase has nothing to wait for.
+        phase.wait = u32::from(phase.wait == 1 && !self.phases.is_empty());
+        self.phases.push(phase);
+    }
+
+    fn matrix(&mut self, &(w, bias, out): &Part<'_>) -> Matrix {
+        let block = if w.wants_q8() { 32 } else { 8 };
+        let n_in = w.n_in();
+        self.want(n_in.is_multiple_of(block), || format!("rows of {n_in}"));
+        assert!(out.bytes() >= w.n_row() * 4 && bias.is_none_or(|b| b.bytes() >= w.n_row() * 4));
+        Matrix {
+            w: w.view().at,
+            out: out.at,
+            bias: bias.map_or(0, |b| b.at),
+            row_bytes: w.row_bytes() as u64,
+            ty: w.ty().id(),
+            n_out: w.n_row() as u32,
+        }
+    }
+
+    /// The token's row of a matrix.
+    pub fn embed(&mut self, out: View, w: &Weight) {
+        assert!(out.bytes() >= w.n_in() * 4);
+        let matrix = Matrix {
+            w: w.view().at,
+            out: out.at,
+            row_bytes: w.row_bytes() as u64,
+            ty: w.ty().id(),
+            n_out: w.n_row() as u32,
+            ..Matrix::default()
+        };
+        self.push(Phase {
+            m: [matrix, Matrix::default(), Matrix::default()],
+            n_in: w.n_in() as u32,
+            kind: 0,
+            wait: 1,
+            arrive: 1,
+            ..Phase::default()
+        });
+    }
+
+    /// Products with one input.
+    pub fn products(&mut self, p: &Products<'_>) {
+        let n_in = p.parts[0].0.n_in();
+        assert!(p.src.bytes() >= n_in * 4 && (1..=3).contains(&p.parts.len()));
+        let mut phase = Phase {
+            src: p.src.at,
+            kind: 1,
+            mode: p.mode as u32,
+            n_mat: p.parts.len() as u32,
+            n_in: n_in as u32,
+            wait: 1,
+            arrive: 1,
+            ..Phase::default()
+        };
+        if let Some((w, eps)) = p.norm {
+            assert!(w.bytes() >= n_in * 4);
+            (phase.norm, phase.eps) = (w.at, eps);
+        }
+        for (to, part) in phase.m.iter_mut().zip(p.parts) {
+            assert_eq!(part.0.n_in(), n_in);
+            *to = self.matrix(part);
+            let q8 = part.0.wants_q8();
+            phase.want_q |= u32::from(q8);
+            phase.want_f |= u32::from(!q8);
+        }
+        if p.mode == Mode::Swiglu {
+            let same = |a: &Matrix, b: &Matrix| (a.ty, a.n_out) == (b.ty, b.n_out);
+            assert!(p.parts.len() == 2 && same(&phase.m[0], &phase.m[1]));
+        }
+        let f = phase.want_f as usize * (4 * n_in).next_multiple_of(128);
+        let q = phase.want_q as usize * (n_in.next_multiple_of(128) + n_in / 4);
+        self.shared = self.shared.max(64 + f + q);
+        self.push(phase);
+    }
+
+    /// Norm over heads, rotation, storing and attention of layer `il`; with `weighed`, what [`Builder::weigh`] wants is left.
+    pub fn attend(&mut self, il: usize, out: View, call: &RopeStore, c: &Attention, weighed: bool) {
+        let Some(store) = call.store else {
+            return self.refuse("attention that stores nothing");
+        };
+        let Heads {
+            n_head,
+            n_head_kv,
+            head_dim: d,
+        } = self.shape.heads;
+        assert!(c.q.bytes() >= n_head * d * 4 && out.bytes() >= n_head * d * 4);
+        assert!(call.k.bytes() >= n_head_kv * d * 4 && call.v.bytes() >= n_head_kv * d * 4);
+        let layer = n_head * if weighed { self.shape.max_pages } else { 0 };
+        if self.memory.is_none() {
+            let n = self.shape.n_layer;
+            let room = |n: usize| self.gpu.alloc(n * 8);
+            match room(n * n_head).and_then(|h| Ok((h, room(n * layer)?))) {
+                Ok((head_ml, page_ml)) => self.memory = Some(Memory { head_ml, page_ml }),
+                Err(e) => self.refuse(&e.0),
+            }
+        }
+        let (Some(memory), true) = (&self.memory, il < self.shape.n_layer) else {
+            return;
+        };
+        let head_ml = memory.head_ml.view().slice(il * n_head * 8, n_head * 8);
+        let page_ml = memory.page_ml.view().slice(il * layer * 8, layer * 8);
+        // Sums of the warps; before them what `AttendShared` holds.
+        let sums = BLOCK as usize / 32 * UNIT.min(n_head / n_head_kv) * d * 4;
+        self.shared = self
+            .shared
+            .max(2 * UNIT * (MAX_D + 32) * 2 + 2 * MAX_D * 2 + 16 * UNIT * 8 + 16 + sums);
+        self.push(Phase {
+            q: c.q.at,
+            k: call.k.at,
+            v: call.v.at,
+            q_norm: call.q_norm.map_or(0, |n| n.0.at),
+            k_norm: call.k_norm.map_or(0, |n| n.0.at),
+            eps_q: call.q_norm.map_or(0.0, |n| n.1),
+            eps_k: call.k_norm.map_or(0.0, |n| n.1),
+            rope: u32::from(call.rope.is_some()),
+            pool_k: store.k.at,
+            pool_v: store.v.at,
+            pages: c.pages.at,
+            n_pages: c.n_pages.at,
+            place: store.places.at,
+            out: out.at,
+            page_ml: if weighed { page_ml.at } else { 0 },
+            head_ml: head_ml.at,
+            kind: 2,
+            wait: 1,
+            arrive: 1,
+            ..Phase::default()
+        });
+    }
+
+    /// Masses of the pages of every layer: `[n_layer, max_pages]`; `n_pages` is `[n_layer]` u32.
+    pub fn weigh(&mut self, mass: View, n_pages: View) {
+        let (Some(memory), n) = (&self.memory, self.shape.n_layer) else {
+            return;
+        };
+        assert!(mass.bytes() >= n * self.shape.max_pages * 4 && n_pages.bytes() >= n * 4);
+        // It reads what was written at least two barriers ago, and nobody reads what it writes.
+        let phase = Phase {
+            page_ml: memory.page_ml.view().at,
+            head_ml: memory.head_ml.view().at,
+            n_pages: n_pages.at,
+            mass: mass.at,
+            n_in: n as u32,
+            kind: 3,
+            ..Phase::default()
+        };
+        self.push(phase);
+    }
+
+    /// The list in device memory, or why there is none.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn finish(mut self) -> Result<std::result::Result<Program, String>> {
+        let head = size_of::<args::Step>() + 2 * size_of::<Phase>();
+        let (shared, max) = (head + self.shared, max_shared(&self.gpu));
+        self.want(shared <= max, || {
+            format!("{shared} bytes of shared memory where there are {max}")
+        });
+        if let Some(why) = self.refused {
+            return Ok(Err(why));
+        }
+        let (gpu, s) = (&self.gpu, &self.shape);
+        let Heads {
+            n_head,
+            n_head_kv,
+            head_dim,
+        } = s.heads;
+        assert!(s.rope.bytes() >= head_dim * 4 && s.pos.bytes() >= 4 && s.token.bytes() >= 4);
+        // SAFETY: `Phase` is `repr(C)` without padding, as its size says.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(
+                self.phases.as_ptr().cast::<u8>(),
+                size_of_val(&*self.phases),
+            )
+        };
+        let n_sm = gpu.info().n_sm as usize;
+        let units = n_head_kv * (n_head / n_head_kv).div_ceil(UNIT);
+        let max_splits = (n_sm / units).max(1);
+        let counters = gpu.alloc((32 + units) * 4)?;
+        let part = gpu.alloc(n_head * max_splits * head_dim * 4)?;
+        let part_ml = gpu.alloc(n_head * max_splits * 8)?;
+        let phases = gpu.buffer_of(bytes)?;
+        let (at, setting) = (counters.view().at, |name| {
+            std::env::var(name).ok().and_then(|v| v.parse().ok())
+        });
+        let args = args::Step {
+            phases: phases.view().at,
+            arrived: at,
+            left: at + 64,
+            joined: at + 128,
+            part: part.view().at,
+            part_ml: part_ml.view().at,
+            rope: s.rope.at,
+            pos: s.pos.at,
+            token: s.token.at,
+            n_phase: self.phases.len() as u32,
+            n_head: n_head as u32,
+            n_head_kv: n_head_kv as u32,
+            head_dim: head_dim as u32,
+            max_pages: s.max_pages as u32,
+            max_splits: max_splits as u32,
+            neox: u32::from(s.neox),
+            mean: u32::from(s.mean),
+            ahead: setting("LEMMA_CUDA_AHEAD").unwrap_or(AHEAD),
+            scale: s.scale,
+        };
+        let emulated = gpu.info().name == "emulator";
+        let block = if emulated {
+            128
+        } else {
+            setting("LEMMA_CUDA_BLOCK").unwrap_or(BLOCK)
+        };
+        let launch = Launch {
+            grid: [n_sm as u32, 1, 1],
+            block,
+            shared: shared as u32,
+            together: true,
+        };
+        let mut buffers = vec![counters, part, part_ml, phases];
+        buffers.extend(self.memory.into_iter().flat_map(|m| [m.head_ml, m.page_ml]));
+        Ok(Ok(Program {
+            gpu: self.gpu,
+            args,
+            launch,
+            _buffers: buffers,
+        }))
+    }
+}
+
+impl Program {
+    /// Asks for a step.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn run(&self) -> Result<()> {
+        self.gpu.launch(self.launch, &self.args)
+    }
+}

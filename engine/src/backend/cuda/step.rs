@@ -1,0 +1,182 @@
+//! The verbs as phases of a decode step that is one launch.
+//!
+//! Nothing is launched here: a model's forward pass is walked through once, and what it would do becomes a list. Norms are
+//! part of the products that read them, so they wait for those; so do norms over heads and rotation for attention, gate and up for
+//! their product. A model that wants anything else (experts, say) is refused with the reason.
+
+use std::sync::Arc;
+
+use lemma_cuda::ops::{Attention, Mode, Part, RopeStore, Store};
+use lemma_cuda::step::{Builder, Products, Program, Shape};
+use lemma_cuda::{CudaError, View, Weight};
+
+use super::super::{self as backend, Backend, Buf, Linear, RopeMode};
+use super::CudaWeight;
+use super::pass::Pass;
+use crate::arch::ArchModel;
+
+/// The decode step of a model over the buffers of a pass, or why it cannot be one launch.
+pub(super) fn program(
+    model: &ArchModel<CudaWeight>,
+    pass: &Pass,
+) -> Result<Result<Program, String>, CudaError> {
+    let shape = Shape {
+        heads: pass.heads,
+        n_layer: pass.hp.n_layer,
+        max_pages: pass.pool.n_slots,
+        neox: pass.rope.mode == RopeMode::Neox,
+        mean: pass.mean,
+        scale: pass.hp.attn_scale,
+        rope: pass.step_words(pass.layout.rope(), pass.hp.n_rot),
+        pos: pass.step_words(0, 1),
+        token: pass.step_words(pass.layout.tokens(), 1),
+    };
+    let mut phases = Phases {
+        pass,
+        builder: Builder::new(&pass.gpu, shape),
+        norm: None,
+        q_norm: None,
+        k_norm: None,
+        rope: false,
+        ffn: None,
+    };
+    model.forward(&mut phases);
+    phases.builder.finish()
+}
+
+/// A matrix, its bias.
+type OwnedPart = (Arc<Weight>, Option<View>);
+
+struct Phases<'a> {
+    pass: &'a Pass,
+    builder: Builder,
+    /// A norm that has not been used: its result, its input, its weights and epsilon.
+    norm: Option<(Buf, Buf, View, f32)>,
+    q_norm: Option<(View, f32)>,
+    k_norm: Option<(View, f32)>,
+    rope: bool,
+    /// Gate and up, and their input.
+    ffn: Option<([OwnedPart; 2], Buf)>,
+}
+
+fn bias(w: &Linear<CudaWeight>) -> Option<View> {
+    w.bias.as_ref().map(CudaWeight::vec)
+}
+
+impl Phases<'_> {
+    fn products(&mut self, parts: &[Part<'_>], x: Buf, mode: Mode) {
+        let (src, norm) = match self.norm {
+            Some((out, from, w, eps)) if out == x => (from, Some((w, eps))),
+            _ => (x, None),
+        };
+        self.builder.products(&Products {
+            parts,
+            src: self.pass.view(src),
+            norm,
+            mode,
+        });
+    }
+}
+
+impl Backend for Phases<'_> {
+    type Weight = CudaWeight;
+
+    fn embed(&mut self, out: Buf, w: &CudaWeight) {
+        self.builder.embed(self.pass.view(out), w.mat());
+    }
+
+    fn rms_norm(&mut self, out: Buf, x: Buf, w: &CudaWeight, eps: f32) {
+        self.norm = Some((out, x, w.vec(), eps));
+    }
+
+    fn rms_norm_heads(&mut self, x: Buf, w: &CudaWeight, eps: f32) {
+        match x {
+            Buf::Q if !self.rope => self.q_norm = Some((w.vec(), eps)),
+            Buf::K if !self.rope => self.k_norm = Some((w.vec(), eps)),
+            _ => self
+                .builder
+                .refuse("a norm over the heads of other buffers"),
+        }
+    }
+
+    fn mul_mats<const N: usize>(&mut self, outs: [(Buf, &Linear<CudaWeight>); N], x: Buf) {
+        if let [(Buf::Gate, g), (Buf::Up, u)] = outs.as_slice() {
+            let part = |w: &Linear<CudaWeight>| (Arc::clone(w.w.mat()), bias(w));
+            self.ffn = Some(([part(g), part(u)], x));
+            return;
+        }
+        if N > 3 {
+            return self.builder.refuse("more than three products of one input");
+        }
+        let parts = outs.map(|(out, w)| (&**w.w.mat(), bias(w), self.pass.view(out)));
+        self.products(&parts, x, Mode::Store);
+    }
+
+    fn mul_mat_add(&mut self, acc: Buf, w: &Linear<CudaWeight>, x: Buf) {
+        let parts = [(&**w.w.mat(), bias(w), self.pass.view(acc))];
+        self.products(&parts, x, Mode::Add);
+        // What was normed before has changed.
+        self.norm = None;
+    }
+
+    fn rope(&mut self, _: Buf, _: Buf) {
+        self.rope = true;
+    }
+
+    fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
+        let p = self.pass;
+        let store = Store {
+            k: p.pool.k[il].view(),
+            v: p.pool.v[il].view(),
+            places: p.step_words(p.layout.places(il), 1),
+        };
+        let call = RopeStore {
+            q: p.view(q),
+            k: p.view(k),
+            v: p.view(v),
+            q_norm: self.q_norm.take(),
+            k_norm: self.k_norm.take(),
+            rope: std::mem::take(&mut self.rope).then(|| p.step_words(p.layout.rope(), p.hp.n_rot)),
+            neox: p.rope.mode == RopeMode::Neox,
+            store: Some(store),
+        };
+        let attention = Attention {
+            q: p.view(q),
+            k: store.k,
+            v: store.v,
+            pages: p.pool.table(il),
+            n_pages: p.step_words(1 + il, 1),
+            pos: p.step_words(0, 1),
+            scale: p.hp.attn_scale,
+        };
+        self.builder
+            .attend(il, p.view(out), &call, &attention, p.wants_mass);
+    }
+
+    fn swiglu(&mut self, gate: Buf, _: Buf) {
+        let Some(([(g, gb), (u, ub)], x)) = self.ffn.take() else {
+            return self.builder.refuse("a gate without products");
+        };
+        if (g.ty(), g.n_row()) != (u.ty(), u.n_row()) {
+            return self.builder.refuse("gate and up of different types");
+        }
+        let out = self.pass.view(gate);
+        self.products(&[(&g, gb, out), (&u, ub, out)], x, Mode::Swiglu);
+    }
+
+    fn moe_ffn(&mut self, _: Buf, _: Buf, _: &backend::Moe<CudaWeight>) {
+        self.builder.refuse("experts");
+    }
+
+    fn output(&mut self, w: &Linear<CudaWeight>, norm: &CudaWeight, x: Buf, eps: f32) {
+        // Pages are weighed while the other blocks already multiply.
+        let p = self.pass;
+        if p.wants_mass {
+            let n_pages = p.step_words(1, p.hp.n_layer);
+            self.builder.weigh(p.pool.masses.view(), n_pages);
+        }
+        self.rms_norm(Buf::Xn, x, norm, eps);
+        let parts = [(&**w.w.mat(), bias(w), p.logits.view())];
+        self.products(&parts, Buf::Xn, Mode::Store);
+    }
+}
