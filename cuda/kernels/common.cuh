@@ -79,13 +79,55 @@ __device__ __forceinline__ uint32_t count_up(uint32_t* p) {
     return v;
 }
 __device__ __forceinline__ void spin() {}
+__device__ __forceinline__ uint64_t clock_now() { return clock64(); }
 
+// Copies from global to shared memory that one thread asks for and that are counted by a barrier in shared memory: `expect` says
+// how many bytes will come, `copy` brings some of them (addresses and sizes are multiples of 16), `landed` waits for the end of the
+// barrier's phase of that parity; phases begin at 0.
+__device__ __forceinline__ uint32_t shared_at(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void expect_init(uint64_t* b) { asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_at(b)) : "memory"); }
+__device__ __forceinline__ void expect_ready() { asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async;" ::: "memory"); }
+__device__ __forceinline__ void expect(uint64_t* b, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_at(b)), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copy(void* to, const void* from, uint32_t bytes, uint64_t* b) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_at(to)), "l"(from),
+                 "r"(bytes), "r"(shared_at(b))
+                 : "memory");
+}
+__device__ __forceinline__ void landed(uint64_t* b, uint32_t parity) {
+    asm volatile(
+        "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(shared_at(b)), "r"(parity)
+        : "memory");
+}
+#else
+__device__ __forceinline__ void expect_init(uint64_t*) {}
+__device__ __forceinline__ void expect_ready() {}
+__device__ __forceinline__ void expect(uint64_t*, uint32_t) {}
+__device__ __forceinline__ void copy(void*, const void*, uint32_t, uint64_t*) {}
+__device__ __forceinline__ void landed(uint64_t*, uint32_t) {}
+#endif
 // Asks for memory to be brought into the L2 cache; address and size are multiples of 16.
 __device__ __forceinline__ void prefetch(const void* p, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
 #endif
 }
+// Copies of 16 bytes to shared memory that every thread asks for itself, in groups; waits until but one of its groups are there.
+__device__ __forceinline__ void copy16(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_at(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copies_wait_but_one() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+// Four fragments of 8 x 8 halves; lane l points at row l % 8 of fragment l / 8.
+__device__ __forceinline__ void load_fragments(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_at(row))
+                 : "memory");
+}
+__device__ __forceinline__ float quotient(float a, float b) { return __fdividef(a, b); }
 
 // Two bytes of each operand: bytes 0, 1 or bytes 2, 3.
 __device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }

@@ -18,7 +18,8 @@ const HalfTable half_table;
 namespace emulator {
 
 constexpr size_t STACK = 128 << 10;
-constexpr unsigned MAX_THREADS = 1024, MAX_SHARED = 227 << 10;
+constexpr unsigned MAX_THREADS = 1024, MAX_SHARED = 227 << 10, MAX_GUARD = 4 << 10;
+constexpr unsigned char GUARD = 0xa5;
 
 struct Barrier { unsigned arrived = 0, generation = 0; };
 
@@ -26,7 +27,7 @@ struct Barrier { unsigned arrived = 0, generation = 0; };
 struct Block {
     Barrier barrier;
     unsigned alive = 0;
-    std::unique_ptr<unsigned char[]> shared{new unsigned char[MAX_SHARED]};  // aligned to 16
+    std::unique_ptr<unsigned char[]> shared{new unsigned char[MAX_SHARED + MAX_GUARD]};  // aligned to 16
     uint3 index;
 };
 
@@ -121,7 +122,8 @@ void wait(Barrier& b, const unsigned& members) {
 }
 
 // Runs `n` blocks that are resident together; `at` gives their places in the grid.
-template <class At> void run_blocks(unsigned n, unsigned threads, unsigned shared_bytes, At at) {
+// False if any wrote behind its shared memory.
+template <class At> bool run_blocks(unsigned n, unsigned threads, unsigned shared_bytes, At at) {
     per_block = threads;
     n_fibers = alive = n * threads;
     while (fibers.size() < n_fibers) fibers.emplace_back();
@@ -132,10 +134,17 @@ template <class At> void run_blocks(unsigned n, unsigned threads, unsigned share
         blocks[i].alive = threads;
         blocks[i].index = at(i);
         memset(blocks[i].shared.get(), 0xff, shared_bytes);  // NaN: reading what nobody wrote shows
+        memset(blocks[i].shared.get() + shared_bytes, GUARD, MAX_GUARD);
     }
     for (unsigned i = 0; i < n_fibers; i++) fibers[i].done = false;
     for (unsigned w = 0; w < n_fibers / 32; w++) warps[w].barrier = {}, warps[w].alive = 32;
     if (_setjmp(home_at) == 0) enter(backwards ? n_fibers - 1 : 0);
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned b = 0; b < MAX_GUARD; b++) {
+            if (blocks[i].shared[shared_bytes + b] != GUARD) return false;
+        }
+    }
+    return true;
 }
 
 void block_barrier() { wait(blocks[current / per_block].barrier, blocks[current / per_block].alive); }
@@ -171,11 +180,12 @@ template <class T> constexpr size_t size_of_args(void (*)(T)) { return sizeof(T)
 const Entry entries[] = {
     ENTRY(repack), ENTRY(embed), ENTRY(rms_norm), ENTRY(quantize_rows), ENTRY(swiglu), ENTRY(rope_store), ENTRY(mul_mat_vec),
     ENTRY(mul_mat_64), ENTRY(mul_mat_128), ENTRY(attention), ENTRY(attention_combine), ENTRY(moe_route), ENTRY(moe_sum), ENTRY(read_all), ENTRY(step),
+    ENTRY(unpack), ENTRY(to_half), ENTRY(mul_mat_f16),
 };
 }  // namespace
 
 // Runs a kernel by name; all its blocks at once if they are `together`.
-// 0: done; 1: no such kernel; 2: arguments of another size; 3: a launch that no GPU accepts.
+// 0: done; 1: no such kernel; 2: arguments of another size; 3: a launch that no GPU accepts; 4: a write behind shared memory.
 extern "C" int lemma_emulate(const char* name, const unsigned* grid, unsigned block, unsigned shared_bytes, const void* args,
                              size_t args_bytes, int descending, int together) {
     using namespace emulator;
@@ -192,10 +202,11 @@ extern "C" int lemma_emulate(const char* name, const unsigned* grid, unsigned bl
         backwards = descending != 0;
         const unsigned n = grid[0] * grid[1] * grid[2], at_once = together ? n : 1;
         for (unsigned first = 0; first < n; first += at_once) {
-            run_blocks(at_once, block, shared_bytes, [&](unsigned i) {
+            const bool good = run_blocks(at_once, block, shared_bytes, [&](unsigned i) {
                 const unsigned b = first + i;
                 return uint3{b % grid[0], b / grid[0] % grid[1], b / grid[0] / grid[1]};
             });
+            if (!good) return 4;
         }
         return 0;
     }

@@ -75,7 +75,28 @@ inline void release_add(uint32_t* p) { ++*p; }
 inline uint32_t acquire(const uint32_t* p) { return *p; }
 inline uint32_t count_up(uint32_t* p) { return (*p)++; }
 void spin();
+inline uint64_t clock_now() { return 0; }
+// A barrier counts its phases; what is asked for is there at once.
+inline void expect_init(uint64_t* b) { *b = 0; }
+inline void expect_ready() {}
+inline void expect(uint64_t* b, uint32_t) { ++*b; }
+inline void copy(void* to, const void* from, uint32_t bytes, uint64_t*) { memcpy(to, from, bytes); }
+inline void landed(const uint64_t* b, uint32_t parity) {
+    while ((*b & 1) == parity) spin();
+}
 inline void prefetch(const void*, uint32_t) {}
+inline void copy16(void* to, const void* from) { memcpy(to, from, 16); }
+inline void copies_commit() {}
+inline void copies_wait_but_one() {}
+inline void load_fragments(uint32_t (&r)[4], const void* row) {
+    const unsigned char* rows[32];
+    const unsigned char* mine = static_cast<const unsigned char*>(row);
+    emulated_exchange(&mine, rows, sizeof mine);
+    const int lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; i++) memcpy(r + i, rows[8 * i + lane / 4] + 4 * (lane % 4), 4);
+    __syncwarp();
+}
+inline float quotient(float a, float b) { return a / b; }
 inline uint32_t low_halves(uint32_t a, uint32_t b) { return (a & 0xffff) | b << 16; }
 inline uint32_t high_halves(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
 

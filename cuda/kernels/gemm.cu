@@ -21,15 +21,6 @@ struct MulMat {
 
 constexpr int BK = 32, LD = BK + 8;
 
-// 16 floats as f16 into shared memory, 16-byte aligned.
-__device__ __forceinline__ void store16(uint16_t* dst, const float (&v)[16]) {
-    uint32_t w[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) w[i] = uint32_t(float_to_half(v[2 * i])) | uint32_t(float_to_half(v[2 * i + 1])) << 16;
-    reinterpret_cast<uint4*>(dst)[0] = make_uint4(w[0], w[1], w[2], w[3]);
-    reinterpret_cast<uint4*>(dst)[1] = make_uint4(w[4], w[5], w[6], w[7]);
-}
-
 __device__ __forceinline__ uint32_t pair_at(const uint16_t* p) { return *reinterpret_cast<const uint32_t*>(p); }
 
 // WM x WN: the part of the tile that a warp computes.

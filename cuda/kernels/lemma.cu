@@ -1,6 +1,7 @@
 // Every kernel in one module.
 #include "attention.cu"
 #include "gemm.cu"
+#include "gemm_f16.cu"
 #include "matvec.cu"
 #include "moe.cu"
 #include "rows.cu"

@@ -29,13 +29,18 @@ KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const Step a) {
             reinterpret_cast<uint4*>(s->p + i % 2)[threadIdx.x] = ld16(reinterpret_cast<const uint4*>(a.phases + i) + threadIdx.x);
     };
     if (threadIdx.x == 0) s->a = a;
+    if (threadIdx.x < STEP_WARPS * MAX_STAGES) expect_init(&s->landing[0][threadIdx.x]);
+    if (threadIdx.x < STEP_WARPS) s->parity[threadIdx.x] = 0;
+    expect_ready();
     fetch(0);
     block_barrier();
     Place at = {0, 0};
     for (; at.phase < a.n_phase; at.phase++) {
         fetch(at.phase + 1);
-        const Phase& p = s->p[at.phase % 2];
-        switch (p.kind) {
+        // Read now: behind the end of the phase its description may be overwritten by a warp that is ahead.
+        const uint32_t kind = s->p[at.phase % 2].kind, arrive = s->p[at.phase % 2].arrive;
+        trace(here(at), 0);
+        switch (kind) {
             case EMBED: embed_token(at); break;
             case PRODUCTS: products(at); break;
             case ATTEND:
@@ -49,7 +54,7 @@ KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const Step a) {
                 break;
             case WEIGH: weigh(at); break;
         }
-        at.met += p.arrive;
+        at.met += arrive;
     }
     // The last to leave makes the counters ready for the next launch.
     if (threadIdx.x == 0 && count_up(a.left) == gridDim.x - 1) *a.arrived = 0, *a.left = 0;

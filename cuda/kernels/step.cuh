@@ -2,12 +2,17 @@
 //
 // One block lives on every multiprocessor for the whole step and runs the same list of phases (`Phase`), most of them a few products with
 // one input. Between phases the blocks meet at a barrier in global memory. What makes this faster than a launch for each phase is what
-// happens around the barrier: weights never change, so that the first of them are already in registers, and the following ones on
-// their way into the L2 cache, when the barrier opens and the activations of the phase before can be read.
+// happens around the barrier: weights never change, so that the first of them are already in shared memory when the barrier opens and
+// the activations of the phase before can be read.
+//
+// The code of a phase is run once and then again only after that of all the others, so it comes from far away: it has to be short.
+// Hence functions that are not inlined, loops that are not unrolled, and copies that one thread asks for.
 #pragma once
 #include "types.cuh"
 
-constexpr int STEP_WARPS = 16;  // at most
+constexpr int STEP_WARPS = 16;      // at most
+constexpr int RING = 9 << 10;       // bytes of weights on their way to a warp
+constexpr int MAX_STAGES = 8;       // pieces that they come in
 
 enum PhaseKind : uint32_t { EMBED = 0, PRODUCTS = 1, ATTEND = 2, WEIGH = 3 };
 enum PhaseMode : uint32_t { PUT = 0, ADD_TO = 1, GATED = 2 };
@@ -65,6 +70,7 @@ struct Step {
     const float2* rope;      // (head_dim / 2) cosine and sine
     const uint32_t* pos;     // (1)
     const uint32_t* token;   // (1)
+    uint64_t* trace;         // (n_phase, 3, blocks) clocks: begin, barrier open, end; or null
     uint32_t n_phase;
     uint32_t n_head;
     uint32_t n_head_kv;
@@ -73,14 +79,17 @@ struct Step {
     uint32_t max_splits;
     uint32_t neox;
     uint32_t mean;
-    uint32_t ahead;          // bytes of the next phase's weights that a block asks for ahead of time
     float scale;
+    uint32_t pad[3];
 };
 
 // The beginning of a block's dynamic shared memory.
 struct StepShared {
     Step a;
     Phase p[2];  // this phase and the next, in turn
+    uint64_t landing[STEP_WARPS][MAX_STAGES];  // of each warp's stages
+    uint32_t parity[STEP_WARPS];               // bit i: phase of stage i
+    unsigned char ring[STEP_WARPS][RING];      // weights on their way, STEP_WARPS or fewer
 };
 
 // Where a block is: phase and grid barriers so far. Functions that are called get this and find the rest in shared memory.
@@ -92,14 +101,16 @@ struct Place {
 struct Here {
     const Step& a;
     const Phase& p;
-    const Phase& next;       // valid behind the first barrier of the block in this phase
     unsigned char* shared;   // dynamic shared memory behind StepShared
-    uint32_t met;            // grid barriers so far
+    uint32_t phase, met;
 };
 __device__ __forceinline__ Here here(Place at) {
     DYNAMIC_SHARED(StepShared, all);
-    const uint32_t i = at.phase, next = i + 1 == all->a.n_phase ? i : i + 1;
-    return {all->a, all->p[i % 2], all->p[next % 2], reinterpret_cast<unsigned char*>(all + 1), at.met};
+    return {all->a, all->p[at.phase % 2], reinterpret_cast<unsigned char*>(all + 1), at.phase, at.met};
+}
+
+__device__ __forceinline__ void trace(const Here& h, int what) {
+    if (h.a.trace && threadIdx.x == 0) h.a.trace[(size_t(h.phase) * 3 + what) * gridDim.x + blockIdx.x] = clock_now();
 }
 
 // Everybody waits until all blocks have arrived `met` times.
@@ -111,6 +122,7 @@ __device__ __forceinline__ void grid_wait(const Here& h) {
         }
         block_barrier();
     }
+    trace(h, 1);
 }
 
 // The end of a phase: the block has written what it had to. Called inside the functions of the phases, so that what they restore
@@ -118,6 +130,7 @@ __device__ __forceinline__ void grid_wait(const Here& h) {
 __device__ __forceinline__ void finish(const Here& h) {
     const bool arrive = h.p.arrive;
     block_barrier();
+    trace(h, 2);
     if (arrive && threadIdx.x == 0) release_add(h.a.arrived);
 }
 
@@ -129,25 +142,8 @@ __device__ __forceinline__ int phase_rows(const Phase& p) {
     }
     return n;
 }
-__device__ __forceinline__ int share(int n, int i, int of) { return int(int64_t(n) * i / of); }
-
-// Asks for this block's weights of the next phase, or the beginning of them; warps share the asking.
-__device__ __forceinline__ void prefetch_phase(const Step& a, const Phase& p) {
-    if (p.kind != PRODUCTS || a.ahead == 0) return;
-    const int rows = phase_rows(p), lo = share(rows, blockIdx.x, gridDim.x), hi = share(rows, blockIdx.x + 1, gridDim.x);
-    const int warp = threadIdx.x / WARP, n_warp = blockDim.x / WARP;
-    if (threadIdx.x % WARP != 0) return;
-    int base = 0;
-    for (uint32_t i = 0; i < p.n_mat; i++) {
-        const Matrix& m = p.m[i];
-        const int r0 = max(lo - base, 0), r1 = min(hi - base, int(m.n_out));
-        if (p.mode != GATED) base += m.n_out;
-        if (r0 >= r1) continue;
-        const uint64_t limit = p.mode == GATED ? a.ahead / 2 : a.ahead, all = uint64_t(r1 - r0) * m.row_bytes;
-        const uint64_t bytes = (all < limit ? all : limit) / 16, from = bytes * warp / n_warp, to = bytes * (warp + 1) / n_warp;
-        if (from < to) prefetch(m.w + r0 * m.row_bytes + 16 * from, uint32_t(16 * (to - from)));
-    }
-}
+// Where part i of n begins, parts differing by one at most.
+__device__ __forceinline__ int share(int n, int i, int of) { return n / of * i + min(i, n % of); }
 
 // One token's activations in shared memory, in units of 16 bytes whose order within 128 bytes is mixed, so that lanes which read
 // every second, fourth or eighth unit meet different banks.
@@ -218,7 +214,7 @@ __device__ __forceinline__ void read_input(const Here& h, const Input& in) {
             for (int i = 0; i < 8; i++) amax = fmaxf(amax, fabsf(x[i]));
             amax = fmaxf(amax, __shfl_xor_sync(ALL, amax, 1));
             amax = fmaxf(amax, __shfl_xor_sync(ALL, amax, 2));
-            const float d = amax / 127.0f, inv = amax > 0.0f ? 127.0f / amax : 0.0f;
+            const float d = amax * (1.0f / 127.0f), inv = amax > 0.0f ? quotient(127.0f, amax) : 0.0f;
             uint32_t w[2] = {0, 0};
             int total = 0;
 #pragma unroll

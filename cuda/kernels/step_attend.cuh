@@ -2,58 +2,28 @@
 //
 // A unit is a key/value head with up to eight of the query heads that share it; the pages of a unit are split over blocks, a block's over
 // its warps. A warp does a page with tensor cores: scores are q k^T with the queries split into the sum of two f16 (rows 0..8 and 8..16
-// of the tile), values v^T p. Keys and values of its first page are loaded before the barrier, as weights are: all but the row of the
-// current token were written by earlier steps. That row is computed here (norm, rotation) and put in its place by the one block of a
-// unit that holds the last page. Parts are joined by the block that leaves its part last.
+// of the tile), values v^T p. Keys and values of its first page are asked for before the barrier: all but the row of the current
+// token were written by earlier steps. That row is computed here (norm, rotation) and put in its place by the block of a unit that
+// attends to the last page. Parts are joined by the block that leaves its part last.
 #pragma once
 #include "step.cuh"
 
 constexpr int UNIT = 8;  // query heads of a unit
 
-// Shared memory of the phase, in bytes from `shared`: queries as two f16 (2, UNIT, LDQ), the current key and value (2, 128) f16,
-// maximum and sum of each warp (STEP_WARPS, UNIT), a flag; then sums of each warp
-// (STEP_WARPS, heads of the unit, head_dim).
-constexpr int MAX_D = 128, LDQ = MAX_D + 32;
+// Shared memory of the phase: queries as the sum of two f16, maximum and sum of each warp, factors of the splits, a flag; then sums of
+// each warp (STEP_WARPS, heads of the unit, head_dim).
+constexpr int MAX_D = 128, LDQ = MAX_D + 32, MAX_SPLITS = 64;
 struct AttendShared {
-    uint16_t q[2][UNIT][LDQ];
-    uint16_t kv[2][MAX_D];
+    uint16_t q[2][UNIT + 1][LDQ];  // the last row is the current key, and in [1] the current value
     float2 ml[STEP_WARPS][UNIT];
+    float factor[UNIT][MAX_SPLITS];
     uint32_t last;
     uint32_t pad[3];
 };
 
-// A warp's query or key behind norm and rotation: a lane holds pairs lane and lane + 32.
-struct Rotated { float x0[2], x1[2]; };
-__device__ __forceinline__ Rotated rotate(const Here& h, const float* x, const float* w, float eps) {
-    const int lane = threadIdx.x % WARP, half = h.a.head_dim / 2;
-    Rotated y = {};
-    float sum = 0.0f;
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-        const int i = lane + WARP * j;
-        if (i < half) {
-            y.x0[j] = fresh(x + (h.a.neox ? i : 2 * i)), y.x1[j] = fresh(x + (h.a.neox ? i + half : 2 * i + 1));
-            sum += y.x0[j] * y.x0[j] + y.x1[j] * y.x1[j];
-        }
-    }
-    const float scale = w ? rsqrtf(warp_sum(sum) / float(h.a.head_dim) + eps) : 1.0f;
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-        const int i = lane + WARP * j;
-        if (i >= half) continue;
-        if (w) y.x0[j] *= scale * w[h.a.neox ? i : 2 * i], y.x1[j] *= scale * w[h.a.neox ? i + half : 2 * i + 1];
-        if (h.p.rope) {
-            const float2 cs = h.a.rope[i];
-            const float r0 = y.x0[j] * cs.x - y.x1[j] * cs.y, r1 = y.x0[j] * cs.y + y.x1[j] * cs.x;
-            y.x0[j] = r0, y.x1[j] = r1;
-        }
-    }
-    return y;
-}
-
-__device__ __forceinline__ float split_half(float x, uint16_t& hi) {
+__device__ __forceinline__ void split_half(float x, uint16_t& hi, uint16_t& lo) {
     hi = float_to_half(x);
-    return x - half_to_float(hi);
+    lo = float_to_half(x - half_to_float(hi));
 }
 
 // Keys and values of a page and a head, as a warp's lanes hold them; lane = 4 g + t.
@@ -63,7 +33,8 @@ template <int NC, int NJ> struct PageOf {
     uint4 v[4][NJ];  // values 2t, 2t + 1, 2t + 8, 2t + 9, dimensions 64 j + 8 g ..
 
     static __device__ __forceinline__ int value_row(int i) { return 2 * int(threadIdx.x % 4) + (i % 2) + 8 * (i / 2); }
-    __device__ __forceinline__ void load(const Here& h, uint32_t slot, int kv) {
+    // Rows behind the first `rows` have not been written by this sequence; their values may be anything, so they are not read.
+    __device__ __forceinline__ void load(const Here& h, uint32_t slot, int kv, int rows) {
         const int d = h.a.head_dim, g = (threadIdx.x % WARP) / 4, t = threadIdx.x % 4;
         const size_t row = size_t(h.a.n_head_kv) * d, at = size_t(slot) * PAGE * row + size_t(kv) * d;
 #pragma unroll
@@ -79,27 +50,7 @@ template <int NC, int NJ> struct PageOf {
 #pragma unroll
             for (int j = 0; j < NJ; j++) {
                 v[i][j] = make_uint4(0, 0, 0, 0);
-                if (64 * j + 8 * g < d) v[i][j] = fresh16(h.p.pool_v + at + value_row(i) * row + 64 * j + 8 * g);
-            }
-        }
-    }
-    // Row `cur` becomes that of the current token; nobody has written the rows behind it.
-    __device__ __forceinline__ void set_current(const Here& h, const AttendShared& s, int cur) {
-        const int d = h.a.head_dim, g = (threadIdx.x % WARP) / 4, t = threadIdx.x % 4;
-        const uint4 zero = make_uint4(0, 0, 0, 0);
-#pragma unroll
-        for (int c = 0; c < NC; c++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                if (g + 8 * i == cur && 32 * c + 8 * t < d) k[c][i] = *reinterpret_cast<const uint4*>(&s.kv[0][32 * c + 8 * t]);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-#pragma unroll
-            for (int j = 0; j < NJ; j++) {
-                if (value_row(i) > cur) v[i][j] = zero;
-                if (value_row(i) == cur && 64 * j + 8 * g < d) v[i][j] = *reinterpret_cast<const uint4*>(&s.kv[1][64 * j + 8 * g]);
+                if (value_row(i) < rows && 64 * j + 8 * g < d) v[i][j] = fresh16(h.p.pool_v + at + value_row(i) * row + 64 * j + 8 * g);
             }
         }
     }
@@ -163,64 +114,74 @@ __device__ __forceinline__ float2 attend_page(const PageOf<NC, NJ>& pg, const At
     return make_float2(mp, lp);
 }
 
-// Queries of the unit into shared memory, and, where the block holds the last page, the current key and value into the pool.
-__device__ __forceinline__ void current_token(const Here& h, AttendShared& s, int kv, int head0, int nq, bool holds_last, bool stores) {
+// Queries of the unit, the current key and the current value behind norm and rotation into shared memory, a warp each.
+__device__ __forceinline__ void current_token(const Here& h, AttendShared& s, int kv, int head0, int nq) {
     const Step& a = h.a;
     const int d = a.head_dim, half = d / 2, n_warp = blockDim.x / WARP, lane = threadIdx.x % WARP;
-    const size_t pool = size_t(*h.p.place) * a.n_head_kv * d + size_t(kv) * d;
+#pragma unroll 1
     for (int i = threadIdx.x / WARP; i < UNIT + 2; i += n_warp) {
-        if (i < nq) {
-            const Rotated y = rotate(h, h.p.q + size_t(head0 + i) * d, h.p.q_norm, h.p.eps_q);
+        const bool is_q = i < UNIT, is_v = i > UNIT;
+        uint16_t *hi = s.q[is_v ? 1 : 0][is_q ? i : UNIT], *lo = s.q[1][i];
+        const float* x = is_q ? h.p.q + size_t(head0 + min(i, nq - 1)) * d : (is_v ? h.p.v : h.p.k) + size_t(kv) * d;
+        const float* w = is_q ? h.p.q_norm : is_v ? nullptr : h.p.k_norm;
+        const bool turn = h.p.rope && !is_v, neox = a.neox;
+        float x0[2] = {}, x1[2] = {}, sum = 0.0f;
+        float2 cs[2];
 #pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const int e = lane + WARP * j, i0 = a.neox ? e : 2 * e, i1 = a.neox ? e + half : 2 * e + 1;
-                if (e >= half) continue;
-                s.q[1][i][i0] = float_to_half(split_half(a.scale * y.x0[j], s.q[0][i][i0]));
-                s.q[1][i][i1] = float_to_half(split_half(a.scale * y.x1[j], s.q[0][i][i1]));
-            }
-            for (int e = d + lane; e < LDQ; e += WARP) s.q[0][i][e] = 0, s.q[1][i][e] = 0;
-        } else if (i < UNIT) {
-            for (int e = lane; e < LDQ; e += WARP) s.q[0][i][e] = 0, s.q[1][i][e] = 0;
-        } else if (holds_last && i == UNIT) {
-            const Rotated y = rotate(h, h.p.k + size_t(kv) * d, h.p.k_norm, h.p.eps_k);
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const int e = lane + WARP * j, i0 = a.neox ? e : 2 * e, i1 = a.neox ? e + half : 2 * e + 1;
-                if (e >= half) continue;
-                s.kv[0][i0] = float_to_half(y.x0[j]), s.kv[0][i1] = float_to_half(y.x1[j]);
-                if (stores) h.p.pool_k[pool + i0] = s.kv[0][i0], h.p.pool_k[pool + i1] = s.kv[0][i1];
-            }
-        } else if (holds_last) {
-            for (int e = lane; e < d; e += WARP) {
-                s.kv[1][e] = float_to_half(fresh(h.p.v + size_t(kv) * d + e));
-                if (stores) h.p.pool_v[pool + e] = s.kv[1][e];
+        for (int j = 0; j < 2; j++) {
+            const int e = lane + WARP * j;
+            cs[j] = make_float2(1.0f, 0.0f);
+            if (e < half) {
+                x0[j] = fresh(x + (neox ? e : 2 * e)), x1[j] = fresh(x + (neox ? e + half : 2 * e + 1));
+                if (turn) cs[j] = a.rope[e];
+                sum += x0[j] * x0[j] + x1[j] * x1[j];
             }
         }
+        // A unit may have fewer heads than there is room for.
+        float scale = i < nq ? a.scale : is_q ? 0.0f : 1.0f;
+        if (w) scale *= rsqrtf(quotient(warp_sum(sum), float(d)) + (is_q ? h.p.eps_q : h.p.eps_k));
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int e = lane + WARP * j, i0 = neox ? e : 2 * e, i1 = neox ? e + half : 2 * e + 1;
+            if (e >= half) continue;
+            if (w) x0[j] *= w[i0], x1[j] *= w[i1];
+            const float y0 = scale * (x0[j] * cs[j].x - x1[j] * cs[j].y), y1 = scale * (x0[j] * cs[j].y + x1[j] * cs[j].x);
+            uint16_t r0, r1;
+            split_half(y0, hi[i0], r0), split_half(y1, hi[i1], r1);
+            if (is_q) lo[i0] = r0, lo[i1] = r1;
+        }
+        for (int e = d + lane; is_q && e < LDQ; e += WARP) hi[e] = 0, lo[e] = 0;
     }
 }
 
 // Joins what the splits left of a unit's heads.
-__device__ __forceinline__ void join_splits(const Here& h, int head0, int nq, int n_split) {
+__device__ __forceinline__ void join_splits(const Here& h, AttendShared& s, int head0, int nq, int n_split) {
     const Step& a = h.a;
-    const int d = a.head_dim;
-    for (int i = threadIdx.x; i < nq * d / 4; i += blockDim.x) {
-        const int g = i / (d / 4), e = 4 * (i % (d / 4)), head = head0 + g;
-        const float2* ml = a.part_ml + size_t(head) * a.max_splits;
-        const float* part = a.part + size_t(head) * a.max_splits * d + e;
-        float m = -INFINITY, l = 0.0f;
+    const int d4 = a.head_dim / 4, lane = threadIdx.x % WARP;
+    // A warp finds the factors of a head's splits.
+#pragma unroll 1
+    for (int g = threadIdx.x / WARP; g < nq; g += blockDim.x / WARP) {
+        const float2* ml = a.part_ml + size_t(head0 + g) * a.max_splits;
+        const float2 none = make_float2(-INFINITY, 0.0f);
+        const float2 x0 = lane < n_split ? fresh(ml + lane) : none, x1 = lane + WARP < n_split ? fresh(ml + lane + WARP) : none;
+        const float m = warp_max(fmaxf(x0.x, x1.x)), f0 = __expf(x0.x - m), f1 = __expf(x1.x - m);
+        const float l = warp_sum(f0 * x0.y + f1 * x1.y);
+        s.factor[g][lane] = quotient(f0, l), s.factor[g][lane + WARP] = quotient(f1, l);
+        if (lane == 0) h.p.head_ml[head0 + g] = make_float2(m, l);
+    }
+    block_barrier();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < nq * d4; i += blockDim.x) {
+        const int g = i / d4, e = i % d4, head = head0 + g;
+        const float4* part = reinterpret_cast<const float4*>(a.part) + size_t(head) * a.max_splits * d4 + e;
         float4 acc = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 4
+#pragma unroll 8
         for (int p = 0; p < n_split; p++) {
-            const float2 x = fresh(ml + p);
-            const float4 v = fresh(reinterpret_cast<const float4*>(part + size_t(p) * d));
-            const float m_new = fmaxf(m, x.x), f_old = __expf(m - m_new), f = __expf(x.x - m_new);
-            m = m_new, l = l * f_old + f * x.y;
-            acc.x = acc.x * f_old + f * v.x, acc.y = acc.y * f_old + f * v.y;
-            acc.z = acc.z * f_old + f * v.z, acc.w = acc.w * f_old + f * v.w;
+            const float4 v = fresh(part + p * d4);
+            const float f = s.factor[g][p];
+            acc.x += f * v.x, acc.y += f * v.y, acc.z += f * v.z, acc.w += f * v.w;
         }
-        const float inv = 1.0f / l;
-        *reinterpret_cast<float4*>(h.p.out + size_t(head) * d + e) = {acc.x * inv, acc.y * inv, acc.z * inv, acc.w * inv};
-        if (e == 0) h.p.head_ml[head] = make_float2(m, l);
+        reinterpret_cast<float4*>(h.p.out)[size_t(head) * d4 + e] = acc;
     }
 }
 
@@ -233,28 +194,38 @@ template <int NC, int NJ> __device__ __noinline__ void attend(const Place at) {
     const int n_warp = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const int n_pages = *h.p.n_pages, pos = *a.pos;
     // A page for each warp, and as many blocks as that takes.
-    const int n_split = max(1, min(min(int(gridDim.x) / units, int(a.max_splits)), (n_pages + n_warp - 1) / n_warp));
+    const int n_split = max(1, min(int(a.max_splits), (n_pages + n_warp - 1) / n_warp));
     bool ready = false;
+#pragma unroll 1
     for (int task = blockIdx.x; task < units * n_split; task += gridDim.x) {
         const int unit = task % units, split = task / units, kv = unit / tiles, tile = unit % tiles;
         const int head0 = kv * group + tile * UNIT, nq = min(UNIT, group - tile * UNIT);
         const int from = share(n_pages, split, n_split), to = share(n_pages, split + 1, n_split);
-        PageOf<NC, NJ> page;
-        uint2 entry = {0, 0};
         int p = from + warp;
-        if (p < to) entry = h.p.pages[p], page.load(h, entry.x, kv);
+        if (p < to) {
+            // A lane asks for a row of keys or values.
+            const size_t row = (size_t(h.p.pages[p].x) * PAGE + lane % PAGE) * a.n_head_kv + kv;
+            prefetch((lane < PAGE ? h.p.pool_k : h.p.pool_v) + row * d, 2 * d);
+        }
         if (!ready) {
             grid_wait(h);
             ready = true;
         }
-        current_token(h, s, kv, head0, nq, to == n_pages, tile == 0);
+        current_token(h, s, kv, head0, nq);
         block_barrier();
-        if (task == int(blockIdx.x)) prefetch_phase(a, h.next);
+        if (to == n_pages) {
+            // The block that attends to the last page puts the current key and value there.
+            const size_t pool = (size_t(*h.p.place) * a.n_head_kv + kv) * d;
+            for (int e = threadIdx.x; e < d; e += blockDim.x) h.p.pool_k[pool + e] = s.q[0][UNIT][e], h.p.pool_v[pool + e] = s.q[1][UNIT][e];
+            block_barrier();
+        }
         Sums<NJ> sum;
+#pragma unroll 1
         for (; p < to; p += n_warp) {
-            if (p != from + warp) entry = h.p.pages[p], page.load(h, entry.x, kv);
+            const uint2 entry = h.p.pages[p];
+            PageOf<NC, NJ> page;
             const int rows = min(PAGE, pos - int(entry.y) + 1);
-            if (p == n_pages - 1) page.set_current(h, s, rows - 1);
+            page.load(h, entry.x, kv, rows);
             const float2 ml = attend_page(page, s, rows, sum);
             if (h.p.page_ml && t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + p] = ml;
         }
@@ -270,16 +241,19 @@ template <int NC, int NJ> __device__ __noinline__ void attend(const Place at) {
         }
         block_barrier();
         const int used = min(n_warp, to - from);
+#pragma unroll 1
         for (int i = threadIdx.x; i < nq * d; i += blockDim.x) {
             const int q = i / d, e = i % d;
             float m = -INFINITY, l = 0.0f, acc = 0.0f;
+#pragma unroll 4
             for (int w = 0; w < used; w++) m = fmaxf(m, s.ml[w][q].x);
+#pragma unroll 4
             for (int w = 0; w < used; w++) {
                 const float f = __expf(s.ml[w][q].x - m);
                 l += f * s.ml[w][q].y, acc += f * shared_o[size_t(w * nq + q) * d + e];
             }
             if (n_split == 1) {
-                h.p.out[size_t(head0 + q) * d + e] = acc / l;
+                h.p.out[size_t(head0 + q) * d + e] = quotient(acc, l);
                 if (e == 0) h.p.head_ml[head0 + q] = make_float2(m, l);
             } else {
                 a.part[(size_t(head0 + q) * a.max_splits + split) * d + e] = acc;
@@ -291,14 +265,13 @@ template <int NC, int NJ> __device__ __noinline__ void attend(const Place at) {
         if (threadIdx.x == 0) s.last = count_up(a.joined + unit) == uint32_t(n_split - 1);
         block_barrier();
         if (s.last) {
-            join_splits(h, head0, nq, n_split);
+            join_splits(h, s, head0, nq, n_split);
             if (threadIdx.x == 0) a.joined[unit] = 0;
         }
         block_barrier();
     }
     if (!ready) {
         grid_wait(h);
-        prefetch_phase(a, h.next);
     }
     finish(h);
 }
@@ -309,11 +282,12 @@ __device__ __noinline__ void weigh(const Place at) {
     const Step& a = h.a;
     const int n_head = a.n_head;
     float2* all = reinterpret_cast<float2*>(h.shared);
+    trace(h, 1);
     for (uint32_t il = blockIdx.x; il < h.p.n_in; il += gridDim.x) {
         const int n_pages = h.p.n_pages[il];
         for (int i = threadIdx.x; i < n_head; i += blockDim.x) {
             const float2 ml = fresh(h.p.head_ml + il * n_head + i);
-            all[i] = make_float2(ml.x, 1.0f / ml.y);
+            all[i] = make_float2(ml.x, quotient(1.0f, ml.y));
         }
         block_barrier();
         for (int p = threadIdx.x; p < n_pages; p += blockDim.x) {

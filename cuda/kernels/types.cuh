@@ -9,7 +9,8 @@
 // Each format gives:
 //   PIECE    elements that a lane multiplies in one go
 //   Frag     what a lane holds of the weights of a piece
-//   load     (row, n_blocks, piece)    -> Frag: nothing but loads, so that they can be under way long before they are needed
+//   PLANES   bytes that a block has in each plane; a format without planes has one
+//   load     (row, n_blocks, piece)    -> Frag: nothing but loads, from global or shared memory
 //   dot      (Frag, piece, x)          -> sum over the piece of w * x
 //   load16   (row, n_blocks, k, out)   -> elements k .. k + 16 as float, k a multiple of 16
 #pragma once
@@ -22,7 +23,23 @@ enum Type : uint32_t {
 };
 
 
-__device__ __forceinline__ int pad16(int n) { return (n + 15) & ~15; }
+// Where rows are loaded from.
+struct Global {
+    static __device__ __forceinline__ uint4 ld16(const void* p) { return ::ld16(p); }
+    static __device__ __forceinline__ uint2 ld8(const void* p) { return ::ld8(p); }
+    static __device__ __forceinline__ uint32_t ld4(const void* p) { return ::ld4(p); }
+    static __device__ __forceinline__ uint16_t ld2(const void* p) { return ::ld2(p); }
+    static __device__ __forceinline__ uint8_t ld1(const uint8_t* p) { return *p; }
+};
+struct Shared {
+    static __device__ __forceinline__ uint4 ld16(const void* p) { return *reinterpret_cast<const uint4*>(p); }
+    static __device__ __forceinline__ uint2 ld8(const void* p) { return *reinterpret_cast<const uint2*>(p); }
+    static __device__ __forceinline__ uint32_t ld4(const void* p) { return *reinterpret_cast<const uint32_t*>(p); }
+    static __device__ __forceinline__ uint16_t ld2(const void* p) { return *reinterpret_cast<const uint16_t*>(p); }
+    static __device__ __forceinline__ uint8_t ld1(const uint8_t* p) { return *p; }
+};
+
+__device__ __forceinline__ constexpr int pad16(int n) { return (n + 15) & ~15; }
 
 // One token's activations in global memory, in the forms that a mat-vec may want. Ordinary loads, since the kernel before may still
 // be writing them when this one is already resident (see begin()).
@@ -69,10 +86,10 @@ __device__ __forceinline__ void spread(const uint4& v, float scale, float shift,
 
 // Planes: qs (32 int8), d.
 struct TQ8_0 {
-    static constexpr int PIECE = 32, BLOCK = 32;
+    static constexpr int PIECE = 32, BLOCK = 32, PLANES[4] = {32, 2, 0, 0};
     struct Frag { uint4 w0, w1; uint16_t d; };
-    static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
-        return {ld16(row + 32 * p), ld16(row + 32 * p + 16), ld2(row + 32 * nb + 2 * p)};
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
+        return {L::ld16(row + 32 * p), L::ld16(row + 32 * p + 16), L::ld2(row + 32 * nb + 2 * p)};
     }
     template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
         return half_to_float(f.d) * x.scale(p).x * float(dot16(f.w0, x.q16(2 * p, 0)) + dot16(f.w1, x.q16(2 * p, 1)));
@@ -85,9 +102,9 @@ struct TQ8_0 {
 // Formats whose block holds 16 bytes of nibbles: low nibbles are elements 0..16, high ones 16..32. F says what the rest of the
 // block means: F::Rest is what is loaded of it, F::value(nibbles, rest, half) gives signed bytes, F::affine(rest) the affine map.
 template <class F> struct Nibbles32 {
-    static constexpr int PIECE = 32, BLOCK = 32;
+    static constexpr int PIECE = 32, BLOCK = 32, PLANES[4] = {16, F::PLANE1, F::PLANE2, 0};
     struct Frag { uint4 qs; typename F::Rest rest; };
-    static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) { return {ld16(row + 16 * p), F::rest(row, nb, p)}; }
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) { return {L::ld16(row + 16 * p), F::template rest<L>(row, nb, p)}; }
     template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
         const int s = dot16(F::value(low(f.qs), f.rest, 0), x.q16(2 * p, 0)) + dot16(F::value(high(f.qs), f.rest, 1), x.q16(2 * p, 1));
         const float2 ds = x.scale(p), dm = F::affine(f.rest, p);
@@ -95,7 +112,7 @@ template <class F> struct Nibbles32 {
     }
     static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
         const int b = k / 32, half = (k / 16) % 2;
-        const Frag f = load(row, nb, b);
+        const Frag f = load<Global>(row, nb, b);
         const float2 dm = F::affine(f.rest, b);
         spread(F::value(half ? high(f.qs) : low(f.qs), f.rest, half), dm.x, dm.y, out);
     }
@@ -105,8 +122,9 @@ __device__ __forceinline__ float2 halves(uint32_t w) { return make_float2(half_t
 
 // Planes: qs, d. Value: nibble - 8.
 struct FQ4_0 {
+    static constexpr int PLANE1 = 2, PLANE2 = 0;
     using Rest = uint16_t;
-    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return ld2(row + 16 * nb + 2 * b); }
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return L::ld2(row + 16 * nb + 2 * b); }
     static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) {
         return each(v, [](uint32_t w) { return sub_bytes(w, 8); });
     }
@@ -115,8 +133,9 @@ struct FQ4_0 {
 
 // Planes: qs, (d, m).
 struct FQ4_1 {
+    static constexpr int PLANE1 = 4, PLANE2 = 0;
     using Rest = uint32_t;
-    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return ld4(row + 16 * nb + 4 * b); }
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return L::ld4(row + 16 * nb + 4 * b); }
     static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) { return v; }
     static __device__ __forceinline__ float2 affine(Rest dm, int) { return halves(dm); }
 };
@@ -131,9 +150,10 @@ __device__ __forceinline__ uint4 with_fifth(const uint4& v, uint32_t bits) {
 
 // Planes: qs, qh (4 bytes), d. Value: five bits - 16.
 struct FQ5_0 {
+    static constexpr int PLANE1 = 4, PLANE2 = 2;
     struct Rest { uint32_t qh; uint16_t d; };
-    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) {
-        return {ld4(row + 16 * nb + 4 * b), ld2(row + 16 * nb + pad16(4 * nb) + 2 * b)};
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) {
+        return {L::ld4(row + 16 * nb + 4 * b), L::ld2(row + 16 * nb + pad16(4 * nb) + 2 * b)};
     }
     static __device__ __forceinline__ uint4 value(const uint4& v, const Rest& r, int half) {
         return each(with_fifth(v, r.qh >> (16 * half)), [](uint32_t w) { return sub_bytes(w, 16); });
@@ -143,9 +163,10 @@ struct FQ5_0 {
 
 // Planes: qs, qh, (d, m).
 struct FQ5_1 {
+    static constexpr int PLANE1 = 4, PLANE2 = 4;
     struct Rest { uint32_t qh, dm; };
-    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) {
-        return {ld4(row + 16 * nb + 4 * b), ld4(row + 16 * nb + pad16(4 * nb) + 4 * b)};
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) {
+        return {L::ld4(row + 16 * nb + 4 * b), L::ld4(row + 16 * nb + pad16(4 * nb) + 4 * b)};
     }
     static __device__ __forceinline__ uint4 value(const uint4& v, const Rest& r, int half) { return with_fifth(v, r.qh >> (16 * half)); }
     static __device__ __forceinline__ float2 affine(const Rest& r, int) { return halves(r.dm); }
@@ -173,8 +194,9 @@ struct FIQ4_NL : FQ4_0 {
 
 // Planes: qs, e (an exponent of 8 bits). The table holds doubled values, so the scale is 2^(e - 128).
 struct FMXFP4 {
+    static constexpr int PLANE1 = 1, PLANE2 = 0;
     using Rest = uint8_t;
-    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return row[16 * nb + b]; }
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return L::ld1(row + 16 * nb + b); }
     static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) { return each(v, lookup_e2m1); }
     static __device__ __forceinline__ float2 affine(Rest e, int) {
         return make_float2(__uint_as_float(e < 2 ? 0x00200000u << e : uint32_t(e - 1) << 23), 0.0f);
@@ -184,8 +206,9 @@ struct FMXFP4 {
 // Planes: qs (128 bytes for 8 sub-blocks of 32), header (d, high bits of the scales, low bits of the scales: 8 bytes).
 // `b` counts sub-blocks, and so does the row length that Nibbles32 hands over.
 struct FIQ4_XS {
+    static constexpr int PLANE1 = 1, PLANE2 = 0;
     using Rest = uint2;
-    static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return ld8(row + 16 * nb + 8 * (b / 8)); }
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return L::ld8(row + 16 * nb + 8 * (b / 8)); }
     static __device__ __forceinline__ uint4 value(const uint4& v, const Rest&, int) { return each(v, lookup_iq4); }
     static __device__ __forceinline__ float2 affine(const Rest& h, int b) {
         const int ib = b % 8;
@@ -219,17 +242,17 @@ __device__ __forceinline__ void scale_min(const uint4& h, int i, int& sc, int& m
 // Q4_K (144 bytes) and Q5_K (176 bytes, FIVE), as in the file: header (16), qh (32, Q5_K only), qs (128).
 // Piece j of a block: bytes 32j .. 32j + 32 of qs, whose low nibbles are sub-block 2j and whose high ones 2j + 1.
 template <bool FIVE> struct K45 {
-    static constexpr int PIECE = 64, BLOCK = 256, BYTES = FIVE ? 176 : 144, QS = FIVE ? 48 : 16;
+    static constexpr int PIECE = 64, BLOCK = 256, BYTES = FIVE ? 176 : 144, QS = FIVE ? 48 : 16, PLANES[4] = {BYTES, 0, 0, 0};
     static __device__ __forceinline__ uint4 add_high(const uint4& v, const uint4& qh, int bit) {
         return each(v, qh, [bit](uint32_t w, uint32_t h) { return w | (((h >> bit) & 0x01010101u) << 4); });
     }
     struct Frag { uint4 h, q0, q1, h0, h1; };
-    static __device__ __forceinline__ Frag load(const uint8_t* row, int, int p) {
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int, int p) {
         const uint8_t* blk = row + size_t(BYTES) * (p / 4);
         const int j = p % 4;
         Frag f;
-        f.h = ld16(blk), f.q0 = ld16(blk + QS + 32 * j), f.q1 = ld16(blk + QS + 32 * j + 16);
-        if (FIVE) f.h0 = ld16(blk + 16), f.h1 = ld16(blk + 32);
+        f.h = L::ld16(blk), f.q0 = L::ld16(blk + QS + 32 * j), f.q1 = L::ld16(blk + QS + 32 * j + 16);
+        if (FIVE) f.h0 = L::ld16(blk + 16), f.h1 = L::ld16(blk + 32);
         return f;
     }
     template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
@@ -269,16 +292,16 @@ using TQ5_K = K45<true>;
 // A block is two halves of 128 elements; in half n, element 32j + l has its low four bits in ql[64n + l + 32 (j % 2)] (high nibble
 // for j >= 2) and its high two in bits 2j of qh[32n + l]. A piece is 16 values of l with all four j.
 struct TQ6_K {
-    static constexpr int PIECE = 64, BLOCK = 256;
+    static constexpr int PIECE = 64, BLOCK = 256, PLANES[4] = {128, 64, 16, 2};
     static __device__ __forceinline__ uint4 value(const uint4& l0, const uint4& l1, const uint4& h, int j) {
         const uint4 l = j % 2 ? l1 : l0;
         return each(j < 2 ? low(l) : high(l), h, [j](uint32_t w, uint32_t hi) { return sub_bytes(w | (((hi >> (2 * j)) & 0x03030303u) << 4), 32); });
     }
     struct Frag { uint4 l0, l1, h; uint2 sc; uint16_t d; };
-    static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
         const int b = p / 4, n = (p / 2) % 2, is = p % 2;
         const uint8_t *ql = row + 128 * b + 64 * n + 16 * is, *qh = row + 128 * nb + 64 * b + 32 * n + 16 * is;
-        return {ld16(ql), ld16(ql + 32), ld16(qh), ld8(row + 192 * nb + 16 * b + 8 * n), ld2(row + 208 * nb + 2 * b)};
+        return {L::ld16(ql), L::ld16(ql + 32), L::ld16(qh), L::ld8(row + 192 * nb + 16 * b + 8 * n), L::ld2(row + 208 * nb + 2 * b)};
     }
     template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
         const int is = p % 2, half = p / 2;  // of 128 elements
@@ -303,14 +326,14 @@ struct TQ6_K {
 // Planes: qs (64), scales (16: scale in the low nibble, minimum in the high one), (d, dmin).
 // In half n, element 32j + l is in bits 2j of qs[32n + l].
 struct TQ2_K {
-    static constexpr int PIECE = 64, BLOCK = 256;
+    static constexpr int PIECE = 64, BLOCK = 256, PLANES[4] = {64, 16, 4, 0};
     static __device__ __forceinline__ uint4 value(const uint4& q, int j) {
         return each(q, [j](uint32_t w) { return (w >> (2 * j)) & 0x03030303u; });
     }
     struct Frag { uint4 q; uint2 sc; uint32_t dm; };
-    static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
         const int b = p / 4, n = (p / 2) % 2, is = p % 2;
-        return {ld16(row + 64 * b + 32 * n + 16 * is), ld8(row + 64 * nb + 16 * b + 8 * n), ld4(row + 80 * nb + 4 * b)};
+        return {L::ld16(row + 64 * b + 32 * n + 16 * is), L::ld8(row + 64 * nb + 16 * b + 8 * n), L::ld4(row + 80 * nb + 4 * b)};
     }
     template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
         const int is = p % 2, half = p / 2;
@@ -337,7 +360,7 @@ struct TQ2_K {
 // As Q2_K, with a third bit in bit 4n + j of hmask[l]; value: three bits - 4. Scale k has its low four bits in byte k % 8 (high nibble
 // for k >= 8) and its high two in bits 2 (k / 4) of byte 8 + k % 4; it is the six bits - 32.
 struct TQ3_K {
-    static constexpr int PIECE = 64, BLOCK = 256;
+    static constexpr int PIECE = 64, BLOCK = 256, PLANES[4] = {64, 32, 12, 2};
     static __device__ __forceinline__ uint4 value(const uint4& q, const uint4& hm, int n, int j) {
         return each(q, hm, [n, j](uint32_t w, uint32_t h) {
             return sub_bytes(((w >> (2 * j)) & 0x03030303u) | (((h >> (4 * n + j)) & 0x01010101u) << 2), 4);
@@ -351,10 +374,10 @@ struct TQ3_K {
     static __device__ __forceinline__ const uint8_t* scales(const uint8_t* row, int nb, int b) { return row + 96 * nb + 12 * b; }
     static __device__ __forceinline__ const uint8_t* d(const uint8_t* row, int nb, int b) { return row + 96 * nb + pad16(12 * nb) + 2 * b; }
     struct Frag { uint4 q, hm; uint32_t s0, s1, s2; uint16_t d; };
-    static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
         const int b = p / 4, n = (p / 2) % 2, is = p % 2;
         const uint8_t* sc = scales(row, nb, b);
-        return {ld16(row + 64 * b + 32 * n + 16 * is), ld16(row + 64 * nb + 32 * b + 16 * is), ld4(sc), ld4(sc + 4), ld4(sc + 8), ld2(d(row, nb, b))};
+        return {L::ld16(row + 64 * b + 32 * n + 16 * is), L::ld16(row + 64 * nb + 32 * b + 16 * is), L::ld4(sc), L::ld4(sc + 4), L::ld4(sc + 8), L::ld2(d(row, nb, b))};
     }
     template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
         const int is = p % 2, half = p / 2, n = half % 2;
@@ -377,17 +400,17 @@ struct TQ3_K {
 
 // BITS 32: f32; 16: f16 or bf16 (BF).
 template <int BITS, bool BF> struct Plain {
-    static constexpr int PIECE = 8;
+    static constexpr int PIECE = 8, BLOCK = 8, PLANES[4] = {BITS, 0, 0, 0};
     static __device__ __forceinline__ float at(const uint8_t* row, int i) {
         if (BITS == 32) return __ldg(reinterpret_cast<const float*>(row) + i);
         const uint16_t h = __ldg(reinterpret_cast<const uint16_t*>(row) + i);
         return BF ? bf16_to_float(h) : half_to_float(h);
     }
     struct Frag { uint4 w[BITS / 16]; };
-    static __device__ __forceinline__ Frag load(const uint8_t* row, int, int p) {
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int, int p) {
         Frag f;
 #pragma unroll
-        for (int i = 0; i < BITS / 16; i++) f.w[i] = ld16(row + BITS * p + 16 * i);
+        for (int i = 0; i < BITS / 16; i++) f.w[i] = L::ld16(row + BITS * p + 16 * i);
         return f;
     }
     template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
@@ -439,4 +462,13 @@ __device__ __forceinline__ void load16(uint32_t type, const uint8_t* row, int n_
         case Q5_K: TQ5_K::load16(row, n_in / 256, k, out); break;
         case Q6_K: TQ6_K::load16(row, n_in / 256, k, out); break;
     }
+}
+
+// 16 floats as f16, to where 16 bytes are aligned.
+__device__ __forceinline__ void store16(uint16_t* dst, const float (&v)[16]) {
+    uint32_t w[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) w[i] = uint32_t(float_to_half(v[2 * i])) | uint32_t(float_to_half(v[2 * i + 1])) << 16;
+    reinterpret_cast<uint4*>(dst)[0] = make_uint4(w[0], w[1], w[2], w[3]);
+    reinterpret_cast<uint4*>(dst)[1] = make_uint4(w[4], w[5], w[6], w[7]);
 }

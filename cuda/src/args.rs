@@ -52,6 +52,12 @@ args! {
     MulMat => mul_mat_64, mul_mat_128 {
         w: u64, x: u64, out: u64, bias: u64, row_bytes: u64, ty: u32, n_in: u32, n_out: u32, n: u32, add: u32, pad: u32,
     }
+    /// `gemm_f16.cu`
+    Unpack => unpack { w: u64, out: u64, row_bytes: u64, ty: u32, n_in: u32, width: u32, n_row: u32 }
+    /// `gemm_f16.cu`
+    ToHalf => to_half { x: u64, out: u64, n_in: u32, width: u32 }
+    /// `gemm_f16.cu`
+    MulMatF16 => mul_mat_f16 { w: u64, x: u64, out: u64, bias: u64, width: u32, n_out: u32, stride: u32, n: u32, add: u32, pad: u32 }
     /// `attention.cu`
     Attention => attention {
         q: u64, pool_k: u64, pool_v: u64, pages: u64, n_pages: u64, pos: u64, out: u64, part: u64, part_ml: u64, page_ml: u64,
@@ -68,8 +74,8 @@ args! {
     MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32 }
     /// `step.cu`
     Step => step {
-        phases: u64, arrived: u64, left: u64, joined: u64, part: u64, part_ml: u64, rope: u64, pos: u64, token: u64,
-        n_phase: u32, n_head: u32, n_head_kv: u32, head_dim: u32, max_pages: u32, max_splits: u32, neox: u32, mean: u32, ahead: u32, scale: f32,
+        phases: u64, arrived: u64, left: u64, joined: u64, part: u64, part_ml: u64, rope: u64, pos: u64, token: u64, trace: u64,
+        n_phase: u32, n_head: u32, n_head_kv: u32, head_dim: u32, max_pages: u32, max_splits: u32, neox: u32, mean: u32, scale: f32, pad: [u32; 3],
     }
 }
 
@@ -154,5 +160,5 @@ macro_rules! kernels {
 kernels! {
     Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", Swiglu "swiglu", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
-    Combine "attention_combine", MoeRoute "moe_route", MoeSum "moe_sum", Step "step",
+    Combine "attention_combine", MoeRoute "moe_route", MoeSum "moe_sum", Step "step", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16",
 }

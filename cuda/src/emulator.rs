@@ -84,6 +84,10 @@ fn run(call: &Call, descending: bool) -> Result<()> {
             call.kernel,
             call.args.len()
         ))),
+        4 => Err(CudaError(format!(
+            "{}: a write behind {} bytes of shared memory",
+            call.kernel, call.launch.shared
+        ))),
         _ => Err(CudaError(format!(
             "{}: no GPU accepts {:?}",
             call.kernel, call.launch

@@ -11,11 +11,16 @@ use crate::weight::Weight;
 
 /// Threads of a block.
 const BLOCK: u32 = 512;
-/// Bytes of the next phase's weights that a block asks for while it waits.
-const AHEAD: u32 = 96 << 10;
+/// Bytes of `StepShared` and of `AttendShared`.
+const STEP_SHARED: usize =
+    size_of::<args::Step>() + 2 * size_of::<Phase>() + 16 * (8 * 8 + 4 + (9 << 10));
+const ATTEND_SHARED: usize =
+    2 * (UNIT + 1) * (MAX_D + 32) * 2 + 16 * UNIT * 8 + UNIT * MAX_SPLITS * 4 + 16;
 /// Widest head, and query heads of a unit of attention.
 const MAX_D: usize = 128;
 const UNIT: usize = 8;
+/// Blocks that share the pages of a unit, at most.
+const MAX_SPLITS: usize = 64;
 
 /// What all phases share.
 #[derive(Clone, Copy, Debug)]
@@ -81,14 +86,8 @@ pub struct Program {
     _buffers: Vec<Buffer>,
 }
 
-/// Bytes of dynamic shared memory that a block may have.
-fn max_shared(gpu: &Gpu) -> usize {
-    match gpu.info().sm {
-        (8, 0) => 163 << 10,
-        (8, _) => 99 << 10,
-        _ => 227 << 10,
-    }
-}
+/// Bytes of dynamic shared memory that a block may have on devices of compute capability 9.0 and newer.
+const MAX_SHARED: usize = 227 << 10;
 
 impl Builder {
     /// No phases yet.
@@ -106,6 +105,10 @@ impl Builder {
             memory: None,
             refused: None,
         };
+        let (sm, emulated) = (gpu.info().sm, gpu.info().name == "emulator");
+        new.want(sm >= (9, 0) || emulated, || {
+            "a device older than Hopper".to_owned()
+        });
         new.want(
             head_dim.is_multiple_of(8) && head_dim <= MAX_D && n_head.is_multiple_of(n_head_kv),
             || format!("heads of {head_dim} elements"),
@@ -229,9 +232,7 @@ impl Builder {
         let page_ml = memory.page_ml.view().slice(il * layer * 8, layer * 8);
         // Sums of the warps; before them what `AttendShared` holds.
         let sums = BLOCK as usize / 32 * UNIT.min(n_head / n_head_kv) * d * 4;
-        self.shared = self
-            .shared
-            .max(2 * UNIT * (MAX_D + 32) * 2 + 2 * MAX_D * 2 + 16 * UNIT * 8 + 16 + sums);
+        self.shared = self.shared.max(ATTEND_SHARED + sums);
         self.push(Phase {
             q: c.q.at,
             k: call.k.at,
@@ -280,8 +281,7 @@ impl Builder {
     /// # Errors
     /// Those of the driver.
     pub fn finish(mut self) -> Result<std::result::Result<Program, String>> {
-        let head = size_of::<args::Step>() + 2 * size_of::<Phase>();
-        let (shared, max) = (head + self.shared, max_shared(&self.gpu));
+        let (shared, max) = (STEP_SHARED + self.shared, MAX_SHARED);
         self.want(shared <= max, || {
             format!("{shared} bytes of shared memory where there are {max}")
         });
@@ -304,14 +304,12 @@ impl Builder {
         };
         let n_sm = gpu.info().n_sm as usize;
         let units = n_head_kv * (n_head / n_head_kv).div_ceil(UNIT);
-        let max_splits = (n_sm / units).max(1);
+        let max_splits = (n_sm / units).clamp(1, MAX_SPLITS);
         let counters = gpu.alloc((32 + units) * 4)?;
         let part = gpu.alloc(n_head * max_splits * head_dim * 4)?;
         let part_ml = gpu.alloc(n_head * max_splits * 8)?;
         let phases = gpu.buffer_of(bytes)?;
-        let (at, setting) = (counters.view().at, |name| {
-            std::env::var(name).ok().and_then(|v| v.parse().ok())
-        });
+        let at = counters.view().at;
         let args = args::Step {
             phases: phases.view().at,
             arrived: at,
@@ -322,6 +320,8 @@ impl Builder {
             rope: s.rope.at,
             pos: s.pos.at,
             token: s.token.at,
+            trace: 0,
+            pad: [0; 3],
             n_phase: self.phases.len() as u32,
             n_head: n_head as u32,
             n_head_kv: n_head_kv as u32,
@@ -330,15 +330,10 @@ impl Builder {
             max_splits: max_splits as u32,
             neox: u32::from(s.neox),
             mean: u32::from(s.mean),
-            ahead: setting("LEMMA_CUDA_AHEAD").unwrap_or(AHEAD),
             scale: s.scale,
         };
         let emulated = gpu.info().name == "emulator";
-        let block = if emulated {
-            128
-        } else {
-            setting("LEMMA_CUDA_BLOCK").unwrap_or(BLOCK)
-        };
+        let block = if emulated { 128 } else { BLOCK };
         let launch = Launch {
             grid: [n_sm as u32, 1, 1],
             block,
@@ -357,6 +352,37 @@ impl Builder {
 }
 
 impl Program {
+    /// Runs a step and says what took how long: for each phase, clocks that blocks waited at its barrier and clocks that they worked behind
+    /// it, both the mean over the blocks.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn trace(&self) -> Result<Vec<(f64, f64)>> {
+        let (n, blocks) = (self.args.n_phase as usize, self.launch.grid[0] as usize);
+        let clocks = self.gpu.alloc(n * 3 * blocks * 8)?;
+        let args = args::Step {
+            trace: clocks.view().at,
+            ..self.args
+        };
+        self.gpu.launch(self.launch, &args)?;
+        let bytes = self.gpu.read(clocks.view())?;
+        let clock = |i: usize| {
+            bytes[i * 8..][..8]
+                .iter()
+                .rev()
+                .fold(0, |n, &b| n << 8 | i64::from(b))
+        };
+        let between = |p: usize, k: usize| {
+            let sum = |k: usize| {
+                (0..blocks)
+                    .map(|b| clock((p * 3 + k) * blocks + b))
+                    .sum::<i64>()
+            };
+            (sum(k + 1) - sum(k)) as f64 / blocks as f64
+        };
+        Ok((0..n).map(|p| (between(p, 0), between(p, 1))).collect())
+    }
+
     /// Asks for a step.
     ///
     /// # Errors

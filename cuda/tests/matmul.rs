@@ -5,6 +5,7 @@ mod common;
 
 use common::*;
 use lemma_cuda::ops::{self, Experts, MatVec, Mode, Quant};
+use lemma_cuda::step::{Builder, Products, Shape};
 use lemma_cuda::{Buffer, Gpu, Source, Uploader, Weight, has_kernels};
 use lemma_quant::GgmlType;
 
@@ -359,6 +360,176 @@ fn batches_on_tensor_cores() {
                         "{gpu:?} {} {n} x {n_in} x {n_out} add {add}: {e:e}",
                         ty.name()
                     );
+                }
+            }
+        }
+    }
+}
+
+/// A step of nothing but products; the heads are not used.
+fn run_step(gpu: &Gpu, all: &[Products<'_>]) {
+    let nothing = gpu.alloc(64).unwrap();
+    let shape = Shape {
+        heads: ops::Heads {
+            n_head: 1,
+            n_head_kv: 1,
+            head_dim: 16,
+        },
+        n_layer: 1,
+        max_pages: 1,
+        neox: false,
+        mean: false,
+        scale: 1.0,
+        rope: nothing.view(),
+        pos: nothing.view(),
+        token: nothing.view(),
+    };
+    let mut builder = Builder::new(gpu, shape);
+    for p in all {
+        builder.products(p);
+    }
+    let program = builder.finish().unwrap().unwrap();
+    // Twice: what a launch leaves behind must not disturb the next.
+    for _ in 0..2 {
+        program.run().unwrap();
+    }
+}
+
+#[test]
+fn products_of_a_step() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(23);
+        for ty in formats() {
+            let block = ty.block_size().max(8);
+            // One block of a chunk, chunks that end early, more rows than warps.
+            let shapes = [
+                (block.max(32), 3),
+                (2048 + 3 * block.max(32), 37),
+                (4096, 2300),
+            ];
+            for (n_in, n_out) in shapes.into_iter().take(if is_slow(&gpu) { 2 } else { 3 }) {
+                let limit = if matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
+                    || !has_kernels(ty)
+                {
+                    1e-9
+                } else {
+                    1e-4
+                };
+                let [(a, va), (b, vb)] = [0; 2].map(|_| matrix(&mut rng, ty, n_in, n_out));
+                let (wa, wb) = (
+                    put(&gpu, ty, &a, n_in, n_out),
+                    put(&gpu, ty, &b, n_in, n_out),
+                );
+                let (x, norm, bias) = (rng.normals(n_in), rng.normals(n_in), rng.normals(n_out));
+                let rms =
+                    (x.iter().map(|v| f64::from(v * v)).sum::<f64>() / n_in as f64 + 1e-5).sqrt();
+                let normed: Vec<f32> = x
+                    .iter()
+                    .zip(&norm)
+                    .map(|(x, w)| (f64::from(x * w) / rms) as f32)
+                    .collect();
+                let ya = reference(&normed, &va, Some(&bias), n_in);
+                let yb = reference(&normed, &vb, None, n_in);
+                let (dx, dn, db) = (upload(&gpu, &x), upload(&gpu, &norm), upload(&gpu, &bias));
+                let outs = [0; 3].map(|_| poisoned(&gpu, n_out));
+                let with = Some((dn.view(), 1e-5));
+                let both = [
+                    (&wa, Some(db.view()), outs[0].view()),
+                    (&wb, None, outs[1].view()),
+                ];
+                run_step(
+                    &gpu,
+                    &[Products {
+                        parts: &both,
+                        src: dx.view(),
+                        norm: with,
+                        mode: Mode::Store,
+                    }],
+                );
+                for (out, want) in outs.iter().zip([&ya, &yb]) {
+                    let e = nmse(&read(&gpu, out.view()), want);
+                    assert!(e < limit, "{ty:?} {n_in} x {n_out}: {e:.1e}");
+                }
+                let gated = [
+                    (&wa, Some(db.view()), outs[2].view()),
+                    (&wb, None, outs[2].view()),
+                ];
+                run_step(
+                    &gpu,
+                    &[Products {
+                        parts: &gated,
+                        src: dx.view(),
+                        norm: with,
+                        mode: Mode::Swiglu,
+                    }],
+                );
+                let want: Vec<f64> = ya.iter().zip(&yb).map(|(g, u)| silu(*g) * u).collect();
+                let e = nmse(&read(&gpu, outs[2].view()), &want);
+                assert!(e < 4.0 * limit, "{ty:?} {n_in} x {n_out} gated: {e:.1e}");
+                // Added to what is there, twice, without a norm; behind a phase that it waits for.
+                let old = rng.normals(n_out);
+                let acc = upload(&gpu, &old);
+                let plain = reference(&x, &va, Some(&bias), n_in);
+                let parts = [(&wa, Some(db.view()), acc.view())];
+                let add = Products {
+                    parts: &parts,
+                    src: dx.view(),
+                    norm: None,
+                    mode: Mode::Add,
+                };
+                run_step(&gpu, &[add, add]);
+                let want: Vec<f64> = plain
+                    .iter()
+                    .zip(&old)
+                    .map(|(y, o)| f64::from(*o) + 4.0 * y)
+                    .collect();
+                let e = nmse(&read(&gpu, acc.view()), &want);
+                assert!(e < limit, "{ty:?} {n_in} x {n_out} added: {e:.1e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn batches_through_f16() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(17);
+        for ty in formats() {
+            let block = ty.block_size().max(8);
+            // Odd numbers of tokens and rows; widths that are no multiple of a step.
+            let shapes = [
+                (35, 3 * block, 7),
+                (130, block * 64usize.div_ceil(block), 140),
+            ];
+            for (n, n_in, n_out) in shapes.into_iter().take(if is_slow(&gpu) { 1 } else { 2 }) {
+                let half = ops::Half::new(&gpu, n, n_in).unwrap();
+                let (data, values) = matrix(&mut rng, ty, n_in, n_out);
+                let w = put(&gpu, ty, &data, n_in, n_out);
+                let (x, bias, old) = (
+                    rng.normals(n * n_in),
+                    rng.normals(n_out),
+                    rng.normals(n * n_out),
+                );
+                let (dx, db) = (upload(&gpu, &x), upload(&gpu, &bias));
+                let want = reference(&x, &values, Some(&bias), n_in);
+                for add in [false, true] {
+                    let out = upload(&gpu, &old);
+                    half.mul_mats(
+                        &gpu,
+                        &[(&w, Some(db.view()), out.view())],
+                        dx.view(),
+                        n,
+                        add,
+                    )
+                    .unwrap();
+                    let got = read(&gpu, out.view());
+                    let want: Vec<f64> = want
+                        .iter()
+                        .zip(&old)
+                        .map(|(w, o)| w + if add { f64::from(*o) } else { 0.0 })
+                        .collect();
+                    let e = nmse(&got, &want);
+                    assert!(e < 1e-5, "{ty:?} {n} x {n_in} x {n_out} add {add}: {e:.1e}");
                 }
             }
         }

@@ -87,6 +87,26 @@ impl Bench {
     }
 }
 
+/// Where a step's time goes: clocks of each phase of a layer, waiting at its barrier and working behind it.
+fn phases(runner: &CudaRunner, n_layer: usize) {
+    let Some(clocks) = runner.trace_step().unwrap() else {
+        return;
+    };
+    let names = ["qkv", "attend", "o", "gate+up", "down"];
+    let mut line = String::from("  clocks");
+    for (k, name) in names.iter().enumerate() {
+        let of = |f: fn(&(f64, f64)) -> f64| {
+            let all = (1..n_layer).map(|il| f(&clocks[1 + il * 5 + k]));
+            all.sum::<f64>() / (n_layer - 1) as f64
+        };
+        line += &format!(" {name} {:.0}+{:.0}", of(|c| c.0), of(|c| c.1));
+    }
+    for c in &clocks[1 + n_layer * 5..] {
+        line += &format!(", then {:.0}+{:.0}", c.0, c.1);
+    }
+    println!("{line}");
+}
+
 #[test]
 #[ignore = "measures"]
 fn speed() {
@@ -128,6 +148,8 @@ fn speed() {
         // Decode from an empty context; then with the pool full and recycling.
         bench.cache.clear();
         let empty = bench.decode(256);
+        let bare_empty = 1.0 / bench.runner.time_steps(128).unwrap();
+        phases(&bench.runner, hp.n_layer);
         while bench.cache.pos() < SLOTS as u32 * 16 - 512 {
             bench.run(&prompt, Outputs::None);
         }
@@ -135,6 +157,7 @@ fn speed() {
         let full = bench.decode(256);
         let recycled = bench.cache.layer(0).recycled;
         let bare = 1.0 / bench.runner.time_steps(128).unwrap();
+        phases(&bench.runner, hp.n_layer);
         // The embedding matrix is read only where it is the output too.
         let embd = file.tensor("token_embd.weight").map_or(0, |t| t.n_bytes());
         let unread = if file.tensor("output.weight").is_some() {
@@ -145,7 +168,7 @@ fn speed() {
         let bytes = (file.n_tensor_bytes() - unread as u64) as f64;
         table.push(format!(
             "{model}: loaded {load:.1} s, prefill 512 {:.0} tok/s\n  decode empty {empty:.0} tok/s \
-             ({:.0} % of the ceiling {:.0}), full pool {full:.0} tok/s ({recycled} recycled), graph alone {bare:.0} tok/s",
+             ({:.0} % of the ceiling {:.0}), alone {bare_empty:.0}, full pool {full:.0} tok/s ({recycled} recycled), alone {bare:.0} tok/s",
             512.0 / prefill,
             100.0 * empty * bytes / read,
             read / bytes,

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lemma_cuda::ops::{self, Heads};
+use lemma_cuda::ops::{self, Half, Heads};
 use lemma_cuda::step::Program;
 use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, Source, Uploader, View, Weight};
 use lemma_quant::GgmlType;
@@ -168,7 +168,14 @@ impl CudaRunner {
         } else {
             None
         };
+        let widest = Buf::ALL.iter().map(|&b| widths.get(b)).max().unwrap_or(0);
+        let half = if n_ubatch >= Half::MIN_TOKENS {
+            Some(Half::new(gpu, n_ubatch, widest)?)
+        } else {
+            None
+        };
         let pass = Pass {
+            half,
             rope: Rope::from_file(hp, file)?,
             hp: hp.clone(),
             heads,
@@ -262,6 +269,17 @@ impl CudaRunner {
         }
         self.pass.gpu.synchronize()?;
         Ok(start.elapsed().as_secs_f64() / n as f64)
+    }
+
+    /// Clocks of the phases of a decode step that is one launch, waiting and working ([`Program::trace`]); nothing if it is not.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn trace_step(&self) -> Result<Option<Vec<(f64, f64)>>, Error> {
+        match &self.step {
+            Some((Decode::Whole(program), _)) => Ok(Some(program.trace()?)),
+            _ => Ok(None),
+        }
     }
 
     /// A decode step that can be repeated; nothing while the kernels of one that would be recorded have not been loaded by running it.
@@ -466,7 +484,9 @@ fn check_memory(
     let weights = file.n_tensor_bytes();
     let pool = slot_bytes(hp).saturating_mul(n_slots as u64);
     let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();
-    let scratch = (n_ubatch * token * 6 + hp.n_vocab * 4) as u64 + (64 << 20);
+    let widest = Buf::ALL.iter().map(|&b| widths.get(b)).max().unwrap_or(0);
+    let half = Half::bytes(n_ubatch, widest);
+    let scratch = (n_ubatch * token * 6 + hp.n_vocab * 4 + half) as u64 + (64 << 20);
     let need = weights.saturating_add(pool).saturating_add(scratch);
     let (free, _) = gpu.memory()?;
     if need > free as u64 {

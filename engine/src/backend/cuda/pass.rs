@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lemma_cuda::ops::{
-    self, Attention, Experts, Heads, Masses, MatVec, Mode, Parts, Quant, RopeStore, Store,
+    self, Attention, Experts, Half, Heads, Masses, MatVec, Mode, Parts, Quant, RopeStore, Store,
 };
 use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
 
@@ -169,6 +169,8 @@ pub(super) struct Pass {
     /// `[n_outputs, n_vocab]`
     pub(super) logits: Buffer,
     pub(super) moe: Option<Moe>,
+    /// Weights and activations of large batches, in f16.
+    pub(super) half: Option<Half>,
     pub(super) pending: Pending,
     /// Tokens of the pass.
     pub(super) n: usize,
@@ -280,6 +282,18 @@ impl Pass {
         ops::mat_vec(&self.gpu, &call)
     }
 
+    /// Products with the tokens of a batch.
+    fn batch(&self, parts: &[ops::Part<'_>], x: Buf, add: bool) -> Done {
+        let (gpu, x) = (&self.gpu, self.view(x));
+        if let Some(half) = self.half.as_ref().filter(|_| self.n >= Half::MIN_TOKENS) {
+            return half.mul_mats(gpu, parts, x, self.n, add);
+        }
+        for &(w, bias, out) in parts {
+            ops::mul_mat(gpu, out, w, bias, x, self.n, add)?;
+        }
+        Ok(())
+    }
+
     fn products(&mut self, outs: &[(Buf, &Linear<CudaWeight>)], x: Buf) -> Done {
         self.flush()?;
         for (out, _) in outs {
@@ -287,18 +301,13 @@ impl Pass {
         }
         let bias = |w: &Linear<CudaWeight>| w.bias.as_ref().map(CudaWeight::vec);
         if self.n > 1 {
-            for (out, w) in outs {
-                ops::mul_mat(
-                    &self.gpu,
-                    self.view(*out),
-                    w.w.mat(),
-                    bias(w),
-                    self.view(x),
-                    self.n,
-                    false,
-                )?;
-            }
-            return Ok(());
+            let part = |(out, w): &(Buf, &Linear<CudaWeight>)| {
+                (Arc::clone(w.w.mat()), bias(w), self.view(*out))
+            };
+            let parts: Vec<_> = outs.iter().map(part).collect();
+            let parts: Vec<ops::Part<'_>> =
+                parts.iter().map(|(w, b, out)| (&**w, *b, *out)).collect();
+            return self.batch(&parts, x, false);
         }
         if let [(Buf::Gate, g), (Buf::Up, u)] = outs
             && (g.w.mat().ty(), g.w.mat().n_row()) == (u.w.mat().ty(), u.w.mat().n_row())
@@ -565,15 +574,7 @@ impl Backend for Pass {
         let bias = w.bias.as_ref().map(CudaWeight::vec);
         let done = self.flush().and_then(|()| {
             if self.n > 1 {
-                ops::mul_mat(
-                    &self.gpu,
-                    self.view(acc),
-                    w.w.mat(),
-                    bias,
-                    self.view(x),
-                    self.n,
-                    true,
-                )
+                self.batch(&[(w.w.mat(), bias, self.view(acc))], x, true)
             } else {
                 self.mat_vec(&[(w.w.mat(), bias, self.view(acc))], x, Mode::Add)
             }

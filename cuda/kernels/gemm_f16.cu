@@ -1,0 +1,129 @@
+// Prefill with large batches: weights are unpacked to f16 once, activations too, and tensor cores multiply what is f16 on both sides.
+//
+// Unpacking costs two bytes of traffic an element, most of it in the L2 cache since a panel of rows is multiplied right after it has been
+// unpacked; in return the product is nothing but copies and mma. A block computes 128 tokens x 128 rows. It goes over k in steps of 64,
+// three of them in shared memory: one is multiplied while the next two are on their way. Rows there have 128 bytes whose units of 16
+// are mixed by the row's number, so that the eight rows of a fragment lie in different banks.
+#include "types.cuh"
+
+struct Unpack {
+    const uint8_t* w;  // (n_row) rows
+    uint16_t* out;     // (n_row, width) f16
+    uint64_t row_bytes;
+    uint32_t type;
+    uint32_t n_in;
+    uint32_t width;    // n_in rounded up to 64; the rest becomes zero
+    uint32_t n_row;
+};
+
+// Grid: (ceil(width / 16 / threads), n_row). A thread unpacks 16 elements.
+KERNEL unpack(const Unpack a) {
+    begin();
+    const int k = 16 * (blockIdx.x * blockDim.x + threadIdx.x), row = blockIdx.y;
+    if (k >= int(a.width) || row >= int(a.n_row)) return;
+    float v[16] = {};
+    if (k < int(a.n_in)) load16(a.type, a.w + row * a.row_bytes, a.n_in, k, v);
+    store16(a.out + size_t(row) * a.width + k, v);
+}
+
+struct ToHalf {
+    const float* x;  // (n, n_in)
+    uint16_t* out;   // (n, width) f16
+    uint32_t n_in;
+    uint32_t width;  // n_in rounded up to 64; the rest becomes zero
+};
+
+// Grid: (ceil(width / threads), n).
+KERNEL to_half(const ToHalf a) {
+    begin();
+    const int k = blockIdx.x * blockDim.x + threadIdx.x;
+    if (k >= int(a.width)) return;
+    a.out[size_t(blockIdx.y) * a.width + k] = k < int(a.n_in) ? float_to_half(a.x[size_t(blockIdx.y) * a.n_in + k]) : uint16_t(0);
+}
+
+struct MulMatF16 {
+    const uint16_t* w;  // (n_out, width)
+    const uint16_t* x;  // (n, width)
+    float* out;         // (n, stride), from the panel's first row on
+    const float* bias;  // (n_out) or null
+    uint32_t width;     // a multiple of 64
+    uint32_t n_out;
+    uint32_t stride;
+    uint32_t n;
+    uint32_t add;       // out += instead of out =
+    uint32_t pad;
+};
+
+constexpr int F16_TILE = 128, F16_K = 64, F16_STAGES = 3, F16_STAGE = 2 * F16_TILE * F16_K;  // a stage in halves
+
+// A tile of 128 rows x 64 into shared memory; rows behind the last are copies of it.
+__device__ __forceinline__ void copy_tile(uint16_t* to, const uint16_t* from, int width, int row0, int n_row, int k0) {
+#pragma unroll
+    for (int i = 0; i < F16_TILE * 8 / 256; i++) {
+        const int at = threadIdx.x + 256 * i, row = at / 8, unit = at % 8;
+        copy16(to + row * F16_K + 8 * (unit ^ (row & 7)), from + size_t(min(row0 + row, n_row - 1)) * width + k0 + 8 * unit);
+    }
+}
+
+// Grid: (ceil(n / 128) * ceil(n_out / 128)). Block: 256. Dynamic shared memory: 96 KiB.
+KERNEL __launch_bounds__(256, 2) mul_mat_f16(const MulMatF16 a) {
+    begin();
+    DYNAMIC_SHARED(uint16_t, tiles);
+    const int width = a.width, n = a.n, n_out = a.n_out, steps = width / F16_K;
+    // Tiles of tokens are neighbours in the grid, so that they read a tile of weights while it is in the L2 cache.
+    const int of = (n + F16_TILE - 1) / F16_TILE, m0 = (blockIdx.x % of) * F16_TILE, n0 = (blockIdx.x / of) * F16_TILE;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / 4, t = lane % 4;
+    const int wm = (warp % 2) * 64, wn = (warp / 2) * 32;
+    auto fetch = [&](int step) {
+        if (step < steps) {
+            uint16_t* to = tiles + (step % F16_STAGES) * F16_STAGE;
+            copy_tile(to, a.x, width, m0, n, step * F16_K);
+            copy_tile(to + F16_TILE * F16_K, a.w, width, n0, n_out, step * F16_K);
+        }
+        copies_commit();
+    };
+    fetch(0);
+    fetch(1);
+    float acc[4][4][4] = {};
+    // The row of a fragment that this lane points at, and which half of its 16 elements.
+    const int row_a = wm + lane % 16, half_a = lane / 16, row_b = wn + lane % 8 + 8 * (lane / 16), half_b = (lane / 8) % 2;
+    for (int step = 0; step < steps; step++) {
+        copies_wait_but_one();
+        __syncthreads();
+        fetch(step + 2);
+        const uint16_t *xs = tiles + (step % F16_STAGES) * F16_STAGE, *ws = xs + F16_TILE * F16_K;
+#pragma unroll
+        for (int ks = 0; ks < F16_K / 16; ks++) {
+            uint32_t fa[4][4], fb[2][4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int row = row_a + 16 * i;
+                load_fragments(fa[i], xs + row * F16_K + 8 * ((2 * ks + half_a) ^ (row & 7)));
+            }
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const int row = row_b + 16 * j;
+                load_fragments(fb[j], ws + row * F16_K + 8 * ((2 * ks + half_b) ^ (row & 7)));
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) mma_16816(acc[i][j], fa[i], {fb[j / 2][2 * (j % 2)], fb[j / 2][2 * (j % 2) + 1]});
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const int token = m0 + wm + 16 * i + group + 8 * (e / 2), col = n0 + wn + 8 * j + 2 * t + e % 2;
+                if (token >= n || col >= n_out) continue;
+                float* out = a.out + size_t(token) * a.stride + col;
+                const float v = acc[i][j][e] + (a.bias ? a.bias[col] : 0.0f);
+                *out = a.add ? *out + v : v;
+            }
+        }
+    }
+}

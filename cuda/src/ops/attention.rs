@@ -1,0 +1,172 @@
+//! Attention, for batches and for one token.
+
+use super::{Heads, MAX_HEAD_DIM, Quant, at, check, launch};
+use crate::PAGE;
+use crate::args;
+use crate::gpu::{Gpu, Result, View};
+
+/// Pages weighed by a block of the kernel that joins attention.
+const COMBINE_BLOCK: u32 = 128;
+/// Query rows of a block of the attention kernel.
+const ATT_TILE: usize = 8;
+const ATT_WARPS: usize = 4;
+
+/// What attention reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// `[n, n_head, head_dim]`
+    pub q: View,
+    /// `[slots, PAGE, n_head_kv, head_dim]` f16.
+    pub k: View,
+    /// The same for values.
+    pub v: View,
+    /// `[max_pages]` pairs of u32: slot and first position, in position order.
+    pub pages: View,
+    /// `[1]` u32: live pages.
+    pub n_pages: View,
+    /// `[1]` u32: position of the first token.
+    pub pos: View,
+    /// Factor of the scores.
+    pub scale: f32,
+}
+
+/// Attention of `n` tokens of a batch: out `[n, n_head, head_dim]`.
+///
+/// # Errors
+/// Those of the driver.
+pub fn attention(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> Result<()> {
+    check(out, n * h.n_head * h.head_dim);
+    launch_attention(
+        gpu,
+        h,
+        c,
+        n,
+        1,
+        args::Attention {
+            out: out.at,
+            ..args::Attention::default()
+        },
+    )
+}
+
+/// Room for the parts of a decode step's attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts {
+    /// `[n_head, splits, head_dim]`
+    pub sums: View,
+    /// `[n_head, splits, 2]`
+    pub ml: View,
+    /// `[n_head, max_pages, 2]`
+    pub page_ml: View,
+    /// Blocks that share the pages of a head.
+    pub splits: usize,
+}
+
+/// Masses of the pages of a decode step.
+#[derive(Clone, Copy, Debug)]
+pub struct Masses {
+    /// `[max_pages]`: written for the live pages.
+    pub w: View,
+    /// The mean over the heads instead of the largest.
+    pub mean: bool,
+}
+
+/// Attention of one token, its pages split over blocks: out `[n_head, head_dim]`, once more quantized, and the pages' masses.
+///
+/// # Errors
+/// Those of the driver.
+pub fn attention_decode(
+    gpu: &Gpu,
+    out: View,
+    quant: Option<Quant>,
+    masses: Option<Masses>,
+    h: Heads,
+    c: &Attention,
+    parts: &Parts,
+) -> Result<()> {
+    let (d, splits, max_pages) = (h.head_dim, parts.splits, c.pages.bytes() / 8);
+    check(out, h.n_head * d);
+    check(parts.sums, h.n_head * splits * d);
+    check(parts.ml, h.n_head * splits * 2);
+    check(parts.page_ml, h.n_head * max_pages * 2);
+    let a = args::Attention {
+        part: parts.sums.at,
+        part_ml: parts.ml.at,
+        page_ml: if masses.is_some() {
+            parts.page_ml.at
+        } else {
+            0
+        },
+        ..args::Attention::default()
+    };
+    launch_attention(gpu, h, c, 1, splits, a)?;
+    if let Some(q) = quant {
+        q.check(h.n_head * d);
+        assert!(d.is_multiple_of(32));
+    }
+    if let Some(m) = masses {
+        check(m.w, max_pages);
+    }
+    let a = args::Combine {
+        part: parts.sums.at,
+        part_ml: parts.ml.at,
+        page_ml: parts.page_ml.at,
+        n_pages: c.n_pages.at,
+        out: out.at,
+        q: at(quant.map(|q| q.q)),
+        ds: at(quant.map(|q| q.ds)),
+        w: at(masses.map(|m| m.w)),
+        n_head: h.n_head as u32,
+        head_dim: d as u32,
+        splits: splits as u32,
+        max_pages: max_pages as u32,
+        mean: u32::from(masses.is_some_and(|m| m.mean)),
+        pad: 0,
+    };
+    let weigh = if masses.is_some() {
+        max_pages.div_ceil(COMBINE_BLOCK as usize)
+    } else {
+        0
+    };
+    gpu.launch(
+        launch([h.n_head + weigh, 1, 1], COMBINE_BLOCK, h.n_head * 8),
+        &a,
+    )
+}
+
+fn launch_attention(
+    gpu: &Gpu,
+    h: Heads,
+    c: &Attention,
+    n: usize,
+    splits: usize,
+    mut a: args::Attention,
+) -> Result<()> {
+    let d = h.head_dim;
+    check(c.q, n * h.n_head * d);
+    assert!(d.is_multiple_of(2) && d <= MAX_HEAD_DIM && h.n_head.is_multiple_of(h.n_head_kv));
+    assert!(c.k.bytes() == c.v.bytes() && c.k.bytes().is_multiple_of(2 * PAGE * h.n_head_kv * d));
+    check(c.n_pages, 1);
+    check(c.pos, 1);
+    (a.q, a.pool_k, a.pool_v) = (c.q.at, c.k.at, c.v.at);
+    (a.pages, a.n_pages, a.pos) = (c.pages.at, c.n_pages.at, c.pos.at);
+    (a.n, a.n_head, a.n_head_kv, a.head_dim) =
+        (n as u32, h.n_head as u32, h.n_head_kv as u32, d as u32);
+    (a.max_pages, a.scale) = ((c.pages.bytes() / 8) as u32, c.scale);
+    let shared = (ATT_TILE * d.next_multiple_of(8) + ATT_WARPS * ATT_TILE * d) * 4;
+    let tiles = (n * (h.n_head / h.n_head_kv)).div_ceil(ATT_TILE);
+    gpu.launch(
+        launch([h.n_head_kv, tiles, splits], 32 * ATT_WARPS as u32, shared),
+        &a,
+    )
+}
+
+/// Blocks that should share the pages of a head, so that one token's attention occupies the device.
+pub fn splits(gpu: &Gpu, h: Heads, max_pages: usize) -> usize {
+    let others = h.n_head_kv * (h.n_head / h.n_head_kv).div_ceil(ATT_TILE);
+    (2 * gpu.info().n_sm as usize)
+        .div_ceil(others)
+        .clamp(1, 64)
+        .min(max_pages.div_ceil(ATT_WARPS))
+        .max(1)
+}

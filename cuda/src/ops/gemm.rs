@@ -1,0 +1,146 @@
+//! Products with batches of tokens.
+
+use super::{Part, at, check, launch};
+use crate::args;
+use crate::gpu::{Buffer, Gpu, Result, View};
+use crate::weight::Weight;
+
+/// Bytes of unpacked weights that are multiplied at once: they should still be in the L2 cache.
+const PANEL: usize = 32 << 20;
+/// Tokens and rows of a tile, and elements of a step.
+const TILE: usize = 128;
+const STEP: usize = 64;
+
+/// `out (+)= x w^T (+ bias)` for `n` tokens: x `[n, n_in]`, out `[n, rows]`.
+///
+/// # Errors
+/// Those of the driver.
+pub fn mul_mat(
+    gpu: &Gpu,
+    out: View,
+    w: &Weight,
+    bias: Option<View>,
+    x: View,
+    n: usize,
+    add: bool,
+) -> Result<()> {
+    let (n_in, n_out) = (w.n_in(), w.n_row());
+    check(x, n * n_in);
+    check(out, n * n_out);
+    if let Some(b) = bias {
+        check(b, n_out);
+    }
+    let a = args::MulMat {
+        w: w.view().at,
+        x: x.at,
+        out: out.at,
+        bias: at(bias),
+        row_bytes: w.row_bytes() as u64,
+        ty: w.ty().id(),
+        n_in: n_in as u32,
+        n_out: n_out as u32,
+        n: n as u32,
+        add: u32::from(add),
+        pad: 0,
+    };
+    let tiles = |t: usize| n.div_ceil(t) * n_out.div_ceil(t);
+    // Large tiles read less; they pay once there are enough of them to occupy the device.
+    if n > 64 && tiles(128) >= gpu.info().n_sm as usize {
+        gpu.launch(launch([tiles(128), 1, 1], 256, 0), &args::MulMat128(a))
+    } else {
+        gpu.launch(launch([tiles(64), 1, 1], 128, 0), &a)
+    }
+}
+
+/// Room for weights and activations in f16.
+pub struct Half {
+    w: Buffer,
+    x: Buffer,
+}
+
+fn width(n_in: usize) -> usize {
+    n_in.next_multiple_of(STEP)
+}
+
+impl Half {
+    /// Tokens from which unpacking pays.
+    pub const MIN_TOKENS: usize = 33;
+
+    /// Room for `n` tokens of at most `n_in` elements.
+    ///
+    /// # Errors
+    /// When the device has none.
+    pub fn new(gpu: &Gpu, n: usize, n_in: usize) -> Result<Self> {
+        Ok(Self {
+            w: gpu.alloc(PANEL.max(TILE * width(n_in) * 2))?,
+            x: gpu.alloc(n * width(n_in) * 2)?,
+        })
+    }
+
+    /// Bytes of that room.
+    pub fn bytes(n: usize, n_in: usize) -> usize {
+        PANEL.max(TILE * width(n_in) * 2) + n * width(n_in) * 2
+    }
+
+    /// Products of several matrices with `n` tokens, through f16: x `[n, n_in]`, outputs `[n, rows]`; with `add`, added to them.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn mul_mats(
+        &self,
+        gpu: &Gpu,
+        parts: &[Part<'_>],
+        x: View,
+        n: usize,
+        add: bool,
+    ) -> Result<()> {
+        let n_in = parts[0].0.n_in();
+        let width = width(n_in);
+        check(x, n * n_in);
+        assert!(self.x.view().bytes() >= n * width * 2);
+        let a = args::ToHalf {
+            x: x.at,
+            out: self.x.view().at,
+            n_in: n_in as u32,
+            width: width as u32,
+        };
+        gpu.launch(launch([width.div_ceil(256), n, 1], 256, 0), &a)?;
+        let room = (self.w.view().bytes() / (width * 2)).min(65535) / TILE * TILE;
+        for &(w, bias, out) in parts {
+            assert_eq!(w.n_in(), n_in);
+            let n_out = w.n_row();
+            check(out, n * n_out);
+            if let Some(b) = bias {
+                check(b, n_out);
+            }
+            for first in (0..n_out).step_by(room) {
+                let rows = room.min(n_out - first);
+                let a = args::Unpack {
+                    w: w.view().at + (first * w.row_bytes()) as u64,
+                    out: self.w.view().at,
+                    row_bytes: w.row_bytes() as u64,
+                    ty: w.ty().id(),
+                    n_in: n_in as u32,
+                    width: width as u32,
+                    n_row: rows as u32,
+                };
+                gpu.launch(launch([width.div_ceil(16 * 64), rows, 1], 64, 0), &a)?;
+                let a = args::MulMatF16 {
+                    w: self.w.view().at,
+                    x: self.x.view().at,
+                    out: out.at + first as u64 * 4,
+                    bias: bias.map_or(0, |b| b.at + first as u64 * 4),
+                    width: width as u32,
+                    n_out: rows as u32,
+                    stride: n_out as u32,
+                    n: n as u32,
+                    add: u32::from(add),
+                    pad: 0,
+                };
+                let tiles = n.div_ceil(TILE) * rows.div_ceil(TILE);
+                gpu.launch(launch([tiles, 1, 1], 256, 3 * 2 * TILE * STEP * 2), &a)?;
+            }
+        }
+        Ok(())
+    }
+}
