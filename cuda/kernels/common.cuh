@@ -108,12 +108,6 @@ __device__ __forceinline__ void expect(uint64_t*, uint32_t) {}
 __device__ __forceinline__ void copy(void*, const void*, uint32_t, uint64_t*) {}
 __device__ __forceinline__ void landed(uint64_t*, uint32_t) {}
 #endif
-// Asks for memory to be brought into the L2 cache; address and size are multiples of 16.
-__device__ __forceinline__ void prefetch(const void* p, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
-#endif
-}
 // Copies of 16 bytes to shared memory that every thread asks for itself, in groups; waits until but one of its groups are there.
 __device__ __forceinline__ void copy16(void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_at(to)), "l"(from) : "memory");

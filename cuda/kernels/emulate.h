@@ -84,7 +84,6 @@ inline void copy(void* to, const void* from, uint32_t bytes, uint64_t*) { memcpy
 inline void landed(const uint64_t* b, uint32_t parity) {
     while ((*b & 1) == parity) spin();
 }
-inline void prefetch(const void*, uint32_t) {}
 inline void copy16(void* to, const void* from) { memcpy(to, from, 16); }
 inline void copies_commit() {}
 inline void copies_wait_but_one() {}

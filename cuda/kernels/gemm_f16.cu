@@ -1,7 +1,6 @@
 // Prefill with large batches: weights are unpacked to f16 once, activations too, and tensor cores multiply what is f16 on both sides.
 //
-// Unpacking costs two bytes of traffic an element, most of it in the L2 cache since a panel of rows is multiplied right after it has been
-// unpacked; in return the product is nothing but copies and mma. A block computes 128 tokens x 128 rows. It goes over k in steps of 64,
+// Unpacking costs four bytes of traffic an element, some of it in the L2 cache; in return the product is nothing but copies and mma. A block computes 128 tokens x 128 rows. It goes over k in steps of 64,
 // three of them in shared memory: one is multiplied while the next two are on their way. Rows there have 128 bytes whose units of 16
 // are mixed by the row's number, so that the eight rows of a fragment lie in different banks.
 #include "types.cuh"
@@ -33,25 +32,43 @@ struct ToHalf {
     uint32_t width;  // n_in rounded up to 64; the rest becomes zero
 };
 
-// Grid: (ceil(width / threads), n).
+// Grid: (ceil(width / 8 / threads), n). A thread takes 8 elements.
 KERNEL to_half(const ToHalf a) {
     begin();
-    const int k = blockIdx.x * blockDim.x + threadIdx.x;
+    const int k = 8 * (blockIdx.x * blockDim.x + threadIdx.x), n = a.n_in;
     if (k >= int(a.width)) return;
-    a.out[size_t(blockIdx.y) * a.width + k] = k < int(a.n_in) ? float_to_half(a.x[size_t(blockIdx.y) * a.n_in + k]) : uint16_t(0);
+    const float* x = a.x + size_t(blockIdx.y) * n + k;
+    float v[8] = {};
+    if (n % 4 == 0 && k + 8 <= n) {
+        const float4 v0 = reinterpret_cast<const float4*>(x)[0], v1 = reinterpret_cast<const float4*>(x)[1];
+        v[0] = v0.x, v[1] = v0.y, v[2] = v0.z, v[3] = v0.w, v[4] = v1.x, v[5] = v1.y, v[6] = v1.z, v[7] = v1.w;
+    } else {
+        for (int i = 0; i < 8; i++) {
+            if (k + i < n) v[i] = x[i];
+        }
+    }
+    uint32_t w[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) w[i] = uint32_t(float_to_half(v[2 * i])) | uint32_t(float_to_half(v[2 * i + 1])) << 16;
+    *reinterpret_cast<uint4*>(a.out + size_t(blockIdx.y) * a.width + k) = make_uint4(w[0], w[1], w[2], w[3]);
 }
 
-struct MulMatF16 {
-    const uint16_t* w;  // (n_out, width)
-    const uint16_t* x;  // (n, width)
-    float* out;         // (n, stride), from the panel's first row on
+// A matrix of a launch. Its rows begin at a multiple of 128 among the unpacked ones.
+struct PartF16 {
+    float* out;         // (n, stride)
     const float* bias;  // (n_out) or null
-    uint32_t width;     // a multiple of 64
     uint32_t n_out;
     uint32_t stride;
+};
+
+struct MulMatF16 {
+    PartF16 part[3];
+    const uint16_t* w;  // (rows of all parts, width)
+    const uint16_t* x;  // (n, width)
+    uint32_t width;     // a multiple of 64
     uint32_t n;
     uint32_t add;       // out += instead of out =
-    uint32_t pad;
+    uint32_t n_part;
 };
 
 constexpr int F16_TILE = 128, F16_K = 64, F16_STAGES = 3, F16_STAGE = 2 * F16_TILE * F16_K;  // a stage in halves
@@ -65,20 +82,27 @@ __device__ __forceinline__ void copy_tile(uint16_t* to, const uint16_t* from, in
     }
 }
 
-// Grid: (ceil(n / 128) * ceil(n_out / 128)). Block: 256. Dynamic shared memory: 96 KiB.
+// Grid: (ceil(n / 128) * sum over parts of ceil(n_out / 128)). Block: 256. Dynamic shared memory: 96 KiB.
 KERNEL __launch_bounds__(256, 2) mul_mat_f16(const MulMatF16 a) {
     begin();
     DYNAMIC_SHARED(uint16_t, tiles);
-    const int width = a.width, n = a.n, n_out = a.n_out, steps = width / F16_K;
+    const int width = a.width, n = a.n, steps = width / F16_K;
     // Tiles of tokens are neighbours in the grid, so that they read a tile of weights while it is in the L2 cache.
-    const int of = (n + F16_TILE - 1) / F16_TILE, m0 = (blockIdx.x % of) * F16_TILE, n0 = (blockIdx.x / of) * F16_TILE;
+    const int of = (n + F16_TILE - 1) / F16_TILE, m0 = (blockIdx.x % of) * F16_TILE;
+    int tile = blockIdx.x / of, which = 0;
+    const uint16_t* w = a.w + size_t(tile) * F16_TILE * width;
+    while (which + 1 < int(a.n_part) && tile >= int(a.part[which].n_out + F16_TILE - 1) / F16_TILE) {
+        tile -= (a.part[which].n_out + F16_TILE - 1) / F16_TILE, which++;
+    }
+    const PartF16 part = which == 0 ? a.part[0] : which == 1 ? a.part[1] : a.part[2];
+    const int n0 = tile * F16_TILE, n_out = part.n_out;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / 4, t = lane % 4;
     const int wm = (warp % 2) * 64, wn = (warp / 2) * 32;
     auto fetch = [&](int step) {
         if (step < steps) {
             uint16_t* to = tiles + (step % F16_STAGES) * F16_STAGE;
             copy_tile(to, a.x, width, m0, n, step * F16_K);
-            copy_tile(to + F16_TILE * F16_K, a.w, width, n0, n_out, step * F16_K);
+            copy_tile(to + F16_TILE * F16_K, w, width, 0, n_out - n0, step * F16_K);
         }
         copies_commit();
     };
@@ -120,8 +144,8 @@ KERNEL __launch_bounds__(256, 2) mul_mat_f16(const MulMatF16 a) {
             for (int e = 0; e < 4; e++) {
                 const int token = m0 + wm + 16 * i + group + 8 * (e / 2), col = n0 + wn + 8 * j + 2 * t + e % 2;
                 if (token >= n || col >= n_out) continue;
-                float* out = a.out + size_t(token) * a.stride + col;
-                const float v = acc[i][j][e] + (a.bias ? a.bias[col] : 0.0f);
+                float* out = part.out + size_t(token) * part.stride + col;
+                const float v = acc[i][j][e] + (part.bias ? part.bias[col] : 0.0f);
                 *out = a.add ? *out + v : v;
             }
         }

@@ -1,5 +1,6 @@
 // Every kernel in one module.
 #include "attention.cu"
+#include "attention_batch.cu"
 #include "gemm.cu"
 #include "gemm_f16.cu"
 #include "matvec.cu"

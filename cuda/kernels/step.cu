@@ -35,6 +35,7 @@ KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const Step a) {
     fetch(0);
     block_barrier();
     Place at = {0, 0};
+    bool filled = false;
     for (; at.phase < a.n_phase; at.phase++) {
         fetch(at.phase + 1);
         // Read now: behind the end of the phase its description may be overwritten by a warp that is ahead.
@@ -42,14 +43,23 @@ KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const Step a) {
         trace(here(at), 0);
         switch (kind) {
             case EMBED: embed_token(at); break;
-            case PRODUCTS: products(at); break;
+            case PRODUCTS:
+                products(at, filled ? FILLED : EMPTY);
+                filled = false;
+                break;
             case ATTEND:
-                if (a.head_dim <= 32) {
-                    attend<1, 1>(at);
-                } else if (a.head_dim <= 64) {
-                    attend<2, 1>(at);
+                // The ring is idle meanwhile: the weights of the phase behind can be on their way.
+                block_barrier();
+                if (at.phase + 1 < a.n_phase && s->p[(at.phase + 1) % 2].kind == PRODUCTS) {
+                    products({at.phase + 1, at.met}, FILL);
+                    filled = true;
+                }
+                if (a.head_dim == 64) {
+                    attend<2, 1, true>(at);
+                } else if (a.head_dim == 128) {
+                    attend<4, 2, true>(at);
                 } else {
-                    attend<4, 2>(at);
+                    attend<4, 2, false>(at);
                 }
                 break;
             case WEIGH: weigh(at); break;

@@ -2,117 +2,23 @@
 //
 // A unit is a key/value head with up to eight of the query heads that share it; the pages of a unit are split over blocks, a block's over
 // its warps. A warp does a page with tensor cores: scores are q k^T with the queries split into the sum of two f16 (rows 0..8 and 8..16
-// of the tile), values v^T p. Keys and values of its first page are asked for before the barrier: all but the row of the current
+// of the tile), values v^T p. Keys and values of its first page are loaded before the barrier: all but the row of the current
 // token were written by earlier steps. That row is computed here (norm, rotation) and put in its place by the block of a unit that
 // attends to the last page. Parts are joined by the block that leaves its part last.
 #pragma once
+#include "attend.cuh"
 #include "step.cuh"
 
-constexpr int UNIT = 8;  // query heads of a unit
-
 // Shared memory of the phase: queries as the sum of two f16, maximum and sum of each warp, factors of the splits, a flag; then sums of
-// each warp (STEP_WARPS, heads of the unit, head_dim).
-constexpr int MAX_D = 128, LDQ = MAX_D + 32, MAX_SPLITS = 64;
+// each warp (STEP_WARPS, heads of the unit, head_dim + 1).
+constexpr int MAX_SPLITS = 64;
 struct AttendShared {
-    uint16_t q[2][UNIT + 1][LDQ];  // the last row is the current key, and in [1] the current value
+    Queries q;  // their last row is the current key, and in [1] the current value
     float2 ml[STEP_WARPS][UNIT];
     float factor[UNIT][MAX_SPLITS];
     uint32_t last;
     uint32_t pad[3];
 };
-
-__device__ __forceinline__ void split_half(float x, uint16_t& hi, uint16_t& lo) {
-    hi = float_to_half(x);
-    lo = float_to_half(x - half_to_float(hi));
-}
-
-// Keys and values of a page and a head, as a warp's lanes hold them; lane = 4 g + t.
-// NC chunks of 32 dimensions of a key, NJ chunks of 64 dimensions of a value.
-template <int NC, int NJ> struct PageOf {
-    uint4 k[NC][2];  // keys g and g + 8, dimensions 32 c + 8 t ..
-    uint4 v[4][NJ];  // values 2t, 2t + 1, 2t + 8, 2t + 9, dimensions 64 j + 8 g ..
-
-    static __device__ __forceinline__ int value_row(int i) { return 2 * int(threadIdx.x % 4) + (i % 2) + 8 * (i / 2); }
-    // Rows behind the first `rows` have not been written by this sequence; their values may be anything, so they are not read.
-    __device__ __forceinline__ void load(const Here& h, uint32_t slot, int kv, int rows) {
-        const int d = h.a.head_dim, g = (threadIdx.x % WARP) / 4, t = threadIdx.x % 4;
-        const size_t row = size_t(h.a.n_head_kv) * d, at = size_t(slot) * PAGE * row + size_t(kv) * d;
-#pragma unroll
-        for (int c = 0; c < NC; c++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                k[c][i] = make_uint4(0, 0, 0, 0);
-                if (32 * c + 8 * t < d) k[c][i] = fresh16(h.p.pool_k + at + (g + 8 * i) * row + 32 * c + 8 * t);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-#pragma unroll
-            for (int j = 0; j < NJ; j++) {
-                v[i][j] = make_uint4(0, 0, 0, 0);
-                if (value_row(i) < rows && 64 * j + 8 * g < d) v[i][j] = fresh16(h.p.pool_v + at + value_row(i) * row + 64 * j + 8 * g);
-            }
-        }
-    }
-};
-
-// Sums over pages, of eight heads: head g's maximum and sum; the values' sums of heads 2t and 2t + 1.
-template <int NJ> struct Sums {
-    float m = -INFINITY, l = 0.0f;
-    float o[4 * NJ][4] = {};
-};
-
-// `rows`: rows of the page that may be seen.
-template <int NC, int NJ>
-__device__ __forceinline__ float2 attend_page(const PageOf<NC, NJ>& pg, const AttendShared& s, int rows, Sums<NJ>& sum) {
-    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    float c0[4] = {}, c1[4] = {};
-#pragma unroll
-    for (int c = 0; c < NC; c++) {
-        const uint4 hi = *reinterpret_cast<const uint4*>(&s.q[0][g][32 * c + 8 * t]);
-        const uint4 lo = *reinterpret_cast<const uint4*>(&s.q[1][g][32 * c + 8 * t]);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const uint32_t a[4] = {word(hi, 2 * i), word(lo, 2 * i), word(hi, 2 * i + 1), word(lo, 2 * i + 1)};
-            mma_16816(c0, a, {word(pg.k[c][0], 2 * i), word(pg.k[c][0], 2 * i + 1)});
-            mma_16816(c1, a, {word(pg.k[c][1], 2 * i), word(pg.k[c][1], 2 * i + 1)});
-        }
-    }
-    // Scores of head g with keys 2t, 2t + 1, 2t + 8, 2t + 9.
-    float e[4] = {c0[0] + c0[2], c0[1] + c0[3], c1[0] + c1[2], c1[1] + c1[3]};
-    float mp = -INFINITY;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (PageOf<NC, NJ>::value_row(i) >= rows) e[i] = -INFINITY;
-        mp = fmaxf(mp, e[i]);
-    }
-    mp = fmaxf(mp, __shfl_xor_sync(ALL, mp, 1));
-    mp = fmaxf(mp, __shfl_xor_sync(ALL, mp, 2));
-    float lp = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 4; i++) e[i] = __expf(e[i] - mp), lp += e[i];
-    lp += __shfl_xor_sync(ALL, lp, 1);
-    lp += __shfl_xor_sync(ALL, lp, 2);
-    const float m_new = fmaxf(sum.m, mp), f_old = __expf(sum.m - m_new), f_new = __expf(mp - m_new);
-    sum.m = m_new, sum.l = sum.l * f_old + lp * f_new;
-#pragma unroll
-    for (int i = 0; i < 4; i++) e[i] *= f_new;
-    auto pair = [](float x, float y) { return uint32_t(float_to_half(x)) | uint32_t(float_to_half(y)) << 16; };
-    const uint32_t b[2] = {pair(e[0], e[1]), pair(e[2], e[3])};
-    const float f0 = __shfl_sync(ALL, f_old, 8 * t), f1 = __shfl_sync(ALL, f_old, 8 * t + 4);
-#pragma unroll
-    for (int j = 0; j < NJ; j++) {
-#pragma unroll
-        for (int w = 0; w < 4; w++) {
-            float(&o)[4] = sum.o[4 * j + w];
-            o[0] *= f0, o[1] *= f1, o[2] *= f0, o[3] *= f1;
-            const uint32_t v0 = word(pg.v[0][j], w), v1 = word(pg.v[1][j], w), v2 = word(pg.v[2][j], w), v3 = word(pg.v[3][j], w);
-            const uint32_t a[4] = {low_halves(v0, v1), high_halves(v0, v1), low_halves(v2, v3), high_halves(v2, v3)};
-            mma_16816(o, a, b);
-        }
-    }
-    return make_float2(mp, lp);
-}
 
 // Queries of the unit, the current key and the current value behind norm and rotation into shared memory, a warp each.
 __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, int kv, int head0, int nq) {
@@ -185,7 +91,7 @@ __device__ __forceinline__ void join_splits(const Here& h, AttendShared& s, int 
     }
 }
 
-template <int NC, int NJ> __device__ __noinline__ void attend(const Place at) {
+template <int NC, int NJ, bool EXACT> __device__ __noinline__ void attend(const Place at) {
     const Here h = here(at);
     const Step& a = h.a;
     AttendShared& s = *reinterpret_cast<AttendShared*>(h.shared);
@@ -193,8 +99,11 @@ template <int NC, int NJ> __device__ __noinline__ void attend(const Place at) {
     const int d = a.head_dim, group = a.n_head / a.n_head_kv, tiles = (group + UNIT - 1) / UNIT, units = a.n_head_kv * tiles;
     const int n_warp = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const int n_pages = *h.p.n_pages, pos = *a.pos;
-    // A page for each warp, and as many blocks as that takes.
-    const int n_split = max(1, min(int(a.max_splits), (n_pages + n_warp - 1) / n_warp));
+    // A page for each warp, and as many blocks as that takes; joining blocks costs more than a second page.
+    const int n_split = n_pages <= 2 * n_warp ? 1 : min(int(a.max_splits), (n_pages + n_warp - 1) / n_warp);
+    const uint32_t place = *h.p.place;
+    const Pool pool = {h.p.pool_k, h.p.pool_v, int(a.n_head_kv), d};
+    const int ldo = d + 1;  // of the sums, so that rows begin in different banks
     bool ready = false;
 #pragma unroll 1
     for (int task = blockIdx.x; task < units * n_split; task += gridDim.x) {
@@ -202,11 +111,10 @@ template <int NC, int NJ> __device__ __noinline__ void attend(const Place at) {
         const int head0 = kv * group + tile * UNIT, nq = min(UNIT, group - tile * UNIT);
         const int from = share(n_pages, split, n_split), to = share(n_pages, split + 1, n_split);
         int p = from + warp;
-        if (p < to) {
-            // A lane asks for a row of keys or values.
-            const size_t row = (size_t(h.p.pages[p].x) * PAGE + lane % PAGE) * a.n_head_kv + kv;
-            prefetch((lane < PAGE ? h.p.pool_k : h.p.pool_v) + row * d, 2 * d);
-        }
+        uint2 entry = {0, 0};
+        PageOf<NC, NJ, EXACT> page;
+        if (p < to) entry = h.p.pages[p];
+        if (p < to && p < n_pages - 1) page.load(pool, entry.x, kv, PAGE);
         if (!ready) {
             grid_wait(h);
             ready = true;
@@ -215,18 +123,17 @@ template <int NC, int NJ> __device__ __noinline__ void attend(const Place at) {
         block_barrier();
         if (to == n_pages) {
             // The block that attends to the last page puts the current key and value there.
-            const size_t pool = (size_t(*h.p.place) * a.n_head_kv + kv) * d;
-            for (int e = threadIdx.x; e < d; e += blockDim.x) h.p.pool_k[pool + e] = s.q[0][UNIT][e], h.p.pool_v[pool + e] = s.q[1][UNIT][e];
+            const size_t row = (size_t(place) * a.n_head_kv + kv) * d;
+            for (int e = threadIdx.x; e < d; e += blockDim.x) h.p.pool_k[row + e] = s.q[0][UNIT][e], h.p.pool_v[row + e] = s.q[1][UNIT][e];
             block_barrier();
         }
         Sums<NJ> sum;
 #pragma unroll 1
         for (; p < to; p += n_warp) {
-            const uint2 entry = h.p.pages[p];
-            PageOf<NC, NJ> page;
+            if (p != from + warp) entry = h.p.pages[p];
             const int rows = min(PAGE, pos - int(entry.y) + 1);
-            page.load(h, entry.x, kv, rows);
-            const float2 ml = attend_page(page, s, rows, sum);
+            if (p != from + warp || p == n_pages - 1) page.load(pool, entry.x, kv, rows);
+            const float2 ml = attend_page(page, s.q, rows, sum);
             if (h.p.page_ml && t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + p] = ml;
         }
         if (t == 0) s.ml[warp][g] = make_float2(sum.m, sum.l);
@@ -235,30 +142,28 @@ template <int NC, int NJ> __device__ __noinline__ void attend(const Place at) {
             const int e = 64 * (i / 4) + 8 * g + 2 * (i % 4);
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                float* o = shared_o + size_t(warp * nq + 2 * t + j) * d + e;
+                float* o = shared_o + (warp * nq + 2 * t + j) * ldo + e;
                 if (2 * t + j < nq && e < d) o[0] = sum.o[i][j], o[1] = sum.o[i][j + 2];
             }
         }
         block_barrier();
         const int used = min(n_warp, to - from);
 #pragma unroll 1
+        for (int q = warp; q < nq; q += n_warp) {
+            // A warp finds the factors of a head's warps.
+            const float2 x = lane < used ? s.ml[lane][q] : make_float2(-INFINITY, 0.0f);
+            const float m = warp_max(x.x), f = __expf(x.x - m), l = warp_sum(f * x.y);
+            s.factor[q][lane] = n_split == 1 ? quotient(f, l) : f;
+            if (lane == 0) (n_split == 1 ? h.p.head_ml[head0 + q] : a.part_ml[size_t(head0 + q) * a.max_splits + split]) = make_float2(m, l);
+        }
+        block_barrier();
+#pragma unroll 1
         for (int i = threadIdx.x; i < nq * d; i += blockDim.x) {
             const int q = i / d, e = i % d;
-            float m = -INFINITY, l = 0.0f, acc = 0.0f;
+            float acc = 0.0f;
 #pragma unroll 4
-            for (int w = 0; w < used; w++) m = fmaxf(m, s.ml[w][q].x);
-#pragma unroll 4
-            for (int w = 0; w < used; w++) {
-                const float f = __expf(s.ml[w][q].x - m);
-                l += f * s.ml[w][q].y, acc += f * shared_o[size_t(w * nq + q) * d + e];
-            }
-            if (n_split == 1) {
-                h.p.out[size_t(head0 + q) * d + e] = quotient(acc, l);
-                if (e == 0) h.p.head_ml[head0 + q] = make_float2(m, l);
-            } else {
-                a.part[(size_t(head0 + q) * a.max_splits + split) * d + e] = acc;
-                if (e == 0) a.part_ml[size_t(head0 + q) * a.max_splits + split] = make_float2(m, l);
-            }
+            for (int w = 0; w < used; w++) acc += s.factor[q][w] * shared_o[(w * nq + q) * ldo + e];
+            (n_split == 1 ? h.p.out[size_t(head0 + q) * d + e] : a.part[(size_t(head0 + q) * a.max_splits + split) * d + e]) = acc;
         }
         block_barrier();
         if (n_split == 1) continue;

@@ -40,9 +40,12 @@ template <class T> struct Chunk {
     }
 };
 
+// Whether a call finds the ring empty, only fills it (the barrier of the phase is further away), or finds it filled.
+enum Fill { EMPTY, FILL, FILLED };
+
 // `ready`: whether the input is in shared memory; if not, the first weights are asked for and then the input is read.
 // `last`: whether the warp is done with the phase.
-template <class T, int R> __device__ __noinline__ void rows(const Place at, const Rows m, const bool ready, const bool last) {
+template <class T, int R> __device__ __noinline__ void rows(const Place at, const Rows m, const Fill fill, const bool ready, const bool last) {
     using C = Chunk<T>;
     constexpr int STAGE = (R * C::BYTES + 127) / 128 * 128, STAGES = RING / STAGE < MAX_STAGES ? RING / STAGE : MAX_STAGES;
     static_assert(STAGES >= 2, "one stage lands while another is read");
@@ -56,9 +59,10 @@ template <class T, int R> __device__ __noinline__ void rows(const Place at, cons
     const Input in(h);
 
     int ag = 0, ac = 0, as = 0;  // group, chunk and stage to ask for next
+    bool asked = fill == FILLED;
     auto ask = [&]() {
         if (ag == groups) return;
-        if (lane == 0) {
+        if (lane == 0 && !asked) {
             // An odd last row is asked for once and not multiplied.
             const bool both = R == 2 && (gated || 2 * ag + 1 < m.n_row);
             expect(landing + as, C::bytes(nb, ac) * (both ? 2 : 1));
@@ -70,6 +74,8 @@ template <class T, int R> __device__ __noinline__ void rows(const Place at, cons
     };
 #pragma unroll 1
     for (int i = 0; i < STAGES; i++) ask();
+    asked = false;
+    if (fill == FILL) return;
     if (!ready) read_input(h, in);
     const Spread x = in.view();
     const float scale = input_scale(h, in);
@@ -121,34 +127,35 @@ template <class T, int R> __device__ __noinline__ void rows(const Place at, cons
     if (last) finish(h);
 }
 
-template <int R> __device__ __forceinline__ void rows_of(uint32_t type, const Place& at, const Rows& m, bool ready, bool last) {
+template <int R> __device__ __forceinline__ void rows_of(uint32_t type, const Place& at, const Rows& m, Fill fill, bool ready, bool last) {
     switch (type) {
-        case F32: rows<TF32, R>(at, m, ready, last); break;
-        case F16: rows<TF16, R>(at, m, ready, last); break;
-        case BF16: rows<TBF16, R>(at, m, ready, last); break;
-        case Q4_0: rows<TQ4_0, R>(at, m, ready, last); break;
-        case Q4_1: rows<TQ4_1, R>(at, m, ready, last); break;
-        case Q5_0: rows<TQ5_0, R>(at, m, ready, last); break;
-        case Q5_1: rows<TQ5_1, R>(at, m, ready, last); break;
-        case Q8_0: rows<TQ8_0, R>(at, m, ready, last); break;
-        case IQ4_NL: rows<TIQ4_NL, R>(at, m, ready, last); break;
-        case MXFP4: rows<TMXFP4, R>(at, m, ready, last); break;
-        case IQ4_XS: rows<TIQ4_XS, R>(at, m, ready, last); break;
-        case Q2_K: rows<TQ2_K, R>(at, m, ready, last); break;
-        case Q3_K: rows<TQ3_K, R>(at, m, ready, last); break;
-        case Q4_K: rows<TQ4_K, R>(at, m, ready, last); break;
-        case Q5_K: rows<TQ5_K, R>(at, m, ready, last); break;
-        case Q6_K: rows<TQ6_K, R>(at, m, ready, last); break;
+        case F32: rows<TF32, R>(at, m, fill, ready, last); break;
+        case F16: rows<TF16, R>(at, m, fill, ready, last); break;
+        case BF16: rows<TBF16, R>(at, m, fill, ready, last); break;
+        case Q4_0: rows<TQ4_0, R>(at, m, fill, ready, last); break;
+        case Q4_1: rows<TQ4_1, R>(at, m, fill, ready, last); break;
+        case Q5_0: rows<TQ5_0, R>(at, m, fill, ready, last); break;
+        case Q5_1: rows<TQ5_1, R>(at, m, fill, ready, last); break;
+        case Q8_0: rows<TQ8_0, R>(at, m, fill, ready, last); break;
+        case IQ4_NL: rows<TIQ4_NL, R>(at, m, fill, ready, last); break;
+        case MXFP4: rows<TMXFP4, R>(at, m, fill, ready, last); break;
+        case IQ4_XS: rows<TIQ4_XS, R>(at, m, fill, ready, last); break;
+        case Q2_K: rows<TQ2_K, R>(at, m, fill, ready, last); break;
+        case Q3_K: rows<TQ3_K, R>(at, m, fill, ready, last); break;
+        case Q4_K: rows<TQ4_K, R>(at, m, fill, ready, last); break;
+        case Q5_K: rows<TQ5_K, R>(at, m, fill, ready, last); break;
+        case Q6_K: rows<TQ6_K, R>(at, m, fill, ready, last); break;
     }
 }
 
-__device__ __forceinline__ void products(const Place& at) {
+__device__ __forceinline__ void products(const Place& at, const Fill fill) {
     const Here h = here(at);
     const Phase& p = h.p;
     const int all = phase_rows(p), b0 = share(all, blockIdx.x, gridDim.x), b1 = share(all, blockIdx.x + 1, gridDim.x);
     const int warp = threadIdx.x / WARP, n_warp = blockDim.x / WARP;
     const int lo = b0 + share(b1 - b0, warp, n_warp), hi = b0 + share(b1 - b0, warp + 1, n_warp);
     if (lo == hi) {
+        if (fill == FILL) return;
         read_input(h, Input(h));
         finish(h);
         return;
@@ -157,7 +164,7 @@ __device__ __forceinline__ void products(const Place& at) {
         const Matrix &g = p.m[0], &u = p.m[1];
         const Rows m = {g.w + lo * g.row_bytes, u.w + lo * u.row_bytes, g.row_bytes, hi - lo, g.out + lo,
                         g.bias ? g.bias + lo : nullptr, u.bias ? u.bias + lo : nullptr};
-        rows_of<2>(g.type, at, m, false, true);
+        rows_of<2>(g.type, at, m, fill, false, true);
         return;
     }
     bool ready = false;
@@ -172,12 +179,12 @@ __device__ __forceinline__ void products(const Place& at) {
         const Rows m = {w.w + r0 * w.row_bytes, w.w + (r0 + 1) * w.row_bytes, many ? 2 * w.row_bytes : w.row_bytes, r1 - r0,
                         w.out + r0, w.bias ? w.bias + r0 : nullptr, nullptr};
         if (many) {
-            rows_of<2>(w.type, at, m, ready, hi <= base);
+            rows_of<2>(w.type, at, m, ready ? EMPTY : fill, ready, hi <= base);
         } else {
-            rows_of<1>(w.type, at, m, ready, hi <= base);
+            rows_of<1>(w.type, at, m, ready ? EMPTY : fill, ready, hi <= base);
         }
         // Behind the end of the phase its description may be overwritten.
-        if (hi <= base) return;
+        if (hi <= base || fill == FILL) return;
         ready = true;
     }
 }

@@ -57,11 +57,16 @@ args! {
     /// `gemm_f16.cu`
     ToHalf => to_half { x: u64, out: u64, n_in: u32, width: u32 }
     /// `gemm_f16.cu`
-    MulMatF16 => mul_mat_f16 { w: u64, x: u64, out: u64, bias: u64, width: u32, n_out: u32, stride: u32, n: u32, add: u32, pad: u32 }
+    MulMatF16 => mul_mat_f16 { part: [PartF16; 3], w: u64, x: u64, width: u32, n: u32, add: u32, n_part: u32 }
     /// `attention.cu`
     Attention => attention {
         q: u64, pool_k: u64, pool_v: u64, pages: u64, n_pages: u64, pos: u64, out: u64, part: u64, part_ml: u64, page_ml: u64,
         n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, max_pages: u32, scale: f32,
+    }
+    /// `attention_batch.cu`
+    AttentionBatch => attention_batch {
+        q: u64, pool_k: u64, pool_v: u64, pages: u64, n_pages: u64, pos: u64, out: u64,
+        n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, scale: f32, pad: u32,
     }
     /// `attention.cu`
     Combine => attention_combine {
@@ -90,6 +95,16 @@ pub(crate) struct Segment {
     pub(crate) bias: u64,
     pub(crate) ty: u32,
     pub(crate) n_out: u32,
+}
+
+/// A matrix of [`MulMatF16`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PartF16 {
+    pub(crate) out: u64,
+    pub(crate) bias: u64,
+    pub(crate) n_out: u32,
+    pub(crate) stride: u32,
 }
 
 /// A matrix of a [`Phase`].
@@ -160,5 +175,5 @@ macro_rules! kernels {
 kernels! {
     Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", Swiglu "swiglu", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
-    Combine "attention_combine", MoeRoute "moe_route", MoeSum "moe_sum", Step "step", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16",
+    Combine "attention_combine", MoeRoute "moe_route", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16",
 }

@@ -231,7 +231,7 @@ impl Builder {
         let head_ml = memory.head_ml.view().slice(il * n_head * 8, n_head * 8);
         let page_ml = memory.page_ml.view().slice(il * layer * 8, layer * 8);
         // Sums of the warps; before them what `AttendShared` holds.
-        let sums = BLOCK as usize / 32 * UNIT.min(n_head / n_head_kv) * d * 4;
+        let sums = BLOCK as usize / 32 * UNIT.min(n_head / n_head_kv) * (d + 1) * 4;
         self.shared = self.shared.max(ATTEND_SHARED + sums);
         self.push(Phase {
             q: c.q.at,

@@ -254,7 +254,8 @@ fn batches_see_what_lies_before_them() {
                     })
                     .collect();
                 let e = nmse(&read(&gpu, out.view()), &want);
-                assert!(e < 1e-9, "{gpu:?} {h:?} {n_pages} pages {n} tokens: {e:e}");
+                // Tensor cores round the weights of the values to f16.
+                assert!(e < 1e-7, "{gpu:?} {h:?} {n_pages} pages {n} tokens: {e:e}");
             }
         }
     }

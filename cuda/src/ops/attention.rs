@@ -10,6 +10,9 @@ const COMBINE_BLOCK: u32 = 128;
 /// Query rows of a block of the attention kernel.
 const ATT_TILE: usize = 8;
 const ATT_WARPS: usize = 4;
+/// Queries of a warp of the kernel for batches, and the widest head that it takes.
+const UNIT: usize = 8;
+const BATCH_MAX_D: usize = 128;
 
 /// What attention reads.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +39,9 @@ pub struct Attention {
 /// Those of the driver.
 pub fn attention(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> Result<()> {
     check(out, n * h.n_head * h.head_dim);
+    if h.head_dim.is_multiple_of(8) && h.head_dim <= BATCH_MAX_D {
+        return attention_batch(gpu, out, h, c, n);
+    }
     launch_attention(
         gpu,
         h,
@@ -47,6 +53,28 @@ pub fn attention(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> Res
             ..args::Attention::default()
         },
     )
+}
+
+fn attention_batch(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> Result<()> {
+    check_operands(h, c, n);
+    let a = args::AttentionBatch {
+        q: c.q.at,
+        pool_k: c.k.at,
+        pool_v: c.v.at,
+        pages: c.pages.at,
+        n_pages: c.n_pages.at,
+        pos: c.pos.at,
+        out: out.at,
+        n: n as u32,
+        n_head: h.n_head as u32,
+        n_head_kv: h.n_head_kv as u32,
+        head_dim: h.head_dim as u32,
+        scale: c.scale,
+        pad: 0,
+    };
+    let queries = n * (h.n_head / h.n_head_kv);
+    let grid = [h.n_head_kv, queries.div_ceil(UNIT * ATT_WARPS), 1];
+    gpu.launch(launch(grid, 32 * ATT_WARPS as u32, 0), &a)
 }
 
 /// Room for the parts of a decode step's attention.
@@ -134,6 +162,15 @@ pub fn attention_decode(
     )
 }
 
+fn check_operands(h: Heads, c: &Attention, n: usize) {
+    let d = h.head_dim;
+    check(c.q, n * h.n_head * d);
+    assert!(d.is_multiple_of(2) && d <= MAX_HEAD_DIM && h.n_head.is_multiple_of(h.n_head_kv));
+    assert!(c.k.bytes() == c.v.bytes() && c.k.bytes().is_multiple_of(2 * PAGE * h.n_head_kv * d));
+    check(c.n_pages, 1);
+    check(c.pos, 1);
+}
+
 fn launch_attention(
     gpu: &Gpu,
     h: Heads,
@@ -143,11 +180,7 @@ fn launch_attention(
     mut a: args::Attention,
 ) -> Result<()> {
     let d = h.head_dim;
-    check(c.q, n * h.n_head * d);
-    assert!(d.is_multiple_of(2) && d <= MAX_HEAD_DIM && h.n_head.is_multiple_of(h.n_head_kv));
-    assert!(c.k.bytes() == c.v.bytes() && c.k.bytes().is_multiple_of(2 * PAGE * h.n_head_kv * d));
-    check(c.n_pages, 1);
-    check(c.pos, 1);
+    check_operands(h, c, n);
     (a.q, a.pool_k, a.pool_v) = (c.q.at, c.k.at, c.v.at);
     (a.pages, a.n_pages, a.pos) = (c.pages.at, c.n_pages.at, c.pos.at);
     (a.n, a.n_head, a.n_head_kv, a.head_dim) =

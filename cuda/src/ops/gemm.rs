@@ -5,8 +5,8 @@ use crate::args;
 use crate::gpu::{Buffer, Gpu, Result, View};
 use crate::weight::Weight;
 
-/// Bytes of unpacked weights that are multiplied at once: they should still be in the L2 cache.
-const PANEL: usize = 32 << 20;
+/// Bytes of unpacked weights that are multiplied at once. Enough tiles to occupy the device matter more than what the L2 cache holds.
+const PANEL: usize = 128 << 20;
 /// Tokens and rows of a tile, and elements of a step.
 const TILE: usize = 128;
 const STEP: usize = 64;
@@ -104,8 +104,10 @@ impl Half {
             n_in: n_in as u32,
             width: width as u32,
         };
-        gpu.launch(launch([width.div_ceil(256), n, 1], 256, 0), &a)?;
+        gpu.launch(launch([width.div_ceil(8 * 128), n, 1], 128, 0), &a)?;
         let room = (self.w.view().bytes() / (width * 2)).min(65535) / TILE * TILE;
+        let mut waiting: Vec<args::PartF16> = Vec::new();
+        let mut used = 0;
         for &(w, bias, out) in parts {
             assert_eq!(w.n_in(), n_in);
             let n_out = w.n_row();
@@ -115,9 +117,14 @@ impl Half {
             }
             for first in (0..n_out).step_by(room) {
                 let rows = room.min(n_out - first);
+                if used + rows > room || waiting.len() == 3 {
+                    self.multiply(gpu, &waiting, width, n, add)?;
+                    waiting.clear();
+                    used = 0;
+                }
                 let a = args::Unpack {
                     w: w.view().at + (first * w.row_bytes()) as u64,
-                    out: self.w.view().at,
+                    out: self.w.view().at + (used * width * 2) as u64,
                     row_bytes: w.row_bytes() as u64,
                     ty: w.ty().id(),
                     n_in: n_in as u32,
@@ -125,22 +132,41 @@ impl Half {
                     n_row: rows as u32,
                 };
                 gpu.launch(launch([width.div_ceil(16 * 64), rows, 1], 64, 0), &a)?;
-                let a = args::MulMatF16 {
-                    w: self.w.view().at,
-                    x: self.x.view().at,
+                waiting.push(args::PartF16 {
                     out: out.at + first as u64 * 4,
                     bias: bias.map_or(0, |b| b.at + first as u64 * 4),
-                    width: width as u32,
                     n_out: rows as u32,
                     stride: n_out as u32,
-                    n: n as u32,
-                    add: u32::from(add),
-                    pad: 0,
-                };
-                let tiles = n.div_ceil(TILE) * rows.div_ceil(TILE);
-                gpu.launch(launch([tiles, 1, 1], 256, 3 * 2 * TILE * STEP * 2), &a)?;
+                });
+                used += rows.next_multiple_of(TILE);
             }
         }
-        Ok(())
+        self.multiply(gpu, &waiting, width, n, add)
+    }
+
+    fn multiply(
+        &self,
+        gpu: &Gpu,
+        parts: &[args::PartF16],
+        width: usize,
+        n: usize,
+        add: bool,
+    ) -> Result<()> {
+        let mut a = args::MulMatF16 {
+            w: self.w.view().at,
+            x: self.x.view().at,
+            width: width as u32,
+            n: n as u32,
+            add: u32::from(add),
+            n_part: parts.len() as u32,
+            ..args::MulMatF16::default()
+        };
+        a.part[..parts.len()].copy_from_slice(parts);
+        let tiles: usize = parts
+            .iter()
+            .map(|p| (p.n_out as usize).div_ceil(TILE))
+            .sum();
+        let shared = 3 * 2 * TILE * STEP * 2;
+        gpu.launch(launch([n.div_ceil(TILE) * tiles, 1, 1], 256, shared), &a)
     }
 }

@@ -1,0 +1,117 @@
+// Attention of up to eight queries of a warp to the pages of one key/value head, on tensor cores.
+//
+// Scores are q k^T with the queries split into the sum of two f16, which take rows 0..8 and 8..16 of the tile; values are v^T p. The
+// order of dimensions within a product does not matter, so keys and values are loaded in units of 16 bytes and used as they come.
+#pragma once
+#include "types.cuh"
+
+constexpr int UNIT = 8;  // queries of a warp
+constexpr int MAX_D = 128, LDQ = MAX_D + 32;
+
+// Queries as the sum of two f16, and a row to spare; zero beyond head_dim.
+using Queries = uint16_t[2][UNIT + 1][LDQ];
+
+// The pool of a layer.
+struct Pool {
+    const uint16_t* k;  // (slots, PAGE, n_kv, d) f16
+    const uint16_t* v;
+    int n_kv;
+    int d;              // a multiple of 8, at most MAX_D
+};
+
+__device__ __forceinline__ void split_half(float x, uint16_t& hi, uint16_t& lo) {
+    hi = float_to_half(x);
+    lo = float_to_half(x - half_to_float(hi));
+}
+
+// Keys and values of a page and a head, as a warp's lanes hold them; lane = 4 g + t.
+// NC chunks of 32 dimensions of a key, NJ chunks of 64 dimensions of a value; EXACT: head_dim is 32 NC, not less.
+template <int NC, int NJ, bool EXACT> struct PageOf {
+    uint4 k[NC][2];  // keys g and g + 8, dimensions 32 c + 8 t ..
+    uint4 v[4][NJ];  // values 2t, 2t + 1, 2t + 8, 2t + 9, dimensions 64 j + 8 g ..
+
+    static __device__ __forceinline__ int value_row(int i) { return 2 * int(threadIdx.x % 4) + (i % 2) + 8 * (i / 2); }
+    // Rows behind the first `rows` have not been written by this sequence; their values may be anything, so they are not read.
+    __device__ __forceinline__ void load(const Pool& pool, uint32_t slot, int kv, int rows) {
+        const int d = pool.d, g = (threadIdx.x % WARP) / 4, t = threadIdx.x % 4;
+        const size_t row = size_t(pool.n_kv) * d, at = size_t(slot) * PAGE * row + size_t(kv) * d;
+        const uint16_t *kp = pool.k + at + g * row + 8 * t, *vp = pool.v + at + 2 * t * row + 8 * g;
+#pragma unroll
+        for (int i = 0; i < 2; i++, kp += 8 * row) {
+#pragma unroll
+            for (int c = 0; c < NC; c++) {
+                if (!EXACT) k[c][i] = make_uint4(0, 0, 0, 0);
+                if (EXACT || 32 * c + 8 * t < d) k[c][i] = fresh16(kp + 32 * c);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++, vp += i == 2 ? 7 * row : row) {
+            const bool written = value_row(i) < rows;
+#pragma unroll
+            for (int j = 0; j < NJ; j++) {
+                v[i][j] = make_uint4(0, 0, 0, 0);
+                if (written && (EXACT || 64 * j + 8 * g < d)) v[i][j] = fresh16(vp + 64 * j);
+            }
+        }
+    }
+};
+
+// Sums over pages, of eight heads: head g's maximum and sum; the values' sums of heads 2t and 2t + 1.
+template <int NJ> struct Sums {
+    float m = -INFINITY, l = 0.0f;
+    float o[4 * NJ][4] = {};
+};
+
+// `rows`: rows of the page that query g may see. Returns maximum and sum of exponentials of the page.
+template <int NC, int NJ, bool EXACT>
+__device__ __forceinline__ float2 attend_page(const PageOf<NC, NJ, EXACT>& pg, const Queries& q, int rows, Sums<NJ>& sum) {
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    float c0[4] = {}, c1[4] = {};
+#pragma unroll
+    for (int c = 0; c < NC; c++) {
+        const uint4 hi = *reinterpret_cast<const uint4*>(&q[0][g][32 * c + 8 * t]);
+        const uint4 lo = *reinterpret_cast<const uint4*>(&q[1][g][32 * c + 8 * t]);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint32_t a[4] = {word(hi, 2 * i), word(lo, 2 * i), word(hi, 2 * i + 1), word(lo, 2 * i + 1)};
+            mma_16816(c0, a, {word(pg.k[c][0], 2 * i), word(pg.k[c][0], 2 * i + 1)});
+            mma_16816(c1, a, {word(pg.k[c][1], 2 * i), word(pg.k[c][1], 2 * i + 1)});
+        }
+    }
+    // Scores of head g with keys 2t, 2t + 1, 2t + 8, 2t + 9.
+    float e[4] = {c0[0] + c0[2], c0[1] + c0[3], c1[0] + c1[2], c1[1] + c1[3]};
+    float mp = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (PageOf<NC, NJ, EXACT>::value_row(i) >= rows) e[i] = -INFINITY;
+        mp = fmaxf(mp, e[i]);
+    }
+    mp = fmaxf(mp, __shfl_xor_sync(ALL, mp, 1));
+    mp = fmaxf(mp, __shfl_xor_sync(ALL, mp, 2));
+    // A page that a query does not see at all has no maximum.
+    const float top = mp == -INFINITY ? 0.0f : mp;
+    float lp = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++) e[i] = __expf(e[i] - top), lp += e[i];
+    lp += __shfl_xor_sync(ALL, lp, 1);
+    lp += __shfl_xor_sync(ALL, lp, 2);
+    const float m_new = fmaxf(sum.m, mp), at = m_new == -INFINITY ? 0.0f : m_new, f_old = __expf(sum.m - at), f_new = __expf(mp - at);
+    sum.m = m_new, sum.l = sum.l * f_old + lp * f_new;
+#pragma unroll
+    for (int i = 0; i < 4; i++) e[i] *= f_new;
+    auto pair = [](float x, float y) { return uint32_t(float_to_half(x)) | uint32_t(float_to_half(y)) << 16; };
+    const uint32_t b[2] = {pair(e[0], e[1]), pair(e[2], e[3])};
+    const float f0 = __shfl_sync(ALL, f_old, 8 * t), f1 = __shfl_sync(ALL, f_old, 8 * t + 4);
+#pragma unroll
+    for (int j = 0; j < NJ; j++) {
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            float(&o)[4] = sum.o[4 * j + w];
+            o[0] *= f0, o[1] *= f1, o[2] *= f0, o[3] *= f1;
+            const uint32_t v0 = word(pg.v[0][j], w), v1 = word(pg.v[1][j], w), v2 = word(pg.v[2][j], w), v3 = word(pg.v[3][j], w);
+            const uint32_t a[4] = {low_halves(v0, v1), high_halves(v0, v1), low_halves(v2, v3), high_halves(v2, v3)};
+            mma_16816(o, a, b);
+        }
+    }
+    return make_float2(mp, lp);
+}

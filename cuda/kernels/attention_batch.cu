@@ -1,0 +1,68 @@
+// Attention of a batch of a prompt on tensor cores: a warp takes eight queries that share a key/value head (the heads of its group, of one or
+// several tokens) over all pages that the last of them sees. attention.cu has the same for heads of any width.
+#include "attend.cuh"
+
+constexpr int BATCH_WARPS = 4;
+
+struct AttentionBatch {
+    const float* q;           // (n, n_head, head_dim)
+    const uint16_t* pool_k;   // (slots, PAGE, n_head_kv, head_dim) f16
+    const uint16_t* pool_v;   // likewise
+    const uint2* pages;       // (n_pages) slot, first position, in position order
+    const uint32_t* n_pages;  // (1)
+    const uint32_t* pos;      // (1) position of the first token
+    float* out;               // (n, n_head, head_dim)
+    uint32_t n;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t head_dim;        // a multiple of 8, at most MAX_D
+    float scale;
+    uint32_t pad;
+};
+
+template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_batch(const AttentionBatch& a) {
+    __shared__ __align__(16) Queries shared_q[BATCH_WARPS];
+    const int d = a.head_dim, group = a.n_head / a.n_head_kv, kv = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const int all = a.n * group, q0 = (blockIdx.y * BATCH_WARPS + warp) * UNIT, nq = min(UNIT, all - q0), g = lane / 4, t = lane % 4;
+    if (nq <= 0) return;
+    Queries& q = shared_q[warp];
+    auto row = [&](int i) { return (size_t((q0 + i) / group) * a.n_head + kv * group + (q0 + i) % group) * d; };
+    for (int i = 0; i < UNIT; i++) {
+        for (int e = lane; e < MAX_D; e += WARP) split_half(i < nq && e < d ? a.scale * a.q[row(i) + e] : 0.0f, q[0][i][e], q[1][i][e]);
+    }
+    __syncwarp();
+    const int n_pages = *a.n_pages, pos0 = *a.pos, last = pos0 + (q0 + nq - 1) / group, seen = pos0 + min(q0 + g, all - 1) / group;
+    const Pool pool = {a.pool_k, a.pool_v, int(a.n_head_kv), d};
+    Sums<NJ> sum;
+    for (int p = 0; p < n_pages; p++) {
+        const uint2 entry = a.pages[p];
+        if (int(entry.y) > last) break;
+        PageOf<NC, NJ, EXACT> page;
+        page.load(pool, entry.x, kv, min(PAGE, last - int(entry.y) + 1));
+        attend_page(page, q, min(PAGE, seen - int(entry.y) + 1), sum);
+    }
+    const float inv = 1.0f / sum.l;
+    const float f[2] = {__shfl_sync(ALL, inv, 8 * t), __shfl_sync(ALL, inv, 8 * t + 4)};
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        if (2 * t + j >= nq) continue;
+        float* out = a.out + row(2 * t + j);
+#pragma unroll
+        for (int i = 0; i < 4 * NJ; i++) {
+            const int e = 64 * (i / 4) + 8 * g + 2 * (i % 4);
+            if (e < d) out[e] = f[j] * sum.o[i][j], out[e + 1] = f[j] * sum.o[i][j + 2];
+        }
+    }
+}
+
+// Grid: (n_head_kv, ceil(n * n_head / n_head_kv / UNIT / BATCH_WARPS)). Block: 32 * BATCH_WARPS.
+KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch(const AttentionBatch a) {
+    begin();
+    if (a.head_dim == 64) {
+        attend_batch<2, 1, true>(a);
+    } else if (a.head_dim == 128) {
+        attend_batch<4, 2, true>(a);
+    } else {
+        attend_batch<4, 2, false>(a);
+    }
+}
