@@ -83,7 +83,8 @@ __device__ __forceinline__ uint64_t clock_now() { return clock64(); }
 
 // Copies from global to shared memory that one thread asks for and that are counted by a barrier in shared memory: `expect` says
 // how many bytes will come, `copy` brings some of them (addresses and sizes are multiples of 16), `landed` waits for the end of the
-// barrier's phase of that parity; phases begin at 0.
+// barrier's phase of that parity; phases begin at 0. What is copied is used once, so it leaves the L2 cache first: gigabytes of weights pass
+// through it in a step, and would take activations and the kernel's own instructions with them.
 __device__ __forceinline__ uint32_t shared_at(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ void expect_init(uint64_t* b) { asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_at(b)) : "memory"); }
@@ -92,8 +93,10 @@ __device__ __forceinline__ void expect(uint64_t* b, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_at(b)), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void copy(void* to, const void* from, uint32_t bytes, uint64_t* b) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_at(to)), "l"(from),
-                 "r"(bytes), "r"(shared_at(b))
+    uint64_t once;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_at(to)),
+                 "l"(from), "r"(bytes), "r"(shared_at(b)), "l"(once)
                  : "memory");
 }
 __device__ __forceinline__ void landed(uint64_t* b, uint32_t parity) {

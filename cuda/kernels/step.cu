@@ -28,8 +28,9 @@ KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const Step a) {
         if (i < a.n_phase && int(threadIdx.x) < WORDS)
             reinterpret_cast<uint4*>(s->p + i % 2)[threadIdx.x] = ld16(reinterpret_cast<const uint4*>(a.phases + i) + threadIdx.x);
     };
-    if (threadIdx.x == 0) s->a = a;
     if (threadIdx.x < STEP_WARPS * MAX_STAGES) expect_init(&s->landing[0][threadIdx.x]);
+    block_barrier();
+    if (threadIdx.x == 0) s->a = a;
     if (threadIdx.x < STEP_WARPS) s->parity[threadIdx.x] = 0;
     expect_ready();
     fetch(0);

@@ -131,7 +131,9 @@ impl Half {
                     width: width as u32,
                     n_row: rows as u32,
                 };
-                gpu.launch(launch([width.div_ceil(16 * 64), rows, 1], 64, 0), &a)?;
+                let block = if width < 4096 { 64 } else { 256 };
+                let grid = [width.div_ceil(16 * block), rows, 1];
+                gpu.launch(launch(grid, block as u32, 0), &a)?;
                 waiting.push(args::PartF16 {
                     out: out.at + first as u64 * 4,
                     bias: bias.map_or(0, |b| b.at + first as u64 * 4),
