@@ -20,12 +20,10 @@ struct AttentionBatch {
     uint32_t pad;
 };
 
-template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_batch(const AttentionBatch& a) {
-    __shared__ __align__(16) Queries shared_q[BATCH_WARPS];
+template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_batch(const AttentionBatch& a, Queries& q) {
     const int d = a.head_dim, group = a.n_head / a.n_head_kv, kv = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int all = a.n * group, q0 = (blockIdx.y * BATCH_WARPS + warp) * UNIT, nq = min(UNIT, all - q0), g = lane / 4, t = lane % 4;
     if (nq <= 0) return;
-    Queries& q = shared_q[warp];
     auto row = [&](int i) { return (size_t((q0 + i) / group) * a.n_head + kv * group + (q0 + i) % group) * d; };
     for (int i = 0; i < UNIT; i++) {
         for (int e = lane; e < MAX_D; e += WARP) split_half(i < nq && e < d ? a.scale * a.q[row(i) + e] : 0.0f, q[0][i][e], q[1][i][e]);
@@ -58,11 +56,13 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_bat
 // Grid: (n_head_kv, ceil(n * n_head / n_head_kv / UNIT / BATCH_WARPS)). Block: 32 * BATCH_WARPS.
 KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch(const AttentionBatch a) {
     begin();
+    __shared__ __align__(16) Queries queries[BATCH_WARPS];
+    Queries& q = queries[threadIdx.x / WARP];
     if (a.head_dim == 64) {
-        attend_batch<2, 1, true>(a);
+        attend_batch<2, 1, true>(a, q);
     } else if (a.head_dim == 128) {
-        attend_batch<4, 2, true>(a);
+        attend_batch<4, 2, true>(a, q);
     } else {
-        attend_batch<4, 2, false>(a);
+        attend_batch<4, 2, false>(a, q);
     }
 }

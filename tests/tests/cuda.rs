@@ -1,5 +1,6 @@
 //! Whole models on CUDA devices, and on the emulator where it was built, against the reference backend.
 #![cfg(any(feature = "cuda", feature = "cuda-emulate"))]
+#![allow(clippy::print_stdout, reason = "what was compared")]
 
 use std::path::PathBuf;
 

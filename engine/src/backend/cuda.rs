@@ -10,6 +10,7 @@
 //! norms over heads and the rotation wait for [`Backend::attention`], which does them while it stores keys and values; gate and up wait
 //! for [`Backend::swiglu`] and become one launch.
 
+mod buffers;
 mod pass;
 mod step;
 
@@ -22,7 +23,8 @@ use lemma_cuda::step::Program;
 use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, Source, Uploader, View, Weight};
 use lemma_quant::GgmlType;
 
-use self::pass::{Moe, Pass, Pending, Pool};
+use self::buffers::{Moe, Pool};
+use self::pass::{Pass, Pending};
 use super::{Buf, Outputs, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
@@ -139,7 +141,7 @@ impl CudaRunner {
             n_head_kv: hp.n_head_kv,
             head_dim: hp.head_dim,
         };
-        let layout = Layout::new(hp, n_ubatch);
+        let layout = StepLayout::new(hp, n_ubatch);
         let bytes = layout.bytes();
         let pool = Pool::new(gpu, heads, hp.n_layer, n_slots)?;
         let host = Host {
@@ -185,7 +187,7 @@ impl CudaRunner {
             q8,
             pool,
             step: gpu.alloc(bytes)?,
-            layout: Layout::new(hp, 1),
+            layout: StepLayout::new(hp, 1),
             logits: gpu.alloc(hp.n_vocab * 4)?,
             moe,
             pending: Pending::default(),
@@ -226,7 +228,7 @@ impl CudaRunner {
             host.logits = p.gpu.pinned(wanted)?;
         }
 
-        p.layout = Layout::new(&p.hp, n);
+        p.layout = StepLayout::new(&p.hp, n);
         let l = p.layout;
         let first = cache.pos() - n as u32;
         let step = &mut host.step.bytes_mut()?[..l.bytes()];
@@ -439,13 +441,13 @@ fn put(step: &mut [u8], at: usize, words: impl IntoIterator<Item = u32>) {
 /// Where the data of a pass of `n` tokens lies, in words of 32 bits: position, live pages of each layer, tokens, places of each layer,
 /// rotations.
 #[derive(Clone, Copy, Debug)]
-struct Layout {
+struct StepLayout {
     n: usize,
     n_layer: usize,
     n_rot: usize,
 }
 
-impl Layout {
+impl StepLayout {
     fn new(hp: &HParams, n: usize) -> Self {
         Self {
             n,
