@@ -86,8 +86,14 @@ pub struct Program {
     _buffers: Vec<Buffer>,
 }
 
-/// Bytes of dynamic shared memory that a block may have on devices of compute capability 9.0 and newer.
-const MAX_SHARED: usize = 227 << 10;
+/// Bytes of dynamic shared memory that a block may have.
+fn max_shared(gpu: &Gpu) -> usize {
+    match gpu.info().sm.0 {
+        9..=11 => 227 << 10,
+        _ if gpu.info().name == "emulator" => 227 << 10,
+        _ => 99 << 10,
+    }
+}
 
 impl Builder {
     /// No phases yet.
@@ -281,7 +287,7 @@ impl Builder {
     /// # Errors
     /// Those of the driver.
     pub fn finish(mut self) -> Result<std::result::Result<Program, String>> {
-        let (shared, max) = (STEP_SHARED + self.shared, MAX_SHARED);
+        let (shared, max) = (STEP_SHARED + self.shared, max_shared(&self.gpu));
         self.want(shared <= max, || {
             format!("{shared} bytes of shared memory where there are {max}")
         });
