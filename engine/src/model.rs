@@ -168,15 +168,6 @@ impl Model {
         }
     }
 
-    /// Whether the backend that these options lead to has one budget for the whole model.
-    pub(crate) fn backend_shares(&self, o: &LoadOptions) -> bool {
-        match o.backend {
-            BackendKind::Cpu | BackendKind::Trace => true,
-            BackendKind::Cuda(_) => false,
-            BackendKind::Auto => lemma_cuda::devices().list.is_empty(),
-        }
-    }
-
     pub(crate) fn runner(
         &self,
         o: &LoadOptions,

@@ -89,7 +89,7 @@ pub enum Scope {
 /// The tables that share a budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BudgetScope {
-    /// [`BudgetScope::Model`] where the backend has it, else [`BudgetScope::Layer`].
+    /// [`BudgetScope::Model`] if the policy ever recycles anything.
     #[default]
     Auto,
     /// Every table has slots of its own.
@@ -152,11 +152,11 @@ pub struct KvOptions {
 }
 
 impl KvOptions {
-    /// The options with what is left to the backend decided: one budget for the model if it `can`, unless nothing is recycled.
-    pub(crate) fn decided(&self, can: bool) -> Self {
+    /// The options with [`BudgetScope::Auto`] decided: one budget for the model, unless nothing is `ever_recycled`.
+    pub(crate) fn decided(&self, ever_recycled: bool) -> Self {
         let mut o = self.clone();
         if o.budget_scope == BudgetScope::Auto {
-            o.budget_scope = match can {
+            o.budget_scope = match ever_recycled {
                 true => BudgetScope::Model,
                 false => BudgetScope::Layer,
             };

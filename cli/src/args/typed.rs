@@ -386,7 +386,7 @@ pub(crate) struct KvArgs {
     /// The heads that share a page table: layer (all) or head (those of one key and value head) [default: layer]
     #[arg(long, value_name = "WHICH", hide_short_help = true, value_parser = ["layer", "head"], hide_possible_values = true)]
     pub(crate) kv_scope: Option<String>,
-    /// The tables that share a budget: layer (none) or model (all) [default: model, on a GPU layer]
+    /// The tables that share a budget: layer (none) or model (all) [default: model]
     #[arg(long, value_name = "WHICH", hide_short_help = true, value_parser = ["auto", "layer", "model"], hide_possible_values = true)]
     pub(crate) kv_budget_scope: Option<String>,
     /// Tokens in a page: 8, 16, 32 or 64 [default: 16]

@@ -125,7 +125,6 @@ impl CudaRunner {
         n_ubatch: usize,
     ) -> Result<Self, Error> {
         supports(o, layout)?;
-        let n_slots = layout.n_slots;
         if !hp.head_dim.is_multiple_of(2) || hp.head_dim > ops::MAX_HEAD_DIM {
             let found = format!("heads of {} elements on a GPU", hp.head_dim);
             let expected = format!("an even number of at most {}", ops::MAX_HEAD_DIM);
@@ -134,16 +133,15 @@ impl CudaRunner {
         gpu.bind()?;
         let widths = Widths::of(hp);
         let n_ubatch = n_ubatch.max(1);
-        check_memory(gpu, file, hp, &widths, n_slots, n_ubatch)?;
+        check_memory(gpu, file, hp, &widths, layout, n_ubatch)?;
         let model = upload(gpu, file, hp)?;
         let heads = Heads {
             n_head: hp.n_head,
             n_head_kv: hp.n_head_kv,
             head_dim: hp.head_dim,
         };
-        let layout = StepLayout::new(hp, n_ubatch);
-        let bytes = layout.bytes();
-        let pool = Pool::new(gpu, heads, hp.n_layer, n_slots)?;
+        let bytes = StepLayout::new(hp, n_ubatch).bytes();
+        let pool = Pool::new(gpu, heads, layout)?;
         let host = Host {
             step: gpu.pinned(bytes)?,
             tables: gpu.pinned(pool.tables.view().bytes())?,
@@ -317,7 +315,7 @@ impl CudaRunner {
         host.masses.bytes()?;
         host.logits.bytes()?;
         if p.wants_mass {
-            let max_pages = p.pool.n_slots;
+            let max_pages = p.pool.max_pages;
             for il in 0..cache.n_layer() {
                 let n = cache.layer(il).pages.len();
                 cache.end_layer(il, &host.masses.settled_f32()[il * max_pages..][..n], 1);
@@ -330,7 +328,7 @@ impl CudaRunner {
 impl Host {
     /// Uploads the page tables if any page came or went.
     fn send_tables(&mut self, p: &Pass, cache: &Cache) -> Result<(), Error> {
-        let max_pages = p.pool.n_slots;
+        let max_pages = p.pool.max_pages;
         let tables = self.tables.bytes_mut()?;
         let mut changed = false;
         for (il, n_pages) in self.n_pages.iter_mut().enumerate() {
@@ -377,13 +375,13 @@ impl Runner for CudaRunner {
     }
 
     fn grow(&mut self, layout: &Layout) -> Result<(), Error> {
-        let (p, n_slots) = (&mut self.pass, layout.n_slots);
-        if n_slots <= p.pool.n_slots {
+        let p = &mut self.pass;
+        if layout.n_slots <= p.pool.n_slots {
             return Ok(());
         }
         p.gpu.bind()?;
         self.step = None;
-        p.pool.grow(&p.gpu, p.heads, n_slots)?;
+        p.pool.grow(&p.gpu, p.heads, layout)?;
         self.host.tables = p.gpu.pinned(p.pool.tables.view().bytes())?;
         self.host.masses = p.gpu.pinned(p.pool.masses.view().bytes())?;
         self.host.n_pages.fill(0);
@@ -391,7 +389,7 @@ impl Runner for CudaRunner {
     }
 
     fn pool_bytes(&self, layout: &Layout) -> u64 {
-        slot_bytes(&self.pass.hp) * layout.n_slots as u64
+        pool_bytes(&self.pass.hp, layout)
     }
 
     fn describe(&self) -> String {
@@ -411,7 +409,6 @@ fn supports(o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
     let asked = [
         (layout.page != PAGE, "--kv-page other than 16"),
         (layout.groups > 1, "--kv-scope head"),
-        (layout.shared, "--kv-budget-scope model"),
         (layout.dense > 0, "--kv-dense-layers"),
         (layout.attend.is_some(), "--kv-policy quest"),
         (layout.bounds, "--kv-score bound"),
@@ -427,8 +424,9 @@ fn supports(o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
     }
 }
 
-fn slot_bytes(hp: &HParams) -> u64 {
-    (hp.n_layer * 2 * PAGE * hp.n_head_kv * hp.head_dim * 2) as u64
+fn pool_bytes(hp: &HParams, layout: &Layout) -> u64 {
+    // A key and a value of one head in half precision.
+    layout.bytes(2 * 2 * hp.head_dim as u64, 0)
 }
 
 /// Writes words into the step's data, from word `at` on.
@@ -480,11 +478,11 @@ fn check_memory(
     file: &GgufFile,
     hp: &HParams,
     widths: &Widths,
-    n_slots: usize,
+    layout: &Layout,
     n_ubatch: usize,
 ) -> Result<(), Error> {
     let weights = file.n_tensor_bytes();
-    let pool = slot_bytes(hp).saturating_mul(n_slots as u64);
+    let pool = pool_bytes(hp, layout);
     let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();
     let widest = Buf::ALL.iter().map(|&b| widths.get(b)).max().unwrap_or(0);
     let half = Half::bytes(n_ubatch, widest);

@@ -4,38 +4,44 @@ use lemma_cuda::ops::{self, Heads};
 use lemma_cuda::{Buffer, CudaError, Gpu, View};
 
 use crate::arch::HParams;
-use crate::kv::PAGE;
+use crate::kv::{Layout, PAGE};
 
 type Done = Result<(), CudaError>;
 
 /// The KV pool on the device, and what goes with its pages.
 pub(super) struct Pool {
-    /// Keys of each layer, `[slots, PAGE, n_head_kv, head_dim]` f16.
-    pub(super) k: Vec<Buffer>,
+    /// Keys of each region (a layer, or all layers that share a budget), `[slots, PAGE, n_head_kv, head_dim]` f16.
+    k: Vec<Buffer>,
     /// Values likewise.
-    pub(super) v: Vec<Buffer>,
-    /// `[n_layer, slots]` pairs of slot and first position.
+    v: Vec<Buffer>,
+    /// The region of each layer.
+    region: Vec<usize>,
+    /// `[n_layer, max_pages]` pairs of slot and first position.
     pub(super) tables: Buffer,
-    /// `[n_layer, slots]` masses of the last step.
+    /// `[n_layer, max_pages]` masses of the last step.
     pub(super) masses: Buffer,
     pub(super) sums: Buffer,
     pub(super) ml: Buffer,
     pub(super) page_ml: Buffer,
     pub(super) splits: usize,
     pub(super) n_slots: usize,
+    /// Pages that the table of a layer holds at most.
+    pub(super) max_pages: usize,
+}
+
+/// Bytes of the keys of region `r`, and of its values.
+fn region_bytes(h: Heads, layout: &Layout, r: usize) -> usize {
+    layout.region(r).n_blocks * PAGE * h.n_head_kv * h.head_dim * 2
 }
 
 impl Pool {
-    pub(super) fn new(
-        gpu: &Gpu,
-        h: Heads,
-        n_layer: usize,
-        n_slots: usize,
-    ) -> Result<Self, CudaError> {
-        let layer = || gpu.alloc(n_slots * PAGE * h.n_head_kv * h.head_dim * 2);
-        let k = (0..n_layer).map(|_| layer()).collect::<Result<_, _>>()?;
-        let v = (0..n_layer).map(|_| layer()).collect::<Result<_, _>>()?;
-        Self::around(gpu, h, k, v, n_slots)
+    pub(super) fn new(gpu: &Gpu, h: Heads, layout: &Layout) -> Result<Self, CudaError> {
+        let regions = || {
+            (0..layout.n_regions())
+                .map(|r| gpu.alloc(region_bytes(h, layout, r)))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        Self::around(gpu, h, regions()?, regions()?, layout)
     }
 
     /// Tables and scratch for a pool of this size.
@@ -44,38 +50,53 @@ impl Pool {
         h: Heads,
         k: Vec<Buffer>,
         v: Vec<Buffer>,
-        n_slots: usize,
+        layout: &Layout,
     ) -> Result<Self, CudaError> {
-        let (n_layer, splits) = (k.len(), ops::splits(gpu, h, n_slots));
+        let n_layer = layout.n_layer;
+        let max_pages = (0..layout.n_tables())
+            .map(|t| layout.max_pages(t))
+            .max()
+            .unwrap_or(0);
+        let splits = ops::splits(gpu, h, max_pages);
         Ok(Self {
-            tables: gpu.alloc(n_layer * n_slots * 8)?,
-            masses: gpu.alloc(n_layer * n_slots * 4)?,
+            tables: gpu.alloc(n_layer * max_pages * 8)?,
+            masses: gpu.alloc(n_layer * max_pages * 4)?,
             sums: gpu.alloc(h.n_head * splits * h.head_dim * 4)?,
             ml: gpu.alloc(h.n_head * splits * 8)?,
-            page_ml: gpu.alloc(h.n_head * n_slots * 8)?,
+            page_ml: gpu.alloc(h.n_head * max_pages * 8)?,
             k,
             v,
+            region: (0..n_layer).map(|il| layout.region_of(il)).collect(),
             splits,
-            n_slots,
+            n_slots: layout.n_slots,
+            max_pages,
         })
     }
 
-    /// Moves to a larger pool, layer by layer, so that only one layer is held twice.
-    pub(super) fn grow(&mut self, gpu: &Gpu, h: Heads, n_slots: usize) -> Done {
-        for old in self.k.iter_mut().chain(&mut self.v) {
-            let new = gpu.alloc(n_slots * PAGE * h.n_head_kv * h.head_dim * 2)?;
-            gpu.copy(new.view().slice(0, old.view().bytes()), old.view())?;
-            *old = new;
+    /// Moves to a larger pool, region by region, so that only one is held twice.
+    pub(super) fn grow(&mut self, gpu: &Gpu, h: Heads, layout: &Layout) -> Done {
+        for buffers in [&mut self.k, &mut self.v] {
+            for (r, old) in buffers.iter_mut().enumerate() {
+                let new = gpu.alloc(region_bytes(h, layout, r))?;
+                gpu.copy(new.view().slice(0, old.view().bytes()), old.view())?;
+                *old = new;
+            }
         }
         let (k, v) = (std::mem::take(&mut self.k), std::mem::take(&mut self.v));
-        *self = Self::around(gpu, h, k, v, n_slots)?;
+        *self = Self::around(gpu, h, k, v, layout)?;
         Ok(())
+    }
+
+    /// Where keys and values of layer `il` are stored.
+    pub(super) fn kv(&self, il: usize) -> (View, View) {
+        let r = self.region[il];
+        (self.k[r].view(), self.v[r].view())
     }
 
     pub(super) fn table(&self, il: usize) -> View {
         self.tables
             .view()
-            .slice(il * self.n_slots * 8, self.n_slots * 8)
+            .slice(il * self.max_pages * 8, self.max_pages * 8)
     }
 }
 

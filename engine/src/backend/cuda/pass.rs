@@ -209,9 +209,10 @@ impl Pass {
         if self.pending.ffn.is_some() {
             self.flush()?;
         }
+        let (keys, values) = self.pool.kv(il);
         let store = Store {
-            k: self.pool.k[il].view(),
-            v: self.pool.v[il].view(),
+            k: keys,
+            v: values,
             places: self.step_words(self.layout.places(il), self.n),
         };
         self.rope_store(q, k, v, Some(store))?;
@@ -236,7 +237,7 @@ impl Pass {
             w: pool
                 .masses
                 .view()
-                .slice(il * pool.n_slots * 4, pool.n_slots * 4),
+                .slice(il * pool.max_pages * 4, pool.max_pages * 4),
             mean: self.mean,
         });
         let parts = Parts {

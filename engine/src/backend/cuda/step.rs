@@ -23,7 +23,7 @@ pub(super) fn program(
     let shape = Shape {
         heads: pass.heads,
         n_layer: pass.hp.n_layer,
-        max_pages: pass.pool.n_slots,
+        max_pages: pass.pool.max_pages,
         neox: pass.rope.mode == RopeMode::Neox,
         mean: pass.mean,
         scale: pass.hp.attn_scale,
@@ -125,9 +125,10 @@ impl Backend for Phases<'_> {
 
     fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
         let p = self.pass;
+        let (keys, values) = p.pool.kv(il);
         let store = Store {
-            k: p.pool.k[il].view(),
-            v: p.pool.v[il].view(),
+            k: keys,
+            v: values,
             places: p.step_words(p.layout.places(il), 1),
         };
         let call = RopeStore {
