@@ -4,11 +4,12 @@
 //! `temprature` should hear of it before the ten thousandth line.
 
 use lemma_engine::conversation::{Message, Role};
+use lemma_engine::grammar::GrammarSource;
 use lemma_engine::sampling::{SamplerOverrides, SamplerParams};
 use serde_json::{Map, Value};
 
 use crate::args::argv::nearest;
-use crate::args::config;
+use crate::args::config::{self, Constraint};
 use crate::fail::{Failure, Result};
 use crate::term::escape;
 
@@ -25,6 +26,7 @@ pub(crate) struct Request {
     pub(crate) think_budget: Option<u32>,
     pub(crate) kv_budget: Option<u32>,
     pub(crate) logprobs: bool,
+    pub(crate) constraint: Option<Constraint>,
     pub(crate) sampling: SamplerOverrides,
 }
 
@@ -40,6 +42,8 @@ const OTHER: &[&str] = &[
     "think_budget",
     "kv_budget",
     "logprobs",
+    "json_schema",
+    "grammar",
 ];
 
 /// The id of a line, if the line is an object that has one.
@@ -73,6 +77,14 @@ impl Request {
                 "logprobs" => {
                     r.logprobs = v.as_bool().ok_or_else(|| expected(key, "true or false"))?
                 }
+                "grammar" | "json_schema" => {
+                    if r.constraint.is_some() {
+                        return Err(Failure::usage(
+                            "\"grammar\" and \"json_schema\" exclude each other",
+                        ));
+                    }
+                    r.constraint = constraint(key, v)?;
+                }
                 "dry_sequence_breakers" => {
                     r.sampling.dry_sequence_breakers = Some(strings(key, v)?)
                 }
@@ -105,6 +117,18 @@ impl Request {
         }
         Ok(r)
     }
+}
+
+/// What the answer has to keep to; null is nothing.
+fn constraint(key: &str, v: &Value) -> Result<Option<Constraint>> {
+    let source = match (key, v) {
+        (_, Value::Null) => return Ok(None),
+        ("grammar", _) => GrammarSource::Gbnf(string(key, v)?),
+        (_, Value::Object(_) | Value::Bool(_)) => GrammarSource::JsonSchema(v.to_string()),
+        _ => return Err(expected(key, "a JSON schema (an object, not a text)")),
+    };
+    let name = format!("{key:?}");
+    Ok(Some(Constraint { name, source }))
 }
 
 /// A line as a JSON object.

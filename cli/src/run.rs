@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 
 use lemma_engine::conversation::{Conversation, PromptOptions};
 use lemma_engine::generate::{GenOptions, Outcome, Prompt as Tokens, generate};
+use lemma_engine::grammar::Grammar;
 use lemma_engine::model::Model;
 use lemma_engine::options::LoadOptions;
 use lemma_engine::session::Session;
 use serde_json::json;
 
 use crate::args::Invocation;
-use crate::args::config::{self, Generate, ModelSource, Prompt};
+use crate::args::config::{self, Constraint, Generate, ModelSource, Prompt};
 use crate::args::typed::OnOffAuto;
 use crate::fail::{Failure, INTERRUPT, Result};
 use crate::load::{self, Loaded};
@@ -165,7 +166,7 @@ pub(crate) fn reasoning(mode: OnOffAuto) -> Option<bool> {
     }
 }
 
-/// The engine's options of a reply.
+/// The engine's options of a reply; the grammar is [compiled](compile) apart, since that takes time.
 pub(crate) fn gen_options(g: &Generate) -> GenOptions {
     GenOptions {
         n_predict: usize::try_from(g.n_predict).ok(),
@@ -174,6 +175,15 @@ pub(crate) fn gen_options(g: &Generate) -> GenOptions {
         think_budget: g.think_budget.map(|n| n as usize),
         ..GenOptions::default()
     }
+}
+
+/// Compiles what answers keep to.
+pub(crate) fn compile(model: &Model, constraint: Option<&Constraint>) -> Result<Option<Grammar>> {
+    let Some(c) = constraint else {
+        return Ok(None);
+    };
+    let grammar = Grammar::compile(model, &c.source).map_err(|e| e.in_file(&c.name))?;
+    Ok(Some(grammar))
 }
 
 /// The seed of a run: as given, or a new one that the record and the statistics name.
@@ -197,7 +207,8 @@ fn one_shot(config: &Config, text: String) -> Result {
     let resolved = sampling::resolve(&config.generate.sampling, None, &model);
     let seed = seed(&resolved);
     let mut sampler = resolved.sampler(&model, seed)?;
-    let options = gen_options(&config.generate);
+    let mut options = gen_options(&config.generate);
+    options.grammar = compile(&model, config.generate.constraint.as_ref())?;
     let pool = repl::size(session.kv().bytes);
     let mut printer = Printer::new(
         &config.term,

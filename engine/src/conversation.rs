@@ -274,13 +274,17 @@ impl Conversation {
             text: open.to_owned(),
             n_system: 0,
         };
+        let g = GenOptions {
+            said: last.content.clone(),
+            ..g.clone()
+        };
         let outcome = generate(
             &mut self.session,
             &prompt,
             0,
             sampler,
             self.tags.as_ref(),
-            g,
+            &g,
             sink,
         )?;
         self.pending = outcome.pending;

@@ -6,9 +6,10 @@ use std::time::Instant;
 use crate::chat::{Part, Piece, ThinkSplitter, ThinkTags};
 use crate::conversation::MARK;
 use crate::error::Error;
+use crate::grammar::{Constraint, Grammar};
 use crate::options::Pin;
 use crate::repeat::{Circle, circle};
-use crate::sampling::Sampler;
+use crate::sampling::{Sampled, Sampler};
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
 
@@ -25,6 +26,10 @@ pub struct GenOptions {
     pub think_budget: Option<usize>,
     /// Keep the log-probability of every token.
     pub logprobs: bool,
+    /// What the answer keeps to. Thinking is free. When the grammar is complete and nothing may follow, the reply ends.
+    pub grammar: Option<Grammar>,
+    /// What of the answer was said before; the grammar goes on behind it.
+    pub said: String,
 }
 
 /// What happens during a reply.
@@ -216,6 +221,7 @@ pub fn generate(
     }
 
     let mut splitter = ThinkSplitter::new(tags, &prompt.text);
+    let mut bound = Bound::new(o, tags, prompt)?;
     let mut detokenizer = tokenizer.detokenizer(false);
     let mut pieces: Vec<Piece> = Vec::new();
     let mut forced: std::collections::VecDeque<u32> = std::collections::VecDeque::new();
@@ -228,6 +234,10 @@ pub fn generate(
     let mut circling = false;
     let decode_start = Instant::now();
     loop {
+        if bound.is_done() {
+            out.finish = Finish::Eos;
+            break;
+        }
         if o.n_predict == Some(out.n_think + out.n_answer) {
             out.finish = Finish::Length;
             break;
@@ -240,10 +250,11 @@ pub fn generate(
                     .unwrap_or_default(),
             );
         }
+        let before = splitter.part();
         let id = match forced.pop_front() {
             Some(id) => id,
             None => {
-                let s = sampler.sample(session.logits())?;
+                let s = bound.sample(sampler, session.logits(), before)?;
                 if o.logprobs {
                     out.logprobs.push((s.id, s.logprob));
                 }
@@ -254,11 +265,13 @@ pub fn generate(
         if out.n_think + out.n_answer == 0 {
             out.ttft_s = start.elapsed().as_secs_f64();
         }
-        if tokenizer.is_eog(id) && !o.ignore_eos {
+        // Behind the end of a grammar there is nothing to go on with.
+        if tokenizer.is_eog(id) && (!o.ignore_eos || bound.holds(before)) {
             out.finish = Finish::Eos;
             break;
         }
         let part = splitter.push(id, detokenizer.push(id), &mut pieces);
+        bound.leave_thinking(before, &pieces)?;
         let (flow, hit) = deliver(&mut pieces, &mut writer, &mut out, sink);
         if part == Part::Answer {
             out.n_answer += 1;
@@ -272,6 +285,11 @@ pub fn generate(
         }
         if flow.is_break() {
             out.finish = Finish::Interrupt;
+            break;
+        }
+        if bound.is_done() {
+            // The last token need not enter the session: there is nothing to go on with.
+            (out.finish, out.pending) = (Finish::Eos, None);
             break;
         }
         if session.pos() >= session.n_ctx() {
@@ -323,6 +341,68 @@ pub fn generate(
     }
     out.decode_s = decode_start.elapsed().as_secs_f64();
     Ok(out)
+}
+
+/// The grammar of a reply, if it has one.
+struct Bound {
+    constraint: Option<Constraint>,
+    /// The token that opens thinking, as long as it may still come.
+    open: Option<u32>,
+}
+
+impl Bound {
+    fn new(o: &GenOptions, tags: Option<&ThinkTags>, prompt: &Prompt) -> Result<Self, Error> {
+        let mut constraint = o.grammar.as_ref().map(Grammar::start);
+        if let Some(c) = &mut constraint {
+            c.accept_text(&o.said)?;
+        }
+        // Some models open their thinking themselves, as the first thing they say. Where the prompt holds an empty thought they
+        // are not meant to.
+        let open = tags
+            .filter(|t| o.said.is_empty() && !prompt.text.trim_end().ends_with(t.close()))
+            .and_then(ThinkTags::open_id);
+        Ok(Self { constraint, open })
+    }
+
+    /// Whether the grammar rules what comes next; `part` is what the reply is in.
+    fn holds(&self, part: Part) -> bool {
+        self.constraint.is_some() && part == Part::Answer
+    }
+
+    /// Draws a token that the grammar allows and tells it.
+    fn sample(
+        &mut self,
+        sampler: &mut Sampler,
+        logits: &[f32],
+        part: Part,
+    ) -> Result<Sampled, Error> {
+        let open = self.open.take();
+        let Some(c) = self.constraint.as_mut().filter(|_| part == Part::Answer) else {
+            return Ok(sampler.sample(logits)?);
+        };
+        let mask = c.mask()?;
+        let s = sampler.sample_masked(logits, |row| mask.apply(row, open))?;
+        if open != Some(s.id) {
+            c.accept(s.id)?;
+        }
+        Ok(s)
+    }
+
+    /// A closing tag of several tokens may end inside one; what is left of that is answer.
+    fn leave_thinking(&mut self, before: Part, pieces: &[Piece]) -> Result<(), Error> {
+        if let Some(c) = self.constraint.as_mut().filter(|_| before != Part::Answer) {
+            let answer = pieces.iter().filter(|p| p.part == Part::Answer);
+            for piece in answer {
+                c.accept_text(&piece.text)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer is complete and nothing may follow.
+    fn is_done(&self) -> bool {
+        self.constraint.as_ref().is_some_and(Constraint::is_done)
+    }
 }
 
 /// Hands pieces of the reply to the caller; tells whether it wants to go on, and whether a stop string was met.

@@ -18,6 +18,7 @@ pub mod error;
 pub mod eval;
 pub mod generate;
 pub mod gguf;
+pub mod grammar;
 pub mod kv;
 pub mod memory;
 pub mod model;

@@ -4,7 +4,7 @@
 //! a backend. Everything that can be wrong with a file is found here or when the session is made, before the first token.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use lemma_quant::GgmlType;
 
@@ -15,6 +15,7 @@ use crate::backend::{Buf, Runner};
 use crate::chat::{ChatTemplate, named_template};
 use crate::error::Error;
 use crate::gguf::GgufFile;
+use crate::grammar::Vocabulary;
 use crate::kv::Layout;
 use crate::memory::MemoryPlan;
 use crate::options::{BackendKind, KvOptions, LoadOptions};
@@ -27,6 +28,8 @@ pub struct Model {
     hp: HParams,
     tokenizer: Tokenizer,
     template: Option<Result<ChatTemplate, Error>>,
+    /// Made by the first grammar.
+    vocabulary: OnceLock<Result<Vocabulary, Error>>,
 }
 
 /// Types that keys and values may be stored as.
@@ -81,6 +84,7 @@ impl Model {
             hp,
             tokenizer,
             template,
+            vocabulary: OnceLock::new(),
         })
     }
 
@@ -97,6 +101,12 @@ impl Model {
     /// Tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// The vocabulary as grammars need it.
+    pub(crate) fn vocabulary(&self) -> Result<&Vocabulary, Error> {
+        let made = self.vocabulary.get_or_init(|| Vocabulary::new(self));
+        made.as_ref().map_err(Clone::clone)
     }
 
     /// Architecture, as `general.architecture` names it.

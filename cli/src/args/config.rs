@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use lemma_engine::chat::{TEMPLATE_NAMES, named_template};
+use lemma_engine::grammar::GrammarSource;
 use lemma_engine::options::{BackendKind, KvBudget, KvOptions, LoadOptions};
 use lemma_engine::sampling::{SamplerOverrides, SamplerParams};
 
@@ -43,6 +44,14 @@ pub(crate) struct Generate {
     /// `None`: show on a terminal, hide in a pipe.
     pub(crate) think: Option<ThinkShow>,
     pub(crate) sampling: Sampling,
+    pub(crate) constraint: Option<Constraint>,
+}
+
+/// What answers have to keep to, and what errors call it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Constraint {
+    pub(crate) name: String,
+    pub(crate) source: GrammarSource,
 }
 
 /// What the user says first.
@@ -126,6 +135,34 @@ pub(crate) fn generate(args: &GenerateArgs, sampling: Sampling) -> Result<Genera
         },
         think: args.think,
         sampling,
+        constraint: constraint(args)?,
+    })
+}
+
+/// The one of four flags that says what answers keep to.
+fn constraint(args: &GenerateArgs) -> Result<Option<Constraint>> {
+    let of = |name: &str, source| {
+        Some(Constraint {
+            name: name.to_owned(),
+            source,
+        })
+    };
+    let read = |path: &PathBuf| match std::fs::read_to_string(path) {
+        Ok(text) => Ok((escape_path(path), text)),
+        Err(e) => Err(Failure::file(path, &e)),
+    };
+    Ok(if let Some(text) = &args.grammar {
+        of("--grammar", GrammarSource::Gbnf(text.clone()))
+    } else if let Some(path) = &args.grammar_file {
+        let (name, text) = read(path)?;
+        of(&name, GrammarSource::Gbnf(text))
+    } else if let Some(text) = &args.json_schema {
+        of("--json-schema", GrammarSource::JsonSchema(text.clone()))
+    } else if let Some(path) = &args.json_schema_file {
+        let (name, text) = read(path)?;
+        of(&name, GrammarSource::JsonSchema(text))
+    } else {
+        None
     })
 }
 

@@ -220,6 +220,18 @@ pub(crate) struct GenerateArgs {
     /// Go on after the end-of-generation token
     #[arg(long, hide_short_help = true)]
     pub(crate) ignore_eos: bool,
+    /// Keep the answer to a grammar in GBNF, as llama.cpp has it; thinking stays free
+    #[arg(long, value_name = "GBNF", group = "constraint")]
+    pub(crate) grammar: Option<String>,
+    /// The same, from a file
+    #[arg(long, value_name = "FILE", hide_short_help = true, group = "constraint", value_hint = ValueHint::FilePath)]
+    pub(crate) grammar_file: Option<PathBuf>,
+    /// Keep the answer to JSON that this schema describes ({}: any JSON)
+    #[arg(short, long, value_name = "SCHEMA", group = "constraint")]
+    pub(crate) json_schema: Option<String>,
+    /// The same, from a file [short: -jf]
+    #[arg(long, value_name = "FILE", hide_short_help = true, group = "constraint", value_hint = ValueHint::FilePath)]
+    pub(crate) json_schema_file: Option<PathBuf>,
     /// Whether a model that can think does: on, off or auto (what its template does)
     #[arg(long, value_name = "MODE", help_heading = THINK, alias = "rea", default_value = "auto", hide_default_value = true, hide_possible_values = true)]
     pub(crate) reasoning: OnOffAuto,

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use lemma_engine::conversation::{Conversation, PromptOptions, Role};
 use lemma_engine::generate::{Prompt, generate};
+use lemma_engine::grammar::Grammar;
 use lemma_engine::options::{KvBudget, LoadOptions};
 use lemma_engine::session::Session;
 use serde_json::Value;
@@ -37,6 +38,8 @@ struct Batch<'a> {
     term: Term,
     base_seed: Option<u64>,
     trace: Option<Trace>,
+    /// What requests that name nothing else keep to.
+    grammar: Option<Grammar>,
     /// A session over the pool of the command line, kept from request to request.
     conversation: Option<Conversation>,
 }
@@ -48,8 +51,10 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
     let mut lines = Lines::open(args.input.as_deref())?;
     let mut output = Output::open(args.output.as_deref())?;
     let loaded = load::model(&source, &load)?;
+    let grammar = run::compile(&loaded.model, generate.constraint.as_ref())?;
     let mut batch = Batch {
         args,
+        grammar,
         loaded,
         load,
         generate,
@@ -107,6 +112,10 @@ impl Batch<'_> {
         let n_predict = r.n.unwrap_or(self.generate.n_predict);
         generate_options.n_predict = usize::try_from(n_predict).ok();
         generate_options.logprobs = r.logprobs;
+        generate_options.grammar = match &r.constraint {
+            Some(_) => run::compile(&model, r.constraint.as_ref())?,
+            None => self.grammar.clone(),
+        };
         if let Some(stop) = &r.stop {
             generate_options.stop.clone_from(stop);
         }

@@ -461,12 +461,15 @@ impl Repl {
         let source = ModelSource::Path(path_of("/model", rest)?);
         let loaded = load::model(&source, &self.config.load)?;
         loaded.model.template()?;
+        let constraint = self.config.generate.constraint.as_ref();
+        let grammar = crate::run::compile(&loaded.model, constraint)?;
         let mut session = Session::new(loaded.model.clone(), &self.config.load)?;
         self.recent.watch(&mut session, self.trace.as_ref());
         let messages = self.conversation.messages().to_vec();
         self.conversation = Conversation::new(session);
         self.conversation.set_messages(messages);
         (self.model, self.load_ms, self.config.source) = (loaded.model, loaded.load_ms, source);
+        self.grammar = grammar;
         (self.last, self.spans, self.told_recycling) = (None, Spans::default(), false);
         self.say_dim(&format!(
             "{}, loaded in {:.0} ms; the conversation stays",

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use lemma_engine::conversation::{Conversation, PromptOptions};
 use lemma_engine::generate::{Finish, Outcome};
+use lemma_engine::grammar::Grammar;
 use lemma_engine::model::Model;
 use lemma_engine::session::Session;
 
@@ -25,7 +26,7 @@ use crate::args::config::ModelSource;
 use crate::fail::{Failure, MEMORY, PROMPT, Result};
 use crate::load::Loaded;
 use crate::reply::{Mode, Printer};
-use crate::run::Config;
+use crate::run::{Config, compile};
 use crate::sampling;
 use crate::signals::{Polling, TypeAhead};
 use crate::stats::{Stats, grouped};
@@ -74,6 +75,8 @@ pub(crate) struct Repl {
     recent: Recent,
     /// Pages that /pin has pinned, by their first positions.
     pins: Vec<u32>,
+    /// What replies keep to, compiled for the present model.
+    grammar: Option<Grammar>,
 }
 
 impl Repl {
@@ -86,6 +89,7 @@ impl Repl {
         }
         // A model without a template, or with a broken one, is found out before the first message is typed.
         loaded.model.template()?;
+        let grammar = compile(&loaded.model, config.generate.constraint.as_ref())?;
         let mut session = Session::new(loaded.model.clone(), &config.load)?;
         let trace = Trace::open(config.kv_trace.as_deref())?;
         let recent = Recent::default();
@@ -107,6 +111,7 @@ impl Repl {
             trace,
             recent,
             pins: Vec::new(),
+            grammar,
         })
     }
 
@@ -215,7 +220,8 @@ impl Repl {
         });
         let seed = base.wrapping_add(self.n_replies);
         let mut sampler = resolved.sampler(&self.model, seed)?;
-        let options = crate::run::gen_options(&self.config.generate);
+        let mut options = crate::run::gen_options(&self.config.generate);
+        options.grammar.clone_from(&self.grammar);
         let prompt_options = self.prompt_options();
         let before = self.conversation.session().kv();
         let held = self.conversation.session().pos();

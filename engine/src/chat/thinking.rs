@@ -110,6 +110,17 @@ impl ThinkTags {
         }
     }
 
+    /// The tokens that are tags.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        self.tags.iter().filter_map(|t| t.id)
+    }
+
+    /// The token that opens thinking, if it is a single one that stands for itself.
+    pub fn open_id(&self) -> Option<u32> {
+        let mut tags = self.tags.iter();
+        tags.find(|t| t.effect == Effect::Open).and_then(|t| t.id)
+    }
+
     /// The text that opens thinking.
     pub fn open(&self) -> &str {
         &self.open
