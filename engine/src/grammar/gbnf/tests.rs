@@ -1,6 +1,10 @@
 //! What is read, what is refused, and what becomes a lexeme.
 
-use super::{Node, lexemes, parse, to_lark};
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::ApproximateTokEnv;
+use llguidance::{Matcher, ParserFactory};
+
+use super::{Gbnf, Node, lark, lexemes, parse, to_lark};
 
 /// llama.cpp's grammar for JSON, in our words: recursive, with strings and numbers that must be lexemes.
 const JSON: &str = r#"
@@ -205,4 +209,96 @@ fn what_greed_would_break_is_taken_apart() {
     // Bytes, not characters, decide: both letters begin alike.
     assert_eq!(lexemes_of("root ::= \"é\"+ \"è\" root | \"!\"").0, 0);
     assert_eq!(lexemes_of("root ::= [0-9]+ \",\" root | \"!\"").0, 1);
+}
+
+/// A parser over single bytes for a grammar of which these nodes are lexemes.
+fn parser(g: &Gbnf, lexeme: &[bool]) -> Matcher {
+    let env = ApproximateTokEnv::single_byte_env();
+    let mut factory = ParserFactory::new_simple(&env).unwrap();
+    factory.quiet();
+    let grammar = TopLevelGrammar::from_lark(lark::write(g, lexeme));
+    Matcher::new(factory.create_parser(grammar))
+}
+
+/// All texts over `letters` up to a length that are in the language.
+fn language(start: &Matcher, letters: &[u8], longest: usize) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    let mut todo = vec![Vec::new()];
+    while let Some(text) = todo.pop() {
+        let mut m = start.deep_clone();
+        let ids: Vec<u32> = text.iter().map(|&b| u32::from(b)).collect();
+        if m.try_consume_tokens(&ids).ok() != Some(ids.len()) {
+            continue;
+        }
+        if m.is_accepting().unwrap_or(false) {
+            found.push(text.clone());
+        }
+        if text.len() < longest {
+            todo.extend(letters.iter().map(|&b| [&text[..], &[b]].concat()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A random expression over a, b and é, and rules that may lead to each other.
+fn expression(random: &mut impl FnMut(usize) -> usize, depth: usize) -> String {
+    const LEAVES: &[&str] = &[
+        "\"a\"", "\"b\"", "\"ab\"", "[ab]", "\"é\"", "[éè]", "[^b]", "x", "y", "z", "\"\"",
+        "\"aab\"",
+    ];
+    let leaf = |random: &mut dyn FnMut(usize) -> usize| LEAVES[random(LEAVES.len())].to_owned();
+    if depth == 0 {
+        return leaf(random);
+    }
+    match random(6) {
+        0 => leaf(random),
+        1 | 2 => format!(
+            "{} {}",
+            expression(random, depth - 1),
+            expression(random, depth - 1)
+        ),
+        3 | 4 => format!(
+            "({} | {})",
+            expression(random, depth - 1),
+            expression(random, depth - 1)
+        ),
+        _ => {
+            let op = ["*", "+", "?", "{2}", "{1,2}"][random(5)];
+            format!("({}){op}", expression(random, depth - 1))
+        }
+    }
+}
+
+#[test]
+fn lexemes_do_not_change_the_language() {
+    let mut state = 7_u64;
+    let mut random = |n: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 33) as usize % n
+    };
+    let (mut compared, mut with_lexemes) = (0, 0);
+    while compared < 150 {
+        let text = format!(
+            "root ::= {}\nx ::= {}\ny ::= \"a\" | \"b\" x \"é\"\nz ::= {}\n",
+            expression(&mut random, 3),
+            expression(&mut random, 2),
+            expression(&mut random, 1),
+        );
+        let Ok(g) = parse::parse(&text) else { continue };
+        let single: Vec<bool> = g
+            .nodes
+            .iter()
+            .map(|n| matches!(n, Node::Chars(_)))
+            .collect();
+        let lexeme = lexemes::find(&g);
+        with_lexemes += usize::from(lexeme != single);
+        let letters = [b'a', b'b', 0xc3, 0xa9, 0xa8];
+        let [fast, exact] = [&lexeme, &single].map(|l| language(&parser(&g, l), &letters, 5));
+        assert_eq!(fast, exact, "{text}");
+        compared += 1;
+    }
+    assert!(with_lexemes > 50, "{with_lexemes}");
 }
