@@ -124,13 +124,13 @@ fn requests_have_grammars_of_their_own() {
         "-t",
         "2",
         "--grammar",
-        "root ::= [0-9]{2} \"!\"",
+        "root ::= \"It is \" [0-9]{2} \"!\"",
     ];
     let o = pipe(&args, lines.join("\n").as_bytes());
     ends(&o, 9);
     let text = out(&o);
     let records: Vec<_> = text.lines().map(json).collect();
-    assert_eq!(records[0]["text"], "42!");
+    assert_eq!(records[0]["text"], "It is 42!");
     assert!(
         ["true", "false"].contains(&records[1]["text"].as_str().unwrap()),
         "{text}"
