@@ -52,8 +52,8 @@ impl std::fmt::Debug for Grammar {
 fn limits() -> ParserLimits {
     ParserLimits {
         max_grammar_size: 200_000,
-        // Grammars that are read character by character make many items: up to some 25 ms for a token.
-        step_max_items: 500_000,
+        // Grammars that are read character by character make many items: up to some 100 ms for a token.
+        step_max_items: 2_000_000,
         verbose_errors: false,
         ..ParserLimits::default()
     }
