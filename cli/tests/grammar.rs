@@ -87,6 +87,10 @@ fn what_is_invalid_ends_with_eight() {
         ),
         (["-j", "{\"type\":"], "error: --json-schema: not JSON"),
         (["-j", "{\"type\":\"objec\"}"], "Invalid type: objec"),
+        (
+            ["-j", r#"{"type":"string","pattern":"("}"#],
+            "unclosed group",
+        ),
     ] {
         let o = ask(&flags);
         ends(&o, 8);

@@ -128,11 +128,17 @@ fn refused(source: &GrammarSource, message: &str) -> Error {
     }
 }
 
-fn first_line(message: &str) -> &str {
-    let line = message
+/// The line of a message that tells most. Errors of regular expressions draw the place first and tell what is wrong last.
+fn first_line(message: &str) -> String {
+    let mut lines = message
         .lines()
-        .find(|l| !l.trim().is_empty() && !l.starts_with('<'));
-    line.unwrap_or("not accepted").trim()
+        .map(str::trim)
+        .filter(|l| !l.is_empty() && !l.starts_with('<'));
+    let first = lines.next().unwrap_or("not accepted");
+    match lines.find_map(|l| l.strip_prefix("error: ")) {
+        Some(error) if first.ends_with(':') => format!("{first} {error}"),
+        _ => first.to_owned(),
+    }
 }
 
 /// A walk through a [`Grammar`].
