@@ -5,7 +5,6 @@
 //! Then come the cells, side by side, one problem a core, each with a session and a pool of its own over the one mapped model.
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 
 use lemma_engine::conversation::think_tags;
 use lemma_engine::error::Error as EngineError;
@@ -24,8 +23,8 @@ use super::{budgets, contenders, describe_options, n_jobs, problems, refuse_pool
 use crate::args::Invocation;
 use crate::args::config;
 use crate::args::kv::EvalArgs;
-use crate::fail::{Failure, INTERRUPT, Result};
-use crate::signals::{self, Polling};
+use crate::fail::{Failure, Result};
+use crate::signals::Polling;
 use crate::term::Term;
 use crate::{load, sampling};
 
@@ -267,18 +266,10 @@ impl Eval {
                 Some((_, Ok(None))) | None => {}
             }
             progress.paint(what);
-            if signals::interrupted() || failure.is_some() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
+            super::go_on(failure.as_ref())
         });
         progress.clear();
-        match failure {
-            Some(f) => Err(f),
-            None if signals::interrupted() => Err(Failure::quiet(INTERRUPT)),
-            None => Ok(()),
-        }
+        super::ended(failure)
     }
 
     /// Planted facts under the same policies, `n` chains a variant. Shares of a chain say nothing here: a pool of 1,024 stands for them.

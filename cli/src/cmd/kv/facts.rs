@@ -1,7 +1,6 @@
 //! `lemma kv facts`: what a policy still knows of what was said long ago.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use lemma_engine::conversation::think_tags;
@@ -19,8 +18,8 @@ use super::{budgets, contenders, n_jobs, refuse_pool_flags};
 use crate::args::Invocation;
 use crate::args::config::{self, ModelSource};
 use crate::args::kv::{FactForm, FactsArgs};
-use crate::fail::{Failure, INTERRUPT, Result};
-use crate::signals::{self, Polling};
+use crate::fail::{Failure, Result};
+use crate::signals::Polling;
 use crate::term::Term;
 use crate::{load, out};
 
@@ -195,19 +194,10 @@ impl Facts {
                 None => {}
             }
             progress.paint("chain");
-            if signals::interrupted() || failure.is_some() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
+            super::go_on(failure.as_ref())
         });
         progress.clear();
-        if let Some(f) = failure {
-            return Err(f);
-        }
-        if signals::interrupted() {
-            return Err(Failure::quiet(INTERRUPT));
-        }
+        super::ended(failure)?;
         for (cell, variant, asked) in results {
             let known = self.known.entry((cell, variant)).or_default();
             for a in asked {

@@ -9,6 +9,7 @@ mod replay;
 mod report;
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use lemma_engine::error::Error as EngineError;
@@ -19,7 +20,8 @@ use lemma_engine::options::{KvOptions, LoadOptions};
 use super::{Line, Lines};
 use crate::args::Invocation;
 use crate::args::kv::{KvCommand, KvCommandArgs};
-use crate::fail::{Failure, Result};
+use crate::fail::{Failure, INTERRUPT, Result};
+use crate::signals;
 use crate::term::Term;
 
 pub(crate) fn run(args: &KvCommandArgs, invocation: &Invocation, term: Term) -> Result {
@@ -27,6 +29,24 @@ pub(crate) fn run(args: &KvCommandArgs, invocation: &Invocation, term: Term) -> 
         KvCommand::Eval(a) => eval::run(a, invocation, term),
         KvCommand::Facts(a) => facts::run(a, invocation, term),
         KvCommand::Replay(a) => replay::run(a, invocation, term),
+    }
+}
+
+/// Whether workers take more jobs: not after a failure, nor when the user said stop.
+fn go_on(failure: Option<&Failure>) -> ControlFlow<()> {
+    if signals::interrupted() || failure.is_some() {
+        ControlFlow::Break(())
+    } else {
+        ControlFlow::Continue(())
+    }
+}
+
+/// How a run of jobs ended: with its first failure, by the user, or well.
+fn ended(failure: Option<Failure>) -> Result {
+    match failure {
+        Some(f) => Err(f),
+        None if signals::interrupted() => Err(Failure::quiet(INTERRUPT)),
+        None => Ok(()),
     }
 }
 

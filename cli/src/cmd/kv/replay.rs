@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::ops::ControlFlow;
 
 use lemma_engine::conversation::think_tags;
 use lemma_engine::eval::fingerprint;
@@ -20,8 +19,8 @@ use super::{budgets, contenders, describe_options, items, n_jobs, refuse_pool_fl
 use crate::args::Invocation;
 use crate::args::config;
 use crate::args::kv::ReplayArgs;
-use crate::fail::{Failure, INTERRUPT, Result};
-use crate::signals::{self, Polling};
+use crate::fail::{Failure, Result};
+use crate::signals::Polling;
 use crate::term::Term;
 use crate::{load, out};
 
@@ -137,18 +136,11 @@ impl Replay {
                 Some((_, Ok(None))) | None => {}
             }
             progress.paint("chain");
-            if signals::interrupted() || failure.is_some() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
+            super::go_on(failure.as_ref())
         });
         progress.clear();
-        match failure {
-            Some(f) => Err(f),
-            None if signals::interrupted() => Err(Failure::quiet(INTERRUPT)),
-            None => Ok(read.into_values().collect()),
-        }
+        super::ended(failure)?;
+        Ok(read.into_values().collect())
     }
 
     fn read(&self, job: &Job, stop: &dyn Fn() -> bool) -> Result<Option<Read>> {
