@@ -1,8 +1,9 @@
 //! Byte-pair encoding over the BPE model of the `tokenizers` crate.
 //!
-//! The crate wants owned strings in hash maps, which for 150,000 tokens costs about as much as everything else that
-//! happens before the first token. So the model is built by a thread of its own while weights are being mapped, and
-//! [`Bpe::get`] waits for it.
+//! The crate wants owned strings in hash maps, which for 150,000 tokens costs more than everything else that happens
+//! before the first token. But a word can only ever become tokens that it contains: for a short text a model of just
+//! those, made on the spot, gives the same tokens ([`Contained`]). The complete model is built for the first long text, or,
+//! by a thread in the background, once short ones keep coming.
 //!
 //! Where the crate and llama.cpp differ on defective vocabularies, placeholder ids (`n_vocab` and up) make the crate
 //! behave: characters without a token must still keep their neighbours apart, and a merge whose result is no token
@@ -14,6 +15,7 @@ use super::split::Splitter;
 use super::table::{Arena, TokenMap, byte_to_char, byte_token};
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use tokenizers::Model;
@@ -47,55 +49,160 @@ pub(super) struct BpeParts {
 
 type Built = Result<BpeModel, TokenizerError>;
 
-/// A model that may still be under construction.
+/// Parts of words at most, for a model of their own.
+const MAX_CONTAINED: usize = 1 << 14;
+/// Texts with a model of their own before the complete one is built beside them.
+const SHORT_TEXTS: usize = 8;
+
+/// A model that may not be complete yet.
 #[derive(Debug)]
 pub(super) struct Bpe {
+    parts: Arc<BpeParts>,
+    splitter: OnceLock<Result<Splitter, TokenizerError>>,
     built: OnceLock<Built>,
     thread: Mutex<Option<JoinHandle<Built>>>,
+    short: AtomicUsize,
 }
 
 impl Bpe {
-    /// Starts building.
-    pub(super) fn start(parts: BpeParts) -> Self {
-        let parts = Arc::new(parts);
-        let theirs = Arc::clone(&parts);
-        let spawned = std::thread::Builder::new()
-            .name("lemma-tokenizer".into())
-            .spawn(move || BpeModel::build(&theirs));
-        match spawned {
-            Ok(thread) => Self {
-                built: OnceLock::new(),
-                thread: Mutex::new(Some(thread)),
-            },
-            // No thread to be had: build here.
-            Err(_) => Self {
-                built: OnceLock::from(BpeModel::build(&parts)),
-                thread: Mutex::new(None),
-            },
+    /// Nothing is built yet.
+    pub(super) fn new(parts: BpeParts) -> Self {
+        Self {
+            parts: Arc::new(parts),
+            splitter: OnceLock::new(),
+            built: OnceLock::new(),
+            thread: Mutex::new(None),
+            short: AtomicUsize::new(0),
         }
     }
 
-    /// The model; waits until it is built.
-    pub(super) fn get(&self) -> Result<&BpeModel, &TokenizerError> {
-        self.built
-            .get_or_init(|| {
-                let thread = self.thread.lock().ok().and_then(|mut t| t.take());
-                match thread.map(JoinHandle::join) {
-                    Some(Ok(built)) => built,
-                    Some(Err(_)) | None => {
-                        Err(TokenizerError::Build("the building thread panicked".into()))
+    /// Completes the model.
+    pub(super) fn ready(&self) -> Result<(), TokenizerError> {
+        self.splitter()?;
+        self.complete().map(|_| ())
+    }
+
+    /// Appends the ids of `text` to `out`.
+    pub(super) fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        let words = Words::new(text, self.splitter()?, self.parts.split);
+        if !self.is_complete()
+            && let Some(contained) = Contained::new(&words)
+        {
+            if self.short.fetch_add(1, Ordering::Relaxed) + 1 == SHORT_TEXTS {
+                self.build_beside();
+            }
+            return BpeModel::build(&self.parts, Some(&contained))?.encode(&words, out);
+        }
+        self.complete()?.encode(&words, out)
+    }
+
+    fn splitter(&self) -> Result<&Splitter, TokenizerError> {
+        let made = self
+            .splitter
+            .get_or_init(|| Splitter::new(self.parts.split));
+        made.as_ref().map_err(Clone::clone)
+    }
+
+    /// Whether the complete model is there, or has only to be fetched from its thread.
+    fn is_complete(&self) -> bool {
+        let built = |t: &Option<JoinHandle<Built>>| t.as_ref().is_some_and(JoinHandle::is_finished);
+        self.built.get().is_some() || self.thread.lock().is_ok_and(|t| built(&t))
+    }
+
+    /// Has a thread build the complete model.
+    fn build_beside(&self) {
+        let parts = Arc::clone(&self.parts);
+        let spawned = std::thread::Builder::new()
+            .name("lemma-tokenizer".into())
+            .spawn(move || BpeModel::build(&parts, None));
+        // Without a thread it is built when a long text comes.
+        if let (Ok(thread), Ok(mut place)) = (spawned, self.thread.lock()) {
+            *place = Some(thread);
+        }
+    }
+
+    /// The complete model; waits until it is built.
+    fn complete(&self) -> Result<&BpeModel, TokenizerError> {
+        let built = self.built.get_or_init(|| {
+            let thread = self.thread.lock().ok().and_then(|mut t| t.take());
+            match thread.map(JoinHandle::join) {
+                Some(Ok(built)) => built,
+                Some(Err(_)) => Err(TokenizerError::Build("the building thread panicked".into())),
+                None => BpeModel::build(&self.parts, None),
+            }
+        });
+        built.as_ref().map_err(Clone::clone)
+    }
+}
+
+/// A text in words, in the characters of the vocabulary.
+struct Words {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl Words {
+    fn new(text: &str, splitter: &Splitter, split: Split) -> Self {
+        let ends = splitter.split(text);
+        if split.raw_text() {
+            return Self {
+                text: text.to_owned(),
+                ends,
+            };
+        }
+        let mut words = Self {
+            text: String::with_capacity(text.len() + text.len() / 4),
+            ends,
+        };
+        let mut start = 0;
+        for end in &mut words.ends {
+            words
+                .text
+                .extend(text[start..*end].bytes().map(byte_to_char));
+            start = std::mem::replace(end, words.text.len());
+        }
+        words
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts
+            .zip(&self.ends)
+            .map(|(start, &end)| &self.text[start..end])
+    }
+}
+
+/// Every part of some words: all that can be a token of them, or of a step on the way to one.
+struct Contained<'a>(HashSet<&'a str>);
+
+impl<'a> Contained<'a> {
+    /// `None` if they are too many.
+    fn new(words: &'a Words) -> Option<Self> {
+        let (mut parts, mut seen, mut visited) = (HashSet::new(), HashSet::new(), 0);
+        for word in words.iter().filter(|w| seen.insert(*w)) {
+            for (start, _) in word.char_indices() {
+                for (i, c) in word[start..].char_indices() {
+                    parts.insert(&word[start..start + i + c.len_utf8()]);
+                    visited += 1;
+                    if visited > MAX_CONTAINED {
+                        return None;
                     }
                 }
-            })
-            .as_ref()
+            }
+        }
+        Some(Self(parts))
+    }
+
+    /// Whether a merge can happen in the words.
+    fn has(&self, (a, b): (&str, &str)) -> bool {
+        self.0.contains(a) && self.0.contains(b) && self.0.contains([a, b].concat().as_str())
     }
 }
 
 /// The finished model.
 #[derive(Debug)]
-pub(super) struct BpeModel {
+struct BpeModel {
     model: BPE,
-    splitter: Splitter,
     texts: Arc<Texts>,
     split: Split,
     ignore_merges: bool,
@@ -118,78 +225,53 @@ fn utf8_merge(merge: &[u8]) -> Option<(&str, &str)> {
 }
 
 impl BpeModel {
-    fn build(parts: &BpeParts) -> Built {
-        let splitter = Splitter::new(parts.split)?;
-        let mut merges: Vec<(&str, &str)> = parts.merges.iter().filter_map(utf8_merge).collect();
+    /// The model of everything, or of some words only.
+    fn build(parts: &BpeParts, only: Option<&Contained<'_>>) -> Built {
+        let merges = parts.merges.iter().filter_map(utf8_merge);
+        let mut merges: Vec<(&str, &str)> = match only {
+            Some(only) => merges.filter(|&m| only.has(m)).collect(),
+            None => merges.collect(),
+        };
         // The crate lets the last of equal merges win (the first must) and would write past the longest token.
-        let repeated = has_repeated(&parts.merges);
+        let repeated = has_repeated(&merges);
         if repeated {
             let mut seen = HashSet::with_capacity(merges.len());
             merges.retain(|m| seen.insert(*m));
         }
-        let max_len = parts.texts.map.max_len;
-        let sound = !repeated && merges.iter().all(|(a, b)| a.len() + b.len() <= max_len);
-
-        let try_build = |complete: bool| {
-            // Half of the time goes into copying strings; two threads halve that.
-            let ((mut vocab, unk), owned) = std::thread::scope(|scope| {
-                let copy = || {
-                    merges
-                        .iter()
-                        .map(|&(a, b)| (a.to_owned(), b.to_owned()))
-                        .collect::<Merges>()
-                };
-                let copying = std::thread::Builder::new().spawn_scoped(scope, copy);
-                let vocab = vocabulary(parts);
-                (
-                    vocab,
-                    copying
-                        .ok()
-                        .and_then(|t| t.join().ok())
-                        .unwrap_or_else(copy),
-                )
-            });
+        let build = |complete: bool| {
+            let (mut vocab, unk) = vocabulary(parts, only);
             if complete {
                 add_missing(&mut vocab, &merges, parts.texts.arena.len());
+            } else {
+                let longest = vocab.keys().map(String::len).max().unwrap_or(0);
+                if merges.iter().any(|(a, b)| a.len() + b.len() > longest) {
+                    return Err("a merge is longer than any token".to_owned());
+                }
             }
+            let owned = merges.iter().map(|&(a, b)| (a.to_owned(), b.to_owned()));
             let mut builder = BPE::builder()
-                .vocab_and_merges(vocab, owned)
+                .vocab_and_merges(vocab, owned.collect::<Merges>())
                 .cache_capacity(0);
             if let Some(unk) = unk {
                 builder = builder.unk_token(unk);
             }
-            builder.build()
+            builder.build().map_err(|e| e.to_string())
         };
-        let model = if sound {
-            try_build(false).or_else(|_| try_build(true))
-        } else {
-            try_build(true)
-        };
+        let sound = (!repeated).then(|| build(false).ok()).flatten();
         Ok(Self {
-            model: model.map_err(|e| TokenizerError::Build(e.to_string()))?,
-            splitter,
+            model: match sound {
+                Some(model) => model,
+                None => build(true).map_err(TokenizerError::Build)?,
+            },
             texts: Arc::clone(&parts.texts),
             split: parts.split,
             ignore_merges: parts.ignore_merges,
         })
     }
 
-    /// Appends the ids of `text` to `out`; invalid UTF-8 counts as U+FFFD.
-    pub(super) fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
-        let mut start = 0;
-        let mut encoded = String::new();
-        for end in self.splitter.split(text) {
-            let word = &text[start..end];
-            start = end;
-            if self.split.raw_text() {
-                self.encode_word(word, out)?;
-            } else {
-                encoded.clear();
-                encoded.extend(word.bytes().map(byte_to_char));
-                self.encode_word(&encoded, out)?;
-            }
-        }
-        Ok(())
+    /// Appends the ids of words to `out`.
+    fn encode(&self, words: &Words, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        words.iter().try_for_each(|w| self.encode_word(w, out))
     }
 
     fn encode_word(&self, word: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
@@ -223,24 +305,29 @@ impl BpeModel {
 }
 
 /// Some merge is listed twice (or, once in 10^9 files, two have the same hash, which costs nothing but time).
-fn has_repeated(merges: &Arena) -> bool {
+fn has_repeated(merges: &[(&str, &str)]) -> bool {
     let hasher = RandomState::new();
     let mut hashes: Vec<u64> = merges.iter().map(|m| hasher.hash_one(m)).collect();
     hashes.sort_unstable();
     hashes.windows(2).any(|w| w[0] == w[1])
 }
 
-/// The vocabulary for the crate, with placeholders for missing characters; the name of the unknown token where
-/// characters are not known beforehand.
-fn vocabulary(parts: &BpeParts) -> (Vocab, Option<String>) {
+/// The vocabulary for the crate, of everything or of what some words contain, with placeholders for missing characters; the
+/// name of the unknown token where characters are not known beforehand.
+fn vocabulary(parts: &BpeParts, only: Option<&Contained<'_>>) -> (Vocab, Option<String>) {
     let texts = &parts.texts;
     let n = texts.arena.len();
-    let mut vocab = Vocab::with_capacity(n + 257);
-    for (id, text) in texts.arena.iter().enumerate() {
-        if let Ok(text) = std::str::from_utf8(text) {
-            vocab.insert(text.to_owned(), id as u32);
+    let mut vocab: Vocab = match only {
+        Some(Contained(parts)) => {
+            let known = |&text: &&str| Some((text.to_owned(), texts.id(text.as_bytes())?));
+            parts.iter().filter_map(known).collect()
         }
-    }
+        None => {
+            let texts = texts.arena.iter().enumerate();
+            let utf8 = |(id, text)| Some((std::str::from_utf8(text).ok()?.to_owned(), id as u32));
+            texts.filter_map(utf8).collect()
+        }
+    };
     if parts.split.raw_text() {
         // No character sequence of two can be looked up as one, so this name never matches text.
         let mut unk = String::from("<lemma:unknown>");

@@ -63,8 +63,7 @@ impl Tokenizer {
 
     /// Checks a vocabulary and builds its tokenizer.
     ///
-    /// The merge table is completed by a thread in the background; the first call of [`encode`](Self::encode) or
-    /// [`ready`](Self::ready) waits for it.
+    /// The merge table is not built yet: short texts do without it, a long one or [`ready`](Self::ready) builds it.
     ///
     /// # Errors
     /// See [`TokenizerError`]; each names the metadata key at fault.
@@ -86,7 +85,7 @@ impl Tokenizer {
                     }
                     merges.push("tokenizer.ggml.merges", merge)?;
                 }
-                Some(Bpe::start(BpeParts {
+                Some(Bpe::new(BpeParts {
                     texts: Arc::clone(&vocab.texts),
                     merges,
                     split: pre.split,
@@ -102,13 +101,13 @@ impl Tokenizer {
         })
     }
 
-    /// Waits until the merge table is complete.
+    /// Builds the complete merge table.
     ///
     /// # Errors
     /// [`TokenizerError::Build`] if the `tokenizers` crate refused it.
     pub fn ready(&self) -> Result<(), TokenizerError> {
         match &self.bpe {
-            Some(bpe) => bpe.get().map(|_| ()).map_err(Clone::clone),
+            Some(bpe) => bpe.ready(),
             None => Ok(()),
         }
     }
@@ -186,11 +185,7 @@ impl Tokenizer {
                 if pre.escape_spaces {
                     text = text.replace(' ', "\u{2581}");
                 }
-                let result = bpe
-                    .get()
-                    .map_err(Clone::clone)
-                    .and_then(|model| model.encode(&text, out));
-                if let Err(e) = result {
+                if let Err(e) = bpe.encode(&text, out) {
                     log::error!("{e}");
                 }
             }
