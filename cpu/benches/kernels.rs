@@ -145,6 +145,7 @@ fn attention(c: &mut Criterion) {
         let layer = KvLayer::new(shape, n_pages);
         let pages: Vec<_> = (0..n_pages as u32)
             .map(|slot| PageRef {
+                tier: 0,
                 slot,
                 row: 0,
                 first_pos: slot * PAGE as u32,
@@ -178,7 +179,7 @@ fn attention(c: &mut Criterion) {
                         window: None,
                         mass: Some(&mass),
                     };
-                    p.attention(&out, &q, &layer, &a);
+                    p.attention(&out, &q, std::slice::from_ref(&layer), &a);
                 })
             });
         });

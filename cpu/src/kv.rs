@@ -37,6 +37,8 @@ pub struct KvLayer {
 /// A page that attention reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRef {
+    /// The pool that it is in, of those that attention is given.
+    pub tier: u8,
     /// Where it is.
     pub slot: u32,
     /// The token of the slot that it begins with: pages of fewer than [`PAGE`] tokens share a slot.
@@ -56,6 +58,21 @@ pub struct Place {
     pub row: u32,
 }
 
+/// A page that is stored anew in another pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The pool that it leaves, of those that the operation is given.
+    pub from: usize,
+    /// The pool that it goes to, another one.
+    pub to: usize,
+    /// Its first token in the pool that it leaves, counted through all slots.
+    pub from_token: u32,
+    /// Its first token in the pool that it goes to.
+    pub to_token: u32,
+    /// The planes that it has, from and to.
+    pub planes: (usize, usize),
+}
+
 impl KvShape {
     /// Bytes that a slot takes, keys and values together.
     pub fn slot_size(&self) -> usize {
@@ -66,6 +83,12 @@ impl KvShape {
     /// of their own.
     pub fn plane(&self, head: usize) -> usize {
         if self.n_head_kv == 1 { 0 } else { head }
+    }
+
+    /// Whether pages of this shape and of `other` hold the same heads, in types of their own.
+    pub(crate) fn fits(&self, other: &Self) -> bool {
+        let heads = |s: &Self| (s.n_head_kv, s.head_dim_k, s.head_dim_v);
+        heads(self) == heads(other)
     }
 
     pub(crate) fn row_k(&self) -> usize {

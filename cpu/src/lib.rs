@@ -28,7 +28,7 @@ mod tensor;
 mod x86;
 
 pub use isa::{Isa, IsaFlags};
-pub use kv::{KvLayer, KvShape, PAGE, PageRef, Place};
+pub use kv::{KvLayer, KvShape, Move, PAGE, PageRef, Place};
 pub use ops::{Attention, Estimate, Gating, KeyBounds, Limits, MoeFfn, Ops, Pass, RopeMode};
 pub use shared::Shared;
 pub use team::{Team, Worker, default_threads};

@@ -35,6 +35,21 @@ pub(crate) unsafe trait Simd {
     /// # Safety
     /// See the trait.
     unsafe fn load_bf16(p: *const u16) -> Self::V;
+    /// Reads signed bytes.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn load_i8(p: *const i8) -> Self::V;
+    /// Reads the low or the high halves of bytes, less 8.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn load_i4<const HIGH: bool>(p: *const u8) -> Self::V;
+    /// The same half-precision number in all lanes.
+    ///
+    /// # Safety
+    /// The instruction set is available, and `p` is valid for one number.
+    unsafe fn splat_f16(p: *const u16) -> Self::V;
     /// `a + b`
     ///
     /// # Safety
@@ -130,6 +145,22 @@ unsafe impl Simd for Plain {
     unsafe fn load_bf16(p: *const u16) -> f32 {
         // SAFETY: by the caller.
         f32::from_bits(u32::from(unsafe { p.read_unaligned() }) << 16)
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> f32 {
+        // SAFETY: by the caller.
+        f32::from(unsafe { *p })
+    }
+    #[inline(always)]
+    unsafe fn load_i4<const HIGH: bool>(p: *const u8) -> f32 {
+        // SAFETY: by the caller.
+        let byte = unsafe { *p };
+        f32::from(if HIGH { byte >> 4 } else { byte & 15 }) - 8.0
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(p: *const u16) -> f32 {
+        // SAFETY: by the caller.
+        lemma_quant::num::f16_to_f32(unsafe { p.read_unaligned() })
     }
     #[inline(always)]
     unsafe fn add(a: f32, b: f32) -> f32 {

@@ -47,6 +47,7 @@ impl Case {
                 PAGE as u32
             };
             pages.push(PageRef {
+                tier: 0,
                 slot: *slot,
                 row: 0,
                 first_pos: pos,
@@ -131,7 +132,7 @@ impl Case {
                 window: self.window,
                 mass: Some(&mass),
             };
-            p.attention(&out, &q, &self.layer, &a);
+            p.attention(&out, &q, std::slice::from_ref(&self.layer), &a);
         });
         (out.as_mut_slice().to_vec(), mass.as_mut_slice().to_vec())
     }

@@ -147,10 +147,10 @@ impl Model {
         }
     }
 
-    /// Bytes that the key and the value of a token take for one head.
+    /// Bytes that the key and the value of a token take for one head, where pages are not demoted.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a type that the pool cannot hold.
+    /// [`Error::Usage`] for a type that the pool cannot hold, and for types to demote to that do not become smaller.
     pub fn kv_row_bytes(&self, kv: &KvOptions) -> Result<u64, Error> {
         let names = || KV_TYPES.map(GgmlType::name).join(", ");
         let row = |flag: &str, ty: GgmlType| match ty.row_size(self.hp.head_dim) {
@@ -163,7 +163,19 @@ impl Model {
                 format!("a type whose blocks of {} divide a head", ty.block_size()),
             )),
         };
-        Ok((row("-ctk", kv.ty_k)? + row("-ctv", kv.ty_v)?) as u64)
+        let first = row("-ctk", kv.ty_k)? + row("-ctv", kv.ty_v)?;
+        let mut least = first;
+        for d in &kv.demote {
+            let bytes = 2 * row("--kv-demote", d.ty)?;
+            if bytes >= least {
+                return Err(report::usage(
+                    format!("--kv-demote {} after types as small as it", d.ty),
+                    "types of fewer bits, one after the other",
+                ));
+            }
+            least = bytes;
+        }
+        Ok(first as u64)
     }
 
     pub(crate) fn plan_of(&self, kv: u64, n_ubatch: usize) -> MemoryPlan {

@@ -108,6 +108,15 @@ pub enum Clock {
     Page,
 }
 
+/// A tier of the pool that pages go to before they are forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demotion {
+    /// How keys and values are stored there, one of [`crate::kv::spec::DEMOTED`].
+    pub ty: GgmlType,
+    /// Its share of the pool's bytes, in millionths.
+    pub share: u32,
+}
+
 /// Options of the KV pool.
 #[derive(Clone, Debug)]
 pub struct KvOptions {
@@ -147,14 +156,19 @@ pub struct KvOptions {
     pub redundancy: f32,
     /// Share of the live pages, those with the widest range of values, that is recycled last; 0 turns it off.
     pub guard: f32,
+    /// Where pages go before they are forgotten, one after the other. The bytes of the pool stay the same; what the shares leave is the first tier's.
+    pub demote: Vec<Demotion>,
     /// Allow positions beyond the context that the model was trained on.
     pub beyond_train: bool,
 }
 
 impl KvOptions {
-    /// The options with [`BudgetScope::Auto`] decided: one budget for the model, unless nothing is `ever_recycled`.
+    /// The options with [`BudgetScope::Auto`] decided: one budget for the model, unless nothing is `ever_recycled`; nothing is demoted then.
     pub(crate) fn decided(&self, ever_recycled: bool) -> Self {
         let mut o = self.clone();
+        if !ever_recycled {
+            o.demote.clear();
+        }
         if o.budget_scope == BudgetScope::Auto {
             o.budget_scope = match ever_recycled {
                 true => BudgetScope::Model,
@@ -186,6 +200,7 @@ impl Default for KvOptions {
             clock: Clock::Page,
             redundancy: 1.0,
             guard: 0.0,
+            demote: Vec::new(),
             beyond_train: false,
         }
     }

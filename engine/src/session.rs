@@ -4,44 +4,28 @@
 //! tokens, decoding one token at a time; both append at the end of the sequence. What the pool forgets, and when, is the policy's
 //! business; positions only grow until the context ends.
 
-use std::ops::{ControlFlow, Range};
+mod pool;
+
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::arch::HParams;
+use lemma_quant::GgmlType;
+
 use crate::backend::cpu::bound_bytes;
 use crate::backend::{Outputs, Runner};
 use crate::error::Error;
 use crate::kv::policy::{self, PolicyInfo};
-use crate::kv::{Attend, Cache, Layout, PAGE, PageMeta, Recycled};
+use crate::kv::{Cache, Demoted, Recycled};
 use crate::memory::{self, MemoryPlan};
 use crate::model::Model;
-use crate::options::{DEFAULT_BUDGET, KvBudget, KvOptions, LoadOptions, Pin};
+use crate::options::{KvBudget, LoadOptions, Pin};
 use crate::report;
+use pool::first_layout;
+pub use pool::{KvStats, TierStats};
 
 /// Logits of one scoring batch are kept below this many elements.
 const MAX_SCORE_LOGITS: usize = 16 << 20;
-
-/// State of the pool, for people and for JSON.
-#[derive(Clone, Debug)]
-pub struct KvStats {
-    /// Name of the policy.
-    pub policy: &'static str,
-    /// Slots of a layer.
-    pub n_slots: usize,
-    /// Live pages, the most of any layer; the mean where layers share their budget.
-    pub pages: usize,
-    /// Pinned pages, the most of any layer.
-    pub pinned: usize,
-    /// Pages recycled since the sequence began, the most of any layer; the mean where layers share their budget.
-    pub recycled: u64,
-    /// Tokens in a page.
-    pub page: usize,
-    /// Bytes of the pool.
-    pub bytes: u64,
-    /// Position at which the first page was recycled.
-    pub first_recycle: Option<u32>,
-}
 
 /// Answer of [`Session::rewind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +52,9 @@ pub struct Timings {
 /// Called with what was recycled and the tokens of the sequence.
 pub type OnRecycle = Box<dyn FnMut(&[Recycled], &[u32]) + Send>;
 
+/// Called with what moved to lower tiers and the tokens of the sequence.
+pub type OnDemote = Box<dyn FnMut(&[Demoted], &[u32]) + Send>;
+
 /// Called with a position and its logits, `[n_vocab]`.
 type EachLogits<'a> = dyn FnMut(usize, &[f32]) -> Result<(), Error> + 'a;
 
@@ -85,6 +72,9 @@ pub struct Session {
     tokens: Vec<u32>,
     timings: Timings,
     on_recycle: Option<OnRecycle>,
+    on_demote: Option<OnDemote>,
+    /// Types of keys and values in the first tier.
+    types: [GgmlType; 2],
 }
 
 impl Session {
@@ -113,8 +103,8 @@ impl Session {
             ));
         }
         let n_ubatch = (o.n_ubatch.max(1) as usize).min(n_ctx as usize);
-        let row = model.kv_row_bytes(&o.kv)?;
         let kv = o.kv.decided(!policy.whole_context);
+        let row = model.kv_row_bytes(&kv)?;
         let layout = first_layout(policy, &kv, hp, n_ctx, row)?;
         let plan = model.plan_of(layout.bytes(row, bound_bytes(hp)), n_ubatch);
         memory::check(&plan)?;
@@ -122,7 +112,7 @@ impl Session {
         let runner = model.runner(o, &layout, n_ubatch)?;
         log::info!("{}", runner.describe());
         Ok(Self {
-            cache: Cache::with_layout(&o.kv, policy, layout),
+            cache: Cache::with_layout(&kv, policy, layout),
             runner,
             policy,
             pin: o.kv.pin,
@@ -133,6 +123,8 @@ impl Session {
             tokens: room((n_ctx as usize).min(1 << 18)),
             timings: Timings::default(),
             on_recycle: None,
+            on_demote: None,
+            types: [o.kv.ty_k, o.kv.ty_v],
             model,
         })
     }
@@ -177,6 +169,11 @@ impl Session {
         self.on_recycle = f;
     }
 
+    /// Calls `f` whenever pages move to lower tiers, with what moved and the tokens of the sequence.
+    pub fn on_demote(&mut self, f: Option<OnDemote>) {
+        self.on_demote = f;
+    }
+
     /// What the options say is never recycled.
     pub fn pin(&self) -> Pin {
         self.pin
@@ -197,14 +194,16 @@ impl Session {
         self.check_ids(tokens)?;
         self.make_room(tokens.len())?;
         let start = Instant::now();
-        let (pinned, free) = tokens.split_at(n_pinned.min(tokens.len()));
-        let batches = pinned.chunks(self.n_ubatch).map(|b| (b, true));
-        let batches = batches.chain(free.chunks(self.n_ubatch).map(|b| (b, false)));
+        let n_pinned = n_pinned.min(tokens.len());
         let mut done = 0;
-        for (batch, pin) in batches {
-            let last = done + batch.len() == tokens.len();
-            self.run(batch, pin, if last { Outputs::Last } else { Outputs::None })?;
-            done += batch.len();
+        while done < tokens.len() {
+            let pin = done < n_pinned;
+            let end = if pin { n_pinned } else { tokens.len() };
+            let n = (end - done).min(self.n_ubatch).min(self.cache.batch());
+            let last = done + n == tokens.len();
+            let outputs = if last { Outputs::Last } else { Outputs::None };
+            self.run(&tokens[done..done + n], pin, outputs)?;
+            done += n;
             if (last || done % self.n_batch < self.n_ubatch)
                 && progress(done, tokens.len()).is_break()
             {
@@ -257,12 +256,13 @@ impl Session {
             1
         };
         let mut done = 0;
-        for batch in tokens.chunks(size) {
-            self.run(batch, false, Outputs::All)?;
+        while done < tokens.len() {
+            let n = (tokens.len() - done).min(size).min(self.cache.batch());
+            self.run(&tokens[done..done + n], false, Outputs::All)?;
             for (i, logits) in self.runner.logits().chunks_exact(n_vocab).enumerate() {
                 each(done + i, logits)?;
             }
-            done += batch.len();
+            done += n;
         }
         Ok(())
     }
@@ -285,82 +285,6 @@ impl Session {
         }
     }
 
-    /// State of the pool.
-    pub fn kv(&self) -> KvStats {
-        // Dense layers have no budget to speak of, unless there is nothing else.
-        let (all, layout) = (self.cache.tables(), self.cache.layout());
-        let first = (layout.dense * layout.groups).min(all.len() - 1);
-        let layers = || all[first..].iter();
-        let n = if layout.shared { all.len() - first } else { 1 };
-        let pages = layers().map(|l| l.pages.len());
-        let recycled = layers().map(|l| l.recycled);
-        KvStats {
-            policy: self.policy.name,
-            n_slots: self.cache.n_slots(),
-            pages: if layout.shared {
-                pages.sum::<usize>().div_ceil(n)
-            } else {
-                pages.max().unwrap_or(0)
-            },
-            pinned: layers()
-                .map(|l| l.pages.iter().filter(|p| p.pinned).count())
-                .max()
-                .unwrap_or(0),
-            recycled: if layout.shared {
-                recycled.sum::<u64>().div_ceil(n as u64)
-            } else {
-                recycled.max().unwrap_or(0)
-            },
-            page: self.cache.layout().page,
-            bytes: self.runner.pool_bytes(self.cache.layout()),
-            first_recycle: self.cache.first_recycle(),
-        }
-    }
-
-    /// Position at which the first page was recycled.
-    pub fn first_recycle(&self) -> Option<u32> {
-        self.cache.first_recycle()
-    }
-
-    /// Live pages of a page table in position order.
-    pub fn kv_pages(&self, table: usize) -> &[PageMeta] {
-        &self.cache.tables()[table].pages
-    }
-
-    /// Pins the pages that hold any of `positions` until they are [unpinned](Session::unpin) or dropped; returns the first positions of those
-    /// that were not pinned before. What was recycled cannot be pinned.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] when too few pages would be left to take turns; nothing is pinned then.
-    pub fn pin_positions(&mut self, positions: &Range<u32>) -> Result<Vec<u32>, Error> {
-        self.cache.pin(positions).map_err(|full| {
-            report::usage(
-                format!("{} pages pinned in a pool of {}", full.held, full.n_slots),
-                format!("at most {}", full.n_slots.saturating_sub(2)),
-            )
-        })
-    }
-
-    /// Lets pages go that were pinned by [`Session::pin_positions`], named by their first positions.
-    pub fn unpin(&mut self, pages: &[u32]) {
-        self.cache.unpin(pages);
-    }
-
-    /// First positions of the pages of a table that may be recycled, the next to go first. `None` if the policy draws.
-    pub fn recycling_order(&mut self, table: usize) -> Option<Vec<u32>> {
-        self.cache.order(table)
-    }
-
-    /// Leaves the attention mass of every page in [`PageMeta::w`] after each decode step, whatever the policy.
-    pub fn watch_masses(&mut self) {
-        self.cache.watch();
-    }
-
-    /// Page tables: one for each layer, or for each key and value head of each layer.
-    pub fn n_tables(&self) -> usize {
-        self.cache.tables().len()
-    }
-
     fn run(&mut self, tokens: &[u32], pin: bool, outputs: Outputs) -> Result<(), Error> {
         if let Err(full) = self.cache.begin(tokens.len(), pin) {
             return Err(report::prompt_too_long(
@@ -376,6 +300,11 @@ impl Session {
             && !self.cache.recycled().is_empty()
         {
             f(self.cache.recycled(), &self.tokens);
+        }
+        if let Some(f) = &mut self.on_demote
+            && !self.cache.demoted().is_empty()
+        {
+            f(self.cache.demoted(), &self.tokens);
         }
         self.runner.run(tokens, &mut self.cache, outputs)
     }
@@ -429,43 +358,6 @@ impl Session {
         Ok(())
     }
 
-    /// Grows a pool of default size so that a prompt of `n` tokens leaves the default budget free, if memory allows.
-    fn grow_for(&mut self, n: usize) -> Result<(), Error> {
-        let (page, n_slots) = (self.page(), self.cache.n_slots());
-        let pages = |tokens: usize| tokens.div_ceil(page);
-        let pinned = self.kv().pinned * page;
-        let wanted = pages((pinned + n + DEFAULT_BUDGET as usize).min(self.n_ctx as usize));
-        let needed = pages(pinned + n) + 2;
-        if wanted <= n_slots {
-            return Ok(());
-        }
-        let layout = |n_slots| Layout {
-            n_slots,
-            ..self.cache.layout().clone()
-        };
-        let more =
-            self.runner.pool_bytes(&layout(wanted)) - self.runner.pool_bytes(&layout(n_slots));
-        let n_slots = match memory::available() {
-            Some(free) if more > free => {
-                let slot = more / (wanted - n_slots) as u64;
-                let fit = n_slots + (free / 2 / slot.max(1)) as usize;
-                if fit < needed.min(wanted) {
-                    return Err(report::memory(
-                        format!("a KV pool of {} more", memory::show(more)),
-                        format!("at most the {} that are free", memory::show(free)),
-                    ));
-                }
-                fit.min(wanted)
-            }
-            _ => wanted,
-        };
-        if n_slots > self.cache.n_slots() {
-            self.runner.grow(&layout(n_slots))?;
-            self.cache.grow(n_slots);
-        }
-        Ok(())
-    }
-
     /// Tokens in a page.
     fn page(&self) -> usize {
         self.cache.layout().page
@@ -484,61 +376,4 @@ fn room(n: usize) -> Vec<u32> {
     let mut ids = vec![u32::MAX; n];
     ids.clear();
     ids
-}
-
-/// The pool that a session begins with; `row` is what [`Model::kv_row_bytes`] says.
-fn first_layout(
-    policy: &PolicyInfo,
-    kv: &KvOptions,
-    hp: &HParams,
-    n_ctx: u32,
-    row: u64,
-) -> Result<Layout, Error> {
-    let mut layout = Layout::new(kv, hp.n_layer, hp.n_head_kv, 0, n_ctx as usize);
-    layout.head_dim = hp.head_dim;
-    layout.bounds |= policy.selects;
-    if layout.bounds && layout.page > PAGE {
-        return Err(report::usage(
-            format!("pages of {} tokens with bounds of their keys", layout.page),
-            format!("at most {PAGE}"),
-        ));
-    }
-    if policy.selects && layout.groups > 1 {
-        let found = format!("--kv-policy {} with --kv-scope head", policy.name);
-        return Err(report::usage(found, "layer"));
-    }
-    let of = |n_slots| Layout {
-        n_slots,
-        ..layout.clone()
-    };
-    let pages = |tokens: u32| tokens.div_ceil(kv.page) as usize;
-    let n = match kv.budget {
-        KvBudget::Default => pages(DEFAULT_BUDGET),
-        KvBudget::Tokens(n) => pages(n),
-        KvBudget::MiB(n) => {
-            // What dense layers take is the same for every number of slots.
-            let bytes = |n| of(n).bytes(row, bound_bytes(hp));
-            let slot = ((bytes(1024) - bytes(0)) / 1024).max(1);
-            ((u64::from(n) << 20).saturating_sub(bytes(0)) / slot) as usize
-        }
-    };
-    if n < 2 && (policy.selects || !policy.whole_context) {
-        return Err(report::usage(
-            format!("a KV pool of {n} pages"),
-            format!("at least 2 pages of {} tokens", kv.page),
-        ));
-    }
-    let all = pages(n_ctx);
-    if policy.selects {
-        layout.attend = Some(Attend {
-            pages: n,
-            beside_pinned: kv.budget == KvBudget::Default,
-        });
-    }
-    layout.n_slots = if policy.whole_context {
-        all
-    } else {
-        n.min(all)
-    };
-    Ok(layout)
 }

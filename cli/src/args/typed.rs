@@ -413,10 +413,14 @@ pub(crate) struct KvArgs {
     /// Recycle this share of the pages last, those with the widest range of values [default: 0, off]
     #[arg(long, value_name = "F", hide_short_help = true)]
     pub(crate) kv_guard: Option<String>,
+    /// Store pages as cheaper types before they are forgotten, in the same bytes: q8_0, q4_0, q8_0+q4_0, or with shares of the bytes,
+    /// q8_0:0.25+q4_0:0.5 [default: none]
+    #[arg(long, value_name = "LIST", hide_short_help = true)]
+    pub(crate) kv_demote: Option<String>,
     /// Seed of policies that draw
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub(crate) kv_seed: Option<String>,
-    /// Write every page that is recycled to this file, as JSON lines
+    /// Write every page that is recycled or demoted to this file, as JSON lines
     #[arg(long, value_name = "FILE", hide_short_help = true, value_hint = ValueHint::FilePath)]
     pub(crate) kv_trace: Option<PathBuf>,
     /// Allow positions beyond the trained context
@@ -432,7 +436,7 @@ pub(crate) struct KvArgs {
 
 impl KvArgs {
     /// Flags, the engine's names for what they set, and the values that were given.
-    pub(crate) fn options(&self) -> [(&'static str, &'static str, Option<&str>); 17] {
+    pub(crate) fn options(&self) -> [(&'static str, &'static str, Option<&str>); 18] {
         [
             ("--kv-alpha", "alpha", self.kv_alpha.as_deref()),
             ("--kv-top-r", "top_r", self.kv_top_r.as_deref()),
@@ -460,6 +464,7 @@ impl KvArgs {
                 self.kv_redundancy.as_deref(),
             ),
             ("--kv-guard", "guard", self.kv_guard.as_deref()),
+            ("--kv-demote", "demote", self.kv_demote.as_deref()),
             ("--kv-seed", "seed", self.kv_seed.as_deref()),
             ("-ctk", "ctk", self.cache_type_k.as_deref()),
             ("-ctv", "ctv", self.cache_type_v.as_deref()),

@@ -253,6 +253,7 @@ mod tests {
     #[test]
     fn layers_come_together() {
         let page = |first_pos, stamp| PageMeta {
+            tier: 0,
             slot: 0,
             first_pos,
             len: 16,

@@ -178,14 +178,15 @@ impl<'a> Memory<'a> {
 
 impl Pass<'_> {
     /// Softmax attention. `q`: `[n_tokens, n_head, head_dim_k]`, `out`: `[n_tokens, n_head, head_dim_v]`, different
-    /// buffers.
+    /// buffers. `layers`: the pools that the pages are in, of the same heads in types of their own.
     pub fn attention(
         &self,
         out: &Shared<f32>,
         q: &Shared<f32>,
-        layer: &KvLayer,
+        layers: &[KvLayer],
         a: &Attention<'_>,
     ) {
+        let layer = &layers[0];
         self.check(
             "attention",
             &[id(out), id(q), id(&layer.k), a.pages.len(), a.q_pos.len()],
@@ -199,12 +200,13 @@ impl Pass<'_> {
         assert!(chunks <= self.limits.max_pages.div_ceil(CHUNK));
         assert!(shape.head_dim_k.max(shape.head_dim_v) <= self.limits.head_dim);
         assert!(a.pages.iter().all(|p| (p.row + p.len) as usize <= PAGE));
+        assert!(layers.iter().all(|l| l.shape().fits(shape)));
         assert!(a.sinks.is_none_or(|s| s.len() == a.n_head));
         let n_tokens = a.q_pos.len();
         if n_tokens == 1 {
             for item in self.w.claim(a.n_head_kv * chunks, 1).map(|r| r.start) {
                 // Chunks of one head after the other.
-                self.one_chunk(q, layer, a, item / chunks, item % chunks);
+                self.one_chunk(q, layers, a, item / chunks, item % chunks);
             }
             self.barrier();
             for h in self.w.range(a.n_head, 1) {
@@ -217,7 +219,7 @@ impl Pass<'_> {
                 // The last tokens see most: they come first.
                 let (b, head) = (blocks - 1 - item / a.n_head_kv, item % a.n_head_kv);
                 let tokens = b * block..((b + 1) * block).min(n_tokens);
-                self.some_tokens(out, q, layer, a, head, tokens);
+                self.some_tokens(out, q, layers, a, head, tokens);
             }
         }
         self.barrier();
@@ -227,11 +229,12 @@ impl Pass<'_> {
     fn one_chunk(
         &self,
         q: &Shared<f32>,
-        layer: &KvLayer,
+        layers: &[KvLayer],
         a: &Attention<'_>,
         head: usize,
         chunk: usize,
     ) {
+        let layer = &layers[0];
         let (group, dim_v) = (a.group(), dim(layer.shape().head_dim_v));
         if chunk * CHUNK >= a.range(head).len() {
             return;
@@ -239,7 +242,7 @@ impl Pass<'_> {
         let mut m = self.memory(layer, group);
         self.load_queries(m.q, q, layer, a, head, 0..1);
         m.chunk.clear();
-        self.chunk(&mut m, layer, a, head, 0..1, chunk);
+        self.chunk(&mut m, layers, a, head, 0..1, chunk);
         for i in 0..group {
             let size = LANES + Scratch::dim(self.limits);
             let at = (chunk * a.n_head + head * group + i) * size;
@@ -277,11 +280,12 @@ impl Pass<'_> {
         &self,
         out: &Shared<f32>,
         q: &Shared<f32>,
-        layer: &KvLayer,
+        layers: &[KvLayer],
         a: &Attention<'_>,
         head: usize,
         tokens: Range<usize>,
     ) {
+        let layer = &layers[0];
         let shape = layer.shape();
         let (group, dim_v) = (a.group(), dim(shape.head_dim_v));
         let n = tokens.len() * group;
@@ -292,7 +296,7 @@ impl Pass<'_> {
         }
         for chunk in 0..a.range(head).len().div_ceil(CHUNK) {
             m.chunk.clear();
-            self.chunk(&mut m, layer, a, head, tokens.clone(), chunk);
+            self.chunk(&mut m, layers, a, head, tokens.clone(), chunk);
             for r in 0..n {
                 let acc = &m.chunk.acc[r * dim_v..(r + 1) * dim_v];
                 self.join(&mut m.total, r, m.chunk.max[r], m.chunk.sum[r], acc);
@@ -337,13 +341,13 @@ impl Pass<'_> {
     fn chunk(
         &self,
         m: &mut Memory<'_>,
-        layer: &KvLayer,
+        layers: &[KvLayer],
         a: &Attention<'_>,
         head: usize,
         tokens: Range<usize>,
         chunk: usize,
     ) {
-        let shape = layer.shape();
+        let shape = layers[0].shape();
         let (group, plane) = (a.group(), shape.plane(head));
         let n = tokens.len() * group;
         let first = chunk * CHUNK;
@@ -366,20 +370,13 @@ impl Pass<'_> {
                 any |= seen.0 < seen.1;
             }
             let is_last = tokens.end == a.q_pos.len();
-            // SAFETY: the pool is only read.
-            let next = pages.get(i + 1).map(|next| unsafe {
-                [
-                    layer.k.slice(layer.k_page(next.slot, plane)),
-                    layer.v.slice(layer.v_page(next.slot, plane)),
-                ]
-            });
             if any {
-                let (k, v) = (
-                    layer.k_page(page.slot, plane),
-                    layer.v_page(page.slot, plane),
-                );
-                let k = self.tokens(m.k, &layer.k, k, shape.ty_k, shape.head_dim_k, n);
-                let v = self.tokens(m.v, &layer.v, v, shape.ty_v, shape.head_dim_v, n);
+                let next = pages.get(i + 1);
+                let next = next.map(|p| stored(&layers[usize::from(p.tier)], p.slot, plane));
+                let layer = &layers[usize::from(page.tier)];
+                let (types, [k, v]) = (layer.shape(), stored(layer, page.slot, plane));
+                let k = self.tokens(m.k, k, types.ty_k, shape.head_dim_k, n);
+                let v = self.tokens(m.v, v, types.ty_v, shape.head_dim_v, n);
                 let page = Page {
                     k,
                     v,
@@ -424,27 +421,27 @@ impl Pass<'_> {
     fn tokens<'s>(
         &self,
         to: &'s mut [f32],
-        pool: &'s Shared<u8>,
-        range: Range<usize>,
+        bytes: &'s [u8],
         ty: GgmlType,
         len: usize,
         n: usize,
     ) -> Tokens<'s> {
-        // SAFETY: the pool is only read.
-        let bytes = unsafe { pool.slice(range) };
-        if ty == GgmlType::F16 && dim(len) == len {
-            if n <= DIRECT {
-                return Tokens::F16(bytes);
-            }
-            // SAFETY: `isa` is available.
-            unsafe { attend::decode_f16(self.isa, bytes, to) };
-        } else if dim(len) == len {
-            (ty.traits().dequantize_row)(bytes, to);
-        } else {
+        if dim(len) != len {
             let rows = bytes.chunks_exact(bytes.len() / PAGE);
             for (bytes, to) in rows.zip(to.chunks_exact_mut(dim(len))) {
                 (ty.traits().dequantize_row)(bytes, &mut to[..len]);
                 to[len..].fill(0.0);
+            }
+            return Tokens::F32(to);
+        }
+        // SAFETY: `isa` is available.
+        unsafe {
+            match ty {
+                GgmlType::F16 if n <= DIRECT => return Tokens::F16(bytes),
+                GgmlType::F16 => attend::decode_f16(self.isa, bytes, to),
+                GgmlType::Q8_0 => attend::decode_q8_0(self.isa, bytes, to),
+                GgmlType::Q4_0 => attend::decode_q4_0(self.isa, bytes, to),
+                _ => (ty.traits().dequantize_row)(bytes, to),
             }
         }
         Tokens::F32(to)
@@ -515,6 +512,15 @@ impl Pass<'_> {
                 };
             }
         }
+    }
+}
+
+/// Keys and values of a head in a page, as they are in the pool.
+fn stored(layer: &KvLayer, slot: u32, plane: usize) -> [&[u8]; 2] {
+    // SAFETY: attention only reads pools.
+    unsafe {
+        let k = layer.k.slice(layer.k_page(slot, plane));
+        [k, layer.v.slice(layer.v_page(slot, plane))]
     }
 }
 

@@ -1,8 +1,8 @@
-//! Operations on rows and elements: embedding, norms, rotary positions, activation functions, copies.
+//! Operations on rows and elements: embedding, norms, rotary positions, activation functions.
 
 use super::{Pass, id};
 use crate::lanes::{self, LANES};
-use crate::{KvLayer, Mat, Place, Shared};
+use crate::{Mat, Shared};
 use std::ops::Range;
 
 /// Which values of a head rotate together.
@@ -83,87 +83,6 @@ impl Pass<'_> {
                         (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
                     }
                 }
-            }
-        }
-        self.barrier();
-    }
-
-    /// Writes keys and values of `places.len()` tokens to their places. `k`: `[n_tokens, n_head_kv, head_dim_k]`,
-    /// `v` likewise. No two places may be the same.
-    pub fn kv_store(&self, layer: &KvLayer, k: &Shared<f32>, v: &Shared<f32>, places: &[Place]) {
-        let n_head_kv = layer.shape().n_head_kv;
-        self.store_rows(layer, k, v, n_head_kv, places.len(), |t, _| places[t]);
-    }
-
-    /// The same where every head has places of its own: `[n_head_kv, n_tokens]`. No two places of a plane may be the same.
-    pub fn kv_store_heads(
-        &self,
-        layer: &KvLayer,
-        k: &Shared<f32>,
-        v: &Shared<f32>,
-        places: &[Place],
-        n_head_kv: usize,
-    ) {
-        let n = places.len() / n_head_kv;
-        self.store_rows(layer, k, v, n_head_kv, n, |t, head| places[head * n + t]);
-    }
-
-    fn store_rows(
-        &self,
-        layer: &KvLayer,
-        k: &Shared<f32>,
-        v: &Shared<f32>,
-        n_head_kv: usize,
-        n_tokens: usize,
-        place: impl Fn(usize, usize) -> Place,
-    ) {
-        self.check("kv_store", &[id(k), id(v), id(&layer.k), n_tokens]);
-        let shape = layer.shape();
-        assert!(shape.n_head_kv == n_head_kv || shape.n_head_kv == 1);
-        let (dim_k, dim_v) = (shape.head_dim_k, shape.head_dim_v);
-        let quantize = |ty: lemma_quant::GgmlType| {
-            ty.traits()
-                .quantize_row
-                .expect("checked when the pool was made")
-        };
-        let (quantize_k, quantize_v) = (quantize(shape.ty_k), quantize(shape.ty_v));
-        for i in self.w.range(n_tokens * n_head_kv, 1) {
-            let (place, head) = (place(i / n_head_kv, i % n_head_kv), i % n_head_kv);
-            let head = shape.plane(head);
-            assert!(
-                (place.slot as usize) < layer.n_slots(),
-                "the slot is in the pool"
-            );
-            // SAFETY: inputs are only read; the row of a place and head is this worker's, because places differ.
-            unsafe {
-                let k = k.slice(i * dim_k..(i + 1) * dim_k);
-                let v = v.slice(i * dim_v..(i + 1) * dim_v);
-                quantize_k(k, layer.k.slice_mut(layer.k_row(place, head)));
-                quantize_v(v, layer.v.slice_mut(layer.v_row(place, head)));
-            }
-        }
-        self.barrier();
-    }
-
-    /// Copies pages to other slots: `(from, to)`. A slot that is written to may not occur twice.
-    pub fn kv_copy_pages(&self, layer: &KvLayer, pairs: &[(u32, u32)]) {
-        self.check("kv_copy_pages", &[id(&layer.k), pairs.len()]);
-        let n_head = layer.shape().n_head_kv;
-        for i in self.w.range(pairs.len() * n_head, 1) {
-            let ((from, to), head) = (pairs[i / n_head], i % n_head);
-            assert_ne!(from, to, "a page is copied to another slot");
-            // SAFETY: the page of a slot and head is this worker's to write, and not read by others.
-            unsafe {
-                let source = layer.k.slice(layer.k_page(from, head));
-                layer
-                    .k
-                    .slice_mut(layer.k_page(to, head))
-                    .copy_from_slice(source);
-                let source = layer.v.slice(layer.v_page(from, head));
-                layer
-                    .v
-                    .slice_mut(layer.v_page(to, head))
-                    .copy_from_slice(source);
             }
         }
         self.barrier();

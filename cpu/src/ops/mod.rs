@@ -27,6 +27,7 @@ mod bounds;
 mod elementwise;
 mod matmul;
 mod moe;
+mod pages;
 mod products;
 
 pub use attention::Attention;

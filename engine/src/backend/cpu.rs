@@ -4,12 +4,12 @@ mod pool;
 
 use lemma_cpu::{
     Attention, Estimate, Experts, Gating, Isa, KeyBounds, KvLayer, KvShape, Limits, Mat, MoeFfn,
-    MulMat, Ops, PageRef, Pass, Place, Shared, Team,
+    Move, MulMat, Ops, PageRef, Pass, Place, Shared, Team,
 };
 use lemma_quant::GgmlType;
 
 pub(crate) use self::pool::bound_bytes;
-use self::pool::{Bounds, layer_spans, masses, max_spans, n_bounds};
+use self::pool::{Bounds, layer_spans, masses, max_spans, moved, n_bounds};
 use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
@@ -100,7 +100,7 @@ struct State {
     rope: Rope,
     bufs: [Shared<f32>; Buf::ALL.len()],
     layout: Layout,
-    /// Regions of the pool.
+    /// Regions of the pool, each with its tiers: `[region, tier]`.
     kv: Vec<KvLayer>,
     /// Page masses of each layer, table after table, `[heads, n_spans]`; empty where the policy does not want them.
     mass: Vec<Shared<f32>>,
@@ -128,6 +128,8 @@ struct Step {
     tables: Vec<Vec<(u32, u32)>>,
     /// Places of the tokens in each layer, table after table.
     places: Vec<Vec<Place>>,
+    /// Pages that go to other tiers before anything is stored.
+    moves: Vec<Move>,
     /// Of each layer, where bounds are kept: slots of the live pages, places of the tokens in them, and the pages that are attended
     /// in any case.
     bounds: Vec<Bounds>,
@@ -166,14 +168,18 @@ impl CpuRunner {
             n_expert: hp.n_expert,
             n_expert_used: hp.n_expert_used,
         };
-        let shape = |n_head_kv| KvShape {
-            ty_k: o.kv.ty_k,
-            ty_v: o.kv.ty_v,
-            n_head_kv,
-            head_dim_k: hp.head_dim,
-            head_dim_v: hp.head_dim,
+        let region = |r, tier| {
+            let region = layout.region(tier, r);
+            let lower = tier.checked_sub(1).map(|i| layout.tiers[i].ty);
+            let shape = KvShape {
+                ty_k: lower.unwrap_or(o.kv.ty_k),
+                ty_v: lower.unwrap_or(o.kv.ty_v),
+                n_head_kv: region.n_head_kv,
+                head_dim_k: hp.head_dim,
+                head_dim_v: hp.head_dim,
+            };
+            KvLayer::new(shape, region.n_blocks)
         };
-        let regions = (0..layout.n_regions()).map(|r| layout.region(r));
         let step = Step {
             tokens: Vec::with_capacity(n_ubatch),
             positions: Vec::with_capacity(n_ubatch),
@@ -185,6 +191,7 @@ impl CpuRunner {
             places: (0..hp.n_layer)
                 .map(|_| Vec::with_capacity(n_ubatch * layout.groups))
                 .collect(),
+            moves: Vec::with_capacity(layout.n_tables() * layout.tiers.len()),
             bounds: (0..if layout.bounds { hp.n_layer } else { 0 })
                 .map(|il| Bounds {
                     slots: Vec::with_capacity(layer_spans(layout, il)),
@@ -202,14 +209,15 @@ impl CpuRunner {
             state: State {
                 rope: Rope::from_file(hp, file)?,
                 bufs: Buf::ALL.map(|b| Shared::zeroed(n_ubatch * widths.get(b))),
-                kv: regions
-                    .map(|r| KvLayer::new(shape(r.n_head_kv), r.n_blocks))
+                kv: (0..layout.n_regions())
+                    .flat_map(|r| (0..layout.n_tiers()).map(move |tier| (r, tier)))
+                    .map(|(r, tier)| region(r, tier))
                     .collect(),
                 mass: (0..hp.n_layer)
                     .map(|il| Shared::zeroed(masses(layout, il, hp)))
                     .collect(),
                 bounds: (0..if layout.bounds { layout.n_regions() } else { 0 })
-                    .map(|r| layout.region(r))
+                    .map(|r| layout.region(0, r))
                     .map(|r| KeyBounds::new(n_bounds(layout, r), r.n_head_kv, hp.head_dim))
                     .collect(),
                 keep: Shared::zeroed(max_spans(layout)),
@@ -260,6 +268,7 @@ impl Runner for CpuRunner {
         s.prepare(tokens, cache, outputs);
         let (model, state) = (&self.model, &self.state);
         self.ops.run_some(tokens.len(), |pass| {
+            pass.kv_move(&state.kv, &state.step.moves, state.layout.page);
             model.forward(&mut CpuPass { pass, s: state })
         });
         if self.state.step.wants_mass {
@@ -280,15 +289,16 @@ impl Runner for CpuRunner {
 
     fn grow(&mut self, layout: &Layout) -> Result<(), Error> {
         let s = &mut self.state;
-        for (r, kv) in s.kv.iter_mut().enumerate() {
-            kv.grow(layout.region(r).n_blocks);
+        for (i, kv) in s.kv.iter_mut().enumerate() {
+            let (r, tier) = (i / layout.n_tiers(), i % layout.n_tiers());
+            kv.grow(layout.region(tier, r).n_blocks);
         }
         for (il, (mass, pages)) in s.mass.iter_mut().zip(&mut s.step.pages).enumerate() {
             mass.grow(masses(layout, il, &s.hp));
             pages.reserve(layer_spans(layout, il).saturating_sub(pages.len()));
         }
         for (r, bounds) in s.bounds.iter_mut().enumerate() {
-            bounds.grow(n_bounds(layout, layout.region(r)));
+            bounds.grow(n_bounds(layout, layout.region(0, r)));
         }
         for (il, b) in s.step.bounds.iter_mut().enumerate() {
             let n = layer_spans(layout, il);
@@ -340,6 +350,7 @@ impl State {
             for table in &cache.tables()[layout.tables_of(il)] {
                 let first = pages.len();
                 pages.extend(table.spans(layout).map(|s| PageRef {
+                    tier: s.tier,
                     slot: s.slot,
                     row: s.row,
                     first_pos: s.first_pos,
@@ -354,6 +365,9 @@ impl State {
                 }));
             }
         }
+        step.moves.clear();
+        let moves = cache.demoted().iter().map(|d| moved(&self.layout, d));
+        step.moves.extend(moves);
         for (il, b) in step.bounds.iter_mut().enumerate() {
             b.fill(cache, il);
         }
@@ -371,7 +385,7 @@ impl State {
     }
 
     fn read(&mut self, part: Part, il: usize, head: usize, p: kv::Place, row: &mut [f32]) {
-        let layer = &mut self.kv[self.layout.region_of(il)];
+        let layer = &mut self.kv[self.layout.region_of(il) * self.layout.n_tiers()];
         let (slot, plane) = (p.slot, layer.shape().plane(head));
         let place = Place { slot, row: p.row };
         match part {
@@ -395,6 +409,12 @@ impl State {
 
     fn buf(&self, b: Buf) -> &Shared<f32> {
         &self.bufs[b as usize]
+    }
+
+    /// The tiers of layer `il`.
+    fn tiers(&self, il: usize) -> &[KvLayer] {
+        let n = self.layout.n_tiers();
+        &self.kv[self.layout.region_of(il) * n..][..n]
     }
 }
 
@@ -500,7 +520,9 @@ impl Backend for CpuPass<'_> {
     }
 
     fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
-        let (s, layer) = (self.s, &self.s.kv[self.s.layout.region_of(il)]);
+        let (s, tiers) = (self.s, self.s.tiers(il));
+        // New tokens go to the first tier.
+        let layer = &tiers[0];
         let chosen = self.bound(q, k, il);
         let (k, v, places) = (s.buf(k), s.buf(v), &s.step.places[il]);
         if s.layout.groups > 1 {
@@ -522,7 +544,7 @@ impl Backend for CpuPass<'_> {
             window: None,
             mass: (s.step.wants_mass && !s.layout.bounds).then_some(&s.mass[il]),
         };
-        self.pass.attention(s.buf(out), s.buf(q), layer, &a);
+        self.pass.attention(s.buf(out), s.buf(q), tiers, &a);
     }
 
     fn swiglu(&mut self, gate: Buf, up: Buf) {

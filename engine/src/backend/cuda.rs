@@ -414,6 +414,7 @@ fn supports(o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
         (layout.bounds, "--kv-score bound"),
         (kv.redundancy < 1.0, "--kv-redundancy"),
         (kv.guard > 0.0, "--kv-guard"),
+        (!layout.tiers.is_empty(), "--kv-demote"),
     ];
     match asked.iter().find(|(asked, _)| *asked) {
         Some((_, flag)) => Err(report::usage(

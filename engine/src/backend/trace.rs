@@ -10,7 +10,7 @@ use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
-use crate::kv::{Cache, Layout, PAGE, PageMeta, Part, Place, Span};
+use crate::kv::{Cache, Demoted, Layout, PAGE, PageMeta, Part, Place, Span};
 
 /// A weight of the reference: the tensor where it lies in the file.
 #[derive(Debug)]
@@ -65,7 +65,8 @@ struct TracePass {
     rope: Rope,
     bufs: Vec<Vec<f32>>,
     layout: Layout,
-    /// Keys and values per region, `[block, row, heads of a block, head_dim]`, always f32.
+    /// Keys and values per region, tier after tier, `[block, row, heads of a block, head_dim]`, always f32; in lower tiers what their
+    /// types leave of them.
     k: Vec<Vec<f32>>,
     v: Vec<Vec<f32>>,
     tokens: Vec<u32>,
@@ -93,8 +94,8 @@ impl TraceRunner {
             rope: Rope::from_file(hp, file)?,
             bufs: vec![Vec::new(); Buf::ALL.len()],
             layout: layout.clone(),
-            k: vec![Vec::new(); layout.n_regions()],
-            v: vec![Vec::new(); layout.n_regions()],
+            k: vec![Vec::new(); layout.n_tiers() * layout.n_regions()],
+            v: vec![Vec::new(); layout.n_tiers() * layout.n_regions()],
             tokens: Vec::new(),
             pos: 0,
             tables: Vec::new(),
@@ -125,6 +126,9 @@ impl TraceRunner {
 impl Runner for TraceRunner {
     fn run(&mut self, tokens: &[u32], cache: &mut Cache, outputs: Outputs) -> Result<(), Error> {
         let p = &mut self.pass;
+        for d in cache.demoted() {
+            p.demote(d);
+        }
         p.tokens = tokens.to_vec();
         p.pos = cache.pos() - tokens.len() as u32;
         p.outputs = outputs;
@@ -153,10 +157,7 @@ impl Runner for TraceRunner {
         }
         if cache.wants_description() {
             cache.describe(tokens.len(), &mut |part, il, head, place, row| {
-                let (at, region) = (
-                    p.at(il, head, place.slot, place.row),
-                    p.layout.region_of(il),
-                );
+                let (region, at) = p.at(0, il, head, place.slot, place.row);
                 let pool = if part == Part::K { &p.k } else { &p.v };
                 row.copy_from_slice(&pool[region][at..][..row.len()]);
             });
@@ -170,18 +171,22 @@ impl Runner for TraceRunner {
 
     fn grow(&mut self, layout: &Layout) -> Result<(), Error> {
         let p = &mut self.pass;
-        for r in 0..layout.n_regions() {
-            let region = layout.region(r);
-            let n = region.n_blocks * PAGE * region.n_head_kv * p.hp.head_dim;
-            p.k[r].resize(n, 0.0);
-            p.v[r].resize(n, 0.0);
+        for tier in 0..layout.n_tiers() {
+            for r in 0..layout.n_regions() {
+                let region = layout.region(tier, r);
+                let n = region.n_blocks * PAGE * region.n_head_kv * p.hp.head_dim;
+                p.k[tier * layout.n_regions() + r].resize(n, 0.0);
+                p.v[tier * layout.n_regions() + r].resize(n, 0.0);
+            }
         }
         p.layout = layout.clone();
         Ok(())
     }
 
     fn pool_bytes(&self, layout: &Layout) -> u64 {
-        layout.bytes((2 * self.pass.hp.head_dim * size_of::<f32>()) as u64, 0)
+        let row = (2 * self.pass.hp.head_dim * size_of::<f32>()) as u64;
+        let tiers = 0..layout.n_tiers();
+        tiers.map(|tier| layout.bytes_of_tier(tier, row, 0)).sum()
     }
 
     fn describe(&self) -> String {
@@ -214,11 +219,37 @@ impl TracePass {
         out
     }
 
-    /// Where head `kv` of layer `il` has row `row` of a block, in its region.
-    fn at(&self, il: usize, kv: usize, block: u32, row: u32) -> usize {
-        let heads = self.layout.region(self.layout.region_of(il)).n_head_kv;
+    /// Where head `kv` of layer `il` has row `row` of a block of a tier: region, and element in it.
+    fn at(&self, tier: u8, il: usize, kv: usize, block: u32, row: u32) -> (usize, usize) {
+        let (tier, region) = (usize::from(tier), self.layout.region_of(il));
+        let heads = self.layout.region(tier, region).n_head_kv;
         let head = if heads == 1 { 0 } else { kv };
-        ((block as usize * PAGE + row as usize) * heads + head) * self.hp.head_dim
+        let at = ((block as usize * PAGE + row as usize) * heads + head) * self.hp.head_dim;
+        (tier * self.layout.n_regions() + region, at)
+    }
+
+    /// Copies a page to a lower tier, through its type.
+    fn demote(&mut self, d: &Demoted) {
+        let dim = self.hp.head_dim;
+        let ty = self.layout.tiers[usize::from(d.tier) - 1].ty.traits();
+        let quantize = ty.quantize_row.expect("checked when the pool was planned");
+        let mut bytes = vec![0; dim / ty.block_size * ty.type_size];
+        let table = d.il * self.layout.groups + d.group;
+        for kv in 0..self.hp.n_head_kv {
+            if self.table(d.il, kv) != table {
+                continue;
+            }
+            for row in 0..d.page.len {
+                let place = |slot| self.layout.place(slot, row);
+                let (old, new) = (place(d.page.slot), place(d.slot));
+                let (from, old) = self.at(d.page.tier, d.il, kv, old.slot, old.row);
+                let (to, new) = self.at(d.tier, d.il, kv, new.slot, new.row);
+                for pool in [&mut self.k, &mut self.v] {
+                    quantize(&pool[from][old..][..dim], &mut bytes);
+                    (ty.dequantize_row)(&bytes, &mut pool[to][new..][..dim]);
+                }
+            }
+        }
     }
 
     /// The table of head `kv` of layer `il`.
@@ -230,12 +261,14 @@ impl TracePass {
     /// Masses of the pages that the heads of `table` see, by the bounds of their keys: `[heads, n_pages]`.
     fn bound_masses(&self, q: Buf, t: usize, il: usize, table: usize) -> Vec<f32> {
         let (d, group) = (self.hp.head_dim, self.hp.n_head / self.hp.n_head_kv);
-        let region = self.layout.region_of(il);
         let mut masses = Vec::new();
         for h in (0..self.hp.n_head).filter(|h| self.table(il, h / group) == table) {
             let qh = &self.row(q, t)[h * d..][..d];
             let bound = |s: &Span| {
-                let key = |row| &self.k[region][self.at(il, h / group, s.slot, s.row + row)..][..d];
+                let key = |row| {
+                    let (region, at) = self.at(s.tier, il, h / group, s.slot, s.row + row);
+                    &self.k[region][at..][..d]
+                };
                 let most = |i: usize| {
                     let products = (0..s.len).map(|row| f64::from(qh[i]) * f64::from(key(row)[i]));
                     products.fold(f64::NEG_INFINITY, f64::max)
@@ -269,7 +302,7 @@ impl TracePass {
     fn attend(&mut self, q: Buf, t: usize, il: usize, out: &mut [f32]) {
         let bounds = self.layout.bounds && self.n() == 1;
         let (d, group) = (self.hp.head_dim, self.hp.n_head / self.hp.n_head_kv);
-        let (pos, region) = (self.pos + t as u32, self.layout.region_of(il));
+        let pos = self.pos + t as u32;
         let mut keep = Vec::new();
         for table in self.layout.tables_of(il) {
             self.masses[table].clear();
@@ -293,18 +326,18 @@ impl TracePass {
                     continue;
                 }
                 for row in (0..s.len).filter(|row| s.first_pos + row <= pos) {
-                    let base = self.at(il, kv, s.slot, s.row + row);
+                    let (region, base) = self.at(s.tier, il, kv, s.slot, s.row + row);
                     let product = dot(qh, &self.k[region][base..][..d]);
                     scores.push(f64::from(product) * f64::from(self.hp.attn_scale));
-                    at.push((i, base));
+                    at.push((i, region, base));
                 }
             }
             softmax(&mut scores);
             let mut sum = vec![0.0f64; d];
             let mut mass = vec![0.0; self.tables[table].0.len()];
-            for (s, (i, base)) in scores.iter().zip(&at) {
+            for (s, (i, region, base)) in scores.iter().zip(&at) {
                 mass[*i] += *s as f32;
-                for (acc, v) in sum.iter_mut().zip(&self.v[region][*base..][..d]) {
+                for (acc, v) in sum.iter_mut().zip(&self.v[*region][*base..][..d]) {
                     *acc += s * f64::from(*v);
                 }
             }
@@ -381,11 +414,11 @@ impl Backend for TracePass {
     }
 
     fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
-        let (d, region) = (self.hp.head_dim, self.layout.region_of(il));
+        let d = self.hp.head_dim;
         for t in 0..self.n() {
             for kv in 0..self.hp.n_head_kv {
                 let p = self.tables[self.table(il, kv)].1[t];
-                let at = self.at(il, kv, p.slot, p.row);
+                let (region, at) = self.at(0, il, kv, p.slot, p.row);
                 let (kr, vr) = (self.row(k, t).to_vec(), self.row(v, t).to_vec());
                 self.k[region][at..][..d].copy_from_slice(&kr[kv * d..][..d]);
                 self.v[region][at..][..d].copy_from_slice(&vr[kv * d..][..d]);

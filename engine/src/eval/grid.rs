@@ -115,10 +115,14 @@ impl Contender {
         (self.info.new)(&self.kv).draws()
     }
 
-    /// Whether it computes what `other` does as long as nothing is recycled: pages of the same size and the same types in them.
+    /// Whether it computes what `other` does as long as nothing is recycled: pages of the same size and the same types in them, which
+    /// they keep.
     pub fn computes_like(&self, other: &Self) -> bool {
-        let (a, b) = (&self.kv, &other.kv);
-        (a.page, a.ty_k, a.ty_v) == (b.page, b.ty_k, b.ty_v)
+        let computes = |c: &Self| {
+            let demotes = !c.info.whole_context && !c.kv.demote.is_empty();
+            (c.kv.page, c.kv.ty_k, c.kv.ty_v, demotes)
+        };
+        computes(self) == computes(other)
     }
 
     /// Whether it keeps everything whatever the budget.

@@ -322,6 +322,7 @@ mod tests {
 
     fn page(first_pos: u32, len: u32, w: f32) -> PageMeta {
         PageMeta {
+            tier: 0,
             slot: 0,
             first_pos,
             len,

@@ -15,7 +15,7 @@ use crate::kv::PAGE;
 use crate::model::Model;
 use crate::options::LoadOptions;
 use crate::sampling::{Sampler, SamplerParams};
-use crate::session::{KvStats, Session};
+use crate::session::Session;
 
 /// Tokens that a reply may have beyond one and a half times the reference.
 const SLACK: usize = 64;
@@ -152,7 +152,7 @@ impl Setting {
             n_prompt,
             n_reply: 0,
             budget_tokens: tokens.map_or(u64::from(session.pos()), u64::from),
-            kv_bytes: used_bytes(&kv),
+            kv_bytes: kv.used,
             recycled: kv.recycled,
             prefill_s: 0.0,
             decode_s: 0.0,
@@ -303,14 +303,6 @@ impl Solved {
             tail: v["tail"].as_str()?.to_owned(),
         })
     }
-}
-
-/// Bytes of the pages that a pool holds: all of it once something was recycled.
-fn used_bytes(kv: &KvStats) -> u64 {
-    if kv.recycled > 0 || kv.n_slots == 0 {
-        return kv.bytes;
-    }
-    (kv.bytes as f64 * kv.pages as f64 / kv.n_slots as f64).round() as u64
 }
 
 #[cfg(test)]

@@ -48,6 +48,17 @@ impl Describe {
         self.redundancy < 1.0 || self.guard > 0.0
     }
 
+    /// A page has moved from a list and slot to another.
+    pub(super) fn moved(&mut self, from: (usize, u32), to: (usize, u32)) {
+        if !self.is_on() {
+            return;
+        }
+        let width = self.mean.len();
+        let at = |slot: u32| slot as usize * width..(slot as usize + 1) * width;
+        self.mean.copy_from_slice(&self.means[from.0][at(from.1)]);
+        self.means[to.0][at(to.1)].copy_from_slice(&self.mean);
+    }
+
     /// The range from which on pages are guarded.
     pub(super) fn guarded_from(&mut self, pages: &[PageMeta]) -> f32 {
         let n = (pages.len() as f64 * f64::from(self.guard)) as usize;
@@ -108,6 +119,7 @@ impl Cache {
         let (l, d) = (&self.layout, &mut self.describe);
         let (il, group, heads) = (t / l.groups, t % l.groups, l.n_head_kv / l.groups);
         let pages = &mut self.tables[t].pages;
+        // What has just been filled is in the first tier.
         let (slot, width) = (pages[i].slot, d.mean.len());
         d.mean.fill(0.0);
         let mut range = 0.0f32;
@@ -130,13 +142,13 @@ impl Cache {
             }
         }
         pages[i].range = range;
-        let means = &mut d.means[l.list_of(t)];
         let at = |slot: u32| slot as usize * width..(slot as usize + 1) * width;
-        means[at(slot)].copy_from_slice(&d.mean);
+        d.means[l.list_of(0, t)][at(slot)].copy_from_slice(&d.mean);
         let later = pages[i].first_pos;
         for p in &mut pages[..i] {
             let full = p.len as usize == l.page && p.double == NONE;
-            if full && dot(&means[at(p.slot)], &d.mean) / heads as f32 > d.redundancy {
+            let mean = &d.means[l.list_of(usize::from(p.tier), t)][at(p.slot)];
+            if full && dot(mean, &d.mean) / heads as f32 > d.redundancy {
                 p.double = later;
             }
         }

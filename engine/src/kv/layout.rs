@@ -3,12 +3,23 @@
 //! A layer has one page table, or one for each key and value head ([`Scope::Head`]). A table has slots of its own, or takes them from
 //! one pool for the whole model ([`BudgetScope::Model`]); dense layers always have their own, as many as the context has
 //! pages. Memory is made of *blocks* of [`PAGE`] tokens, whatever a page holds: kernels see blocks only.
+//!
+//! With [demotion](KvOptions::demote) the bytes of the budget are divided into *tiers*: the first holds new pages, as large as without;
+//! each of the others holds pages of a cheaper type, so that there are more slots in all. Slots are numbered anew in each tier.
+
+use lemma_quant::GgmlType;
 
 use super::{PAGE, Place};
 use crate::options::{BudgetScope, KvOptions, Scope, Score};
 
 /// Shares of the pool that one table may hold at most where tables share a budget.
 const MOST_SHARES: usize = 4;
+
+/// The whole, in the units of [`Demotion::share`](crate::options::Demotion).
+const MILLION: u64 = 1_000_000;
+
+/// Slots that the first tier has at least: for the page that is written, and one that can be moved.
+const LEAST_HOT: usize = 2;
 
 /// The shape of the pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,11 +34,17 @@ pub struct Layout {
     pub head_dim: usize,
     /// Tokens in a page.
     pub page: usize,
-    /// Slots of a table; where tables share a budget, its mean.
+    /// Slots of a table in the first tier; where tables share a budget, its mean.
     pub n_slots: usize,
+    /// Slots that a table would have if all were of the first tier: the budget.
+    pub budget: usize,
+    /// Bytes of 32 elements of a key and 32 of a value in the first tier.
+    pub cost: u64,
+    /// What comes after the first tier; empty where pages are not demoted.
+    pub tiers: Vec<Tier>,
     /// Layers, counted from the first, that keep everything.
     pub dense: usize,
-    /// Slots of a table of a dense layer.
+    /// Slots of a table of a dense layer: pages of the context.
     pub dense_slots: usize,
     /// Whether the tables of layers that are not dense share their slots.
     pub shared: bool,
@@ -35,6 +52,19 @@ pub struct Layout {
     pub bounds: bool,
     /// How many pages a step attends to, if not to all.
     pub attend: Option<Attend>,
+}
+
+/// A tier after the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tier {
+    /// How keys and values are stored.
+    pub ty: GgmlType,
+    /// Bytes of 32 elements of a key and 32 of a value.
+    pub cost: u64,
+    /// Its share of the budget, in millionths.
+    pub share: u32,
+    /// Slots of a table; where tables share a budget, its mean.
+    pub n_slots: usize,
 }
 
 /// How many pages of a table a step attends to.
@@ -46,7 +76,7 @@ pub struct Attend {
     pub beside_pinned: bool,
 }
 
-/// A stretch of memory: the blocks of one layer, or of all that share a budget.
+/// A stretch of memory: the blocks of one layer, or of all that share a budget, in one tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
     /// Blocks of [`PAGE`] tokens.
@@ -55,8 +85,13 @@ pub struct Region {
     pub n_head_kv: usize,
 }
 
+/// Bytes of 32 elements; types of other blocks have no tier, and their cost decides nothing.
+fn cost(ty: GgmlType) -> u64 {
+    ty.row_size(32).unwrap_or(0) as u64
+}
+
 impl Layout {
-    /// The layout that options ask for; `n_ctx` positions at most.
+    /// The layout that options ask for, with a budget of `n_slots` pages a table; `n_ctx` positions at most.
     pub fn new(
         o: &KvOptions,
         n_layer: usize,
@@ -65,7 +100,7 @@ impl Layout {
         n_ctx: usize,
     ) -> Self {
         let page = o.page as usize;
-        Self {
+        let layout = Self {
             n_layer,
             n_head_kv,
             head_dim: 0,
@@ -74,12 +109,96 @@ impl Layout {
                 Scope::Layer => 1,
             },
             page,
-            n_slots,
+            n_slots: 0,
+            budget: 0,
+            cost: cost(o.ty_k) + cost(o.ty_v),
+            tiers: (o.demote.iter())
+                .map(|d| Tier {
+                    ty: d.ty,
+                    cost: 2 * cost(d.ty),
+                    share: d.share,
+                    n_slots: 0,
+                })
+                .collect(),
             dense: (o.dense_layers as usize).min(n_layer),
             dense_slots: n_ctx.div_ceil(page),
             shared: o.budget_scope == BudgetScope::Model,
             bounds: o.score == Score::Bound,
             attend: None,
+        };
+        layout.sized(n_slots)
+    }
+
+    /// The same with a budget of `n` pages a table. Tiers never take more bytes than it, nor hold more than the context together: where
+    /// they would, the first is larger.
+    pub fn sized(&self, n: usize) -> Self {
+        let mut l = self.clone();
+        l.budget = n;
+        l.n_slots = n;
+        let lower: u64 = self.tiers.iter().map(|t| u64::from(t.share)).sum();
+        if lower == 0 {
+            return l;
+        }
+        let first = (n as u64 * (MILLION - lower)).div_ceil(MILLION) as usize;
+        for hot in first.max(LEAST_HOT).min(n)..=n {
+            l.n_slots = hot;
+            let all = (n - hot) as u64 * self.cost;
+            let (mut left, mut rest) = (all, lower);
+            for t in &mut l.tiers {
+                rest -= u64::from(t.share);
+                // The last takes what rounding has left.
+                let bytes = left - all * rest / lower;
+                t.n_slots = (bytes / t.cost) as usize;
+                left -= t.n_slots as u64 * t.cost;
+            }
+            if l.all_slots() <= self.dense_slots {
+                break;
+            }
+        }
+        l
+    }
+
+    /// The same with a larger budget; no tier becomes smaller.
+    pub(crate) fn grown(&self, n: usize) -> Self {
+        let mut l = self.sized(n.max(self.budget));
+        l.n_slots = l.n_slots.max(self.n_slots);
+        for (new, old) in l.tiers.iter_mut().zip(&self.tiers) {
+            new.n_slots = new.n_slots.max(old.n_slots);
+        }
+        l
+    }
+
+    /// The same without any slot.
+    pub(super) fn emptied(&self) -> Self {
+        Self {
+            dense_slots: 0,
+            ..self.sized(0)
+        }
+    }
+
+    /// Tiers, the first included.
+    pub fn n_tiers(&self) -> usize {
+        1 + self.tiers.len()
+    }
+
+    /// Slots of a table in a tier; where tables share a budget, its mean.
+    pub fn slots_of_tier(&self, tier: usize) -> usize {
+        match tier {
+            0 => self.n_slots,
+            _ => self.tiers[tier - 1].n_slots,
+        }
+    }
+
+    /// Slots of a table in all tiers; where tables share a budget, its mean.
+    pub fn all_slots(&self) -> usize {
+        (0..self.n_tiers()).map(|t| self.slots_of_tier(t)).sum()
+    }
+
+    /// Bytes of 32 elements of a key and 32 of a value in a tier.
+    pub fn cost_of_tier(&self, tier: usize) -> u64 {
+        match tier {
+            0 => self.cost,
+            _ => self.tiers[tier - 1].cost,
         }
     }
 
@@ -103,36 +222,55 @@ impl Layout {
         self.shared && t >= self.n_dense()
     }
 
-    /// Lists of free slots: one a table, and one for the shared pool.
-    pub(super) fn n_lists(&self) -> usize {
+    /// The tables that give their slots to table `t` and take theirs from it.
+    pub(super) fn sharing(&self, t: usize) -> std::ops::Range<usize> {
+        if self.is_shared(t) {
+            self.n_dense()..self.n_tables()
+        } else {
+            t..t + 1
+        }
+    }
+
+    /// Lists of free slots of a tier: one a table, and one for the shared pool.
+    fn lists(&self) -> usize {
         self.n_tables() + 1
     }
 
-    /// The list that table `t` takes its slots from.
-    pub(super) fn list_of(&self, t: usize) -> usize {
-        if self.is_shared(t) {
-            self.n_tables()
-        } else {
-            t
-        }
+    /// Lists of free slots, tier after tier.
+    pub(super) fn n_lists(&self) -> usize {
+        self.n_tiers() * self.lists()
+    }
+
+    /// The list that table `t` takes its slots of a tier from.
+    pub(super) fn list_of(&self, tier: usize, t: usize) -> usize {
+        tier * self.lists()
+            + if self.is_shared(t) {
+                self.n_tables()
+            } else {
+                t
+            }
     }
 
     /// Slots of a list.
     pub(super) fn slots_of_list(&self, list: usize) -> usize {
-        match list {
-            t if t < self.n_dense() => self.dense_slots,
+        let tier = list / self.lists();
+        let n_slots = self.slots_of_tier(tier);
+        match list % self.lists() {
+            t if t < self.n_dense() && tier == 0 => self.dense_slots,
+            t if t < self.n_dense() => 0,
             t if t < self.n_tables() && self.shared => 0,
-            t if t < self.n_tables() => self.n_slots,
-            _ if self.shared => self.n_slots * (self.n_tables() - self.n_dense()),
+            t if t < self.n_tables() => n_slots,
+            _ if self.shared => n_slots * (self.n_tables() - self.n_dense()),
             _ => 0,
         }
     }
 
     /// Pages that a table holds at most.
     pub fn max_pages(&self, t: usize) -> usize {
-        let all = self.slots_of_list(self.list_of(t));
+        let slots = |tier| self.slots_of_list(self.list_of(tier, t));
+        let all = (0..self.n_tiers()).map(slots).sum::<usize>();
         if self.is_shared(t) {
-            all.min(MOST_SHARES * self.n_slots)
+            all.min(MOST_SHARES * self.all_slots())
         } else {
             all
         }
@@ -143,7 +281,7 @@ impl Layout {
         self.max_pages(t) * self.page.div_ceil(PAGE)
     }
 
-    /// Regions of memory.
+    /// Regions of memory in a tier.
     pub fn n_regions(&self) -> usize {
         if self.shared {
             (self.dense + 1).min(self.n_layer)
@@ -157,34 +295,41 @@ impl Layout {
         il.min(self.n_regions() - 1)
     }
 
-    /// The size of region `r`.
-    pub fn region(&self, r: usize) -> Region {
-        let blocks = |slots: usize| (slots * self.page).div_ceil(PAGE);
-        if self.shared && r >= self.dense {
-            Region {
-                n_blocks: blocks(self.slots_of_list(self.n_tables())),
-                n_head_kv: self.n_head_kv / self.groups,
-            }
-        } else {
-            Region {
-                n_blocks: blocks(self.slots_of_list(r * self.groups)),
-                n_head_kv: self.n_head_kv,
-            }
+    /// The size of region `r` in a tier.
+    pub fn region(&self, tier: usize, r: usize) -> Region {
+        let first = r * self.groups;
+        let slots = self.slots_of_list(self.list_of(tier, first));
+        Region {
+            n_blocks: (slots * self.page).div_ceil(PAGE),
+            n_head_kv: if self.is_shared(first) {
+                self.n_head_kv / self.groups
+            } else {
+                self.n_head_kv
+            },
         }
     }
 
-    /// Bytes of the pool, if a key and a value of one head take `row` bytes together, and a bound of one head `bound`.
-    pub fn bytes(&self, row: u64, bound: u64) -> u64 {
+    /// Bytes of a tier, if a key and a value of one head take `row` bytes together, and a bound of one head `bound`.
+    pub fn bytes_of_tier(&self, tier: usize, row: u64, bound: u64) -> u64 {
         let size = |r: Region| {
             let tokens = (r.n_blocks * r.n_head_kv * PAGE) as u64;
             let pages = tokens / self.page as u64;
             tokens * row + if self.bounds { pages * bound } else { 0 }
         };
-        (0..self.n_regions()).map(|r| size(self.region(r))).sum()
+        let regions = (0..self.n_regions()).map(|r| self.region(tier, r));
+        regions.map(size).sum()
+    }
+
+    /// Bytes of the pool, if a key and a value of one head take `row` bytes together in the first tier, and a bound of one head `bound`.
+    pub fn bytes(&self, row: u64, bound: u64) -> u64 {
+        // Blocks of lower tiers divide a head, so this is exact.
+        let row = |tier| row * self.cost_of_tier(tier) / self.cost.max(1);
+        let tiers = 0..self.n_tiers();
+        tiers.map(|t| self.bytes_of_tier(t, row(t), bound)).sum()
     }
 
     /// The block and the row in it of token `row` of a page.
-    pub(super) fn place(&self, slot: u32, row: u32) -> Place {
+    pub fn place(&self, slot: u32, row: u32) -> Place {
         let at = slot * self.page as u32 + row;
         Place {
             slot: at / PAGE as u32,

@@ -5,12 +5,15 @@
 //! slot or that of the page which the [policy](policy) gives away. Positions only grow: a recycled page leaves a hole, keys
 //! keep the rotation that they were stored with, and what is valid is said by the table, never by an index.
 //!
+//! Where pages are [demoted](crate::options::KvOptions::demote), the pool has tiers: a page that must leave the first moves to the next,
+//! where it is stored as a cheaper type, and is forgotten when it must leave the last ([`take`]).
+//!
 //! Live pages are kept in position order. With a pool that never fills, that is the same order and the same arithmetic under
 //! every policy, so that all policies agree bit for bit until the first page is recycled.
 //!
 //! ```text
 //! begin(n)   places for n tokens in every layer (may recycle)     -> Step with places per layer
-//! …          the backend stores K and V there, attends, leaves masses
+//! …          the backend moves what was demoted, stores K and V there, attends, leaves masses
 //! end()      masses -> PageMeta::w, policy refreshes time stamps
 //! ```
 
@@ -19,17 +22,19 @@ mod layout;
 pub mod policy;
 pub mod spec;
 mod table;
+mod take;
 
 pub use describe::{Part, ReadRow};
-pub use layout::{Attend, Layout, Region};
-pub use table::{LayerTable, NONE, PageMeta, Place, Recycled, Span};
+pub use layout::{Attend, Layout, Region, Tier};
+pub use table::{Demoted, LayerTable, NONE, PageMeta, Place, Recycled, Span};
 
 use std::ops::Range;
 
 use crate::options::{Aggregate, KvOptions};
 use describe::Describe;
-use policy::{Policy, PolicyInfo, Value};
+use policy::{Policy, PolicyInfo};
 use table::may_recycle;
+use take::Candidate;
 
 /// Tokens in a block of the pool, and in a page unless options say otherwise.
 pub const PAGE: usize = 16;
@@ -40,7 +45,7 @@ pub const PAGE_SIZES: [u32; 4] = [8, 16, 32, 64];
 /// No page may give its slot away: everything is pinned or recent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolFull {
-    /// Slots of a layer.
+    /// Slots of a layer in all tiers.
     pub n_slots: usize,
     /// Pages that may not be recycled.
     pub held: usize,
@@ -50,42 +55,25 @@ pub struct PoolFull {
 pub struct Cache {
     layout: Layout,
     tables: Vec<LayerTable>,
-    /// Slots that hold nothing, the next one to take last: a list for each table, and one for the pool that tables share.
+    /// Slots that hold nothing, the next one to take last: in each tier a list for each table, and one for the pool that tables share.
     free: Vec<Vec<u32>>,
     policy: Box<dyn Policy>,
     recent: usize,
     aggregate: Aggregate,
     pos: u32,
     first_recycle: Option<u32>,
-    last_recycle: Option<u32>,
+    /// The last step at which a page was recycled or demoted.
+    last_loss: Option<u32>,
     keeps_all: bool,
     /// Page masses are wanted although the policy does not ask for them.
     watched: bool,
     /// Pages recycled in the step that [`Cache::begin`] last opened.
     recycled: Vec<Recycled>,
+    /// Pages that moved in that step, in the order in which they did.
+    demoted: Vec<Demoted>,
     describe: Describe,
-    /// The page of each table that would go, as long as the table does not change.
+    /// The page of each table that would leave a tier, one way or the other, as long as the table does not change.
     least: Vec<Option<Candidate>>,
-}
-
-/// A page that may go: its worth and where it is.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    /// 0 for redundant pages, 2 for guarded ones, 1 for others.
-    tier: u8,
-    value: Value,
-    first_pos: u32,
-    index: usize,
-}
-
-impl Candidate {
-    fn order(&self, other: &Self) -> std::cmp::Ordering {
-        let worth = self
-            .tier
-            .cmp(&other.tier)
-            .then(self.value.order(&other.value));
-        worth.then(self.first_pos.cmp(&other.first_pos))
-    }
 }
 
 impl Cache {
@@ -109,27 +97,22 @@ impl Cache {
             aggregate: options.aggregate,
             pos: 0,
             first_recycle: None,
-            last_recycle: None,
+            last_loss: None,
             recycled: Vec::new(),
+            demoted: Vec::new(),
             describe: Describe::new(options.redundancy, options.guard),
-            least: vec![None; layout.n_tables()],
-            layout: Layout {
-                n_slots: 0,
-                dense_slots: 0,
-                ..layout.clone()
-            },
+            least: vec![None; take::n_asks(&layout)],
+            layout: layout.emptied(),
         };
         cache.resize(layout);
         cache
     }
 
-    /// Adds slots to the tables that have a budget; the backend must have added them to its pool as well.
+    /// Adds slots to the tables that have a budget, so that it is of `n_slots` pages; the backend must have added them to its pool
+    /// as well.
     pub fn grow(&mut self, n_slots: usize) {
-        if n_slots > self.layout.n_slots {
-            self.resize(Layout {
-                n_slots,
-                ..self.layout.clone()
-            });
+        if n_slots > self.layout.budget {
+            self.resize(self.layout.grown(n_slots));
         }
     }
 
@@ -146,6 +129,7 @@ impl Cache {
             table.pages.reserve(n.saturating_sub(table.pages.len()));
         }
         self.recycled.reserve(self.tables.len());
+        self.demoted.reserve(self.tables.len() * layout.tiers.len());
         self.policy.reserve(
             layout
                 .max_pages(0)
@@ -169,8 +153,9 @@ impl Cache {
         self.policy.reset();
         self.pos = 0;
         self.first_recycle = None;
-        self.last_recycle = None;
+        self.last_loss = None;
         self.recycled.clear();
+        self.demoted.clear();
     }
 
     /// The shape of the pool.
@@ -178,9 +163,9 @@ impl Cache {
         &self.layout
     }
 
-    /// Slots of a table that has a budget.
+    /// Slots of a table that has a budget, in all tiers.
     pub fn n_slots(&self) -> usize {
-        self.layout.n_slots
+        self.layout.all_slots()
     }
 
     /// Position of the next token.
@@ -213,6 +198,11 @@ impl Cache {
         &self.recycled
     }
 
+    /// What the last [`Cache::begin`] moved to lower tiers, in order: a slot may be left by one page and taken by the next.
+    pub fn demoted(&self) -> &[Demoted] {
+        &self.demoted
+    }
+
     /// Whether the policy wants page masses, or somebody watches them.
     pub fn wants_mass(&self) -> bool {
         self.watched || self.policy.wants_mass()
@@ -238,28 +228,33 @@ impl Cache {
         current.map_or(0, |p| self.layout.page - p.len as usize)
     }
 
-    /// Tokens that can be appended to every table if `spare` pages a table, or as many in all for those that share, give way.
-    fn tokens(&self, spare: impl Fn(usize) -> usize) -> usize {
+    /// Tokens that can be appended to every table with the free slots of some tiers, if `spare` pages a table, or as many in all for those
+    /// that share, give way.
+    fn tokens(&self, tiers: Range<usize>, spare: impl Fn(usize) -> usize) -> usize {
         let page = self.layout.page;
         let (mut least, mut shared, mut sharing) = (usize::MAX, 0, 0);
+        let free = |t| {
+            let lists = tiers.clone().map(|tier| self.layout.list_of(tier, t));
+            lists.map(|list| self.free[list].len()).sum::<usize>()
+        };
         for t in 0..self.tables.len() {
             if self.layout.is_shared(t) {
                 shared += spare(t);
                 sharing += 1;
             } else {
-                least = least.min((self.free[t].len() + spare(t)) * page + self.rest(t));
+                least = least.min((free(t) + spare(t)) * page + self.rest(t));
             }
         }
-        let shared = self.free[self.tables.len()].len() + shared;
-        if let Some(pages) = shared.checked_div(sharing) {
-            least = least.min(pages * page + self.rest(self.tables.len() - 1));
+        let last = self.tables.len() - 1;
+        if let Some(pages) = (free(last) + shared).checked_div(sharing) {
+            least = least.min(pages * page + self.rest(last));
         }
         if least == usize::MAX { 0 } else { least }
     }
 
     /// Tokens that can be appended without recycling anything.
     pub fn room(&self) -> usize {
-        self.tokens(|_| 0)
+        self.tokens(0..self.layout.n_tiers(), |_| 0)
     }
 
     /// Tokens that can be appended at all: room, and pages that may give their slots away.
@@ -267,7 +262,7 @@ impl Cache {
         if self.keeps_all {
             return self.room();
         }
-        self.tokens(|t| {
+        self.tokens(0..self.layout.n_tiers(), |t| {
             let pages = &self.tables[t].pages;
             (0..pages.len())
                 .filter(|&i| may_recycle(pages, i, 1))
@@ -275,13 +270,27 @@ impl Cache {
         })
     }
 
+    /// Tokens that one [`Cache::begin`] can take: a page is demoted only when it has been stored, so there cannot be more of them than
+    /// pages that can leave the first tier. At least 1.
+    pub fn batch(&self) -> usize {
+        if self.layout.tiers.is_empty() {
+            return usize::MAX;
+        }
+        let movable = |t: usize| {
+            let pages = self.tables[t].pages.split_last();
+            pages.map_or(0, |(_, p)| p.iter().filter(|p| p.tier == 0).count())
+        };
+        self.tokens(0..1, movable).max(1)
+    }
+
     /// Appends `n` tokens to every table and says where they go. Pages that hold any of them are pinned if `pin`.
     ///
     /// # Errors
     /// [`PoolFull`] when a page is needed and none may be recycled; the tables are then as they were for the layers not yet
-    /// reached, so the sequence must be cleared (callers check [`Cache::room_with_recycling`] for prompts).
+    /// reached, so the sequence must be cleared (callers check [`Cache::room_with_recycling`] for prompts and keep to [`Cache::batch`]).
     pub fn begin(&mut self, n: usize, pin: bool) -> Result<(), PoolFull> {
         self.recycled.clear();
+        self.demoted.clear();
         self.least.fill(None);
         for t in 0..self.tables.len() {
             self.tables[t].places.clear();
@@ -306,110 +315,13 @@ impl Cache {
                 // Page 0 is the attention sink: it stays under every policy.
                 let page = PageMeta::new(slot, pos, pin || pos == 0);
                 self.tables[t].pages.push(page);
-                self.least[t] = None;
+                self.forget_least(t);
                 (slot, 0)
             }
         };
         let place = self.layout.place(slot, row);
         self.tables[t].places.push(place);
         Ok(())
-    }
-
-    /// A slot for the next page of table `t`.
-    fn take(&mut self, t: usize, step: u32) -> Result<u32, PoolFull> {
-        let at_most = self.tables[t].pages.len() >= self.layout.max_pages(t);
-        if !at_most && let Some(slot) = self.free[self.layout.list_of(t)].pop() {
-            return Ok(slot);
-        }
-        let from = if self.layout.is_shared(t) && !at_most {
-            self.layout.n_dense()..self.tables.len()
-        } else {
-            t..t + 1
-        };
-        // In a pool so small that the recent pages are all there is, only the current one is protected.
-        let least = self.least(from.clone(), true, step);
-        let Some((t, i)) = least.or_else(|| self.least(from, false, step)) else {
-            return Err(PoolFull {
-                n_slots: self.layout.n_slots,
-                held: self.tables[t].pages.len(),
-            });
-        };
-        let page = self.tables[t].pages.remove(i);
-        self.least[t] = None;
-        self.tables[t].recycled += 1;
-        self.first_recycle.get_or_insert(step);
-        self.last_recycle = Some(step);
-        let (il, group) = (t / self.layout.groups, t % self.layout.groups);
-        self.recycled.push(Recycled {
-            il,
-            group,
-            step,
-            page,
-        });
-        Ok(page.slot)
-    }
-
-    /// The last pages of table `t` that stay.
-    fn recent(&self, t: usize) -> usize {
-        let pages = &self.tables[t].pages;
-        let pinned = pages.iter().filter(|p| p.pinned).count();
-        let room = self.layout.n_slots.saturating_sub(pinned);
-        self.recent.max(self.policy.recent(room))
-    }
-
-    /// The page worth least among those of some tables that may go; recent pages may not, if they are to be `spared`.
-    fn least(
-        &mut self,
-        tables: std::ops::Range<usize>,
-        spared: bool,
-        now: u32,
-    ) -> Option<(usize, usize)> {
-        let mut least: Option<(Candidate, usize)> = None;
-        for t in tables {
-            let known = self.least[t].filter(|_| spared);
-            let Some(c) = known.or_else(|| self.least_of(t, spared, now)) else {
-                continue;
-            };
-            if spared {
-                self.least[t] = Some(c);
-            }
-            if least.is_none_or(|(l, _)| c.order(&l).is_lt()) {
-                least = Some((c, t));
-            }
-        }
-        least.map(|(c, t)| (t, c.index))
-    }
-
-    fn least_of(&mut self, t: usize, spared: bool, now: u32) -> Option<Candidate> {
-        let mut least: Option<Candidate> = None;
-        self.candidates(t, spared, now, &mut |c| {
-            if least.is_none_or(|l| c.order(&l).is_lt()) {
-                least = Some(c);
-            }
-        });
-        least
-    }
-
-    /// The pages of table `t` that may go, in position order.
-    fn candidates(&mut self, t: usize, spared: bool, now: u32, each: &mut dyn FnMut(Candidate)) {
-        if self.keeps_all {
-            return;
-        }
-        let recent = if spared { self.recent(t) } else { 1 };
-        let pages = &self.tables[t].pages;
-        let guarded = self.describe.guarded_from(pages);
-        for i in (0..pages.len()).filter(|&i| may_recycle(pages, i, recent)) {
-            each(Candidate {
-                tier: match &pages[i] {
-                    p if p.double != NONE => 0,
-                    p if p.range >= guarded => 2,
-                    _ => 1,
-                },
-                value: self.policy.value(&pages[i], now),
-                first_pos: pages[i].first_pos,
-                index: i,
-            });
-        }
     }
 
     /// [`Cache::end_table`] for a layer whose heads share a table.
@@ -468,7 +380,7 @@ impl Cache {
     /// Slots that table `t` is sure of.
     fn slots_of(&self, t: usize) -> usize {
         if self.layout.is_shared(t) {
-            self.layout.n_slots
+            self.layout.all_slots()
         } else {
             self.layout.max_pages(t)
         }
@@ -481,33 +393,22 @@ impl Cache {
         }
     }
 
-    /// First positions of the pages of table `t` that may be recycled, the next to go first. `None` if that is drawn.
-    pub fn order(&mut self, t: usize) -> Option<Vec<u32>> {
-        if self.policy.draws() {
-            return None;
-        }
-        let mut out = Vec::new();
-        self.candidates(t, true, self.pos, &mut |c| out.push(c));
-        out.sort_by(Candidate::order);
-        Some(out.iter().map(|c| c.first_pos).collect())
-    }
-
     /// Drops the tokens from `pos` on.
     ///
-    /// Returns `false`, and does nothing, when a page was recycled at `pos` or later: what the token at `pos` attended to is gone,
+    /// Returns `false`, and does nothing, when a page was recycled or demoted at `pos` or later: what the token at `pos` attended to is gone,
     /// so the caller has to fill the cache again. What a policy has added up for the pages that stay is kept.
     pub fn rewind(&mut self, pos: u32) -> bool {
         if pos >= self.pos {
             return true;
         }
-        if self.last_recycle.is_some_and(|step| step >= pos) {
+        if self.last_loss.is_some_and(|step| step >= pos) {
             return false;
         }
         for (t, table) in self.tables.iter_mut().enumerate() {
-            let free = &mut self.free[self.layout.list_of(t)];
             while let Some(p) = table.pages.last_mut() {
                 if p.first_pos >= pos {
-                    free.push(p.slot);
+                    let list = self.layout.list_of(usize::from(p.tier), t);
+                    self.free[list].push(p.slot);
                     table.pages.pop();
                 } else {
                     p.len = p.len.min(pos - p.first_pos);

@@ -10,7 +10,7 @@ use super::policy::{self, POLICIES};
 use crate::error::Error;
 use crate::model::KV_TYPES;
 use crate::options::{
-    Aggregate, BudgetScope, Clock, KvBudget, KvOptions, Pin, Refresh, Scope, Score,
+    Aggregate, BudgetScope, Clock, Demotion, KvBudget, KvOptions, Pin, Refresh, Scope, Score,
 };
 use crate::report;
 
@@ -130,6 +130,11 @@ pub static KEYS: &[Key] = &[
         set: |o, v| put(&mut o.guard, share(v)),
     },
     Key {
+        name: "demote",
+        values: "none, or types from q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, at most three, with or without their shares of the bytes: q8_0, q8_0+q4_0, q8_0:0.25+q4_0:0.5",
+        set: |o, v| put(&mut o.demote, demotions(v)),
+    },
+    Key {
         name: "seed",
         values: "a number",
         set: |o, v| put(&mut o.seed, v.parse().ok()),
@@ -211,6 +216,46 @@ fn stored(name: &str) -> Option<GgmlType> {
     types.find(|t| t.name().eq_ignore_ascii_case(name))
 }
 
+/// Types that a tier after the first may have: blocks of 32.
+pub const DEMOTED: [GgmlType; 6] = [
+    GgmlType::Q8_0,
+    GgmlType::Q5_1,
+    GgmlType::Q5_0,
+    GgmlType::Q4_1,
+    GgmlType::Q4_0,
+    GgmlType::IQ4_NL,
+];
+
+/// Shares of the bytes, in millionths, of tiers that are not told theirs, by how many there are.
+const SHARES: [&[u32]; 3] = [&[500_000], &[250_000, 500_000], &[250_000; 3]];
+
+/// `none`, or `TYPE+TYPE+…`, with or without `:SHARE` after each.
+fn demotions(list: &str) -> Option<Vec<Demotion>> {
+    if list == "none" {
+        return Some(Vec::new());
+    }
+    let named: Vec<(&str, Option<&str>)> = list
+        .split('+')
+        .map(|d| d.split_once(':').map_or((d, None), |(n, s)| (n, Some(s))))
+        .collect();
+    let default = SHARES.get(named.len() - 1)?;
+    let told = named.iter().any(|(_, share)| share.is_some());
+    let one = |(&(name, share), default): (&(&str, Option<&str>), &u32)| {
+        let ty = stored(name).filter(|ty| DEMOTED.contains(ty))?;
+        let share = if told { millionths(share?)? } else { *default };
+        Some(Demotion { ty, share })
+    };
+    let list: Vec<_> = named.iter().zip(*default).map(one).collect::<Option<_>>()?;
+    let sum: u64 = list.iter().map(|d| u64::from(d.share)).sum();
+    (sum < 1_000_000).then_some(list)
+}
+
+/// A share of the bytes, more than nothing and less than all.
+fn millionths(value: &str) -> Option<u32> {
+    let share = value.parse::<f64>().ok()? * 1e6;
+    (1.0..1e6).contains(&share).then_some(share.round() as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +275,16 @@ mod tests {
             ("window", 32),
             "the rest stays"
         );
+        o.apply("raas:demote=q8_0:0.25+q4_0:0.5").unwrap();
+        let tier = |ty, share| Demotion { ty, share };
+        assert_eq!(
+            o.demote,
+            [tier(GgmlType::Q8_0, 250_000), tier(GgmlType::Q4_0, 500_000)]
+        );
+        o.apply("raas:demote=q4_0").unwrap();
+        assert_eq!((o.demote.len(), o.demote[0].ty), (1, GgmlType::Q4_0));
+        o.apply("raas:demote=none").unwrap();
+        assert!(o.demote.is_empty());
     }
 
     #[test]
@@ -244,6 +299,15 @@ mod tests {
                 "alpha \"nan\", expected a number from 0 to 1",
             ),
             ("raas:page=12", "page \"12\", expected 8, 16, 32 or 64"),
+            (
+                "raas:demote=q8_0:0.5+q4_0",
+                "demote \"q8_0:0.5+q4_0\", expected none, or types from q8_0",
+            ),
+            ("raas:demote=q8_0:1", "demote \"q8_0:1\""),
+            ("raas:demote=f16", "demote \"f16\""),
+            ("raas:demote=", "demote \"\""),
+            ("raas:demote=q8_0:0.6+q4_0:0.4", "demote"),
+            ("raas:demote=q8_0+q5_0+q4_1+q4_0", "demote"),
             ("window:pin", "pin \"\", expected prompt, system or none"),
         ] {
             let e = o.apply(spec).unwrap_err().to_string();

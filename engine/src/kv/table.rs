@@ -5,7 +5,9 @@ use super::{Layout, PAGE};
 /// A live page of a table.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PageMeta {
-    /// The physical place of the page.
+    /// The tier that it lies in; see [`Layout`].
+    pub tier: u8,
+    /// The physical place of the page in its tier.
     pub slot: u32,
     /// Position of its first token.
     pub first_pos: u32,
@@ -34,6 +36,7 @@ impl PageMeta {
     /// A page that is opened for the token at `pos`.
     pub(super) fn new(slot: u32, pos: u32, pinned: bool) -> Self {
         Self {
+            tier: 0,
             slot,
             first_pos: pos,
             len: 1,
@@ -48,7 +51,7 @@ impl PageMeta {
     }
 }
 
-/// Where a token's key and value go: a block of [`PAGE`] tokens and the row in it.
+/// Where a token's key and value go: a block of [`PAGE`] tokens of the first tier and the row in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The block; with pages of [`PAGE`] tokens, the slot of the page.
@@ -60,6 +63,8 @@ pub struct Place {
 /// A page, or a part of one, within a block of memory: what kernels read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
+    /// Its tier.
+    pub tier: u8,
     /// The block.
     pub slot: u32,
     /// Its first row in the block.
@@ -83,6 +88,23 @@ pub struct Recycled {
     pub page: PageMeta,
 }
 
+/// A page that moved to a lower tier.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Demoted {
+    /// Layer.
+    pub il: usize,
+    /// Table of the layer: the key and value head under [`Scope::Head`](crate::options::Scope::Head), else 0.
+    pub group: usize,
+    /// The step at which it happened (the position of the token that needed room).
+    pub step: u32,
+    /// The page as it was.
+    pub page: PageMeta,
+    /// Where it is now.
+    pub tier: u8,
+    /// Its slot there.
+    pub slot: u32,
+}
+
 /// A page table.
 #[derive(Debug, Default)]
 pub struct LayerTable {
@@ -102,6 +124,7 @@ impl LayerTable {
             (0..p.len).step_by(PAGE).map(move |done| {
                 let at = p.slot * size as u32 + done;
                 Span {
+                    tier: p.tier,
                     slot: at / PAGE as u32,
                     row: at % PAGE as u32,
                     first_pos: p.first_pos + done,

@@ -40,7 +40,7 @@ fn step(c: &mut Cache, n_head: usize) {
 fn check(c: &Cache) {
     let layout = c.layout();
     for list in 0..layout.n_lists() {
-        let tables = (0..layout.n_tables()).filter(|&t| layout.list_of(t) == list);
+        let tables = (0..layout.n_tables()).filter(|&t| layout.list_of(0, t) == list);
         let held = tables.flat_map(|t| c.tables[t].pages.iter().map(|p| p.slot));
         let mut slots: Vec<u32> = held.chain(c.free[list].iter().copied()).collect();
         slots.sort_unstable();
@@ -366,8 +366,8 @@ fn places_lie_in_their_blocks() {
         for _ in 0..30 * layout.page as u32 {
             step(&mut c, 1);
             for (t, table) in c.tables().iter().enumerate() {
-                let (place, list) = (table.places[0], layout.list_of(t));
-                let region = layout.region(layout.region_of(t / layout.groups));
+                let (place, list) = (table.places[0], layout.list_of(0, t));
+                let region = layout.region(0, layout.region_of(t / layout.groups));
                 assert!((place.slot as usize) < region.n_blocks && place.row < PAGE as u32);
                 written.insert((list, place.slot, place.row), (t, c.pos() - 1));
                 // What a table shows is what was written for it last.

@@ -1,9 +1,9 @@
-//! How large the parts of a pool are, and what a step says about pages whose keys are bounded.
+//! How large the parts of a pool are, and what a step says about pages that move and about pages whose keys are bounded.
 
-use lemma_cpu::Place;
+use lemma_cpu::{Move, Place};
 
 use crate::arch::HParams;
-use crate::kv::{Cache, Layout, PAGE, Region};
+use crate::kv::{Cache, Demoted, Layout, PAGE, Region};
 
 /// Spans of the longest table.
 pub(super) fn max_spans(layout: &Layout) -> usize {
@@ -24,6 +24,22 @@ pub(super) fn n_bounds(layout: &Layout, r: Region) -> usize {
 /// Masses that a layer leaves at most.
 pub(super) fn masses(layout: &Layout, il: usize, hp: &HParams) -> usize {
     layer_spans(layout, il) * (hp.n_head / layout.groups)
+}
+
+/// A page that was demoted, for kernels: regions stand one after the other, each with its tiers.
+pub(super) fn moved(layout: &Layout, d: &Demoted) -> Move {
+    let at = |tier: u8| layout.region_of(d.il) * layout.n_tiers() + usize::from(tier);
+    let heads = layout.n_head_kv / layout.groups;
+    // Where each table has blocks of its own heads, they begin at the first plane.
+    let shares_blocks = layout.region(0, layout.region_of(d.il)).n_head_kv > heads;
+    let first = if shares_blocks { d.group * heads } else { 0 };
+    Move {
+        from: at(d.page.tier),
+        to: at(d.tier),
+        from_token: d.page.slot * layout.page as u32,
+        to_token: d.slot * layout.page as u32,
+        planes: (first, first + heads),
+    }
 }
 
 /// Bytes of the bounds of a page for one head.

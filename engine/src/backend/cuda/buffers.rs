@@ -31,7 +31,7 @@ pub(super) struct Pool {
 
 /// Bytes of the keys of region `r`, and of its values.
 fn region_bytes(h: Heads, layout: &Layout, r: usize) -> usize {
-    layout.region(r).n_blocks * PAGE * h.n_head_kv * h.head_dim * 2
+    layout.region(0, r).n_blocks * PAGE * h.n_head_kv * h.head_dim * 2
 }
 
 impl Pool {

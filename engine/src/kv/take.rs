@@ -1,0 +1,246 @@
+//! Who gives way when a page needs a slot.
+//!
+//! New pages go to the first tier. When it has no free slot, the page worth least in it moves to the next tier, which makes room in the
+//! same way; what has to leave the last tier is deleted. Pinned pages move but are never deleted. If nothing may leave the tiers below,
+//! a tier deletes a page of its own. The last pages of a table stay where they are as long as there are others; the one that is being
+//! written, and those that the step in progress fills, stay in any case: there is nothing to move yet.
+
+use std::ops::Range;
+
+use super::policy::Value;
+use super::table::{Demoted, NONE, Recycled};
+use super::{Cache, Layout, PoolFull};
+
+/// A page that may go: its worth and where it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    /// 0 for redundant pages, 2 for guarded ones, 1 for others.
+    class: u8,
+    value: Value,
+    first_pos: u32,
+    index: usize,
+    tier: u8,
+}
+
+impl Candidate {
+    fn order(&self, other: &Self) -> std::cmp::Ordering {
+        let worth = self
+            .class
+            .cmp(&other.class)
+            .then(self.value.order(&other.value));
+        worth.then(self.first_pos.cmp(&other.first_pos))
+    }
+}
+
+/// Which pages are asked to go.
+#[derive(Clone, Copy)]
+struct Ask {
+    /// Those of this tier.
+    tier: usize,
+    /// To the next tier; if not, they are deleted.
+    demote: bool,
+    /// Not the recent ones.
+    spared: bool,
+}
+
+/// Questions that [`Cache::least`] remembers the answers to.
+pub(super) fn n_asks(layout: &Layout) -> usize {
+    2 * layout.n_tiers() * layout.n_tables()
+}
+
+impl Cache {
+    /// A slot of the first tier for the next page of table `t`.
+    pub(super) fn take(&mut self, t: usize, step: u32) -> Result<u32, PoolFull> {
+        let full = PoolFull {
+            n_slots: self.layout.all_slots(),
+            held: self.tables[t].pages.len(),
+        };
+        if full.held >= self.layout.max_pages(t) {
+            // One of its own pages has to go, wherever it is.
+            let mut tiers = (0..self.layout.n_tiers()).rev();
+            let (tier, slot) = tiers
+                .find_map(|tier| {
+                    let spared = self.delete(tier, t..t + 1, true, step);
+                    let slot = spared.or_else(|| self.delete(tier, t..t + 1, false, step))?;
+                    Some((tier, slot))
+                })
+                .ok_or(full)?;
+            self.free[self.layout.list_of(tier, t)].push(slot);
+        }
+        // In a pool so small that the recent pages are all there is, only the current one is protected.
+        let slot = self.slot_in(0, t, true, step);
+        let slot = slot.or_else(|| self.slot_in(0, t, false, step));
+        slot.map(|(_, slot)| slot).ok_or(full)
+    }
+
+    /// A slot for a page of table `t` in a tier, or in the next one that has any.
+    fn slot_in(&mut self, tier: usize, t: usize, spared: bool, step: u32) -> Option<(u8, u32)> {
+        if tier == self.layout.n_tiers() {
+            return None;
+        }
+        let list = self.layout.list_of(tier, t);
+        if tier > 0 && self.layout.slots_of_list(list) == 0 {
+            return self.slot_in(tier + 1, t, spared, step);
+        }
+        let here = |slot| (tier as u8, slot);
+        if let Some(slot) = self.free[list].pop() {
+            return Some(here(slot));
+        }
+        let from = self.layout.sharing(t);
+        let down = Ask {
+            tier,
+            demote: true,
+            spared,
+        };
+        if let Some((t, i)) = self.least(from.clone(), down, step) {
+            // Pages may go below meanwhile, and indices change.
+            let first_pos = self.tables[t].pages[i].first_pos;
+            if let Some(to) = self.slot_in(tier + 1, t, spared, step) {
+                return Some(here(self.demote(t, first_pos, to, step)));
+            }
+        }
+        self.delete(tier, from, spared, step).map(here)
+    }
+
+    /// Moves the page of table `t` that begins at `first_pos`; returns the slot that it leaves.
+    fn demote(&mut self, t: usize, first_pos: u32, (tier, slot): (u8, u32), step: u32) -> u32 {
+        let pages = &mut self.tables[t].pages;
+        let i = pages.partition_point(|p| p.first_pos < first_pos);
+        let page = pages[i];
+        (pages[i].tier, pages[i].slot) = (tier, slot);
+        let list = |tier| self.layout.list_of(usize::from(tier), t);
+        self.describe
+            .moved((list(page.tier), page.slot), (list(tier), slot));
+        self.forget_least(t);
+        self.last_loss = Some(step);
+        let (il, group) = (t / self.layout.groups, t % self.layout.groups);
+        self.demoted.push(Demoted {
+            il,
+            group,
+            step,
+            page,
+            tier,
+            slot,
+        });
+        page.slot
+    }
+
+    /// Deletes the page worth least among those of a tier and some tables that may go; returns its slot.
+    fn delete(&mut self, tier: usize, from: Range<usize>, spared: bool, step: u32) -> Option<u32> {
+        let ask = Ask {
+            tier,
+            demote: false,
+            spared,
+        };
+        let (t, i) = self.least(from, ask, step)?;
+        let page = self.tables[t].pages.remove(i);
+        self.forget_least(t);
+        self.tables[t].recycled += 1;
+        self.first_recycle.get_or_insert(step);
+        self.last_loss = Some(step);
+        let (il, group) = (t / self.layout.groups, t % self.layout.groups);
+        self.recycled.push(Recycled {
+            il,
+            group,
+            step,
+            page,
+        });
+        Some(page.slot)
+    }
+
+    /// The last pages of table `t` that do not leave a tier.
+    fn recent(&self, t: usize, tier: usize) -> usize {
+        let above = self.tables[t].pages.iter();
+        let pinned = above.filter(|p| p.pinned && usize::from(p.tier) <= tier);
+        let slots = (0..=tier).map(|tier| self.layout.slots_of_tier(tier));
+        let room = slots.sum::<usize>().saturating_sub(pinned.count());
+        self.recent.max(self.policy.recent(room))
+    }
+
+    /// Table `t` has changed.
+    pub(super) fn forget_least(&mut self, t: usize) {
+        let n = self.layout.n_tables();
+        let asks = self.least.iter_mut().skip(t).step_by(n);
+        asks.for_each(|least| *least = None);
+    }
+
+    /// The page worth least among those of some tables that are asked to go: table and index.
+    fn least(&mut self, tables: Range<usize>, ask: Ask, now: u32) -> Option<(usize, usize)> {
+        let mut least: Option<(Candidate, usize)> = None;
+        for t in tables {
+            let key = (2 * ask.tier + usize::from(ask.demote)) * self.layout.n_tables() + t;
+            let known = self.least[key].filter(|_| ask.spared);
+            let Some(c) = known.or_else(|| self.least_of(t, ask, now)) else {
+                continue;
+            };
+            if ask.spared {
+                self.least[key] = Some(c);
+            }
+            if least.is_none_or(|(l, _)| c.order(&l).is_lt()) {
+                least = Some((c, t));
+            }
+        }
+        least.map(|(c, t)| (t, c.index))
+    }
+
+    fn least_of(&mut self, t: usize, ask: Ask, now: u32) -> Option<Candidate> {
+        let mut least: Option<Candidate> = None;
+        self.candidates(t, ask, now, &mut |c| {
+            if least.is_none_or(|l| c.order(&l).is_lt()) {
+                least = Some(c);
+            }
+        });
+        least
+    }
+
+    /// The pages of table `t` that are asked to go, in position order.
+    fn candidates(&mut self, t: usize, ask: Ask, now: u32, each: &mut dyn FnMut(Candidate)) {
+        let last = ask.tier + 1 == self.layout.n_tiers();
+        if self.keeps_all || ask.demote && last {
+            return;
+        }
+        let recent = if ask.spared {
+            self.recent(t, ask.tier)
+        } else {
+            1
+        };
+        let pages = &self.tables[t].pages;
+        let guarded = self.describe.guarded_from(pages);
+        for (index, p) in pages.iter().enumerate() {
+            let stored = p.first_pos + p.len <= self.pos;
+            let asked = usize::from(p.tier) == ask.tier && (ask.demote || !p.pinned);
+            if !asked || !stored || index + recent >= pages.len() {
+                continue;
+            }
+            each(Candidate {
+                class: match p {
+                    p if p.double != NONE => 0,
+                    p if p.range >= guarded => 2,
+                    _ => 1,
+                },
+                value: self.policy.value(p, now),
+                first_pos: p.first_pos,
+                index,
+                tier: p.tier,
+            });
+        }
+    }
+
+    /// First positions of the pages of table `t` that may be recycled, the next to go first. `None` if that is drawn.
+    pub fn order(&mut self, t: usize) -> Option<Vec<u32>> {
+        if self.policy.draws() {
+            return None;
+        }
+        let mut out = Vec::new();
+        for tier in 0..self.layout.n_tiers() {
+            let ask = Ask {
+                tier,
+                demote: false,
+                spared: true,
+            };
+            self.candidates(t, ask, self.pos, &mut |c| out.push(c));
+        }
+        out.sort_by(|a, b| b.tier.cmp(&a.tier).then_with(|| a.order(b)));
+        Some(out.iter().map(|c| c.first_pos).collect())
+    }
+}
