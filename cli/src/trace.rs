@@ -1,7 +1,8 @@
-//! `--kv-trace FILE`: every page that is recycled, one JSON object a line.
+//! `--kv-trace FILE`: every page that is recycled or moved to a lower tier, one JSON object a line.
 //!
 //! ```text
 //! {"step":4096,"layer":3,"first_pos":512,"len":16,"stamp":2210,"mass":0.00002,"tokens":[…],"text":"…"}
+//! {"step":4096,"layer":3,"first_pos":768,"len":16,"stamp":3020,"mass":0.0004,"tier":"q8_0"}
 //! ```
 //!
 //! Where several sequences go through one run, `request` (batch, score) or `test` (bench) says which it was.
@@ -11,8 +12,9 @@ use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use lemma_engine::kv::PageMeta;
 use lemma_engine::model::Model;
-use lemma_engine::session::{OnRecycle, Session};
+use lemma_engine::session::{OnDemote, OnRecycle, Session};
 use serde_json::{Value, json};
 
 use crate::fail::{Failure, Result};
@@ -45,13 +47,34 @@ impl Trace {
         }))
     }
 
-    /// Makes `session` write what it recycles. `label` is a field of every line.
+    /// Makes `session` write what it recycles and demotes. `label` is a field of every line.
     pub(crate) fn install(&self, session: &mut Session, label: Option<(&'static str, Value)>) {
-        let hook = self.hook(session.model().clone(), label);
+        let hook = self.hook(session.model().clone(), label.clone());
         session.on_recycle(Some(hook));
+        let hook = self.demotions(session, label);
+        session.on_demote(Some(hook));
     }
 
-    /// What writes the lines.
+    /// What writes the lines of pages that move.
+    pub(crate) fn demotions(
+        &self,
+        session: &Session,
+        label: Option<(&'static str, Value)>,
+    ) -> OnDemote {
+        let trace = self.clone();
+        let tiers = session.kv().tiers;
+        Box::new(move |demoted, _| {
+            let mut text = String::new();
+            for d in demoted {
+                let mut line = start(d.step, d.il, &d.page);
+                line["tier"] = tiers[usize::from(d.tier)].name.clone().into();
+                add(&mut text, line, &label);
+            }
+            trace.write(&text);
+        })
+    }
+
+    /// What writes the lines of pages that go.
     pub(crate) fn hook(
         &self,
         model: Arc<Model>,
@@ -65,20 +88,10 @@ impl Trace {
                 let end = (first + r.page.len as usize).min(tokens.len());
                 let ids = &tokens[first..end];
                 let words = model.tokenizer().decode(ids, false, true);
-                let mut line = json!({
-                    "step": r.step,
-                    "layer": r.il,
-                    "first_pos": r.page.first_pos,
-                    "len": r.page.len,
-                    "stamp": r.page.stamp,
-                    "mass": record::number(f64::from(r.page.w)),
-                    "tokens": ids,
-                    "text": String::from_utf8_lossy(&words),
-                });
-                if let Some((name, value)) = &label {
-                    line[*name] = value.clone();
-                }
-                text.push_str(&format!("{line}\n"));
+                let mut line = start(r.step, r.il, &r.page);
+                line["tokens"] = ids.into();
+                line["text"] = String::from_utf8_lossy(&words).into();
+                add(&mut text, line, &label);
             }
             trace.write(&text);
         })
@@ -92,6 +105,25 @@ impl Trace {
             log::warn!("{}: {}", t.name, crate::fail::plain(&e));
         }
     }
+}
+
+/// What every line says.
+fn start(step: u32, layer: usize, page: &PageMeta) -> Value {
+    json!({
+        "step": step,
+        "layer": layer,
+        "first_pos": page.first_pos,
+        "len": page.len,
+        "stamp": page.stamp,
+        "mass": record::number(f64::from(page.w)),
+    })
+}
+
+fn add(text: &mut String, mut line: Value, label: &Option<(&'static str, Value)>) {
+    if let Some((name, value)) = label {
+        line[*name] = value.clone();
+    }
+    text.push_str(&format!("{line}\n"));
 }
 
 /// A trace of one session.

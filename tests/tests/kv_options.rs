@@ -4,10 +4,21 @@
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
-use lemma_engine::kv::Recycled;
+use lemma_engine::kv::{Demoted, Recycled};
 use lemma_engine::model::Model;
 use lemma_engine::options::{BackendKind, KvBudget, LoadOptions};
 use lemma_engine::session::{Rewind, Session};
+
+/// Those whose pages go through lower tiers, which needs heads of whole blocks.
+const DEMOTED: [&str; 7] = [
+    "raas:demote=q8_0",
+    "raas:demote=q8_0+q4_0,budget_scope=layer",
+    "window:demote=q4_0:0.75,scope=head",
+    "h2o:demote=q8_0+q5_1+q4_1,scope=head,budget_scope=layer",
+    "lrfu:demote=iq4_nl,page=8,dense_layers=1",
+    "raas:demote=q5_0,page=32,guard=0.25",
+    "lag:alpha=0.05,demote=q4_0,redundancy=0.6",
+];
 
 const SPECS: [&str; 16] = [
     "raas",
@@ -40,7 +51,12 @@ fn load(backend: BackendKind, spec: &str, tokens: u32, f32s: bool) -> (LoadOptio
         o.kv.set("ctk", "f32").unwrap();
         o.kv.set("ctv", "f32").unwrap();
     }
-    let path = lemma_tests::data().join("arch").join("qwen2-gqa-tied.gguf");
+    let name = if o.kv.demote.is_empty() {
+        "qwen2-gqa-tied.gguf"
+    } else {
+        "qwen3-tied.gguf"
+    };
+    let path = lemma_tests::data().join("arch").join(name);
     let model = Arc::new(Model::load(&path, &o).unwrap());
     (o, model)
 }
@@ -49,8 +65,8 @@ fn token(i: usize, n_vocab: usize) -> u32 {
     ((i * 7919 + i * i * 31 + 13) % n_vocab) as u32
 }
 
-/// What is recycled (layer, table, step, page), and the logits after each step.
-type Run = (Vec<(usize, usize, u32, u32)>, Vec<Vec<f32>>);
+/// What is recycled (layer, table, step, page, and the tier that a demoted page goes to), and the logits after each step.
+type Run = (Vec<(usize, usize, u32, u32, u8)>, Vec<Vec<f32>>);
 
 fn run(backend: BackendKind, spec: &str) -> Run {
     let (o, model) = load(backend, spec, 320, true);
@@ -59,7 +75,12 @@ fn run(backend: BackendKind, spec: &str) -> Run {
     let all = Arc::new(Mutex::new(Vec::new()));
     let into = Arc::clone(&all);
     s.on_recycle(Some(Box::new(move |pages: &[Recycled], _: &[u32]| {
-        let seen = |r: &Recycled| (r.il, r.group, r.step, r.page.first_pos);
+        let seen = |r: &Recycled| (r.il, r.group, r.step, r.page.first_pos, 0);
+        into.lock().unwrap().extend(pages.iter().map(seen));
+    })));
+    let into = Arc::clone(&all);
+    s.on_demote(Some(Box::new(move |pages: &[Demoted], _: &[u32]| {
+        let seen = |d: &Demoted| (d.il, d.group, d.step, d.page.first_pos, d.tier);
         into.lock().unwrap().extend(pages.iter().map(seen));
     })));
     let prompt: Vec<u32> = (0..20).map(|i| token(i, n_vocab)).collect();
@@ -76,7 +97,7 @@ fn run(backend: BackendKind, spec: &str) -> Run {
 
 #[test]
 fn the_cpu_decides_as_the_reference() {
-    for spec in SPECS {
+    for spec in SPECS.iter().chain(&DEMOTED) {
         let (want, got) = (run(BackendKind::Trace, spec), run(BackendKind::Cpu, spec));
         assert_eq!(got.0, want.0, "{spec}");
         assert_eq!(spec.starts_with("quest"), got.0.is_empty(), "{spec}");
@@ -89,7 +110,7 @@ fn the_cpu_decides_as_the_reference() {
 
 #[test]
 fn a_sequence_can_be_rewound_cleared_and_grown() {
-    for spec in SPECS {
+    for spec in SPECS.iter().chain(&DEMOTED) {
         let (mut o, model) = load(BackendKind::Cpu, spec, 320, false);
         let n_vocab = model.hparams().n_vocab;
         let mut s = Session::new(Arc::clone(&model), &o).unwrap();
@@ -130,4 +151,86 @@ fn a_sequence_can_be_rewound_cleared_and_grown() {
         s.decode(1).unwrap();
         assert!(s.logits().iter().all(|l| l.is_finite()), "{spec}");
     }
+}
+
+/// The logits after a prompt that is longer than the first tier, and of steps after it.
+fn long_prompt(backend: BackendKind, n_threads: usize, f32s: bool) -> Vec<Vec<f32>> {
+    let (mut o, model) = load(backend, "raas:demote=q8_0:0.4+q4_0:0.3", 320, f32s);
+    o.n_threads = Some(n_threads);
+    // Tiers hold no more than the context.
+    (o.n_ctx, o.kv.beyond_train) = (Some(2048), true);
+    let n_vocab = model.hparams().n_vocab;
+    let mut s = Session::new(model, &o).unwrap();
+    let prompt: Vec<u32> = (0..400).map(|i| token(i, n_vocab)).collect();
+    let go = ControlFlow::Continue(());
+    s.prefill(&prompt, 400, &mut |_, _| go).unwrap();
+    let kv = s.kv();
+    assert!(kv.tiers[0].n_slots * kv.page < 100 && kv.recycled == 0);
+    assert!(s.kv_pages(0)[..15].iter().all(|p| p.pinned && p.tier > 0));
+    let mut logits = vec![s.logits().to_vec()];
+    for i in 400..700 {
+        s.decode(token(i, n_vocab)).unwrap();
+        logits.push(s.logits().to_vec());
+    }
+    // Where new pages are f32, the others hold all of it.
+    assert!(f32s || s.kv().recycled > 0);
+    logits
+}
+
+#[test]
+fn a_prompt_goes_through_the_tiers_the_same_way_everywhere() {
+    let want = long_prompt(BackendKind::Trace, 1, true);
+    let got = long_prompt(BackendKind::Cpu, 1, true);
+    for (i, (a, b)) in got.iter().zip(&want).enumerate() {
+        let error = lemma_tests::nmse(a, b);
+        assert!(error < 1e-4, "step {i}: {error:.1e}");
+    }
+    let one = long_prompt(BackendKind::Cpu, 1, false);
+    for n in [2, 3, 5] {
+        let more = long_prompt(BackendKind::Cpu, n, false);
+        assert_eq!(more, one, "{n} threads");
+    }
+}
+
+#[test]
+fn what_cannot_be_demoted_is_told() {
+    let open = |model: &str, spec: &str| {
+        let mut o = LoadOptions {
+            backend: BackendKind::Cpu,
+            ..LoadOptions::default()
+        };
+        o.kv.apply(spec).unwrap();
+        let path = lemma_tests::data().join("arch").join(model);
+        let model = Arc::new(Model::load(&path, &o).unwrap());
+        Session::new(model, &o).map(|s| s.kv().tiers.len())
+    };
+    for (model, spec, said) in [
+        (
+            "qwen2-gqa-tied.gguf",
+            "raas:demote=q8_0",
+            "--kv-demote q8_0 with heads of 16",
+        ),
+        (
+            "qwen3-tied.gguf",
+            "raas:demote=q4_0+q8_0",
+            "--kv-demote q8_0 after types as small",
+        ),
+        (
+            "qwen3-tied.gguf",
+            "raas:demote=q8_0,ctk=q8_0,ctv=q8_0",
+            "--kv-demote q8_0 after",
+        ),
+        (
+            "qwen3-tied.gguf",
+            "raas:demote=q8_0,score=bound",
+            "--kv-score bound",
+        ),
+    ] {
+        let e = open(model, spec).unwrap_err().to_string();
+        assert!(e.contains(said), "{spec}: {e}");
+    }
+    let tiers = |spec| open("qwen3-tied.gguf", spec).unwrap();
+    assert_eq!(tiers("raas:demote=q4_0,ctk=q8_0,ctv=q8_0"), 2);
+    assert_eq!(tiers("full:demote=q4_0"), 0, "nothing has to go");
+    assert_eq!(tiers("quest:demote=q4_0"), 0);
 }

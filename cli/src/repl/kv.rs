@@ -5,14 +5,15 @@
 //! recycle on their own, so a page may be alive in some layers only: it is drawn as long as any layer holds it, and underlined
 //! when not all do.
 //!
-//! `/kv map` is the same as text: what is still in memory is bright, what was recycled is dim.
+//! `/kv map` is the same as text: what is still in memory is bright, what was recycled is dim. Where pages are demoted, it also says in
+//! how many layers a page is stored as what.
 //!
 //! Everything here works on a [`Snapshot`] and returns text, so it is tested without a model.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use lemma_engine::session::Session;
+use lemma_engine::session::{Session, TierStats};
 
 use crate::stats::grouped;
 use crate::term::Style;
@@ -54,6 +55,8 @@ pub(crate) struct Page {
     pub(crate) layers: usize,
     pub(crate) pinned: bool,
     pub(crate) class: Class,
+    /// Layers that hold it in each tier, if there are several.
+    pub(crate) tiers: Vec<usize>,
 }
 
 /// The pool at one moment.
@@ -69,11 +72,14 @@ pub(crate) struct Snapshot {
     pub(crate) bytes: u64,
     pub(crate) policy: String,
     pub(crate) now: u32,
+    /// The tiers of the pool, if there are several.
+    pub(crate) tiers: Vec<TierStats>,
 }
 
 impl Snapshot {
     pub(crate) fn take(session: &Session, spans: &Spans) -> Self {
         let n_layer = session.n_tables();
+        let kv = session.kv();
         let mut pages: BTreeMap<u32, Page> = BTreeMap::new();
         for il in 0..n_layer {
             for p in session.kv_pages(il) {
@@ -83,14 +89,17 @@ impl Snapshot {
                     layers: 0,
                     pinned: false,
                     class: spans.class(p.first_pos),
+                    tiers: vec![0; kv.tiers.len()],
                 });
                 page.positions.end = page.positions.end.max(p.first_pos + p.len);
                 page.stamp = page.stamp.max(p.stamp);
                 page.layers += 1;
                 page.pinned |= p.pinned;
+                if let Some(layers) = page.tiers.get_mut(usize::from(p.tier)) {
+                    *layers += 1;
+                }
             }
         }
-        let kv = session.kv();
         Self {
             pages: pages.into_values().collect(),
             n_layer,
@@ -101,7 +110,18 @@ impl Snapshot {
             bytes: kv.bytes,
             policy: kv.policy.to_owned(),
             now: session.pos(),
+            tiers: kv.tiers,
         }
+    }
+
+    /// In how many layers a page is stored as what, if not as new pages are in all.
+    fn stored(&self, page: &Page) -> String {
+        if page.tiers.iter().skip(1).all(|&layers| layers == 0) {
+            return String::new();
+        }
+        let names = self.tiers.iter().zip(&page.tiers).filter(|(_, n)| **n > 0);
+        let names: Vec<String> = names.map(|(t, n)| format!("{n} {}", t.name)).collect();
+        format!(", {}", names.join(" "))
     }
 
     /// 0 for a page that has just mattered, up to 3.
@@ -147,6 +167,11 @@ pub(crate) fn draw(s: &Snapshot, width: usize, style: Style) -> String {
         crate::repl::size(s.bytes),
         grouped(u64::from(s.now)),
     );
+    if !s.tiers.is_empty() {
+        let tier = |t: &TierStats| format!("{}: {} of {} pages", t.name, t.pages, t.n_slots);
+        let tiers: Vec<String> = s.tiers.iter().map(tier).collect();
+        text.push_str(&format!("  {}\n", tiers.join(" · ")));
+    }
     let label = grouped(u64::from(s.now)).len().max(5);
     let cells = width.saturating_sub(label + 4).clamp(8, 64) / 8 * 8;
     let free = s.n_slots.saturating_sub(s.held);
@@ -293,6 +318,7 @@ pub(crate) fn map(
             }
             false => when,
         };
+        let note = note + &s.stored(page);
         let color = if style.0 && page.layers * 2 >= s.n_layer {
             style.fg(hue(page.class, 0))
         } else {
@@ -342,6 +368,7 @@ mod tests {
             layers,
             pinned,
             class,
+            tiers: Vec::new(),
         }
     }
 
@@ -362,6 +389,7 @@ mod tests {
             bytes: 3 << 20,
             policy: "raas".into(),
             now: 2000,
+            tiers: Vec::new(),
         }
     }
 
@@ -419,5 +447,35 @@ mod tests {
         );
         assert!(lines[4].contains("10 ago, 3/8 layers"), "{}", lines[4]);
         assert!(lines.iter().all(|l| l.chars().count() <= 80));
+    }
+
+    #[test]
+    fn tiers_are_told() {
+        let mut s = snapshot();
+        let tier = |name: &str, n_slots, pages| TierStats {
+            name: name.into(),
+            n_slots,
+            pages,
+        };
+        s.tiers = vec![tier("f16", 6, 3), tier("q8_0", 6, 2)];
+        for p in &mut s.pages {
+            p.tiers = vec![p.layers, 0];
+        }
+        s.pages[1].tiers = vec![2, 6];
+        let text = draw(&s, 80, Style(false));
+        assert!(
+            text.contains("\n  f16: 3 of 6 pages · q8_0: 2 of 6 pages\n"),
+            "{text}"
+        );
+        let text = map(&s, 80, Style(false), &|_| String::new());
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines[0].contains("pinned, now ") && !lines[0].contains("f16"),
+            "{text}"
+        );
+        assert!(
+            lines[1].contains("pinned, 1,990 ago, 2 f16 6 q8_0"),
+            "{text}"
+        );
     }
 }

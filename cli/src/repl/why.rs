@@ -42,6 +42,7 @@ impl Recent {
                 write(recycled, tokens);
             }
         })));
+        session.on_demote(trace.map(|t| t.demotions(session, None)));
     }
 
     /// What is remembered of pages that may be in the sequence, which ends at `pos`.

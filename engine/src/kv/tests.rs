@@ -1,6 +1,8 @@
 //! The books against rules written down once more, the slow way.
 
 use super::policy::{POLICIES, find};
+mod tiers;
+
 use super::*;
 use crate::options::{KvOptions, Refresh};
 
@@ -40,8 +42,10 @@ fn step(c: &mut Cache, n_head: usize) {
 fn check(c: &Cache) {
     let layout = c.layout();
     for list in 0..layout.n_lists() {
-        let tables = (0..layout.n_tables()).filter(|&t| layout.list_of(0, t) == list);
-        let held = tables.flat_map(|t| c.tables[t].pages.iter().map(|p| p.slot));
+        let pages =
+            (0..layout.n_tables()).flat_map(|t| c.tables[t].pages.iter().map(move |p| (t, p)));
+        let held = pages.filter(|(t, p)| layout.list_of(usize::from(p.tier), *t) == list);
+        let held = held.map(|(_, p)| p.slot);
         let mut slots: Vec<u32> = held.chain(c.free[list].iter().copied()).collect();
         slots.sort_unstable();
         assert_eq!(
