@@ -177,6 +177,44 @@ fn a_small_pool_recycles_and_goes_on() {
 }
 
 #[test]
+fn pages_are_demoted_before_they_go() {
+    let trace = temp("demoted.jsonl");
+    let o = ask(
+        "What is 4321 * 8765?",
+        &[
+            "--kv-budget",
+            "96",
+            "--kv-demote",
+            "q8_0",
+            "-n",
+            "400",
+            "--json",
+            "--kv-trace",
+            trace.to_str().unwrap(),
+        ],
+    );
+    let kv = &json(&out(&o))["kv"];
+    assert!(kv["recycled"].as_u64().unwrap() > 0, "{kv}");
+    assert!(kv["pages"].as_u64().unwrap() > 6, "more than without: {kv}");
+    let lines = std::fs::read_to_string(&trace).unwrap();
+    let (moved, gone): (Vec<_>, Vec<_>) =
+        lines.lines().map(json).partition(|l| l["tier"] == "q8_0");
+    let page = |l: &serde_json::Value| (l["layer"].as_u64(), l["first_pos"].as_u64());
+    assert!(!gone.is_empty());
+    for l in &gone {
+        assert!(moved.iter().any(|m| page(m) == page(l)), "{l}");
+        assert!(l["tokens"].is_array());
+    }
+    // A prompt that the first tier cannot hold is no reason to stop, one that all cannot hold is.
+    let prompt = "1 + ".repeat(30);
+    let budget = ["--kv-budget", "96", "--kv-demote", "q4_0", "-n", "1"];
+    ends(&ask(&prompt, &budget), 0);
+    ends(&ask(&prompt, &budget[..2]), 6);
+    ends(&ask(&"1 + ".repeat(500), &budget), 6);
+    ends(&ask(&prompt, &["--kv-demote", "f16"]), 2);
+}
+
+#[test]
 fn a_reader_that_goes_away_ends_the_program_quietly() {
     let mut child = lemma(&[
         "-p",
