@@ -1,6 +1,6 @@
 //! The engine forgets what the reference forgets.
 //!
-//! `models/reasoner/recipe/reference_kv.py` keeps every key and value and masks; the engine recycles slots. Both are fed the prompt
+//! `reference_kv.py` and `reference_pool.py` in `models/reasoner/recipe` keep every key and value and mask; the engine recycles slots. Both are fed the prompt
 //! and the reference reply of one problem, token by token, and every page that goes is compared: when, in which layer, with
 //! which time stamp and what mass. The traces in `data/kv` were written with `--trace` and `--gguf` (the weights of the bundled file,
 //! arithmetic in f32), so the engine runs its scalar reference here, whose pool is f32 too.
@@ -80,10 +80,10 @@ fn recycled(trace: &Trace) -> Vec<Eviction> {
     };
     // The reference has h2o by tokens as well.
     let policy = trace.policy.replace(":pages=1", "");
-    o.kv.set("top_r", "0.5").unwrap();
+    for (key, value) in [("top_r", "0.5"), ("scope", "layer"), ("budget_scope", "layer")] {
+        o.kv.set(key, value).unwrap();
+    }
     o.kv.apply(&policy).unwrap();
-    o.kv.set("scope", "layer").unwrap();
-    o.kv.set("budget_scope", "layer").unwrap();
     o.kv.budget = KvBudget::Tokens(trace.n_slots * trace.page);
     o.kv.set("ctk", "f32").unwrap();
     o.kv.set("ctv", "f32").unwrap();
@@ -145,6 +145,18 @@ fn raas_by_alpha() {
 #[test]
 fn raas_by_bounds() {
     compare("rec-500-256-raas-bound.jsonl");
+}
+
+#[test]
+fn raas_by_alpha_with_one_budget() {
+    compare("rec-500-256-raas-layer-model.jsonl");
+    compare("table-1000-512-raas-layer-model.jsonl");
+}
+
+#[test]
+fn raas_by_alpha_with_a_table_a_head() {
+    compare("rec-500-256-raas-head-layer.jsonl");
+    compare("rec-500-256-raas-head-model.jsonl");
 }
 
 #[test]
