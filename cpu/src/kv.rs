@@ -117,8 +117,8 @@ impl KvLayer {
         Self {
             shape,
             n_slots,
-            k: Shared::zeroed(rows * shape.row_k()),
-            v: Shared::zeroed(rows * shape.row_v()),
+            k: Shared::mapped(rows * shape.row_k()),
+            v: Shared::mapped(rows * shape.row_v()),
         }
     }
 
@@ -140,6 +140,15 @@ impl KvLayer {
             self.v.grow(rows * self.shape.row_v());
             self.n_slots = n_slots;
         }
+    }
+
+    /// Gives the memory of slots back to the system, between steps, as far as it goes; what was in them is lost.
+    pub fn release(&mut self, slots: Range<usize>) {
+        let size = |row: usize| self.shape.n_head_kv * PAGE * row;
+        let bytes = |row: usize| slots.start * size(row)..slots.end * size(row);
+        let (k, v) = (bytes(self.shape.row_k()), bytes(self.shape.row_v()));
+        self.k.release(k);
+        self.v.release(v);
     }
 
     /// Copies a page to another slot, between steps.

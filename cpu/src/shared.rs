@@ -14,6 +14,8 @@ const SYSTEM_ALIGN: usize = 16;
 /// Buffers of this many bytes are mappings of their own, for which the system is asked to use huge pages: a pool is read
 /// a few kilobytes here and there, and with small pages the translation of addresses costs more than the reads.
 const MAPPED: usize = 4 << 20;
+/// Memory is given back in pieces of this many bytes.
+const RELEASED: usize = 128 << 10;
 
 mod sealed {
     /// Plain numbers: every bit pattern is a value, zero bytes among them.
@@ -35,7 +37,7 @@ pub(crate) use sealed::Plain;
 /// The memory is zero, and costs nothing until it is touched.
 pub struct Shared<T: Plain> {
     /// Who owns the numbers.
-    _memory: Memory,
+    memory: Memory,
     /// The first cache line in it.
     data: NonNull<UnsafeCell<T>>,
     len: usize,
@@ -50,14 +52,17 @@ enum Memory {
 }
 
 impl Memory {
-    fn zeroed(size: usize) -> Self {
-        if size >= MAPPED
+    /// `size` bytes, in a mapping of their own if they are `mapped` or more.
+    fn zeroed(size: usize, mapped: usize) -> Self {
+        if size >= mapped
             && !cfg!(miri)
             && let Ok(map) = MmapMut::map_anon(size)
         {
             // It works without as well.
             #[cfg(target_os = "linux")]
-            let _ = map.advise(memmap2::Advice::HugePage);
+            if size >= MAPPED {
+                let _ = map.advise(memmap2::Advice::HugePage);
+            }
             return Self::Map { map };
         }
         let layout =
@@ -95,15 +100,24 @@ unsafe impl<T: Plain> Sync for Shared<T> {}
 impl<T: Plain> Shared<T> {
     /// A buffer of `len` zeros.
     pub fn zeroed(len: usize) -> Self {
+        Self::new(len, MAPPED)
+    }
+
+    /// A buffer of `len` zeros of which parts can be [released](Self::release).
+    pub fn mapped(len: usize) -> Self {
+        Self::new(len, 2 * RELEASED)
+    }
+
+    fn new(len: usize, mapped: usize) -> Self {
         let size = len
             .checked_mul(size_of::<T>())
             .and_then(|n| n.checked_add(ALIGN));
-        let mut memory = Memory::zeroed(size.expect("a buffer fits the address space"));
+        let mut memory = Memory::zeroed(size.expect("a buffer fits the address space"), mapped);
         let base = memory.base();
         // SAFETY: the offset is less than a cache line, by which the allocation is longer than the numbers.
         let data = unsafe { base.add(base.align_offset(ALIGN).min(ALIGN)) };
         Self {
-            _memory: memory,
+            memory,
             data: data.cast(),
             len,
         }
@@ -132,10 +146,30 @@ impl<T: Plain> Shared<T> {
         unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len) }
     }
 
+    /// Gives the memory of some numbers back to the system, as far as that goes; what they are then is not said. Whatever lies behind
+    /// them must have been given back before.
+    pub fn release(&mut self, range: Range<usize>) {
+        assert!(range.end <= self.len, "range within the buffer");
+        #[cfg(unix)]
+        if let Memory::Map { map } = &self.memory {
+            use memmap2::UncheckedAdvice::DontNeed;
+            let piece = |i: usize| (i * size_of::<T>()).next_multiple_of(RELEASED);
+            let (start, end) = (piece(range.start), piece(range.end).min(map.len()));
+            if start < end {
+                // SAFETY: any bytes are numbers, and `&mut self` says that nobody reads them now. It may fail: they stay then.
+                let _ = unsafe { map.unchecked_advise_range(DontNeed, start, end - start) };
+            }
+        }
+    }
+
     /// Makes the buffer longer by zeros; what is in it stays.
     pub fn grow(&mut self, len: usize) {
         if len > self.len {
-            let mut longer = Self::zeroed(len);
+            let mapped = match self.memory {
+                Memory::Map { .. } => 0,
+                Memory::Heap { .. } => MAPPED,
+            };
+            let mut longer = Self::new(len, mapped);
             longer.as_mut_slice()[..self.len].copy_from_slice(self.as_mut_slice());
             *self = longer;
         }
@@ -199,6 +233,20 @@ mod tests {
             assert_eq!(s.as_mut_slice().iter().sum::<f32>(), len as f32);
             assert_eq!(s.len(), len + 7);
         }
+    }
+
+    #[test]
+    fn what_is_released_may_be_written_again() {
+        let n = 5 * RELEASED + 100;
+        let mut s = Shared::<u8>::mapped(n);
+        s.as_mut_slice().fill(1);
+        s.release(n - 1..n);
+        s.release(2 * RELEASED - 1..n - 1);
+        assert!(s.as_mut_slice()[..2 * RELEASED - 1].iter().all(|&x| x == 1));
+        let gone = s.as_mut_slice()[2 * RELEASED..].iter().all(|&x| x == 0);
+        assert!(gone || cfg!(miri) || cfg!(not(unix)));
+        s.as_mut_slice().fill(2);
+        assert!(s.as_mut_slice().iter().all(|&x| x == 2));
     }
 
     #[test]

@@ -80,7 +80,11 @@ fn recycled(trace: &Trace) -> Vec<Eviction> {
     };
     // The reference has h2o by tokens as well.
     let policy = trace.policy.replace(":pages=1", "");
-    for (key, value) in [("top_r", "0.5"), ("scope", "layer"), ("budget_scope", "layer")] {
+    for (key, value) in [
+        ("top_r", "0.5"),
+        ("scope", "layer"),
+        ("budget_scope", "layer"),
+    ] {
         o.kv.set(key, value).unwrap();
     }
     o.kv.apply(&policy).unwrap();

@@ -91,7 +91,7 @@ impl Pass<'_> {
     }
 
     /// Stores pages of `page` tokens anew where they move to, in this order: a move may take the place that one before it has left.
-    /// Keys and values are whole blocks of 32.
+    /// Where types differ, keys and values are whole blocks of 32.
     pub fn kv_move(&self, pool: &[KvLayer], moves: &[Move], page: usize) {
         if moves.is_empty() {
             return;
@@ -100,7 +100,7 @@ impl Pass<'_> {
         for m in moves {
             let (from, to) = (&pool[m.from], &pool[m.to]);
             let dims = |l: &KvLayer| (l.shape().head_dim_k, l.shape().head_dim_v);
-            assert!(m.from != m.to && dims(from) == dims(to));
+            assert!((m.from, m.from_token) != (m.to, m.to_token) && dims(from) == dims(to));
         }
         // Rows of a page keep their number, so a worker that moves some rows of every page waits for nobody.
         for row in self.w.range(page, 1) {
@@ -131,8 +131,12 @@ impl Pass<'_> {
     }
 }
 
-/// Decodes a row and encodes it as another type.
+/// Decodes a row and encodes it as another type, if it is another.
 fn store_anew(from: (GgmlType, &[u8]), to: (GgmlType, &mut [u8])) {
+    if from.0 == to.0 {
+        to.1.copy_from_slice(from.1);
+        return;
+    }
     let mut values = [0.0; BLOCK];
     let quantize = to.0.traits().quantize_row;
     let quantize = quantize.expect("checked when the pool was made");

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 
 use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
+use lemma_quant::GgmlType;
+
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -185,8 +187,7 @@ impl Runner for TraceRunner {
 
     fn pool_bytes(&self, layout: &Layout) -> u64 {
         let row = (2 * self.pass.hp.head_dim * size_of::<f32>()) as u64;
-        let tiers = 0..layout.n_tiers();
-        tiers.map(|tier| layout.bytes_of_tier(tier, row, 0)).sum()
+        layout.bytes(row, 0)
     }
 
     fn describe(&self) -> String {
@@ -228,25 +229,47 @@ impl TracePass {
         (tier * self.layout.n_regions() + region, at)
     }
 
-    /// Copies a page to a lower tier, through its type.
+    /// Copies a page to a lower tier, through its type, and the one that takes its place.
     fn demote(&mut self, d: &Demoted) {
+        let ty = self.layout.tiers[usize::from(d.tier) - 1].ty;
+        let to = (d.tier, d.slot);
+        self.move_page((d.il, d.group), (d.page.tier, d.page.slot), to, Some(ty));
+        if let Some(h) = d.heir {
+            self.move_page((h.il, h.group), (0, h.slot), (0, d.page.slot), None);
+        }
+    }
+
+    /// Copies a page of a table from one slot of a tier to another, through a type or as it is.
+    fn move_page(
+        &mut self,
+        (il, group): (usize, usize),
+        from: (u8, u32),
+        to: (u8, u32),
+        ty: Option<GgmlType>,
+    ) {
         let dim = self.hp.head_dim;
-        let ty = self.layout.tiers[usize::from(d.tier) - 1].ty.traits();
-        let quantize = ty.quantize_row.expect("checked when the pool was planned");
-        let mut bytes = vec![0; dim / ty.block_size * ty.type_size];
-        let table = d.il * self.layout.groups + d.group;
-        for kv in 0..self.hp.n_head_kv {
-            if self.table(d.il, kv) != table {
-                continue;
-            }
-            for row in 0..d.page.len {
-                let place = |slot| self.layout.place(slot, row);
-                let (old, new) = (place(d.page.slot), place(d.slot));
-                let (from, old) = self.at(d.page.tier, d.il, kv, old.slot, old.row);
-                let (to, new) = self.at(d.tier, d.il, kv, new.slot, new.row);
+        let mut values = vec![0.0; dim];
+        let mut bytes = vec![0; ty.map_or(0, |ty| ty.row_size(dim).expect("whole blocks"))];
+        let table = il * self.layout.groups + group;
+        for kv in (0..self.hp.n_head_kv)
+            .filter(|&kv| self.table(il, kv) == table)
+            .collect::<Vec<_>>()
+        {
+            for row in 0..self.layout.page as u32 {
+                let at = |(tier, slot)| {
+                    let place = self.layout.place(slot, row);
+                    self.at(tier, il, kv, place.slot, place.row)
+                };
+                let ((from, old), (to, new)) = (at(from), at(to));
                 for pool in [&mut self.k, &mut self.v] {
-                    quantize(&pool[from][old..][..dim], &mut bytes);
-                    (ty.dequantize_row)(&bytes, &mut pool[to][new..][..dim]);
+                    values.copy_from_slice(&pool[from][old..][..dim]);
+                    if let Some(ty) = ty.map(GgmlType::traits) {
+                        ty.quantize_row.expect("checked when the pool was planned")(
+                            &values, &mut bytes,
+                        );
+                        (ty.dequantize_row)(&bytes, &mut values);
+                    }
+                    pool[to][new..][..dim].copy_from_slice(&values);
                 }
             }
         }

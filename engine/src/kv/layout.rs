@@ -4,8 +4,9 @@
 //! one pool for the whole model ([`BudgetScope::Model`]); dense layers always have their own, as many as the context has
 //! pages. Memory is made of *blocks* of [`PAGE`] tokens, whatever a page holds: kernels see blocks only.
 //!
-//! With [demotion](KvOptions::demote) the bytes of the budget are divided into *tiers*: the first holds new pages, as large as without;
-//! each of the others holds pages of a cheaper type, so that there are more slots in all. Slots are numbered anew in each tier.
+//! With [demotion](KvOptions::demote) the first *tier* begins with all of the budget. When it is full it gives slot after slot away, and
+//! their bytes hold pages of cheaper types, of which there are more; some slots stay. Slots are numbered anew in each tier. A tier
+//! has address space for the most that it can hold, memory only for what it holds.
 
 use lemma_quant::GgmlType;
 
@@ -34,10 +35,10 @@ pub struct Layout {
     pub head_dim: usize,
     /// Tokens in a page.
     pub page: usize,
-    /// Slots of a table in the first tier; where tables share a budget, its mean.
+    /// Slots of a table in the first tier as long as it has all of the budget; where tables share it, the mean.
     pub n_slots: usize,
-    /// Slots that a table would have if all were of the first tier: the budget.
-    pub budget: usize,
+    /// Those of them that stay when it has given away what it can.
+    pub kept: usize,
     /// Bytes of 32 elements of a key and 32 of a value in the first tier.
     pub cost: u64,
     /// What comes after the first tier; empty where pages are not demoted.
@@ -63,7 +64,7 @@ pub struct Tier {
     pub cost: u64,
     /// Its share of the budget, in millionths.
     pub share: u32,
-    /// Slots of a table; where tables share a budget, its mean.
+    /// Slots of a table at the end; where tables share a budget, its mean.
     pub n_slots: usize,
 }
 
@@ -110,7 +111,7 @@ impl Layout {
             },
             page,
             n_slots: 0,
-            budget: 0,
+            kept: 0,
             cost: cost(o.ty_k) + cost(o.ty_v),
             tiers: (o.demote.iter())
                 .map(|d| Tier {
@@ -130,18 +131,17 @@ impl Layout {
     }
 
     /// The same with a budget of `n` pages a table. Tiers never take more bytes than it, nor hold more than the context together: where
-    /// they would, the first is larger.
+    /// they would, more of the first stays.
     pub fn sized(&self, n: usize) -> Self {
         let mut l = self.clone();
-        l.budget = n;
-        l.n_slots = n;
+        (l.n_slots, l.kept) = (n, n);
         let lower: u64 = self.tiers.iter().map(|t| u64::from(t.share)).sum();
         if lower == 0 {
             return l;
         }
         let first = (n as u64 * (MILLION - lower)).div_ceil(MILLION) as usize;
         for hot in first.max(LEAST_HOT).min(n)..=n {
-            l.n_slots = hot;
+            l.kept = hot;
             let all = (n - hot) as u64 * self.cost;
             let (mut left, mut rest) = (all, lower);
             for t in &mut l.tiers {
@@ -160,8 +160,7 @@ impl Layout {
 
     /// The same with a larger budget; no tier becomes smaller.
     pub(crate) fn grown(&self, n: usize) -> Self {
-        let mut l = self.sized(n.max(self.budget));
-        l.n_slots = l.n_slots.max(self.n_slots);
+        let mut l = self.sized(n.max(self.n_slots));
         for (new, old) in l.tiers.iter_mut().zip(&self.tiers) {
             new.n_slots = new.n_slots.max(old.n_slots);
         }
@@ -181,7 +180,7 @@ impl Layout {
         1 + self.tiers.len()
     }
 
-    /// Slots of a table in a tier; where tables share a budget, its mean.
+    /// Slots of a table in a tier at most; where tables share a budget, its mean.
     pub fn slots_of_tier(&self, tier: usize) -> usize {
         match tier {
             0 => self.n_slots,
@@ -189,9 +188,9 @@ impl Layout {
         }
     }
 
-    /// Slots of a table in all tiers; where tables share a budget, its mean.
+    /// Slots of a table in all tiers at the end; where tables share a budget, its mean.
     pub fn all_slots(&self) -> usize {
-        (0..self.n_tiers()).map(|t| self.slots_of_tier(t)).sum()
+        self.kept + self.tiers.iter().map(|t| t.n_slots).sum::<usize>()
     }
 
     /// Bytes of 32 elements of a key and 32 of a value in a tier.
@@ -251,12 +250,21 @@ impl Layout {
             }
     }
 
-    /// Slots of a list.
+    /// Whether a list is of a lower tier.
+    pub(super) fn is_below(&self, list: usize) -> bool {
+        list >= self.lists()
+    }
+
+    /// Slots of a list at most.
     pub(super) fn slots_of_list(&self, list: usize) -> usize {
         let tier = list / self.lists();
-        let n_slots = self.slots_of_tier(tier);
+        self.of_list(list, self.slots_of_tier(tier))
+    }
+
+    /// What a list has, if a table of its tier has `n_slots`.
+    fn of_list(&self, list: usize, n_slots: usize) -> usize {
         match list % self.lists() {
-            t if t < self.n_dense() && tier == 0 => self.dense_slots,
+            t if t < self.n_dense() && list < self.lists() => self.dense_slots,
             t if t < self.n_dense() => 0,
             t if t < self.n_tables() && self.shared => 0,
             t if t < self.n_tables() => n_slots,
@@ -265,10 +273,14 @@ impl Layout {
         }
     }
 
+    /// Slots of a list of the first tier that stay.
+    pub(super) fn kept_of_list(&self, list: usize) -> usize {
+        self.of_list(list, self.kept)
+    }
+
     /// Pages that a table holds at most.
     pub fn max_pages(&self, t: usize) -> usize {
-        let slots = |tier| self.slots_of_list(self.list_of(tier, t));
-        let all = (0..self.n_tiers()).map(slots).sum::<usize>();
+        let all = self.of_list(self.list_of(0, t), self.all_slots());
         if self.is_shared(t) {
             all.min(MOST_SHARES * self.all_slots())
         } else {
@@ -309,23 +321,16 @@ impl Layout {
         }
     }
 
-    /// Bytes of a tier, if a key and a value of one head take `row` bytes together, and a bound of one head `bound`.
-    pub fn bytes_of_tier(&self, tier: usize, row: u64, bound: u64) -> u64 {
+    /// Bytes of the pool, if a key and a value of one head take `row` bytes together in the first tier, and a bound of one head `bound`.
+    /// Lower tiers live on what the first has given away.
+    pub fn bytes(&self, row: u64, bound: u64) -> u64 {
         let size = |r: Region| {
             let tokens = (r.n_blocks * r.n_head_kv * PAGE) as u64;
             let pages = tokens / self.page as u64;
             tokens * row + if self.bounds { pages * bound } else { 0 }
         };
-        let regions = (0..self.n_regions()).map(|r| self.region(tier, r));
+        let regions = (0..self.n_regions()).map(|r| self.region(0, r));
         regions.map(size).sum()
-    }
-
-    /// Bytes of the pool, if a key and a value of one head take `row` bytes together in the first tier, and a bound of one head `bound`.
-    pub fn bytes(&self, row: u64, bound: u64) -> u64 {
-        // Blocks of lower tiers divide a head, so this is exact.
-        let row = |tier| row * self.cost_of_tier(tier) / self.cost.max(1);
-        let tiers = 0..self.n_tiers();
-        tiers.map(|t| self.bytes_of_tier(t, row(t), bound)).sum()
     }
 
     /// The block and the row in it of token `row` of a page.

@@ -55,6 +55,8 @@ pub struct PoolFull {
 pub struct Cache {
     layout: Layout,
     tables: Vec<LayerTable>,
+    /// Slots of each list that there is memory for; those after them are closed. See [`Layout`].
+    open: Vec<usize>,
     /// Slots that hold nothing, the next one to take last: in each tier a list for each table, and one for the pool that tables share.
     free: Vec<Vec<u32>>,
     policy: Box<dyn Policy>,
@@ -89,6 +91,7 @@ impl Cache {
             tables: (0..layout.n_tables())
                 .map(|_| LayerTable::default())
                 .collect(),
+            open: vec![0; layout.n_lists()],
             free: vec![Vec::new(); layout.n_lists()],
             policy: (policy.new)(options),
             keeps_all: policy.whole_context,
@@ -111,25 +114,30 @@ impl Cache {
     /// Adds slots to the tables that have a budget, so that it is of `n_slots` pages; the backend must have added them to its pool
     /// as well.
     pub fn grow(&mut self, n_slots: usize) {
-        if n_slots > self.layout.budget {
+        if n_slots > self.layout.n_slots {
             self.resize(self.layout.grown(n_slots));
         }
     }
 
     fn resize(&mut self, layout: Layout) {
-        for (list, free) in self.free.iter_mut().enumerate() {
-            let old = self.layout.slots_of_list(list);
-            let new = (old as u32..layout.slots_of_list(list) as u32).rev();
-            // Slots in use stay; low slots are taken first, so fresh memory is touched from its start.
-            free.splice(0..0, new);
+        for list in 0..self.free.len() {
+            let more = layout.slots_of_list(list) - self.layout.slots_of_list(list);
+            let (free, open) = (&mut self.free[list], &mut self.open[list]);
             free.reserve(layout.slots_of_list(list) - free.len());
+            if !layout.is_below(list) {
+                // Slots in use stay; low slots are taken first, so fresh memory is touched from its start.
+                free.splice(0..0, (*open as u32..(*open + more) as u32).rev());
+                *open += more;
+            }
         }
         for (t, table) in self.tables.iter_mut().enumerate() {
             let n = layout.max_pages(t);
             table.pages.reserve(n.saturating_sub(table.pages.len()));
         }
         self.recycled.reserve(self.tables.len());
-        self.demoted.reserve(self.tables.len() * layout.tiers.len());
+        // A slot that the first tier gives away sends two pages down, each of which may send others.
+        self.demoted
+            .reserve(3 * self.tables.len() * layout.tiers.len());
         self.policy.reserve(
             layout
                 .max_pages(0)
@@ -141,9 +149,8 @@ impl Cache {
 
     /// Forgets the sequence; every slot is free again.
     pub fn clear(&mut self) {
-        for (list, free) in self.free.iter_mut().enumerate() {
-            free.clear();
-            free.extend((0..self.layout.slots_of_list(list) as u32).rev());
+        for list in 0..self.free.len() {
+            self.reopen(list);
         }
         for t in &mut self.tables {
             t.pages.clear();
@@ -156,6 +163,22 @@ impl Cache {
         self.last_loss = None;
         self.recycled.clear();
         self.demoted.clear();
+    }
+
+    /// A list as it is at first: nothing is in its slots, and lower tiers have none.
+    fn reopen(&mut self, list: usize) {
+        let open = match self.layout.is_below(list) {
+            false => self.layout.slots_of_list(list),
+            true => 0,
+        };
+        self.open[list] = open;
+        self.free[list].clear();
+        self.free[list].extend((0..open as u32).rev());
+    }
+
+    /// Slots of a region in a tier that there is memory for.
+    pub fn open(&self, tier: usize, region: usize) -> usize {
+        self.open[self.layout.list_of(tier, region * self.layout.groups)]
     }
 
     /// The shape of the pool.
@@ -228,33 +251,34 @@ impl Cache {
         current.map_or(0, |p| self.layout.page - p.len as usize)
     }
 
-    /// Tokens that can be appended to every table with the free slots of some tiers, if `spare` pages a table, or as many in all for those
-    /// that share, give way.
-    fn tokens(&self, tiers: Range<usize>, spare: impl Fn(usize) -> usize) -> usize {
-        let page = self.layout.page;
-        let (mut least, mut shared, mut sharing) = (usize::MAX, 0, 0);
-        let free = |t| {
-            let lists = tiers.clone().map(|tier| self.layout.list_of(tier, t));
-            lists.map(|list| self.free[list].len()).sum::<usize>()
-        };
-        for t in 0..self.tables.len() {
-            if self.layout.is_shared(t) {
-                shared += spare(t);
-                sharing += 1;
-            } else {
-                least = least.min((free(t) + spare(t)) * page + self.rest(t));
-            }
-        }
-        let last = self.tables.len() - 1;
-        if let Some(pages) = (free(last) + shared).checked_div(sharing) {
-            least = least.min(pages * page + self.rest(last));
-        }
-        if least == usize::MAX { 0 } else { least }
+    /// Slots that are free for table `t`, those of all tiers that are still closed among them.
+    fn free_pages(&self, t: usize) -> usize {
+        let first = self.layout.list_of(0, t);
+        // What the first tier gives away is gone there.
+        let lost = self.open[first] - self.layout.kept_of_list(first);
+        let below = (1..self.layout.n_tiers()).map(|tier| {
+            let list = self.layout.list_of(tier, t);
+            self.layout.slots_of_list(list) - self.open[list] + self.free[list].len()
+        });
+        (self.free[first].len() + below.sum::<usize>()).saturating_sub(lost)
+    }
+
+    /// Tokens that can be appended to every table, if tables that have their slots in common can take so many `pages` in all.
+    fn tokens(&self, pages: impl Fn(Range<usize>) -> usize) -> usize {
+        let n_tables = self.tables.len();
+        let alone = (0..n_tables).filter(|&t| !self.layout.is_shared(t));
+        let shared = self.layout.sharing(n_tables - 1);
+        let sharing = alone.map(|t| t..t + 1).chain([shared]);
+        let tokens = sharing.map(|tables| {
+            let (n, rest) = (tables.len(), self.rest(tables.start));
+            pages(tables) / n * self.layout.page + rest
+        });
+        tokens.min().unwrap_or(0)
     }
 
     /// Tokens that can be appended without recycling anything.
     pub fn room(&self) -> usize {
-        self.tokens(0..self.layout.n_tiers(), |_| 0)
+        self.tokens(|tables| self.free_pages(tables.start))
     }
 
     /// Tokens that can be appended at all: room, and pages that may give their slots away.
@@ -262,25 +286,35 @@ impl Cache {
         if self.keeps_all {
             return self.room();
         }
-        self.tokens(0..self.layout.n_tiers(), |t| {
-            let pages = &self.tables[t].pages;
-            (0..pages.len())
-                .filter(|&i| may_recycle(pages, i, 1))
-                .count()
+        self.tokens(|tables| {
+            let free = self.free_pages(tables.start);
+            let spare = tables.map(|t| {
+                let pages = &self.tables[t].pages;
+                let may = |&i: &usize| may_recycle(pages, i, 1);
+                (0..pages.len()).filter(may).count()
+            });
+            free + spare.sum::<usize>()
         })
     }
 
-    /// Tokens that one [`Cache::begin`] can take: a page is demoted only when it has been stored, so there cannot be more of them than
-    /// pages that can leave the first tier. At least 1.
+    /// Tokens that one [`Cache::begin`] can take. A page is demoted only when it has been stored, so new pages have to fit the first tier,
+    /// as small as it may become beside the current page of each table, and each may need three that leave it as long as slots are
+    /// given away. At least 1.
     pub fn batch(&self) -> usize {
         if self.layout.tiers.is_empty() {
             return usize::MAX;
         }
-        let movable = |t: usize| {
-            let pages = self.tables[t].pages.split_last();
-            pages.map_or(0, |(_, p)| p.iter().filter(|p| p.tier == 0).count())
-        };
-        self.tokens(0..1, movable).max(1)
+        let tokens = self.tokens(|tables| {
+            let first = self.layout.list_of(0, tables.start);
+            let (free, n) = (self.free[first].len(), tables.len());
+            let movable = tables.map(|t| {
+                let pages = self.tables[t].pages.split_last();
+                pages.map_or(0, |(_, p)| p.iter().filter(|p| p.tier == 0).count())
+            });
+            let left = self.layout.kept_of_list(first).saturating_sub(n);
+            free + (movable.sum::<usize>() / 3).min(left.saturating_sub(free))
+        });
+        tokens.max(1)
     }
 
     /// Appends `n` tokens to every table and says where they go. Pages that hold any of them are pinned if `pin`.
@@ -422,8 +456,25 @@ impl Cache {
                 }
             }
         }
+        self.take_back();
         self.pos = pos;
         true
+    }
+
+    /// Where nothing is left in the lower tiers, the first has its slots back.
+    fn take_back(&mut self) {
+        let n = self.layout.n_tiers();
+        for t in 0..if n > 1 { self.tables.len() } else { 0 } {
+            let first = self.layout.list_of(0, t);
+            let (open, all) = (self.open[first], self.layout.slots_of_list(first));
+            let used = |list: usize| self.free[list].len() < self.open[list];
+            if open == all || (1..n).any(|tier| used(self.layout.list_of(tier, t))) {
+                continue;
+            }
+            (1..n).for_each(|tier| self.reopen(self.layout.list_of(tier, t)));
+            self.free[first].splice(0..0, (open as u32..all as u32).rev());
+            self.open[first] = all;
+        }
     }
 }
 

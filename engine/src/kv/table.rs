@@ -103,6 +103,19 @@ pub struct Demoted {
     pub tier: u8,
     /// Its slot there.
     pub slot: u32,
+    /// A page that takes the place of this one, since the first tier gives its slot away.
+    pub heir: Option<Heir>,
+}
+
+/// A page that moves within the first tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heir {
+    /// Layer.
+    pub il: usize,
+    /// Table of the layer.
+    pub group: usize,
+    /// The slot that it leaves; it goes to that of the demoted page.
+    pub slot: u32,
 }
 
 /// A page table.

@@ -1,15 +1,17 @@
 //! Who gives way when a page needs a slot.
 //!
 //! New pages go to the first tier. When it has no free slot, the page worth least in it moves to the next tier, which makes room in the
-//! same way; what has to leave the last tier is deleted. Pinned pages move but are never deleted. If nothing may leave the tiers below,
-//! a tier deletes a page of its own. The last pages of a table stay where they are as long as there are others; the one that is being
-//! written, and those that the step in progress fills, stay in any case: there is nothing to move yet.
+//! same way; what has to leave the last tier is deleted. As long as lower tiers have no free slot either, the first gives slots away
+//! to them, from its end; a page that lies there takes the place of one that moves down. Pinned pages move but are never deleted. If
+//! nothing may leave the tiers below, a tier deletes a page of its own. The last pages of a table stay where they are as long as
+//! there are others; the one that is being written, and those that the step in progress fills, stay in any case: there is
+//! nothing to move yet.
 
 use std::ops::Range;
 
 use super::policy::Value;
-use super::table::{Demoted, NONE, Recycled};
-use super::{Cache, Layout, PoolFull};
+use super::table::{Demoted, Heir, NONE, Recycled};
+use super::{Cache, Layout, PAGE, PoolFull};
 
 /// A page that may go: its worth and where it is.
 #[derive(Clone, Copy, Debug)]
@@ -79,27 +81,102 @@ impl Cache {
             return None;
         }
         let list = self.layout.list_of(tier, t);
-        if tier > 0 && self.layout.slots_of_list(list) == 0 {
-            return self.slot_in(tier + 1, t, spared, step);
-        }
-        let here = |slot| (tier as u8, slot);
-        if let Some(slot) = self.free[list].pop() {
-            return Some(here(slot));
-        }
         let from = self.layout.sharing(t);
         let down = Ask {
             tier,
             demote: true,
             spared,
         };
-        if let Some((t, i)) = self.least(from.clone(), down, step) {
+        loop {
+            if let Some(slot) = self.free[list].pop() {
+                return Some((tier as u8, slot));
+            }
+            let Some((t, i)) = self.least(from.clone(), down, step) else {
+                break;
+            };
             // Pages may go below meanwhile, and indices change.
             let first_pos = self.tables[t].pages[i].first_pos;
-            if let Some(to) = self.slot_in(tier + 1, t, spared, step) {
-                return Some(here(self.demote(t, first_pos, to, step)));
+            let gives = tier == 0 && self.layout.n_tiers() > 1 && self.give_slot(t);
+            let Some(to) = self.slot_in(tier + 1, t, spared, step) else {
+                break;
+            };
+            let left = self.demote(t, first_pos, to, step);
+            if !gives {
+                return Some((tier as u8, left));
             }
+            self.close(t, left);
         }
-        self.delete(tier, from, spared, step).map(here)
+        // Nothing here can move: what comes goes further down.
+        let below = tier + 1;
+        if tier > 0
+            && let Some(to) = self.slot_in(below, t, spared, step)
+        {
+            return Some(to);
+        }
+        let slot = self.delete(tier, from, spared, step)?;
+        Some((tier as u8, slot))
+    }
+
+    /// Whether the first tier of table `t` has to give a slot away for a page that moves down, and can: there is a free slot below then.
+    fn give_slot(&mut self, t: usize) -> bool {
+        let (first, next) = (self.layout.list_of(0, t), self.layout.list_of(1, t));
+        if self.open[first] <= self.layout.kept_of_list(first) || !self.free[next].is_empty() {
+            return false;
+        }
+        self.open[first] -= 1;
+        let given = self.layout.slots_of_list(first) - self.open[first];
+        let mut bytes = given as u64 * self.layout.cost;
+        for tier in 1..self.layout.n_tiers() {
+            let list = self.layout.list_of(tier, t);
+            bytes -= self.open[list] as u64 * self.layout.cost_of_tier(tier);
+        }
+        // Slots are opened where the fewest of those at the end are.
+        loop {
+            let lists = (1..self.layout.n_tiers()).map(|tier| (tier, self.layout.list_of(tier, t)));
+            let closed = lists.filter(|&(_, l)| self.open[l] < self.layout.slots_of_list(l));
+            let behind = closed.min_by(|&(_, a), &(_, b)| {
+                let share = |l| self.open[l] as f64 / self.layout.slots_of_list(l) as f64;
+                share(a).total_cmp(&share(b))
+            });
+            let Some((tier, list)) = behind else { break };
+            let Some(left) = bytes.checked_sub(self.layout.cost_of_tier(tier)) else {
+                break;
+            };
+            bytes = left;
+            self.free[list].push(self.open[list] as u32);
+            self.open[list] += 1;
+        }
+        true
+    }
+
+    /// Moves the page in the slot that the first tier of table `t` has given away to the one that a demoted page has just `left`.
+    fn close(&mut self, t: usize, left: u32) {
+        let list = self.layout.list_of(0, t);
+        let slot = self.open[list] as u32;
+        if left == slot {
+            return;
+        }
+        for t in self.layout.sharing(t) {
+            let mut pages = self.tables[t].pages.iter_mut();
+            let Some(page) = pages.find(|p| p.tier == 0 && p.slot == slot) else {
+                continue;
+            };
+            page.slot = left;
+            self.describe.moved((list, slot), (list, left));
+            // It may be the one that the step in progress writes to.
+            let size = self.layout.page as u32;
+            for place in &mut self.tables[t].places {
+                let at = place.slot * PAGE as u32 + place.row;
+                if at / size == slot {
+                    *place = self.layout.place(left, at % size);
+                }
+            }
+            let (il, group) = (t / self.layout.groups, t % self.layout.groups);
+            let demoted = self.demoted.last_mut();
+            demoted.expect("a page was demoted").heir = Some(Heir { il, group, slot });
+            return;
+        }
+        unreachable!("a slot that is open and not free holds a page");
     }
 
     /// Moves the page of table `t` that begins at `first_pos`; returns the slot that it leaves.
@@ -121,6 +198,7 @@ impl Cache {
             page,
             tier,
             slot,
+            heir: None,
         });
         page.slot
     }
@@ -152,8 +230,9 @@ impl Cache {
     fn recent(&self, t: usize, tier: usize) -> usize {
         let above = self.tables[t].pages.iter();
         let pinned = above.filter(|p| p.pinned && usize::from(p.tier) <= tier);
-        let slots = (0..=tier).map(|tier| self.layout.slots_of_tier(tier));
-        let room = slots.sum::<usize>().saturating_sub(pinned.count());
+        let below = (1..=tier).map(|tier| self.layout.slots_of_tier(tier));
+        let slots = self.layout.kept + below.sum::<usize>();
+        let room = slots.saturating_sub(pinned.count());
         self.recent.max(self.policy.recent(room))
     }
 

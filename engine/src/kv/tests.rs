@@ -50,8 +50,18 @@ fn check(c: &Cache) {
         slots.sort_unstable();
         assert_eq!(
             slots,
-            (0..layout.slots_of_list(list) as u32).collect::<Vec<_>>(),
+            (0..c.open[list] as u32).collect::<Vec<_>>(),
             "every slot is held once or free"
+        );
+        assert!(c.open[list] <= layout.slots_of_list(list));
+    }
+    for t in 0..layout.n_tables() {
+        let lists = (0..layout.n_tiers()).map(|tier| (tier, layout.list_of(tier, t)));
+        let bytes = lists.map(|(tier, list)| c.open[list] as u64 * layout.cost_of_tier(tier));
+        let all = layout.slots_of_list(layout.list_of(0, t)) as u64 * layout.cost;
+        assert!(
+            bytes.sum::<u64>() <= all,
+            "tiers share the bytes of the first"
         );
     }
     for table in c.tables() {

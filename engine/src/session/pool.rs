@@ -96,10 +96,8 @@ impl Session {
                 used += costs.map(|tier| layout.cost_of_tier(tier)).sum::<u64>();
             }
         }
-        let tiers = 0..layout.n_tiers();
-        let slots = tiers.map(|i| layout.slots_of_tier(i) as u64 * layout.cost_of_tier(i));
         let tables = layout.n_tables() - layout.dense * layout.groups;
-        let all = slots.sum::<u64>() * tables as u64;
+        let all = layout.n_slots as u64 * layout.cost * tables as u64;
         if recycled || all == 0 {
             1.0
         } else {
@@ -123,9 +121,14 @@ impl Session {
             (None, [k, v]) if k == v => k.to_string(),
             (None, [k, v]) => format!("{k}/{v}"),
         };
+        let tables = layout.n_tables() - layout.dense * layout.groups;
+        let last = layout.n_regions() - 1;
         let one = |tier| TierStats {
             name: name(tier),
-            n_slots: layout.slots_of_tier(tier),
+            n_slots: match layout.shared {
+                true => self.cache.open(tier, last) / tables.max(1),
+                false => self.cache.open(tier, last),
+            },
             pages: pages(tier),
         };
         (0..layout.n_tiers()).map(one).collect()
@@ -177,7 +180,7 @@ impl Session {
 
     /// Grows a pool of default size so that a prompt of `n` tokens leaves the default budget free, if memory allows.
     pub(super) fn grow_for(&mut self, n: usize) -> Result<(), Error> {
-        let (page, n_slots) = (self.page(), self.cache.layout().budget);
+        let (page, n_slots) = (self.page(), self.cache.layout().n_slots);
         let pages = |tokens: usize| tokens.div_ceil(page);
         let pinned = self.kv().pinned * page;
         let wanted = pages((pinned + n + DEFAULT_BUDGET as usize).min(self.n_ctx as usize));
@@ -202,7 +205,7 @@ impl Session {
             }
             _ => wanted,
         };
-        if n_slots > self.cache.layout().budget {
+        if n_slots > self.cache.layout().n_slots {
             self.runner.grow(&layout(n_slots))?;
             self.cache.grow(n_slots);
         }

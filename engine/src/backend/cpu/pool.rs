@@ -26,20 +26,47 @@ pub(super) fn masses(layout: &Layout, il: usize, hp: &HParams) -> usize {
     layer_spans(layout, il) * (hp.n_head / layout.groups)
 }
 
-/// A page that was demoted, for kernels: regions stand one after the other, each with its tiers.
-pub(super) fn moved(layout: &Layout, d: &Demoted) -> Move {
-    let at = |tier: u8| layout.region_of(d.il) * layout.n_tiers() + usize::from(tier);
+/// What a demotion moves, for kernels: the page, and then the one that takes its place, if there is one. Regions stand one after the
+/// other, each with its tiers.
+pub(super) fn moved(layout: &Layout, d: &Demoted) -> impl Iterator<Item = Move> {
+    let (page, first) = (layout.page as u32, 0);
+    let down = Move {
+        from: at(layout, d.il, d.page.tier),
+        to: at(layout, d.il, d.tier),
+        from_token: d.page.slot * page,
+        to_token: d.slot * page,
+        planes: planes(layout, d.il, d.group),
+    };
+    let heir = d.heir.map(|h| Move {
+        from: at(layout, h.il, first),
+        to: at(layout, h.il, first),
+        from_token: h.slot * page,
+        to_token: d.page.slot * page,
+        planes: planes(layout, h.il, h.group),
+    });
+    std::iter::once(down).chain(heir)
+}
+
+/// Where a tier of a layer stands.
+fn at(layout: &Layout, il: usize, tier: u8) -> usize {
+    layout.region_of(il) * layout.n_tiers() + usize::from(tier)
+}
+
+/// The planes of a block that belong to a table.
+fn planes(layout: &Layout, il: usize, group: usize) -> (usize, usize) {
     let heads = layout.n_head_kv / layout.groups;
     // Where each table has blocks of its own heads, they begin at the first plane.
-    let shares_blocks = layout.region(0, layout.region_of(d.il)).n_head_kv > heads;
-    let first = if shares_blocks { d.group * heads } else { 0 };
-    Move {
-        from: at(d.page.tier),
-        to: at(d.tier),
-        from_token: d.page.slot * layout.page as u32,
-        to_token: d.slot * layout.page as u32,
-        planes: (first, first + heads),
-    }
+    let shares_blocks = layout.region(0, layout.region_of(il)).n_head_kv > heads;
+    let first = if shares_blocks { group * heads } else { 0 };
+    (first, first + heads)
+}
+
+/// Blocks of each tier of each region that there is memory for: `[region, tier]`.
+pub(super) fn open_blocks(cache: &Cache) -> impl Iterator<Item = usize> {
+    let l = cache.layout();
+    let tiers = |r| (0..l.n_tiers()).map(move |tier| (r, tier));
+    let all = (0..l.n_regions()).flat_map(tiers);
+    all.map(move |(r, tier)| (cache.open(tier, r) * l.page).div_ceil(PAGE))
 }
 
 /// Bytes of the bounds of a page for one head.

@@ -17,15 +17,21 @@ fn tiered(spec: &str, n_layer: usize, n_slots: usize) -> Cache {
     Cache::with_layout(&o, find(&o.policy).unwrap(), layout)
 }
 
-/// One table with so many slots in each tier.
+/// One table whose first tier has given away what it can, with so many slots in each tier.
 fn with_slots(spec: &str, slots: [usize; 3]) -> Cache {
     let mut o = options(spec);
     o.set("demote", "q8_0+q4_0").unwrap();
     o.set("budget_scope", "layer").unwrap();
     let mut layout = Layout::new(&o, 1, 1, 64, 1 << 16);
-    layout.n_slots = slots[0];
+    let given = (34 * slots[1] + 18 * slots[2]).div_ceil(64);
+    (layout.n_slots, layout.kept) = (slots[0] + given, slots[0]);
     (layout.tiers[0].n_slots, layout.tiers[1].n_slots) = (slots[1], slots[2]);
-    Cache::with_layout(&o, find(&o.policy).unwrap(), layout)
+    let mut c = Cache::with_layout(&o, find(&o.policy).unwrap(), layout);
+    for (tier, n) in slots.into_iter().enumerate() {
+        let list = c.layout.list_of(tier, 0);
+        (c.open[list], c.free[list]) = (n, (0..n as u32).rev().collect());
+    }
+    c
 }
 
 fn prompt(c: &mut Cache, n: usize, pin: bool) {
@@ -60,19 +66,14 @@ fn tiers_take_the_bytes_of_the_budget() {
         let o = options(&format!("raas:demote={list}")).decided(true);
         for n in 2..200 {
             let layout = Layout::new(&o, 3, 2, n, 1 << 16);
-            let mut plain = layout.clone();
-            plain.tiers.clear();
-            let plain = plain.sized(n);
-            let (row, slot) = (2 * 2 * 64, 3 * 2 * PAGE as u64 * 2 * 2 * 64);
-            let (got, most) = (layout.bytes(row, 0), plain.bytes(row, 0));
+            let lower = layout.tiers.iter().map(|t| t.n_slots as u64 * t.cost);
+            let got = layout.kept as u64 * layout.cost + lower.sum::<u64>();
+            let most = n as u64 * layout.cost;
             assert!(
-                got <= most && got + slot > most,
+                got <= most && got + layout.cost > most,
                 "{list}, {n}: {got} of {most}"
             );
-            assert!(
-                layout.n_slots >= 2 && layout.all_slots() >= n,
-                "{list}, {n}"
-            );
+            assert!(layout.kept >= 2 && layout.all_slots() >= n, "{list}, {n}");
             assert!(n < 20 || layout.all_slots() > n, "{list}, {n}");
             // What is larger than the context would be of no use.
             let short = Layout::new(&o, 3, 2, n, n * PAGE + 5 * PAGE);
@@ -84,7 +85,7 @@ fn tiers_take_the_bytes_of_the_budget() {
     }
     let o = options("raas:demote=q8_0:0.5").decided(true);
     let layout = Layout::new(&o, 1, 1, 34, 1 << 16);
-    let slots = (layout.n_slots, layout.tiers[0].n_slots);
+    let slots = (layout.kept, layout.tiers[0].n_slots);
     assert_eq!(slots, (17, 32), "17 pages of 64 bytes, as 32 of 34");
 }
 
@@ -117,6 +118,58 @@ fn pages_go_down_in_the_order_of_their_worth() {
     assert_eq!(c.layer(0).recycled, 30);
     let pinned = |p: &PageMeta| p.pinned == (p.first_pos < 32);
     assert!(c.layer(0).pages.iter().all(pinned));
+}
+
+#[test]
+fn the_first_tier_has_all_of_the_budget_until_it_is_full() {
+    for (spec, n_layer) in [
+        ("raas:demote=q8_0", 3),
+        ("raas:demote=q8_0:0.9", 1),
+        ("window:demote=q8_0+q4_0,budget_scope=layer", 2),
+        ("raas:demote=q4_0:0.9,scope=head", 2),
+    ] {
+        let mut c = tiered(spec, n_layer, 40);
+        let all = c.layout().all_slots();
+        assert_eq!(c.room(), all * PAGE, "{spec}");
+        let mut last = 0;
+        for pos in 0..all * PAGE {
+            step(&mut c, 2);
+            check(&c);
+            assert_eq!(c.first_recycle(), None, "{spec}: room for all");
+            let below = c.tables().iter().flat_map(|t| &t.pages);
+            let below = below.filter(|p| p.tier > 0).count();
+            assert_eq!(below > 0, pos >= 40 * PAGE, "{spec} at {pos}");
+            assert!(below >= last, "{spec}: nothing comes back");
+            last = below;
+        }
+        assert_eq!(c.room(), 0, "{spec}");
+        for _ in 0..5 * PAGE {
+            step(&mut c, 2);
+            check(&c);
+        }
+        assert_eq!(c.first_recycle(), Some((all * PAGE) as u32), "{spec}");
+        let open = c.layout().list_of(0, 0);
+        assert_eq!(c.open[open], c.layout().kept_of_list(open), "{spec}");
+    }
+}
+
+#[test]
+fn what_was_given_away_comes_back_when_it_is_not_needed() {
+    let mut c = tiered("raas:demote=q8_0,budget_scope=layer", 1, 12);
+    prompt(&mut c, 12 * PAGE, true);
+    let taken = c.begin(PAGE, true);
+    assert!(taken.is_ok() && !c.demoted().is_empty());
+    assert!(!c.rewind(12 * PAGE as u32 - 3), "pages have lost something");
+    c.clear();
+    assert_eq!(c.open[c.layout().list_of(0, 0)], 12);
+    check_free(&c);
+}
+
+/// Every open slot is free.
+fn check_free(c: &Cache) {
+    for (free, open) in c.free.iter().zip(&c.open) {
+        assert_eq!(free.len(), *open);
+    }
 }
 
 #[test]
@@ -185,7 +238,7 @@ fn a_prompt_may_be_longer_than_the_first_tier() {
     for spec in specs {
         let mut c = tiered(spec, 3, 16);
         let all = c.layout().all_slots();
-        assert!(c.layout().n_slots < 9 && all > 24, "{spec}");
+        assert!(c.layout().kept < 9 && all > 24, "{spec}");
         assert_eq!(c.room_with_recycling(), all * PAGE);
         prompt(&mut c, (all - 2) * PAGE, true);
         assert_eq!(c.room_with_recycling(), 2 * PAGE, "{spec}");
@@ -232,7 +285,7 @@ fn descriptions_move_with_their_pages() {
     let o = options("window:redundancy=0.9,demote=q8_0:0.5,budget_scope=layer");
     let mut layout = Layout::new(&o, 1, 1, 8, 4096);
     layout.head_dim = 16;
-    let slots = (layout.n_slots, layout.tiers[0].n_slots);
+    let slots = (layout.kept, layout.tiers[0].n_slots);
     assert_eq!(slots, (4, 7));
     let mut c = Cache::with_layout(&o, find("window").unwrap(), layout);
     for _ in 0..12 * PAGE {
@@ -275,7 +328,7 @@ fn tables_show_what_was_written() {
         let layout = c.layout().clone();
         let page = layout.page;
         let mut memory: HashMap<Key, (usize, u32)> = HashMap::new();
-        let (mut moves, mut rewound) = (0, 0);
+        let (mut moves, mut heirs, mut rewound) = (0, 0, 0);
         for round in 0..1500 {
             let draw = |h| (mass(round, 7, h) * 1000.0) as usize;
             let before = c.pos();
@@ -314,6 +367,19 @@ fn tables_show_what_was_written() {
                     assert_eq!(what, (t, d.page.first_pos + row), "{spec}");
                     memory.insert(key(d.tier, d.slot), what);
                 }
+                let Some(h) = d.heir else { continue };
+                heirs += 1;
+                let list = layout.list_of(0, h.il * layout.groups + h.group);
+                for row in 0..page as u32 {
+                    let at = |slot| {
+                        let place = layout.place(slot, row);
+                        (list, place.slot, place.row)
+                    };
+                    // Rows that the step is about to write are not there yet.
+                    if let Some(&what) = memory.get(&at(h.slot)) {
+                        memory.insert(at(d.page.slot), what);
+                    }
+                }
             }
             for (t, table) in c.tables().iter().enumerate() {
                 for (p, pos) in table.places.iter().zip(before..) {
@@ -324,8 +390,8 @@ fn tables_show_what_was_written() {
             check_rows(&c, &memory, spec);
         }
         assert!(
-            moves > 100 && rewound > 5,
-            "{spec}: {moves} moves, {rewound} rewound"
+            moves > 100 && heirs > 10 && rewound > 5,
+            "{spec}: {moves} moves, {heirs} heirs, {rewound} rewound"
         );
     }
 }
