@@ -165,7 +165,7 @@ impl Model {
         };
         let first = row("-ctk", kv.ty_k)? + row("-ctv", kv.ty_v)?;
         let mut least = first;
-        for d in &kv.demote {
+        for d in kv.demotions() {
             let bytes = 2 * row("--kv-demote", d.ty)?;
             if bytes >= least {
                 return Err(report::usage(
@@ -188,6 +188,16 @@ impl Model {
             kv,
             scratch: scratch as u64,
         }
+    }
+
+    /// Whether sessions can store pages anew as other types: on the CPU, if heads are whole blocks of them.
+    pub(crate) fn demotes(&self, backend: BackendKind) -> bool {
+        let device = match backend {
+            BackendKind::Cuda(_) => true,
+            BackendKind::Auto => !lemma_cuda::devices().list.is_empty(),
+            BackendKind::Cpu | BackendKind::Trace => false,
+        };
+        !device && self.hp.head_dim.is_multiple_of(32)
     }
 
     pub(crate) fn runner(

@@ -117,6 +117,18 @@ pub struct Demotion {
     pub share: u32,
 }
 
+/// Where pages go before they are forgotten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Demote {
+    /// To `q8_0`, where the policy is `raas`, pages are of `f16`, heads are whole blocks, and the CPU runs it.
+    Auto,
+    /// To these, one after the other; nowhere if there are none. What the shares leave is the first tier's.
+    To(Vec<Demotion>),
+}
+
+/// Share of the bytes that pages of `q8_0` get in the end where nobody says, in millionths.
+const AUTO_SHARE: u32 = 900_000;
+
 /// Options of the KV pool.
 #[derive(Clone, Debug)]
 pub struct KvOptions {
@@ -156,18 +168,29 @@ pub struct KvOptions {
     pub redundancy: f32,
     /// Share of the live pages, those with the widest range of values, that is recycled last; 0 turns it off.
     pub guard: f32,
-    /// Where pages go before they are forgotten, one after the other. The bytes of the pool stay the same; what the shares leave is the first tier's.
-    pub demote: Vec<Demotion>,
+    /// Where pages go before they are forgotten. The bytes of the pool stay the same.
+    pub demote: Demote,
     /// Allow positions beyond the context that the model was trained on.
     pub beyond_train: bool,
 }
 
 impl KvOptions {
-    /// The options with [`BudgetScope::Auto`] decided: one budget for the model, unless nothing is `ever_recycled`; nothing is demoted then.
-    pub(crate) fn decided(&self, ever_recycled: bool) -> Self {
+    /// The options with what is [`BudgetScope::Auto`] and [`Demote::Auto`] decided: one budget for the model, unless nothing is
+    /// `ever_recycled`; then nothing is demoted either. `demotes`: whether pages of the model can be, for all that the options do not say.
+    pub(crate) fn decided(&self, ever_recycled: bool, demotes: bool) -> Self {
         let mut o = self.clone();
+        let plain = o.policy == "raas" && o.score == Score::Exact;
+        let half = o.ty_k == GgmlType::F16 && o.ty_v == GgmlType::F16;
         if !ever_recycled {
-            o.demote.clear();
+            o.demote = Demote::To(Vec::new());
+        } else if o.demote == Demote::Auto {
+            o.demote = Demote::To(match demotes && plain && half {
+                true => vec![Demotion {
+                    ty: GgmlType::Q8_0,
+                    share: AUTO_SHARE,
+                }],
+                false => Vec::new(),
+            });
         }
         if o.budget_scope == BudgetScope::Auto {
             o.budget_scope = match ever_recycled {
@@ -176,6 +199,14 @@ impl KvOptions {
             };
         }
         o
+    }
+
+    /// Where pages go before they are forgotten, once that is [decided](Self::decided).
+    pub fn demotions(&self) -> &[Demotion] {
+        match &self.demote {
+            Demote::Auto => &[],
+            Demote::To(list) => list,
+        }
     }
 }
 
@@ -200,7 +231,7 @@ impl Default for KvOptions {
             clock: Clock::Page,
             redundancy: 1.0,
             guard: 0.0,
-            demote: Vec::new(),
+            demote: Demote::Auto,
             beyond_train: false,
         }
     }

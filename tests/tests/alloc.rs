@@ -72,7 +72,7 @@ fn a_decode_step_allocates_nothing() {
                 };
                 o.kv.apply(spec).unwrap();
                 // Lower tiers hold more tokens than the budget says.
-                let tokens = if o.kv.demote.is_empty() { 128 } else { 64 };
+                let tokens = if o.kv.demotions().is_empty() { 128 } else { 64 };
                 o.kv.budget = KvBudget::Tokens(tokens);
                 let path = lemma_tests::data()
                     .join("arch")

@@ -51,7 +51,7 @@ fn load(backend: BackendKind, spec: &str, tokens: u32, f32s: bool) -> (LoadOptio
         o.kv.set("ctk", "f32").unwrap();
         o.kv.set("ctv", "f32").unwrap();
     }
-    let name = if o.kv.demote.is_empty() {
+    let name = if o.kv.demotions().is_empty() {
         "qwen2-gqa-tied.gguf"
     } else {
         "qwen3-tied.gguf"

@@ -115,13 +115,9 @@ impl Contender {
         (self.info.new)(&self.kv).draws()
     }
 
-    /// Whether it computes what `other` does as long as nothing is recycled: pages of the same size and the same types in them, which
-    /// they keep.
+    /// Whether it computes what `other` does as long as the budget is not full: pages of the same size and the same types in them.
     pub fn computes_like(&self, other: &Self) -> bool {
-        let computes = |c: &Self| {
-            let demotes = !c.info.whole_context && !c.kv.demote.is_empty();
-            (c.kv.page, c.kv.ty_k, c.kv.ty_v, demotes)
-        };
+        let computes = |c: &Self| (c.kv.page, c.kv.ty_k, c.kv.ty_v);
         computes(self) == computes(other)
     }
 

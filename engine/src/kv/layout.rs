@@ -113,7 +113,7 @@ impl Layout {
             n_slots: 0,
             kept: 0,
             cost: cost(o.ty_k) + cost(o.ty_v),
-            tiers: (o.demote.iter())
+            tiers: (o.demotions().iter())
                 .map(|d| Tier {
                     ty: d.ty,
                     cost: 2 * cost(d.ty),

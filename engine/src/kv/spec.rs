@@ -10,7 +10,8 @@ use super::policy::{self, POLICIES};
 use crate::error::Error;
 use crate::model::KV_TYPES;
 use crate::options::{
-    Aggregate, BudgetScope, Clock, Demotion, KvBudget, KvOptions, Pin, Refresh, Scope, Score,
+    Aggregate, BudgetScope, Clock, Demote, Demotion, KvBudget, KvOptions, Pin, Refresh, Scope,
+    Score,
 };
 use crate::report;
 
@@ -131,7 +132,7 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "demote",
-        values: "none, or types from q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, at most three, with or without their shares of the bytes: q8_0, q8_0+q4_0, q8_0:0.25+q4_0:0.5",
+        values: "auto, none, or types from q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, at most three, with or without their shares of the bytes: q8_0, q8_0+q4_0, q8_0:0.25+q4_0:0.5",
         set: |o, v| put(&mut o.demote, demotions(v)),
     },
     Key {
@@ -227,12 +228,14 @@ pub const DEMOTED: [GgmlType; 6] = [
 ];
 
 /// Shares of the bytes, in millionths, of tiers that are not told theirs, by how many there are.
-const SHARES: [&[u32]; 3] = [&[500_000], &[250_000, 500_000], &[250_000; 3]];
+const SHARES: [&[u32]; 3] = [&[900_000], &[450_000; 2], &[300_000; 3]];
 
-/// `none`, or `TYPE+TYPE+…`, with or without `:SHARE` after each.
-fn demotions(list: &str) -> Option<Vec<Demotion>> {
-    if list == "none" {
-        return Some(Vec::new());
+/// `auto`, `none`, or `TYPE+TYPE+…`, with or without `:SHARE` after each.
+fn demotions(list: &str) -> Option<Demote> {
+    match list {
+        "auto" => return Some(Demote::Auto),
+        "none" => return Some(Demote::To(Vec::new())),
+        _ => {}
     }
     let named: Vec<(&str, Option<&str>)> = list
         .split('+')
@@ -247,7 +250,7 @@ fn demotions(list: &str) -> Option<Vec<Demotion>> {
     };
     let list: Vec<_> = named.iter().zip(*default).map(one).collect::<Option<_>>()?;
     let sum: u64 = list.iter().map(|d| u64::from(d.share)).sum();
-    (sum < 1_000_000).then_some(list)
+    (sum < 1_000_000).then_some(Demote::To(list))
 }
 
 /// A share of the bytes, more than nothing and less than all.
@@ -278,13 +281,15 @@ mod tests {
         o.apply("raas:demote=q8_0:0.25+q4_0:0.5").unwrap();
         let tier = |ty, share| Demotion { ty, share };
         assert_eq!(
-            o.demote,
+            o.demotions(),
             [tier(GgmlType::Q8_0, 250_000), tier(GgmlType::Q4_0, 500_000)]
         );
         o.apply("raas:demote=q4_0").unwrap();
-        assert_eq!((o.demote.len(), o.demote[0].ty), (1, GgmlType::Q4_0));
+        assert_eq!(o.demotions(), [tier(GgmlType::Q4_0, 900_000)]);
         o.apply("raas:demote=none").unwrap();
-        assert!(o.demote.is_empty());
+        assert_eq!(o.demote, Demote::To(Vec::new()));
+        o.apply("raas:demote=auto").unwrap();
+        assert_eq!(o.demote, Demote::Auto);
     }
 
     #[test]
@@ -301,7 +306,7 @@ mod tests {
             ("raas:page=12", "page \"12\", expected 8, 16, 32 or 64"),
             (
                 "raas:demote=q8_0:0.5+q4_0",
-                "demote \"q8_0:0.5+q4_0\", expected none, or types from q8_0",
+                "demote \"q8_0:0.5+q4_0\", expected auto, none, or types from q8_0",
             ),
             ("raas:demote=q8_0:1", "demote \"q8_0:1\""),
             ("raas:demote=f16", "demote \"f16\""),

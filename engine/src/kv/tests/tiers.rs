@@ -12,7 +12,7 @@ fn options(spec: &str) -> KvOptions {
 
 /// A cache of `n_layer` layers of two heads with a budget of `n_slots` pages a table.
 fn tiered(spec: &str, n_layer: usize, n_slots: usize) -> Cache {
-    let o = options(spec).decided(true);
+    let o = options(spec).decided(true, true);
     let layout = Layout::new(&o, n_layer, 2, n_slots, 1 << 16);
     Cache::with_layout(&o, find(&o.policy).unwrap(), layout)
 }
@@ -63,7 +63,7 @@ fn tiers_take_the_bytes_of_the_budget() {
         "q4_0:0.97",
     ];
     for list in lists {
-        let o = options(&format!("raas:demote={list}")).decided(true);
+        let o = options(&format!("raas:demote={list}")).decided(true, true);
         for n in 2..200 {
             let layout = Layout::new(&o, 3, 2, n, 1 << 16);
             let lower = layout.tiers.iter().map(|t| t.n_slots as u64 * t.cost);
@@ -83,7 +83,7 @@ fn tiers_take_the_bytes_of_the_budget() {
             assert!((0..short.n_tiers()).all(grows), "{list}, {n}");
         }
     }
-    let o = options("raas:demote=q8_0:0.5").decided(true);
+    let o = options("raas:demote=q8_0:0.5").decided(true, true);
     let layout = Layout::new(&o, 1, 1, 34, 1 << 16);
     let slots = (layout.kept, layout.tiers[0].n_slots);
     assert_eq!(slots, (17, 32), "17 pages of 64 bytes, as 32 of 34");
