@@ -227,8 +227,13 @@ pub const DEMOTED: [GgmlType; 6] = [
     GgmlType::IQ4_NL,
 ];
 
-/// Shares of the bytes, in millionths, of tiers that are not told theirs, by how many there are.
-const SHARES: [&[u32]; 3] = [&[900_000], &[450_000; 2], &[300_000; 3]];
+/// Shares of the bytes, in millionths, of tiers that are not told theirs, by how many there are: most for the last, which holds the
+/// most tokens for them (`docs/kv-policies.md`).
+const SHARES: [&[u32]; 3] = [
+    &[900_000],
+    &[150_000, 700_000],
+    &[100_000, 200_000, 500_000],
+];
 
 /// `auto`, `none`, or `TYPE+TYPE+…`, with or without `:SHARE` after each.
 fn demotions(list: &str) -> Option<Demote> {
