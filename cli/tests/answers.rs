@@ -173,7 +173,8 @@ fn a_small_pool_recycles_and_goes_on() {
     );
     let r = json(&out(&o));
     assert!(r["kv"]["recycled"].as_u64().unwrap() > 0, "{r}");
-    assert!(r["kv"]["pages"].as_u64().unwrap() <= 8);
+    let pages = r["kv"]["pages"].as_u64().unwrap();
+    assert!((9..16).contains(&pages), "eight pages of f16, as q8_0: {r}");
 }
 
 #[test]

@@ -165,8 +165,9 @@ fn long_prompt(backend: BackendKind, n_threads: usize, f32s: bool) -> Vec<Vec<f3
     let go = ControlFlow::Continue(());
     s.prefill(&prompt, 400, &mut |_, _| go).unwrap();
     let kv = s.kv();
-    assert!(kv.tiers[0].n_slots * kv.page < 100 && kv.recycled == 0);
-    assert!(s.kv_pages(0)[..15].iter().all(|p| p.pinned && p.tier > 0));
+    assert!(kv.tiers[0].n_slots * kv.page < 320 && kv.recycled == 0);
+    let moved = s.kv_pages(0).iter().filter(|p| p.pinned && p.tier > 0);
+    assert!(moved.count() > 5);
     let mut logits = vec![s.logits().to_vec()];
     for i in 400..700 {
         s.decode(token(i, n_vocab)).unwrap();
