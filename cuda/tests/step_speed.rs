@@ -1,0 +1,299 @@
+//! Speed of a decode step on made-up weights, without a model file: shapes of models that people run. Ignored: it measures.
+//!
+//! `LEMMA_STEP_PAGES` are the live pages of a layer (`1 64 256`).
+#![cfg(feature = "cuda")]
+#![allow(clippy::print_stdout, reason = "what was measured")]
+
+mod common;
+
+use std::time::Instant;
+
+use common::*;
+use lemma_cuda::ops::{Attention, Heads, Mode, RopeStore, Store};
+use lemma_cuda::step::{Builder, Products, Program, Shape};
+use lemma_cuda::{Buffer, Gpu, Source, Uploader, View, Weight};
+use lemma_quant::GgmlType::{self, F16, Q4_K, Q6_K};
+
+struct Model {
+    name: &'static str,
+    n_embd: usize,
+    n_ff: usize,
+    heads: Heads,
+    n_layer: usize,
+    n_vocab: usize,
+    /// The type of most matrices, and that of some values, some down projections and the output.
+    types: [GgmlType; 2],
+}
+
+const MODELS: [Model; 3] = [
+    Model {
+        name: "8 B Q4_K_M",
+        n_embd: 4096,
+        n_ff: 14336,
+        heads: Heads {
+            n_head: 32,
+            n_head_kv: 8,
+            head_dim: 128,
+        },
+        n_layer: 32,
+        n_vocab: 128_256,
+        types: [Q4_K, Q6_K],
+    },
+    Model {
+        name: "1.5 B Q4_K_M",
+        n_embd: 1536,
+        n_ff: 8960,
+        heads: Heads {
+            n_head: 12,
+            n_head_kv: 2,
+            head_dim: 128,
+        },
+        n_layer: 28,
+        n_vocab: 151_936,
+        types: [Q4_K, Q6_K],
+    },
+    Model {
+        name: "1 B F16",
+        n_embd: 2048,
+        n_ff: 8192,
+        heads: Heads {
+            n_head: 32,
+            n_head_kv: 8,
+            head_dim: 64,
+        },
+        n_layer: 16,
+        n_vocab: 128_256,
+        types: [F16, F16],
+    },
+];
+/// Layers with weights of their own; the others take them again.
+const LAYERS: usize = 8;
+const MAX_PAGES: usize = 256;
+
+struct Layer {
+    norm: Buffer,
+    q: Weight,
+    k: Weight,
+    v: Weight,
+    o: Weight,
+    gate: Weight,
+    up: Weight,
+    down: Weight,
+}
+
+/// A matrix of a few random rows, over and over.
+fn matrix(gpu: &Gpu, up: &mut Uploader, ty: GgmlType, n_in: usize, n_row: usize) -> Weight {
+    let mut rng = Rng::new(n_in as u64 + n_row as u64);
+    let quantize = ty.traits().quantize_row.expect("a quantizer");
+    let row = ty.row_size(n_in).expect("whole blocks");
+    let mut some = vec![0; row * 8];
+    for b in some.chunks_exact_mut(row) {
+        let x: Vec<f32> = rng.normals(n_in).iter().map(|x| x * 0.03).collect();
+        quantize(&x, b);
+    }
+    let data: Vec<u8> = some.iter().copied().cycle().take(row * n_row).collect();
+    let source = Source {
+        ty,
+        n_in,
+        n_row,
+        data: &data,
+    };
+    let w = up.upload(source).expect("upload");
+    gpu.synchronize().expect("upload");
+    w
+}
+
+struct Bench {
+    program: Program,
+    logits: Buffer,
+
+    bytes: usize,
+    _keep: (Vec<Layer>, Vec<Buffer>, Weight, Weight),
+}
+
+fn bench(gpu: &Gpu, m: &Model, pages: usize) -> Bench {
+    let mut up = Uploader::new(gpu).expect("uploader");
+    let mut rng = Rng::new(7);
+    let (e, d, h) = (m.n_embd, m.heads.head_dim, m.heads);
+    let [ty, better] = m.types;
+    let layers: Vec<Layer> = (0..LAYERS.min(m.n_layer))
+        .map(|i| {
+            let some = if i % 2 == 0 { better } else { ty };
+            let mut w = |ty, n_in, n_row| matrix(gpu, &mut up, ty, n_in, n_row);
+            Layer {
+                norm: upload(gpu, &vec![1.0; e]),
+                q: w(ty, e, h.n_head * d),
+                k: w(ty, e, h.n_head_kv * d),
+                v: w(some, e, h.n_head_kv * d),
+                o: w(ty, h.n_head * d, e),
+                gate: w(ty, e, m.n_ff),
+                up: w(ty, e, m.n_ff),
+                down: w(some, m.n_ff, e),
+            }
+        })
+        .collect();
+    let embd = matrix(gpu, &mut up, ty, e, 1024);
+    let output = matrix(gpu, &mut up, better, e, m.n_vocab);
+    let f = |n: usize| gpu.alloc(n * 4).expect("memory");
+    let (x, q, k, v) = (
+        f(e),
+        f(h.n_head * d),
+        f(h.n_head_kv * d),
+        f(h.n_head_kv * d),
+    );
+    let (att, gate, logits) = (f(h.n_head * d), f(m.n_ff), f(m.n_vocab));
+    let mass = f(m.n_layer * MAX_PAGES);
+    let rope = upload(gpu, &rng.normals(d));
+    let pos = upload_u32(gpu, &[(pages * 16 - 3) as u32]);
+    let token = upload_u32(gpu, &[5]);
+    let places = upload_u32(gpu, &[(pages * 16 - 3) as u32]);
+    let n_pages = upload_u32(gpu, &vec![pages as u32; m.n_layer]);
+    let table: Vec<u32> = (0..MAX_PAGES as u32).flat_map(|p| [p, p * 16]).collect();
+    let table = upload_u32(gpu, &table);
+    let pool = MAX_PAGES * 16 * h.n_head_kv * d * 2;
+    let pools: Vec<Buffer> = (0..2 * m.n_layer)
+        .map(|_| gpu.alloc(pool).expect("pool"))
+        .collect();
+    let shape = Shape {
+        heads: h,
+        n_layer: m.n_layer,
+        max_pages: MAX_PAGES,
+        neox: true,
+        mean: false,
+        scale: 0.1,
+        rope: rope.view(),
+        pos: pos.view(),
+        token: token.view(),
+    };
+    let mut b = Builder::new(gpu, shape);
+    b.embed(x.view(), &embd);
+    for il in 0..m.n_layer {
+        let l = &layers[il % layers.len()];
+        let norm = Some((l.norm.view(), 1e-5));
+        let products =
+            |b: &mut Builder, parts: &[(&Weight, Option<View>, View)], src: &Buffer, norm, mode| {
+                b.products(&Products {
+                    parts,
+                    src: src.view(),
+                    norm,
+                    mode,
+                });
+            };
+        let qkv = [
+            (&l.q, None, q.view()),
+            (&l.k, None, k.view()),
+            (&l.v, None, v.view()),
+        ];
+        products(&mut b, &qkv, &x, norm, Mode::Store);
+        let store = Store {
+            k: pools[2 * il].view(),
+            v: pools[2 * il + 1].view(),
+            places: places.view(),
+        };
+        let call = RopeStore {
+            q: q.view(),
+            k: k.view(),
+            v: v.view(),
+            q_norm: None,
+            k_norm: None,
+            rope: Some(rope.view()),
+            neox: true,
+            store: Some(store),
+        };
+        let attention = Attention {
+            q: q.view(),
+            k: store.k,
+            v: store.v,
+            pages: table.view(),
+            n_pages: n_pages.view().slice(il * 4, 4),
+            pos: pos.view(),
+            scale: 0.1,
+        };
+        b.attend(il, att.view(), &call, &attention, true);
+        products(&mut b, &[(&l.o, None, x.view())], &att, None, Mode::Add);
+        let ffn = [(&l.gate, None, gate.view()), (&l.up, None, gate.view())];
+        products(&mut b, &ffn, &x, norm, Mode::Swiglu);
+        products(&mut b, &[(&l.down, None, x.view())], &gate, None, Mode::Add);
+    }
+    b.weigh(mass.view(), n_pages.view());
+    b.products(&Products {
+        parts: &[(&output, None, logits.view())],
+        src: x.view(),
+        norm: Some((layers[0].norm.view(), 1e-5)),
+        mode: Mode::Store,
+    });
+    let program = b.finish().expect("driver").expect("a step of one launch");
+    let of = |w: &Weight| w.view().bytes();
+    let bytes = of(&output)
+        + (0..m.n_layer)
+            .map(|il| &layers[il % layers.len()])
+            .map(|l| {
+                [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]
+                    .map(of)
+                    .iter()
+                    .sum::<usize>()
+            })
+            .sum::<usize>();
+    let mut keep = vec![
+        x, q, k, v, att, gate, mass, rope, pos, token, places, n_pages, table,
+    ];
+    keep.extend(pools);
+    Bench {
+        program,
+        logits,
+
+        bytes,
+        _keep: (layers, keep, embd, output),
+    }
+}
+
+#[test]
+#[ignore = "measures"]
+fn steps() {
+    let found = lemma_cuda::devices();
+    let Some(info) = found.list.first() else {
+        println!("skipped: {}", found.reason.unwrap_or_default());
+        return;
+    };
+    let gpu = Gpu::open(info.ordinal).expect("a device");
+    let pages = std::env::var("LEMMA_STEP_PAGES").unwrap_or_else(|_| "1 64 256".to_owned());
+    for m in &MODELS {
+        for pages in pages.split_whitespace().map(|p| p.parse().expect("pages")) {
+            let b = bench(&gpu, m, pages);
+            let mut times = Vec::new();
+            for _ in 0..9 {
+                gpu.synchronize().expect("step");
+                let start = Instant::now();
+                for _ in 0..20 {
+                    b.program.run().expect("step");
+                }
+                gpu.synchronize().expect("step");
+                times.push(start.elapsed().as_secs_f64() / 20.0);
+            }
+            times.sort_by(f64::total_cmp);
+            let logits = read(&gpu, b.logits.view());
+            let sum: f64 = logits.iter().map(|x| f64::from(x.abs())).sum();
+            println!(
+                "{} {pages} pages: {:.1} us a step (best {:.1}), {:.0} steps/s, {:.2} TB/s, logits {sum:.4}",
+                m.name,
+                times[4] * 1e6,
+                times[0] * 1e6,
+                1.0 / times[4],
+                b.bytes as f64 / times[4] / 1e12
+            );
+            let clocks = b.program.trace().expect("trace");
+            let per = (clocks.len() - 3) / m.n_layer;
+            let mut line = String::from("  clocks");
+            for k in 0..per {
+                let of = |f: fn(&(f64, f64)) -> f64| {
+                    (1..m.n_layer)
+                        .map(|il| f(&clocks[1 + il * per + k]))
+                        .sum::<f64>()
+                        / (m.n_layer - 1) as f64
+                };
+                line += &format!(" {:.0}+{:.0}", of(|c| c.0), of(|c| c.1));
+            }
+            println!("{line}");
+        }
+    }
+}
