@@ -24,18 +24,28 @@ __device__ __forceinline__ void split_half(float x, uint16_t& hi, uint16_t& lo) 
     lo = float_to_half(x - half_to_float(hi));
 }
 
+// Brings keys and values of a page and a head to the L2 cache; a lane asks for a row of each.
+__device__ __forceinline__ void bring_page(const Pool& pool, uint32_t slot, int kv) {
+    const size_t row = size_t(slot) * PAGE + threadIdx.x % PAGE, at = (row * pool.n_kv + kv) * pool.d + threadIdx.x % WARP / PAGE * 64;
+    if (threadIdx.x % WARP / PAGE * 64 < unsigned(pool.d)) bring(pool.k + at), bring(pool.v + at);
+}
+
 // Keys and values of a page and a head, as a warp's lanes hold them; lane = 4 g + t.
 // NC chunks of 32 dimensions of a key, NJ chunks of 64 dimensions of a value; EXACT: head_dim is 32 NC, not less.
 template <int NC, int NJ, bool EXACT> struct PageOf {
+    static_assert(!EXACT || 32 * NC == 64 * NJ, "one width");
     uint4 k[NC][2];  // keys g and g + 8, dimensions 32 c + 8 t ..
     uint4 v[4][NJ];  // values 2t, 2t + 1, 2t + 8, 2t + 9, dimensions 64 j + 8 g ..
 
     static __device__ __forceinline__ int value_row(int i) { return 2 * int(threadIdx.x % 4) + (i % 2) + 8 * (i / 2); }
     // Rows behind the first `rows` have not been written by this sequence; their values may be anything, so they are not read.
     __device__ __forceinline__ void load(const Pool& pool, uint32_t slot, int kv, int rows) {
-        const int d = pool.d, g = (threadIdx.x % WARP) / 4, t = threadIdx.x % 4;
-        const size_t row = size_t(pool.n_kv) * d, at = size_t(slot) * PAGE * row + size_t(kv) * d;
-        const uint16_t *kp = pool.k + at + g * row + 8 * t, *vp = pool.v + at + 2 * t * row + 8 * g;
+        load_keys(pool, slot, kv);
+        load_values(pool, slot, kv, rows);
+    }
+    __device__ __forceinline__ void load_keys(const Pool& pool, uint32_t slot, int kv) {
+        const int d = EXACT ? 32 * NC : pool.d, g = (threadIdx.x % WARP) / 4, t = threadIdx.x % 4, row = pool.n_kv * d;
+        const uint16_t* kp = pool.k + size_t(slot) * PAGE * row + kv * d + g * row + 8 * t;
 #pragma unroll
         for (int i = 0; i < 2; i++, kp += 8 * row) {
 #pragma unroll
@@ -44,6 +54,10 @@ template <int NC, int NJ, bool EXACT> struct PageOf {
                 if (EXACT || 32 * c + 8 * t < d) k[c][i] = fresh16(kp + 32 * c);
             }
         }
+    }
+    __device__ __forceinline__ void load_values(const Pool& pool, uint32_t slot, int kv, int rows) {
+        const int d = EXACT ? 32 * NC : pool.d, g = (threadIdx.x % WARP) / 4, t = threadIdx.x % 4, row = pool.n_kv * d;
+        const uint16_t* vp = pool.v + size_t(slot) * PAGE * row + kv * d + 2 * t * row + 8 * g;
 #pragma unroll
         for (int i = 0; i < 4; i++, vp += i == 2 ? 7 * row : row) {
             const bool written = value_row(i) < rows;
@@ -51,6 +65,27 @@ template <int NC, int NJ, bool EXACT> struct PageOf {
             for (int j = 0; j < NJ; j++) {
                 v[i][j] = make_uint4(0, 0, 0, 0);
                 if (written && (EXACT || 64 * j + 8 * g < d)) v[i][j] = fresh16(vp + 64 * j);
+            }
+        }
+    }
+    // Puts a key of d elements, in shared memory, in the place of row `row`; a value likewise.
+    __device__ __forceinline__ void replace_key(int row, const uint16_t* key, int d) {
+        const int g = (threadIdx.x % WARP) / 4, t = threadIdx.x % 4;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+#pragma unroll
+            for (int c = 0; c < NC; c++) {
+                if (g + 8 * i == row && (EXACT || 32 * c + 8 * t < d)) k[c][i] = *reinterpret_cast<const uint4*>(key + 32 * c + 8 * t);
+            }
+        }
+    }
+    __device__ __forceinline__ void replace_value(int row, const uint16_t* value, int d) {
+        const int g = (threadIdx.x % WARP) / 4;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+#pragma unroll
+            for (int j = 0; j < NJ; j++) {
+                if (value_row(i) == row && (EXACT || 64 * j + 8 * g < d)) v[i][j] = *reinterpret_cast<const uint4*>(value + 64 * j + 8 * g);
             }
         }
     }
@@ -62,9 +97,15 @@ template <int NJ> struct Sums {
     float o[4 * NJ][4] = {};
 };
 
-// `rows`: rows of the page that query g may see. Returns maximum and sum of exponentials of the page.
+// What the values of a page are multiplied by, and what the sums so far are: a lane's part.
+struct Shares {
+    uint32_t b[2];
+    float old[2];
+};
+
+// The keys of a page. `rows`: rows that query g may see; `ml` becomes maximum and sum of exponentials of the page.
 template <int NC, int NJ, bool EXACT>
-__device__ __forceinline__ float2 attend_page(const PageOf<NC, NJ, EXACT>& pg, const Queries& q, int rows, Sums<NJ>& sum) {
+__device__ __forceinline__ Shares attend_keys(const PageOf<NC, NJ, EXACT>& pg, const Queries& q, int rows, Sums<NJ>& sum, float2& ml) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     float c0[4] = {}, c1[4] = {};
 #pragma unroll
@@ -100,18 +141,21 @@ __device__ __forceinline__ float2 attend_page(const PageOf<NC, NJ, EXACT>& pg, c
 #pragma unroll
     for (int i = 0; i < 4; i++) e[i] *= f_new;
     auto pair = [](float x, float y) { return uint32_t(float_to_half(x)) | uint32_t(float_to_half(y)) << 16; };
-    const uint32_t b[2] = {pair(e[0], e[1]), pair(e[2], e[3])};
-    const float f0 = __shfl_sync(ALL, f_old, 8 * t), f1 = __shfl_sync(ALL, f_old, 8 * t + 4);
+    ml = make_float2(mp, lp);
+    return {{pair(e[0], e[1]), pair(e[2], e[3])}, {__shfl_sync(ALL, f_old, 8 * t), __shfl_sync(ALL, f_old, 8 * t + 4)}};
+}
+
+// The values of a page.
+template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_values(const PageOf<NC, NJ, EXACT>& pg, const Shares& s, Sums<NJ>& sum) {
 #pragma unroll
     for (int j = 0; j < NJ; j++) {
 #pragma unroll
         for (int w = 0; w < 4; w++) {
             float(&o)[4] = sum.o[4 * j + w];
-            o[0] *= f0, o[1] *= f1, o[2] *= f0, o[3] *= f1;
+            o[0] *= s.old[0], o[1] *= s.old[1], o[2] *= s.old[0], o[3] *= s.old[1];
             const uint32_t v0 = word(pg.v[0][j], w), v1 = word(pg.v[1][j], w), v2 = word(pg.v[2][j], w), v3 = word(pg.v[3][j], w);
             const uint32_t a[4] = {low_halves(v0, v1), high_halves(v0, v1), low_halves(v2, v3), high_halves(v2, v3)};
-            mma_16816(o, a, b);
+            mma_16816(o, a, s.b);
         }
     }
-    return make_float2(mp, lp);
 }

@@ -37,7 +37,8 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_bat
         if (int(entry.y) > last) break;
         PageOf<NC, NJ, EXACT> page;
         page.load(pool, entry.x, kv, min(PAGE, last - int(entry.y) + 1));
-        attend_page(page, q, min(PAGE, seen - int(entry.y) + 1), sum);
+        float2 ml;
+        attend_values(page, attend_keys(page, q, min(PAGE, seen - int(entry.y) + 1), sum, ml), sum);
     }
     const float inv = 1.0f / sum.l;
     const float f[2] = {__shfl_sync(ALL, inv, 8 * t), __shfl_sync(ALL, inv, 8 * t + 4)};

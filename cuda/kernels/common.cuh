@@ -16,7 +16,7 @@
 // Kernels are entry points with unmangled names: the host finds them by name.
 #define KERNEL extern "C" __global__ void
 // Dynamic shared memory of a block, as an array of T.
-#define DYNAMIC_SHARED(T, name) extern __shared__ __align__(16) unsigned char name##_bytes[]; T* name = reinterpret_cast<T*>(name##_bytes)
+#define DYNAMIC_SHARED(T, name) extern __shared__ __align__(128) unsigned char name##_bytes[]; T* name = reinterpret_cast<T*>(name##_bytes)
 
 // The first thing in every kernel. With programmatic dependent launch the next kernel becomes resident once every block of this one
 // has begun, and waits here until this one is done and its writes can be seen; without it, this does nothing.
@@ -30,6 +30,12 @@ __device__ __forceinline__ void begin() {
 __device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 __device__ __forceinline__ uint16_t float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
 __device__ __forceinline__ int dot4(int a, int b, int c) { return __dp4a(a, b, c); }
+// The same with bytes of `a` that have no sign.
+__device__ __forceinline__ int dot4_unsigned(uint32_t a, int b, int c) {
+    int d;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
 
 // Loads of what no kernel writes while this one runs. `volatile` keeps them where they are written: ahead of a barrier, say.
 __device__ __forceinline__ uint4 ld16(const void* p) {
@@ -54,14 +60,35 @@ __device__ __forceinline__ uint16_t ld2(const void* p) {
 }
 
 // Loads of what other blocks of the same launch have written before a grid barrier: past the L1 cache, which does not hear of it.
-__device__ __forceinline__ float fresh(const float* p) { return __ldcg(p); }
 __device__ __forceinline__ float2 fresh(const float2* p) { return __ldcg(p); }
-__device__ __forceinline__ float4 fresh(const float4* p) { return __ldcg(p); }
 __device__ __forceinline__ uint4 fresh16(const void* p) {
     uint4 v;
     asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
+
+// What blocks of a launch hand to each other without a barrier: a word is written once, and read until it is no longer SENTINEL.
+__device__ __forceinline__ float look(const float* p) {
+    float v;
+    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ float4 look(const float4* p) {
+    float4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ void show(float* p, float v) { asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory"); }
+// Eight bytes that are seen together.
+__device__ __forceinline__ uint64_t look(const uint64_t* p) {
+    uint64_t v;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ void show(uint64_t* p, uint64_t v) { asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
+
+// Asks for the 128 bytes around an address to be brought to the L2 cache.
+__device__ __forceinline__ void bring(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // A barrier of the block that warps may meet at different places of the program.
 __device__ __forceinline__ void block_barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
@@ -79,6 +106,16 @@ __device__ __forceinline__ uint32_t count_up(uint32_t* p) {
     return v;
 }
 __device__ __forceinline__ void spin() {}
+// One lane of the warp, always the same; all of them ask.
+__device__ __forceinline__ bool elected() {
+#if __CUDA_ARCH__ >= 900
+    uint32_t yes;
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(yes));
+    return yes;
+#else
+    return threadIdx.x % 32 == 0;
+#endif
+}
 __device__ __forceinline__ uint64_t clock_now() { return clock64(); }
 
 // Copies from global to shared memory that one thread asks for and that are counted by a barrier in shared memory: `expect` says
@@ -99,6 +136,12 @@ __device__ __forceinline__ void copy(void* to, const void* from, uint32_t bytes,
                  "l"(from), "r"(bytes), "r"(shared_at(b)), "l"(once)
                  : "memory");
 }
+// The same of what is used again.
+__device__ __forceinline__ void copy_kept(void* to, const void* from, uint32_t bytes, uint64_t* b) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_at(to)), "l"(from), "r"(bytes),
+                 "r"(shared_at(b))
+                 : "memory");
+}
 __device__ __forceinline__ void landed(uint64_t* b, uint32_t parity) {
     asm volatile(
         "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(shared_at(b)), "r"(parity)
@@ -109,6 +152,7 @@ __device__ __forceinline__ void expect_init(uint64_t*) {}
 __device__ __forceinline__ void expect_ready() {}
 __device__ __forceinline__ void expect(uint64_t*, uint32_t) {}
 __device__ __forceinline__ void copy(void*, const void*, uint32_t, uint64_t*) {}
+__device__ __forceinline__ void copy_kept(void*, const void*, uint32_t, uint64_t*) {}
 __device__ __forceinline__ void landed(uint64_t*, uint32_t) {}
 #endif
 // Copies of 16 bytes to shared memory that every thread asks for itself, in groups; waits until but one of its groups are there.
@@ -126,6 +170,15 @@ __device__ __forceinline__ void load_fragments(uint32_t (&r)[4], const void* row
 }
 __device__ __forceinline__ float quotient(float a, float b) { return __fdividef(a, b); }
 
+// A number that the compiler knows nothing about, so that it does not compute ahead of a branch what is needed behind it.
+__device__ __forceinline__ int opaque(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+// The lowest byte of each.
+__device__ __forceinline__ uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
 // Two bytes of each operand: bytes 0, 1 or bytes 2, 3.
 __device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 __device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }

@@ -23,11 +23,19 @@ constexpr unsigned char GUARD = 0xa5;
 
 struct Barrier { unsigned arrived = 0, generation = 0; };
 
+// A block's dynamic shared memory, aligned as on a GPU.
+struct Shared {
+    static constexpr size_t ALIGN = 128;
+    std::unique_ptr<unsigned char[]> all{new unsigned char[MAX_SHARED + MAX_GUARD + ALIGN]};
+    unsigned char* get() const { return all.get() + (ALIGN - uintptr_t(all.get()) % ALIGN) % ALIGN; }
+    unsigned char operator[](size_t i) const { return get()[i]; }
+};
+
 // A block's barrier, the threads it still has, its dynamic shared memory.
 struct Block {
     Barrier barrier;
     unsigned alive = 0;
-    std::unique_ptr<unsigned char[]> shared{new unsigned char[MAX_SHARED + MAX_GUARD]};  // aligned to 16
+    Shared shared;
     uint3 index;
 };
 

@@ -66,10 +66,14 @@ inline uint2 ld8(const void* p) { return *static_cast<const uint2*>(p); }
 inline uint32_t ld4(const void* p) { return *static_cast<const uint32_t*>(p); }
 inline uint16_t ld2(const void* p) { return *static_cast<const uint16_t*>(p); }
 
-inline float fresh(const float* p) { return *p; }
 inline float2 fresh(const float2* p) { return *p; }
-inline float4 fresh(const float4* p) { return *p; }
 inline uint4 fresh16(const void* p) { return ld16(p); }
+inline float look(const float* p) { return *p; }
+inline float4 look(const float4* p) { return *p; }
+inline uint64_t look(const uint64_t* p) { return *p; }
+inline void show(float* p, float v) { *p = v; }
+inline void show(uint64_t* p, uint64_t v) { *p = v; }
+inline bool elected() { return threadIdx.x % 32 == 0; }
 inline void block_barrier() { __syncthreads(); }
 inline void release_add(uint32_t* p) { ++*p; }
 inline uint32_t acquire(const uint32_t* p) { return *p; }
@@ -81,6 +85,7 @@ inline void expect_init(uint64_t* b) { *b = 0; }
 inline void expect_ready() {}
 inline void expect(uint64_t* b, uint32_t) { ++*b; }
 inline void copy(void* to, const void* from, uint32_t bytes, uint64_t*) { memcpy(to, from, bytes); }
+inline void copy_kept(void* to, const void* from, uint32_t bytes, uint64_t*) { memcpy(to, from, bytes); }
 inline void landed(const uint64_t* b, uint32_t parity) {
     while ((*b & 1) == parity) spin();
 }
@@ -96,6 +101,11 @@ inline void load_fragments(uint32_t (&r)[4], const void* row) {
     __syncwarp();
 }
 inline float quotient(float a, float b) { return a / b; }
+inline void bring(const void*) {}
+inline int opaque(int x) { return x; }
+inline uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    return (a & 0xff) | (b & 0xff) << 8 | (c & 0xff) << 16 | d << 24;
+}
 inline uint32_t low_halves(uint32_t a, uint32_t b) { return (a & 0xffff) | b << 16; }
 inline uint32_t high_halves(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
 
@@ -116,6 +126,11 @@ inline uint16_t float_to_half(float f) { _Float16 x = _Float16(f); uint16_t h; m
 
 inline int dot4(int a, int b, int c) {
     for (int i = 0; i < 4; i++) c += int8_t(uint32_t(a) >> (8 * i)) * int8_t(uint32_t(b) >> (8 * i));
+    return c;
+}
+
+inline int dot4_unsigned(uint32_t a, int b, int c) {
+    for (int i = 0; i < 4; i++) c += int(a >> (8 * i) & 0xff) * int8_t(uint32_t(b) >> (8 * i));
     return c;
 }
 

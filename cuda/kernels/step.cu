@@ -3,69 +3,76 @@
 #include "step_products.cuh"
 
 // Row of the embedding matrix. Blocks take 16 elements in turn.
-__device__ __noinline__ void embed_token(const Place at) {
-    const Here h = here(at);
-    grid_wait(h);
+__device__ __noinline__ uint32_t embed_token(const uint32_t at) {
+    const Here h = here(at / 2);
+    trace(h, 0);
     const Matrix& m = h.p.m[0];
     const int n = h.p.n_in, units = (n + 15) / 16;
     for (int u = blockIdx.x + gridDim.x * threadIdx.x; u < units; u += gridDim.x * blockDim.x) {
         float v[16];
         load16(m.type, m.w + *h.a.token * m.row_bytes, n, 16 * u, v);
         for (int i = 0; i < 16; i++) {
-            if (16 * u + i < n) m.out[16 * u + i] = v[i];
+            if (16 * u + i < n) hand_over(m.out + 16 * u + i, v[i]);
         }
     }
-    finish(h);
+    block_barrier();
+    trace(h, 1);
+    return at;
 }
 
 // Grid: as many blocks as are resident at once. Block: 32 * (1 .. STEP_WARPS).
 // Dynamic shared memory: StepShared, then what the largest of the phases wants.
 KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const Step a) {
     DYNAMIC_SHARED(StepShared, s);
-    constexpr int WORDS = sizeof(Phase) / 16;
-    static_assert(sizeof(Phase) % 16 == 0 && WORDS <= WARP && sizeof(Step) % 16 == 0, "a warp fetches a phase");
+    static_assert(sizeof(Phase) % 16 == 0 && sizeof(Step) % 16 == 0, "phases are copied in bulk");
     auto fetch = [&](uint32_t i) {
-        if (i < a.n_phase && int(threadIdx.x) < WORDS)
-            reinterpret_cast<uint4*>(s->p + i % 2)[threadIdx.x] = ld16(reinterpret_cast<const uint4*>(a.phases + i) + threadIdx.x);
+        if (i >= a.n_phase || threadIdx.x != 0) return;
+        expect(s->fetched + i % 4, sizeof(Phase));
+        copy_kept(s->p + i % 4, a.phases + i, sizeof(Phase), s->fetched + i % 4);
     };
     if (threadIdx.x < STEP_WARPS * MAX_STAGES) expect_init(&s->landing[0][threadIdx.x]);
-    block_barrier();
+    if (threadIdx.x < 4) expect_init(s->fetched + threadIdx.x);
     if (threadIdx.x == 0) s->a = a;
     if (threadIdx.x < STEP_WARPS) s->parity[threadIdx.x] = 0;
     expect_ready();
-    fetch(0);
     block_barrier();
-    Place at = {0, 0};
-    bool filled = false;
-    for (; at.phase < a.n_phase; at.phase++) {
-        fetch(at.phase + 1);
-        // Read now: behind the end of the phase its description may be overwritten by a warp that is ahead.
-        const uint32_t kind = s->p[at.phase % 2].kind, arrive = s->p[at.phase % 2].arrive;
-        trace(here(at), 0);
-        switch (kind) {
-            case EMBED: embed_token(at); break;
-            case PRODUCTS:
-                products(at, filled ? FILLED : EMPTY);
-                filled = false;
-                break;
-            case ATTEND:
-                // The ring is idle meanwhile: the weights of the phase behind can be on their way.
-                block_barrier();
-                if (at.phase + 1 < a.n_phase && s->p[(at.phase + 1) % 2].kind == PRODUCTS) {
-                    products({at.phase + 1, at.met}, FILL);
-                    filled = true;
-                }
-                if (a.head_dim == 64) {
-                    attend<2, 1, true>(at);
-                } else if (a.head_dim == 128) {
-                    attend<4, 2, true>(at);
-                } else {
-                    attend<4, 2, false>(at);
-                }
-                break;
-            case WEIGH: weigh(at); break;
+    fetch(0);
+    fetch(1);
+    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < a.n_unused; i += gridDim.x * blockDim.x)
+        a.unused[i] = make_uint4(SENTINEL, SENTINEL, SENTINEL, SENTINEL);
+    // Twice the phase, plus one if the ring has been filled for it. Functions that are called hand it back: registers that live across a
+    // call end up in local memory, for which hardly any cache is left beside the rings.
+    uint32_t at = 0;
+    while (at / 2 < a.n_phase) {
+        landed(s->fetched + at / 2 % 4, at / 8 % 2);
+        const uint32_t kind = s->p[at / 2 % 4].kind;
+        if (kind == ATTEND || kind == WEIGH) block_barrier();
+        if (kind == EMBED) at = embed_token(at);
+        if (kind == WEIGH) at = weigh(at);
+        // While attention is computed the weights of the phase behind can be on their way.
+        if (kind == PRODUCTS || (kind == ATTEND && at / 2 + 1 < a.n_phase)) {
+            const uint32_t phase = at / 2 + (kind == ATTEND);
+            landed(s->fetched + phase % 4, phase / 4 % 2);
+            if (s->p[phase % 4].kind == PRODUCTS) {
+                products(phase, kind == ATTEND ? FILL : at % 2 ? FILLED : EMPTY);
+                at = at / 2 * 2 + (kind == ATTEND);
+            }
         }
-        at.met += arrive;
+        if (kind == ATTEND) {
+            if (!is_attending(at / 2)) {
+                trace(here(at / 2), 0), trace(here(at / 2), 1);
+            } else if (a.head_dim == 64) {
+                at = attend<2, 1, true>(at);
+            } else if (a.head_dim == 128) {
+                at = attend<4, 2, true>(at);
+            } else {
+                at = attend<4, 2, false>(at);
+            }
+            if (s->p[at / 2 % 4].arrive && threadIdx.x == 0) release_add(a.arrived);
+        }
+        // Every phase has a barrier of the block in it, so that nobody reads any more what stands there.
+        fetch(at / 2 + 2);
+        at += 2;
     }
     // The last to leave makes the counters ready for the next launch.
     if (threadIdx.x == 0 && count_up(a.left) == gridDim.x - 1) *a.arrived = 0, *a.left = 0;

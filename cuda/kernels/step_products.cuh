@@ -1,27 +1,49 @@
 // Phases of products: rows of one to three matrices times one input.
 //
-// A warp computes a row, or two at a time: those of gate and up, or neighbours where there are many. Chunks of its rows come through a
-// ring of stages in shared memory that belongs to the warp: a lane asks for them, as far ahead as the ring is long and across the ends of
-// rows, and what has landed is multiplied, a piece a lane.
+// A warp computes a row, or two at a time: those of gate and up, or neighbours where there are enough for all warps. Chunks of its rows
+// come through a ring of stages in shared memory that belongs to the warp: a lane asks for them, as far ahead as the ring is long and
+// across the ends of rows, and what has landed is multiplied, a piece a lane.
+//
+// All of this is inlined into the kernel. Beside the rings hardly any L1 cache is left, so that every register that is spilled, around a
+// call or for want of room, is a trip to the L2 cache.
 #pragma once
 #include "step.cuh"
 
-// Rows of one matrix that a warp computes, in groups of R.
+// Rows of one matrix that a warp computes, in groups of one or two.
 struct Rows {
-    const uint8_t* w0;    // first rows of a group
+    const uint8_t* w0;    // the rows of the first group
     const uint8_t* w1;
     uint64_t step;        // bytes from a group to the next
+    int n_group;
     int n_row;            // rows in all; with gates, pairs
+    bool alone;           // the last group has but one
     float* out;           // of the first row
     const float* bias;    // of the first row, or null
     const float* bias2;   // with gates: of the first row of up
+    const float* add;     // of the first row, or null
+};
+
+// What a lane adds to the results of a row.
+struct Before {
+    int mine;            // the row of 32 that is this lane's
+    float bias, bias2, old;
+
+    __device__ __forceinline__ void read(const Rows& m, int row) {
+        bias = bias2 = old = 0.0f;
+        if (row >= m.n_row) return;
+        if (m.bias) bias = m.bias[row];
+        if (m.bias2) bias2 = m.bias2[row];
+        if (m.add) old = look(m.add + row);
+    }
 };
 
 // A chunk of a row: blocks whose parts of all planes fill a stage.
 template <class T> struct Chunk {
-    static constexpr int ELEMENTS = T::BLOCK > 8 ? 2048 : 8 * 2048 / T::PLANES[0];
+    static constexpr int BITS = 8 * (T::PLANES[0] + T::PLANES[1] + T::PLANES[2] + T::PLANES[3]) / T::BLOCK;
+    static constexpr int ELEMENTS = T::BLOCK > 8 ? (BITS <= 4 ? 4096 : 2048) : 8 * 2048 / T::PLANES[0];
     static constexpr int BLOCKS = ELEMENTS / T::BLOCK, PIECES = ELEMENTS / T::PIECE;
-    static constexpr int BYTES = pad16(T::PLANES[0] * BLOCKS) + pad16(T::PLANES[1] * BLOCKS) + pad16(T::PLANES[2] * BLOCKS) + pad16(T::PLANES[3] * BLOCKS);
+    static constexpr int PARTS = pad16(T::PLANES[0] * BLOCKS) + pad16(T::PLANES[1] * BLOCKS) + pad16(T::PLANES[2] * BLOCKS) + pad16(T::PLANES[3] * BLOCKS);
+    static constexpr int BYTES = (PARTS + 127) / 128 * 128;
 
     // Asks for chunk c of a row of nb blocks.
     static __device__ __forceinline__ void ask(unsigned char* to, const uint8_t* row, int nb, int c, uint64_t* landing) {
@@ -40,151 +62,166 @@ template <class T> struct Chunk {
     }
 };
 
-// Whether a call finds the ring empty, only fills it (the barrier of the phase is further away), or finds it filled.
+// Whether the ring is empty, is only filled (the input of the phase is further away), or has been filled.
 enum Fill { EMPTY, FILL, FILLED };
 
-// `ready`: whether the input is in shared memory; if not, the first weights are asked for and then the input is read.
-// `last`: whether the warp is done with the phase.
-template <class T, int R> __device__ __noinline__ void rows(const Place at, const Rows m, const Fill fill, const bool ready, const bool last) {
+// What a warp asks for next: group, its rows, chunk, and stage of its ring.
+struct Next {
+    const uint8_t* w0;
+    const uint8_t* w1;
+    int group, chunk, stage;
+};
+
+// Rows of format T, R at a time, through the ring of a warp.
+template <class T, int R> struct Stream {
     using C = Chunk<T>;
-    constexpr int STAGE = (R * C::BYTES + 127) / 128 * 128, STAGES = RING / STAGE < MAX_STAGES ? RING / STAGE : MAX_STAGES;
+    static constexpr int STAGE = R * C::BYTES, STAGES = RING / STAGE < MAX_STAGES ? RING / STAGE : MAX_STAGES;
     static_assert(STAGES >= 2, "one stage lands while another is read");
-    DYNAMIC_SHARED(StepShared, shared);
-    const Here h = here(at);
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, nb = h.p.n_in / T::BLOCK, n_piece = h.p.n_in / T::PIECE;
-    const bool gated = h.p.mode == GATED;
-    const int chunks = (nb + C::BLOCKS - 1) / C::BLOCKS, groups = gated ? m.n_row : (m.n_row + R - 1) / R;
-    unsigned char* ring = shared->ring[warp];
-    uint64_t* landing = shared->landing[warp];
-    const Input in(h);
 
-    int ag = 0, ac = 0, as = 0;  // group, chunk and stage to ask for next
-    bool asked = fill == FILLED;
-    auto ask = [&]() {
-        if (ag == groups) return;
-        if (lane == 0 && !asked) {
+    static __device__ __forceinline__ int chunks(int n_in) { return (n_in + C::ELEMENTS - 1) / C::ELEMENTS; }
+
+    // `again`: it has been asked for.
+    static __device__ __forceinline__ void ask(const Rows& m, int n_in, Next& next, bool again) {
+        if (next.group == m.n_group) return;
+        if (!again && elected()) {
+            DYNAMIC_SHARED(StepShared, shared);
+            const int warp = threadIdx.x / WARP, nb = n_in / T::BLOCK;
+            unsigned char* to = shared->ring[warp] + next.stage * STAGE;
+            uint64_t* landing = shared->landing[warp] + next.stage;
             // An odd last row is asked for once and not multiplied.
-            const bool both = R == 2 && (gated || 2 * ag + 1 < m.n_row);
-            expect(landing + as, C::bytes(nb, ac) * (both ? 2 : 1));
-            C::ask(ring + as * STAGE, m.w0 + ag * m.step, nb, ac, landing + as);
-            if (both) C::ask(ring + as * STAGE + C::BYTES, m.w1 + ag * m.step, nb, ac, landing + as);
+            const bool both = R == 2 && !(m.alone && next.group + 1 == m.n_group);
+            expect(landing, C::bytes(nb, next.chunk) * (both ? 2 : 1));
+            C::ask(to, next.w0, nb, next.chunk, landing);
+            if (both) C::ask(to + C::BYTES, next.w1, nb, next.chunk, landing);
         }
-        if (++as == STAGES) as = 0;
-        if (++ac == chunks) ac = 0, ag++;
-    };
-#pragma unroll 1
-    for (int i = 0; i < STAGES; i++) ask();
-    asked = false;
-    if (fill == FILL) return;
-    if (!ready) read_input(h, in);
-    const Spread x = in.view();
-    const float scale = input_scale(h, in);
-    uint32_t parity = shared->parity[warp];
-
-    int stage = 0;
-    float before = 0.0f;
-#pragma unroll 1
-    for (int g = 0; g < groups; g++) {
-        if (!gated && g % (WARP / 2) == 0) {
-            // What the results of the next rows are added to, a lane for each.
-            const int row = g * R + lane;
-            before = 0.0f;
-            if (row < m.n_row) {
-                if (m.bias) before = m.bias[row];
-                if (h.p.mode == ADD_TO) before += fresh(m.out + row);
-            }
-        }
-        float acc[R] = {};
-#pragma unroll 1
-        for (int c = 0; c < chunks; c++) {
-            landed(landing + stage, (parity >> stage) & 1);
-            parity ^= 1u << stage;
-            const unsigned char* w = ring + stage * STAGE;
-#pragma unroll 1
-            for (int r = 0; r < C::PIECES / WARP; r++) {
-                const int p = r * WARP + lane, px = c * C::PIECES + p;
-                if (px >= n_piece) break;
-#pragma unroll
-                for (int k = 0; k < R; k++) acc[k] += T::dot(T::template load<Shared>(w + k * C::BYTES, C::BLOCKS, p), px, x);
-            }
-            __syncwarp();
-            ask();
-            if (++stage == STAGES) stage = 0;
-        }
-        float y[R];
-#pragma unroll
-        for (int k = 0; k < R; k++) y[k] = scale * warp_sum(acc[k]);
-        if (gated) {
-            if (lane == 0) m.out[g] = silu(y[0] + (m.bias ? m.bias[g] : 0.0f)) * (y[R - 1] + (m.bias2 ? m.bias2[g] : 0.0f));
-        } else {
-            const int k = lane - g * R % (WARP / 2 * R);
-            if (k >= 0 && k < R && g * R + k < m.n_row) m.out[g * R + k] = before + (k == 0 ? y[0] : y[R - 1]);
-        }
+        if (++next.stage == STAGES) next.stage = 0;
+        if (++next.chunk == chunks(n_in)) next.chunk = 0, next.group++, next.w0 += m.step, next.w1 += m.step;
     }
-    __syncwarp();
-    if (lane == 0) shared->parity[warp] = parity;
-    __syncwarp();
-    if (last) finish(h);
-}
 
-template <int R> __device__ __forceinline__ void rows_of(uint32_t type, const Place& at, const Rows& m, Fill fill, bool ready, bool last) {
+    static __device__ __forceinline__ void fill(const Rows& m, int any_n_in, Next& next, bool again) {
+        const int n_in = opaque(any_n_in);
+#pragma unroll 1
+        for (int i = 0; i < STAGES; i++) ask(m, n_in, next, again);
+    }
+
+    // The products, with the input in shared memory. A lane has what the results of a row are added to, `before` and what stands in
+    // the output; they are read for 32 rows (pairs, with gates) at a time.
+    static __device__ __forceinline__ void multiply(const Here& h, const Rows& m, Next& next, Before& before) {
+        DYNAMIC_SHARED(StepShared, shared);
+        const int warp = threadIdx.x / WARP, lane = opaque(threadIdx.x % WARP), n_in = opaque(h.p.n_in), n_piece = n_in / T::PIECE;
+        const bool gated = h.p.gated;
+        const Input in(h);
+        const Spread x = in.view();
+        const float scale = input_scale(h, in);
+        uint32_t parity = shared->parity[warp];
+        int stage = 0;
+#pragma unroll 1
+        for (int g = 0; g < m.n_group; g++) {
+            float acc[R] = {};
+#pragma unroll 1
+            for (int c = 0; c < n_piece; c += C::PIECES) {
+                landed(shared->landing[warp] + stage, (parity >> stage) & 1);
+                parity ^= 1u << stage;
+                const unsigned char* w = shared->ring[warp] + stage * STAGE;
+                const uint32_t end = min(C::PIECES, n_piece - c);
+#pragma unroll 1
+                for (uint32_t p = lane; p < end; p += WARP) {
+#pragma unroll
+                    for (int k = 0; k < R; k++) acc[k] += T::dot(T::template load<Shared>(w + k * C::BYTES, C::BLOCKS, p), c + p, x);
+                }
+                __syncwarp();
+                ask(m, n_in, next, false);
+                if (++stage == STAGES) stage = 0;
+            }
+            // Of two rows the first one's sum comes to the lower half of the lanes, the second's to the upper.
+            const bool upper = R == 2 && lane >= WARP / 2;
+            float y = upper ? acc[R - 1] : acc[0];
+            y += __shfl_xor_sync(ALL, R == 1 ? y : upper ? acc[0] : acc[R - 1], WARP / 2);
+#pragma unroll
+            for (int o = WARP / 4; o > 0; o /= 2) y += __shfl_xor_sync(ALL, y, o);
+            y *= scale;
+            const float other = __shfl_xor_sync(ALL, y, WARP / 2);
+            const int width = R == 1 || gated ? WARP : WARP / 2, turn = g % width;
+            int row = R == 1 || gated ? g : 2 * g + upper;
+            if (gated) {
+                // The lane that has the biases of this pair, whichever half it is in.
+                const float a = (upper ? other : y) + before.bias;
+                y = quotient(a, 1.0f + __expf(-a)) * ((upper ? y : other) + before.bias2);
+            } else {
+                y += before.bias;
+            }
+            if (lane % width == turn && row < m.n_row) {
+                if (missing(before.old)) before.old = receive(m.add + row);
+                hand_over(m.out + row, y + before.old);
+            }
+            if (turn == width - 1) before.read(m, before.mine + (R == 1 || gated ? g + 1 : 2 * (g + 1)));
+        }
+        __syncwarp();
+        if (lane == 0) shared->parity[warp] = parity;
+        __syncwarp();
+    }
+};
+
+// Does something with the stream of a format.
+template <int R, class F> __device__ __forceinline__ void with_stream(uint32_t type, F f) {
     switch (type) {
-        case F32: rows<TF32, R>(at, m, fill, ready, last); break;
-        case F16: rows<TF16, R>(at, m, fill, ready, last); break;
-        case BF16: rows<TBF16, R>(at, m, fill, ready, last); break;
-        case Q4_0: rows<TQ4_0, R>(at, m, fill, ready, last); break;
-        case Q4_1: rows<TQ4_1, R>(at, m, fill, ready, last); break;
-        case Q5_0: rows<TQ5_0, R>(at, m, fill, ready, last); break;
-        case Q5_1: rows<TQ5_1, R>(at, m, fill, ready, last); break;
-        case Q8_0: rows<TQ8_0, R>(at, m, fill, ready, last); break;
-        case IQ4_NL: rows<TIQ4_NL, R>(at, m, fill, ready, last); break;
-        case MXFP4: rows<TMXFP4, R>(at, m, fill, ready, last); break;
-        case IQ4_XS: rows<TIQ4_XS, R>(at, m, fill, ready, last); break;
-        case Q2_K: rows<TQ2_K, R>(at, m, fill, ready, last); break;
-        case Q3_K: rows<TQ3_K, R>(at, m, fill, ready, last); break;
-        case Q4_K: rows<TQ4_K, R>(at, m, fill, ready, last); break;
-        case Q5_K: rows<TQ5_K, R>(at, m, fill, ready, last); break;
-        case Q6_K: rows<TQ6_K, R>(at, m, fill, ready, last); break;
+        case F32: f(Stream<TF32, R>()); break;
+        case F16: f(Stream<TF16, R>()); break;
+        case BF16: f(Stream<TBF16, R>()); break;
+        case Q4_0: f(Stream<TQ4_0, R>()); break;
+        case Q4_1: f(Stream<TQ4_1, R>()); break;
+        case Q5_0: f(Stream<TQ5_0, R>()); break;
+        case Q5_1: f(Stream<TQ5_1, R>()); break;
+        case Q8_0: f(Stream<TQ8_0, R>()); break;
+        case IQ4_NL: f(Stream<TIQ4_NL, R>()); break;
+        case MXFP4: f(Stream<TMXFP4, R>()); break;
+        case IQ4_XS: f(Stream<TIQ4_XS, R>()); break;
+        case Q2_K: f(Stream<TQ2_K, R>()); break;
+        case Q3_K: f(Stream<TQ3_K, R>()); break;
+        case Q4_K: f(Stream<TQ4_K, R>()); break;
+        case Q5_K: f(Stream<TQ5_K, R>()); break;
+        case Q6_K: f(Stream<TQ6_K, R>()); break;
+    }
+}
+template <class F> __device__ __forceinline__ void with_rows(uint32_t type, int wide, F f) {
+    if (wide == 2) {
+        with_stream<2>(type, f);
+    } else {
+        with_stream<1>(type, f);
     }
 }
 
-__device__ __forceinline__ void products(const Place& at, const Fill fill) {
-    const Here h = here(at);
+__device__ __forceinline__ void products(const uint32_t phase, const Fill fill) {
+    const Here h = here(phase);
     const Phase& p = h.p;
-    const int all = phase_rows(p), b0 = share(all, blockIdx.x, gridDim.x), b1 = share(all, blockIdx.x + 1, gridDim.x);
-    const int warp = threadIdx.x / WARP, n_warp = blockDim.x / WARP;
-    const int lo = b0 + share(b1 - b0, warp, n_warp), hi = b0 + share(b1 - b0, warp + 1, n_warp);
-    if (lo == hi) {
-        if (fill == FILL) return;
-        read_input(h, Input(h));
-        finish(h);
-        return;
-    }
-    if (p.mode == GATED) {
-        const Matrix &g = p.m[0], &u = p.m[1];
-        const Rows m = {g.w + lo * g.row_bytes, u.w + lo * u.row_bytes, g.row_bytes, hi - lo, g.out + lo,
-                        g.bias ? g.bias + lo : nullptr, u.bias ? u.bias + lo : nullptr};
-        rows_of<2>(g.type, at, m, fill, false, true);
-        return;
-    }
+    const int block = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, bits = h.a.warp_bits, n = p.per_block + (block < int(p.rest));
+    const int each = n >> bits, more = n & ((1 << bits) - 1), n_in = p.n_in, gated = p.gated;
+    // Groups of rows of all matrices one after the other (of one matrix if they are gated).
+    const int wide = p.wide, step = gated ? 1 : wide;  // rows of a group, and rows from a group to the next
+    const int lo = p.per_block * block + min(block, int(p.rest)) + each * warp + min(warp, more), hi = lo + each + (warp < more);
     bool ready = false;
     int base = 0;
 #pragma unroll 1
-    for (uint32_t i = 0; i < p.n_mat; i++) {
+    for (uint32_t i = 0; i < (gated ? 1 : p.n_mat); i++) {
         const Matrix& w = p.m[i];
-        const int r0 = max(lo - base, 0), r1 = min(hi - base, int(w.n_out));
-        base += w.n_out;
-        if (r0 >= r1) continue;
-        const bool many = r1 - r0 >= 8;
-        const Rows m = {w.w + r0 * w.row_bytes, w.w + (r0 + 1) * w.row_bytes, many ? 2 * w.row_bytes : w.row_bytes, r1 - r0,
-                        w.out + r0, w.bias ? w.bias + r0 : nullptr, nullptr};
-        if (many) {
-            rows_of<2>(w.type, at, m, ready ? EMPTY : fill, ready, hi <= base);
-        } else {
-            rows_of<1>(w.type, at, m, ready ? EMPTY : fill, ready, hi <= base);
-        }
-        // Behind the end of the phase its description may be overwritten.
-        if (hi <= base || fill == FILL) return;
+        const int n_out = w.n_out, groups = step == 2 ? (n_out + 1) / 2 : n_out;
+        const int g0 = max(lo - base, 0), g1 = min(hi - base, groups), r0 = step * g0;
+        base += groups;
+        if (g0 >= g1) continue;
+        const uint8_t *w0 = w.w + r0 * w.row_bytes, *w1 = gated ? p.m[1].w + r0 * w.row_bytes : w0 + w.row_bytes;
+        const Rows m = {w0, w1, step * w.row_bytes, g1 - g0, min(step * g1, n_out) - r0, step * g1 > n_out, w.out + r0,
+                        w.bias ? w.bias + r0 : nullptr, gated && p.m[1].bias ? p.m[1].bias + r0 : nullptr, w.add ? w.add + r0 : nullptr};
+        Next next = {m.w0, m.w1, 0, 0, 0};
+        with_rows(w.type, wide, [&](auto stream) { stream.fill(m, n_in, next, !ready && fill == FILLED); });
+        if (fill == FILL) return;
+        Before before;
+        before.mine = step == 2 ? 2 * (lane % 16) + lane / 16 : lane;
+        before.read(m, before.mine);
+        if (!ready) read_input(h);
         ready = true;
+        with_rows(w.type, wide, [&](auto stream) { stream.multiply(h, m, next, before); });
     }
+    if (fill == FILL) return;
+    if (!ready) read_input(h);
+    trace(h, 1);
 }

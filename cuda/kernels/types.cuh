@@ -12,6 +12,7 @@
 //   PLANES   bytes that a block has in each plane; a format without planes has one
 //   load     (row, n_blocks, piece)    -> Frag: nothing but loads, from global or shared memory
 //   dot      (Frag, piece, x)          -> sum over the piece of w * x
+// Pieces of a row are dealt out so that a thread meets only those of its own number modulo 4 (`thread_piece`).
 //   load16   (row, n_blocks, k, out)   -> elements k .. k + 16 as float, k a multiple of 16
 #pragma once
 #include "common.cuh"
@@ -39,6 +40,9 @@ struct Shared {
     static __device__ __forceinline__ uint8_t ld1(const uint8_t* p) { return *p; }
 };
 
+// Of a thread's pieces, their number modulo 4: it does not change, and so neither do shifts and masks that depend on it.
+__device__ __forceinline__ uint32_t thread_piece() { return threadIdx.x % 4; }
+
 __device__ __forceinline__ constexpr int pad16(int n) { return (n + 15) & ~15; }
 
 // One token's activations in global memory, in the forms that a mat-vec may want. Ordinary loads, since the kernel before may still
@@ -50,6 +54,8 @@ struct Act {
 
     // 16 quantized elements from 16 (u + i) on; u a multiple of a power of two above i.
     __device__ __forceinline__ uint4 q16(int u, int i) const { return *reinterpret_cast<const uint4*>(q + 16 * (u + i)); }
+    // The sum of those, which are `x`.
+    __device__ __forceinline__ int sum_q16(int, int, const uint4& x) const;
     // d and d * sum(q) of block b.
     __device__ __forceinline__ float2 scale(int b) const { return ds[b]; }
     // Elements 8p .. 8p + 8.
@@ -69,7 +75,12 @@ __device__ __forceinline__ uint32_t sub_bytes(uint32_t v, uint32_t n) { return (
 __device__ __forceinline__ int dot16(const uint4& w, const uint4& x) {
     return dot4(w.x, x.x, dot4(w.y, x.y, dot4(w.z, x.z, dot4(w.w, x.w, 0))));
 }
+// The same with bytes of w that have no sign, and a number to begin with.
+__device__ __forceinline__ int dot16_unsigned(const uint4& w, const uint4& x, int c) {
+    return dot4_unsigned(w.x, x.x, dot4_unsigned(w.y, x.y, dot4_unsigned(w.z, x.z, dot4_unsigned(w.w, x.w, c))));
+}
 __device__ __forceinline__ int sum16(const uint4& x) { return dot16(make_uint4(0x01010101, 0x01010101, 0x01010101, 0x01010101), x); }
+__device__ __forceinline__ int Act::sum_q16(int, int, const uint4& x) const { return sum16(x); }
 template <class F> __device__ __forceinline__ uint4 each(const uint4& a, F f) { return make_uint4(f(a.x), f(a.y), f(a.z), f(a.w)); }
 template <class F> __device__ __forceinline__ uint4 each(const uint4& a, const uint4& b, F f) {
     return make_uint4(f(a.x, b.x), f(a.y, b.y), f(a.z, b.z), f(a.w, b.w));
@@ -88,10 +99,10 @@ __device__ __forceinline__ void spread(const uint4& v, float scale, float shift,
 struct TQ8_0 {
     static constexpr int PIECE = 32, BLOCK = 32, PLANES[4] = {32, 2, 0, 0};
     struct Frag { uint4 w0, w1; uint16_t d; };
-    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, uint32_t p) {
         return {L::ld16(row + 32 * p), L::ld16(row + 32 * p + 16), L::ld2(row + 32 * nb + 2 * p)};
     }
-    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
         return half_to_float(f.d) * x.scale(p).x * float(dot16(f.w0, x.q16(2 * p, 0)) + dot16(f.w1, x.q16(2 * p, 1)));
     }
     static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
@@ -104,8 +115,8 @@ struct TQ8_0 {
 template <class F> struct Nibbles32 {
     static constexpr int PIECE = 32, BLOCK = 32, PLANES[4] = {16, F::PLANE1, F::PLANE2, 0};
     struct Frag { uint4 qs; typename F::Rest rest; };
-    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) { return {L::ld16(row + 16 * p), F::template rest<L>(row, nb, p)}; }
-    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, uint32_t p) { return {L::ld16(row + 16 * p), F::template rest<L>(row, nb, p)}; }
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
         const int s = dot16(F::value(low(f.qs), f.rest, 0), x.q16(2 * p, 0)) + dot16(F::value(high(f.qs), f.rest, 1), x.q16(2 * p, 1));
         const float2 ds = x.scale(p), dm = F::affine(f.rest, p);
         return dm.x * ds.x * float(s) + dm.y * ds.y;
@@ -124,20 +135,20 @@ __device__ __forceinline__ float2 halves(uint32_t w) { return make_float2(half_t
 struct FQ4_0 {
     static constexpr int PLANE1 = 2, PLANE2 = 0;
     using Rest = uint16_t;
-    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return L::ld2(row + 16 * nb + 2 * b); }
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) { return L::ld2(row + 16 * nb + 2 * b); }
     static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) {
         return each(v, [](uint32_t w) { return sub_bytes(w, 8); });
     }
-    static __device__ __forceinline__ float2 affine(Rest d, int) { return make_float2(half_to_float(d), 0.0f); }
+    static __device__ __forceinline__ float2 affine(Rest d, uint32_t) { return make_float2(half_to_float(d), 0.0f); }
 };
 
 // Planes: qs, (d, m).
 struct FQ4_1 {
     static constexpr int PLANE1 = 4, PLANE2 = 0;
     using Rest = uint32_t;
-    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return L::ld4(row + 16 * nb + 4 * b); }
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) { return L::ld4(row + 16 * nb + 4 * b); }
     static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) { return v; }
-    static __device__ __forceinline__ float2 affine(Rest dm, int) { return halves(dm); }
+    static __device__ __forceinline__ float2 affine(Rest dm, uint32_t) { return halves(dm); }
 };
 
 // The fifth bits of 16 elements, `bits` their 16 bits: bit i becomes bit 4 of byte i.
@@ -152,24 +163,24 @@ __device__ __forceinline__ uint4 with_fifth(const uint4& v, uint32_t bits) {
 struct FQ5_0 {
     static constexpr int PLANE1 = 4, PLANE2 = 2;
     struct Rest { uint32_t qh; uint16_t d; };
-    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) {
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) {
         return {L::ld4(row + 16 * nb + 4 * b), L::ld2(row + 16 * nb + pad16(4 * nb) + 2 * b)};
     }
     static __device__ __forceinline__ uint4 value(const uint4& v, const Rest& r, int half) {
         return each(with_fifth(v, r.qh >> (16 * half)), [](uint32_t w) { return sub_bytes(w, 16); });
     }
-    static __device__ __forceinline__ float2 affine(const Rest& r, int) { return make_float2(half_to_float(r.d), 0.0f); }
+    static __device__ __forceinline__ float2 affine(const Rest& r, uint32_t) { return make_float2(half_to_float(r.d), 0.0f); }
 };
 
 // Planes: qs, qh, (d, m).
 struct FQ5_1 {
     static constexpr int PLANE1 = 4, PLANE2 = 4;
     struct Rest { uint32_t qh, dm; };
-    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) {
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) {
         return {L::ld4(row + 16 * nb + 4 * b), L::ld4(row + 16 * nb + pad16(4 * nb) + 4 * b)};
     }
     static __device__ __forceinline__ uint4 value(const uint4& v, const Rest& r, int half) { return with_fifth(v, r.qh >> (16 * half)); }
-    static __device__ __forceinline__ float2 affine(const Rest& r, int) { return halves(r.dm); }
+    static __device__ __forceinline__ float2 affine(const Rest& r, uint32_t) { return halves(r.dm); }
 };
 
 // A table of 16 signed bytes, packed in two words of 64 bits, looked up for four nibbles at once.
@@ -196,9 +207,9 @@ struct FIQ4_NL : FQ4_0 {
 struct FMXFP4 {
     static constexpr int PLANE1 = 1, PLANE2 = 0;
     using Rest = uint8_t;
-    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return L::ld1(row + 16 * nb + b); }
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) { return L::ld1(row + 16 * nb + b); }
     static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) { return each(v, lookup_e2m1); }
-    static __device__ __forceinline__ float2 affine(Rest e, int) {
+    static __device__ __forceinline__ float2 affine(Rest e, uint32_t) {
         return make_float2(__uint_as_float(e < 2 ? 0x00200000u << e : uint32_t(e - 1) << 23), 0.0f);
     }
 };
@@ -208,9 +219,9 @@ struct FMXFP4 {
 struct FIQ4_XS {
     static constexpr int PLANE1 = 1, PLANE2 = 0;
     using Rest = uint2;
-    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, int b) { return L::ld8(row + 16 * nb + 8 * (b / 8)); }
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) { return L::ld8(row + 16 * nb + 8 * (b / 8)); }
     static __device__ __forceinline__ uint4 value(const uint4& v, const Rest&, int) { return each(v, lookup_iq4); }
-    static __device__ __forceinline__ float2 affine(const Rest& h, int b) {
+    static __device__ __forceinline__ float2 affine(const Rest& h, uint32_t b) {
         const int ib = b % 8;
         const uint32_t ls = ((h.y >> (4 * ib)) & 0xf) | (((h.x >> 16 >> (2 * ib)) & 3) << 4);
         return make_float2(half_to_float(h.x & 0xffff) * float(int(ls) - 32), 0.0f);
@@ -247,32 +258,36 @@ template <bool FIVE> struct K45 {
         return each(v, qh, [bit](uint32_t w, uint32_t h) { return w | (((h >> bit) & 0x01010101u) << 4); });
     }
     struct Frag { uint4 h, q0, q1, h0, h1; };
-    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int, int p) {
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int, uint32_t p) {
         const uint8_t* blk = row + size_t(BYTES) * (p / 4);
-        const int j = p % 4;
+        const uint32_t j = thread_piece();
         Frag f;
         f.h = L::ld16(blk), f.q0 = L::ld16(blk + QS + 32 * j), f.q1 = L::ld16(blk + QS + 32 * j + 16);
         if (FIVE) f.h0 = L::ld16(blk + 16), f.h1 = L::ld16(blk + 32);
         return f;
     }
-    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
-        const int j = p % 4;
-        uint4 a0 = low(f.q0), a1 = low(f.q1), b0 = high(f.q0), b1 = high(f.q1);
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
+        const uint32_t j = thread_piece();
+        uint4 a0 = low(f.q0), a1 = low(f.q1), b0, b1;
         if (FIVE) {
             a0 = add_high(a0, f.h0, 2 * j), a1 = add_high(a1, f.h1, 2 * j);
-            b0 = add_high(b0, f.h0, 2 * j + 1), b1 = add_high(b1, f.h1, 2 * j + 1);
+            b0 = add_high(high(f.q0), f.h0, 2 * j + 1), b1 = add_high(high(f.q1), f.h1, 2 * j + 1);
+        } else {
+            // High nibbles where they are: 16 times what they mean.
+            b0 = each(f.q0, [](uint32_t w) { return w & 0xf0f0f0f0u; }), b1 = each(f.q1, [](uint32_t w) { return w & 0xf0f0f0f0u; });
         }
-        const int sa = dot16(a0, x.q16(4 * p, 0)) + dot16(a1, x.q16(4 * p, 1));
-        const int sb = dot16(b0, x.q16(4 * p, 2)) + dot16(b1, x.q16(4 * p, 3));
+        const int sa = dot16_unsigned(a1, x.q16(4 * p, 1), dot16_unsigned(a0, x.q16(4 * p, 0), 0));
+        const int sb = dot16_unsigned(b1, x.q16(4 * p, 3), dot16_unsigned(b0, x.q16(4 * p, 2), 0)) >> (FIVE ? 0 : 4);
         const float2 xa = x.scale(2 * p), xb = x.scale(2 * p + 1);
         // Scales of sub-blocks 2j and 2j + 1, and their minimums: two bytes each.
-        const int up = 16 * (j % 2);
-        const uint32_t y = f.h.y >> up, z = f.h.z >> up, w = f.h.w >> up;
-        const uint32_t sc = j < 2 ? y & 0x3f3f : (w & 0x0f0f) | ((y >> 2) & 0x3030);
-        const uint32_t mn = j < 2 ? z & 0x3f3f : ((w >> 4) & 0x0f0f) | ((z >> 2) & 0x3030);
+        const bool first = j < 2;
+        const uint32_t up = 16 * (j % 2);
+        const uint32_t low_mask = first ? 0x3f3f : 0x0f0f, top_mask = first ? 0 : 0x3030;
+        const uint32_t sc = ((first ? f.h.y : f.h.w) >> up & low_mask) | (f.h.y >> (up + 2) & top_mask);
+        const uint32_t mn = ((first ? f.h.z : f.h.w) >> (first ? up : up + 4) & low_mask) | (f.h.z >> (up + 2) & top_mask);
         const float2 d = halves(f.h.x);
-        return d.x * (float(int(sc & 0xff) * sa) * xa.x + float(int((sc >> 8) & 0xff) * sb) * xb.x) -
-               d.y * (float(mn & 0xff) * xa.y + float((mn >> 8) & 0xff) * xb.y);
+        return d.x * (float(int(sc & 0xff) * sa) * xa.x + float(int(sc >> 8) * sb) * xb.x) -
+               d.y * (float(mn & 0xff) * xa.y + float(mn >> 8) * xb.y);
     }
     static __device__ __forceinline__ void load16(const uint8_t* row, int, int k, float (&out)[16]) {
         const uint8_t* blk = row + size_t(BYTES) * (k / 256);
@@ -293,22 +308,27 @@ using TQ5_K = K45<true>;
 // for j >= 2) and its high two in bits 2j of qh[32n + l]. A piece is 16 values of l with all four j.
 struct TQ6_K {
     static constexpr int PIECE = 64, BLOCK = 256, PLANES[4] = {128, 64, 16, 2};
+    // Six bits; the value is 32 less.
     static __device__ __forceinline__ uint4 value(const uint4& l0, const uint4& l1, const uint4& h, int j) {
         const uint4 l = j % 2 ? l1 : l0;
-        return each(j < 2 ? low(l) : high(l), h, [j](uint32_t w, uint32_t hi) { return sub_bytes(w | (((hi >> (2 * j)) & 0x03030303u) << 4), 32); });
+        return each(l, h, [j](uint32_t w, uint32_t hi) {
+            const uint32_t two = j < 2 ? hi << (4 - 2 * j) : hi >> (2 * j - 4);
+            return ((j < 2 ? w : w >> 4) & 0x0f0f0f0fu) | (two & 0x30303030u);
+        });
     }
     struct Frag { uint4 l0, l1, h; uint2 sc; uint16_t d; };
-    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
-        const int b = p / 4, n = (p / 2) % 2, is = p % 2;
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, uint32_t p) {
+        const uint32_t b = p / 4, n = thread_piece() / 2, is = thread_piece() % 2;
         const uint8_t *ql = row + 128 * b + 64 * n + 16 * is, *qh = row + 128 * nb + 64 * b + 32 * n + 16 * is;
         return {L::ld16(ql), L::ld16(ql + 32), L::ld16(qh), L::ld8(row + 192 * nb + 16 * b + 8 * n), L::ld2(row + 208 * nb + 2 * b)};
     }
-    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
-        const int is = p % 2, half = p / 2;  // of 128 elements
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
+        const uint32_t is = thread_piece() % 2, half = p / 2;  // of 128 elements
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const int s = dot16(value(f.l0, f.l1, f.h, j), x.q16(8 * half, 2 * j + is));
+            const uint4 q = x.q16(8 * half, 2 * j + is);
+            const int s = dot16_unsigned(value(f.l0, f.l1, f.h, j), q, -32 * x.sum_q16(8 * half, 2 * j + is, q));
             const int c = int8_t((j < 2 ? f.sc.x : f.sc.y) >> (16 * (j % 2) + 8 * is));
             sum += float(c * s) * x.scale(4 * half + j).x;
         }
@@ -319,7 +339,8 @@ struct TQ6_K {
         const uint8_t* ql = row + 128 * b + 64 * n + 16 * is + 32 * (j % 2);
         const uint4 l = ld16(ql), h = ld16(row + 128 * nb + 64 * b + 32 * n + 16 * is);
         const int c = int8_t(row[192 * nb + 16 * b + 8 * n + 2 * j + is]);
-        spread(value(l, l, h, j), half_to_float(ld2(row + 208 * nb + 2 * b)) * float(c), 0.0f, out);
+        const float d = half_to_float(ld2(row + 208 * nb + 2 * b)) * float(c);
+        spread(value(l, l, h, j), d, -32.0f * d, out);
     }
 };
 
@@ -331,19 +352,19 @@ struct TQ2_K {
         return each(q, [j](uint32_t w) { return (w >> (2 * j)) & 0x03030303u; });
     }
     struct Frag { uint4 q; uint2 sc; uint32_t dm; };
-    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
-        const int b = p / 4, n = (p / 2) % 2, is = p % 2;
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, uint32_t p) {
+        const uint32_t b = p / 4, n = thread_piece() / 2, is = thread_piece() % 2;
         return {L::ld16(row + 64 * b + 32 * n + 16 * is), L::ld8(row + 64 * nb + 16 * b + 8 * n), L::ld4(row + 80 * nb + 4 * b)};
     }
-    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
-        const int is = p % 2, half = p / 2;
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
+        const uint32_t is = thread_piece() % 2, half = p / 2;
         const float2 d = halves(f.dm);
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const uint4 xq = x.q16(8 * half, 2 * j + is);
             const uint32_t c = (j < 2 ? f.sc.x : f.sc.y) >> (16 * (j % 2) + 8 * is);
-            const float s = d.x * float(int(c & 0xf) * dot16(value(f.q, j), xq)) - d.y * float(int((c >> 4) & 0xf) * sum16(xq));
+            const float s = d.x * float(int(c & 0xf) * dot16(value(f.q, j), xq)) - d.y * float(int((c >> 4) & 0xf) * x.sum_q16(8 * half, 2 * j + is, xq));
             sum += s * x.scale(4 * half + j).x;
         }
         return sum;
@@ -374,13 +395,13 @@ struct TQ3_K {
     static __device__ __forceinline__ const uint8_t* scales(const uint8_t* row, int nb, int b) { return row + 96 * nb + 12 * b; }
     static __device__ __forceinline__ const uint8_t* d(const uint8_t* row, int nb, int b) { return row + 96 * nb + pad16(12 * nb) + 2 * b; }
     struct Frag { uint4 q, hm; uint32_t s0, s1, s2; uint16_t d; };
-    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, int p) {
-        const int b = p / 4, n = (p / 2) % 2, is = p % 2;
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, uint32_t p) {
+        const uint32_t b = p / 4, n = thread_piece() / 2, is = thread_piece() % 2;
         const uint8_t* sc = scales(row, nb, b);
         return {L::ld16(row + 64 * b + 32 * n + 16 * is), L::ld16(row + 64 * nb + 32 * b + 16 * is), L::ld4(sc), L::ld4(sc + 4), L::ld4(sc + 8), L::ld2(d(row, nb, b))};
     }
-    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
-        const int is = p % 2, half = p / 2, n = half % 2;
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
+        const uint32_t is = p % 2, half = p / 2, n = thread_piece() / 2;
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -407,13 +428,13 @@ template <int BITS, bool BF> struct Plain {
         return BF ? bf16_to_float(h) : half_to_float(h);
     }
     struct Frag { uint4 w[BITS / 16]; };
-    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int, int p) {
+    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int, uint32_t p) {
         Frag f;
 #pragma unroll
         for (int i = 0; i < BITS / 16; i++) f.w[i] = L::ld16(row + BITS * p + 16 * i);
         return f;
     }
-    template <class X> static __device__ __forceinline__ float dot(const Frag& f, int p, const X& x) {
+    template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
         float xf[8], sum = 0.0f;
         x.f8(p, xf);
 #pragma unroll

@@ -79,8 +79,9 @@ args! {
     MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32 }
     /// `step.cu`
     Step => step {
-        phases: u64, arrived: u64, left: u64, joined: u64, part: u64, part_ml: u64, rope: u64, pos: u64, token: u64, trace: u64,
-        n_phase: u32, n_head: u32, n_head_kv: u32, head_dim: u32, max_pages: u32, max_splits: u32, neox: u32, mean: u32, scale: f32, pad: [u32; 3],
+        phases: u64, unused: u64, arrived: u64, left: u64, part: u64, part_ml: u64, rope: u64, pos: u64, token: u64, trace: u64,
+        n_unused: u32, turn: u32, n_phase: u32, n_head: u32, n_head_kv: u32, group: u32, tiles: u32, units: u32, head_dim: u32, max_pages: u32,
+        max_splits: u32, neox: u32, mean: u32, warp_bits: u32, scale: f32, pad: u32,
     }
 }
 
@@ -114,6 +115,7 @@ pub(crate) struct Matrix {
     pub(crate) w: u64,
     pub(crate) out: u64,
     pub(crate) bias: u64,
+    pub(crate) add: u64,
     pub(crate) row_bytes: u64,
     pub(crate) ty: u32,
     pub(crate) n_out: u32,
@@ -141,10 +143,12 @@ pub(crate) struct Phase {
     pub(crate) head_ml: u64,
     pub(crate) mass: u64,
     pub(crate) kind: u32,
-    pub(crate) mode: u32,
+    pub(crate) gated: u32,
     pub(crate) n_mat: u32,
     pub(crate) n_in: u32,
-    pub(crate) wait: u32,
+    pub(crate) per_block: u32,
+    pub(crate) rest: u32,
+    pub(crate) wide: u32,
     pub(crate) arrive: u32,
     pub(crate) want_f: u32,
     pub(crate) want_q: u32,
@@ -154,7 +158,7 @@ pub(crate) struct Phase {
     pub(crate) rope: u32,
     pub(crate) pad: [u32; 2],
 }
-const _: () = assert!(size_of::<Phase>() == 3 * 40 + 16 * 8 + 14 * 4, "padding");
+const _: () = assert!(size_of::<Phase>() == 3 * 48 + 16 * 8 + 16 * 4, "padding");
 
 /// [`MulMat`] for the kernel with tiles of 128.
 #[repr(transparent)]

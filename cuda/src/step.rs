@@ -3,6 +3,11 @@
 //! [`Builder`] collects the phases of a step in order; [`Program`] is the list in device memory, ready to be run any number of times. What differs
 //! between steps lies in device memory, as for recorded graphs. Not every model fits: a phase that the kernel has no shape for is refused
 //! with the reason, and the caller launches kernel by kernel instead.
+//!
+//! What one phase writes and a later one reads does not go to the buffer that the caller named but to a *place* of its own, of which
+//! there are two sets that launches use in turn. Only what no phase reads arrives where the caller wants it.
+
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::args::{self, Matrix, Phase};
 use crate::gpu::{Buffer, Gpu, Launch, Result, View};
@@ -13,14 +18,20 @@ use crate::weight::Weight;
 const BLOCK: u32 = 512;
 /// Bytes of `StepShared` and of `AttendShared`.
 const STEP_SHARED: usize =
-    size_of::<args::Step>() + 2 * size_of::<Phase>() + 16 * (8 * 8 + 4 + (9 << 10));
+    (size_of::<args::Step>() + 4 * (size_of::<Phase>() + 8) + 16 * (8 * 8 + 4))
+        .next_multiple_of(128)
+        + 16 * (9 << 10);
 const ATTEND_SHARED: usize =
-    2 * (UNIT + 1) * (MAX_D + 32) * 2 + 16 * UNIT * 8 + UNIT * MAX_SPLITS * 4 + 16;
+    2 * (UNIT + 1) * (MAX_D + 32) * 2 + 16 * UNIT * 8 + UNIT * MAX_SPLITS * 4;
 /// Widest head, and query heads of a unit of attention.
 const MAX_D: usize = 128;
 const UNIT: usize = 8;
 /// Blocks that share the pages of a unit, at most.
 const MAX_SPLITS: usize = 64;
+/// Marks the address of a place: what else is in it are bytes from the beginning of a set.
+const PLACE: u64 = 1 << 63;
+/// Places begin at multiples of this.
+const ALIGN: usize = 128;
 
 /// What all phases share.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +74,8 @@ pub struct Builder {
     gpu: Gpu,
     shape: Shape,
     phases: Vec<Phase>,
+    /// What phases have written, in order.
+    places: Vec<Place>,
     /// Bytes of shared memory that the largest phase wants.
     shared: usize,
     memory: Option<Memory>,
@@ -78,10 +91,24 @@ struct Memory {
     page_ml: Buffer,
 }
 
+/// Numbers that a phase writes.
+struct Place {
+    /// Where the caller wants them, and their bytes.
+    buffer: u64,
+    bytes: usize,
+    /// Where they are instead, in bytes from the beginning of a set.
+    from: usize,
+    /// Whether a phase reads them.
+    read: bool,
+}
+
 /// A step in device memory.
 pub struct Program {
     gpu: Gpu,
-    args: args::Step,
+    /// For either set of places.
+    args: [args::Step; 2],
+    /// Launches so far.
+    launches: AtomicU32,
     launch: Launch,
     _buffers: Vec<Buffer>,
 }
@@ -107,6 +134,7 @@ impl Builder {
             gpu: gpu.clone(),
             shape,
             phases: Vec::new(),
+            places: Vec::new(),
             shared: n_head * 8,
             memory: None,
             refused: None,
@@ -133,21 +161,46 @@ impl Builder {
         self.want(false, || what.to_owned());
     }
 
-    fn push(&mut self, mut phase: Phase) {
-        // The first phase has nothing to wait for.
-        phase.wait = u32::from(phase.wait == 1 && !self.phases.is_empty());
-        self.phases.push(phase);
+    /// Where a phase writes `bytes` that the caller wants in `out`.
+    fn write(&mut self, out: View, bytes: usize) -> u64 {
+        let end = |p: &Place| (p.from + p.bytes).next_multiple_of(ALIGN);
+        let from = self.places.last().map_or(0, end);
+        self.places.push(Place {
+            buffer: out.at,
+            bytes,
+            from,
+            read: false,
+        });
+        PLACE | from as u64
     }
 
-    fn matrix(&mut self, &(w, bias, out): &Part<'_>) -> Matrix {
+    /// Where a phase finds the first `bytes` of `src`.
+    fn read(&mut self, src: View, bytes: usize) -> u64 {
+        let (from, to) = (src.at, src.at + bytes as u64);
+        let overlaps = |p: &&mut Place| p.buffer < to && from < p.buffer + p.bytes as u64;
+        let Some(place) = self.places.iter_mut().rev().find(overlaps) else {
+            return src.at;
+        };
+        place.read = true;
+        let inside = from >= place.buffer && to <= place.buffer + place.bytes as u64;
+        let at = place.from as u64 + from.saturating_sub(place.buffer);
+        self.want(inside, || {
+            "a phase that reads the results of several".to_owned()
+        });
+        PLACE | at
+    }
+
+    fn matrix(&mut self, &(w, bias, out): &Part<'_>, add: bool) -> Matrix {
         let block = if w.wants_q8() { 32 } else { 8 };
-        let n_in = w.n_in();
+        let (n_in, bytes) = (w.n_in(), w.n_row() * 4);
         self.want(n_in.is_multiple_of(block), || format!("rows of {n_in}"));
-        assert!(out.bytes() >= w.n_row() * 4 && bias.is_none_or(|b| b.bytes() >= w.n_row() * 4));
+        assert!(out.bytes() >= bytes && bias.is_none_or(|b| b.bytes() >= bytes));
+        let add = if add { self.read(out, bytes) } else { 0 };
         Matrix {
             w: w.view().at,
-            out: out.at,
+            out: self.write(out, bytes),
             bias: bias.map_or(0, |b| b.at),
+            add,
             row_bytes: w.row_bytes() as u64,
             ty: w.ty().id(),
             n_out: w.n_row() as u32,
@@ -159,18 +212,16 @@ impl Builder {
         assert!(out.bytes() >= w.n_in() * 4);
         let matrix = Matrix {
             w: w.view().at,
-            out: out.at,
+            out: self.write(out, w.n_in() * 4),
             row_bytes: w.row_bytes() as u64,
             ty: w.ty().id(),
             n_out: w.n_row() as u32,
             ..Matrix::default()
         };
-        self.push(Phase {
+        self.phases.push(Phase {
             m: [matrix, Matrix::default(), Matrix::default()],
             n_in: w.n_in() as u32,
             kind: 0,
-            wait: 1,
-            arrive: 1,
             ..Phase::default()
         });
     }
@@ -179,35 +230,46 @@ impl Builder {
     pub fn products(&mut self, p: &Products<'_>) {
         let n_in = p.parts[0].0.n_in();
         assert!(p.src.bytes() >= n_in * 4 && (1..=3).contains(&p.parts.len()));
+        let gated = p.mode == Mode::Swiglu;
         let mut phase = Phase {
-            src: p.src.at,
+            src: self.read(p.src, n_in * 4),
             kind: 1,
-            mode: p.mode as u32,
+            gated: u32::from(gated),
             n_mat: p.parts.len() as u32,
             n_in: n_in as u32,
-            wait: 1,
-            arrive: 1,
             ..Phase::default()
         };
         if let Some((w, eps)) = p.norm {
             assert!(w.bytes() >= n_in * 4);
             (phase.norm, phase.eps) = (w.at, eps);
         }
-        for (to, part) in phase.m.iter_mut().zip(p.parts) {
+        for (to, part) in phase.m.iter_mut().zip(p.parts).rev() {
             assert_eq!(part.0.n_in(), n_in);
-            *to = self.matrix(part);
+            *to = self.matrix(part, p.mode == Mode::Add);
             let q8 = part.0.wants_q8();
             phase.want_q |= u32::from(q8);
             phase.want_f |= u32::from(!q8);
         }
-        if p.mode == Mode::Swiglu {
+        if gated {
             let same = |a: &Matrix, b: &Matrix| (a.ty, a.n_out) == (b.ty, b.n_out);
             assert!(p.parts.len() == 2 && same(&phase.m[0], &phase.m[1]));
         }
+        let n = if gated { 1 } else { p.parts.len() };
+        let groups = |wide: u32| -> u32 {
+            let of = |m: &Matrix| m.n_out.div_ceil(wide);
+            phase.m[..n].iter().map(of).sum()
+        };
+        // Two rows at a time are less work than one after the other, if there are enough for every warp.
+        let n_sm = self.gpu.info().n_sm;
+        let turns = |n: u32| n.div_ceil(n_sm).div_ceil(BLOCK / 32);
+        let pairs = gated || 17 * turns(groups(2)) <= 10 * turns(groups(1));
+        phase.wide = 1 + u32::from(pairs);
+        let groups = groups(if gated { 1 } else { phase.wide });
+        (phase.per_block, phase.rest) = (groups / n_sm, groups % n_sm);
         let f = phase.want_f as usize * (4 * n_in).next_multiple_of(128);
-        let q = phase.want_q as usize * (n_in.next_multiple_of(128) + n_in / 4);
+        let q = phase.want_q as usize * (n_in.next_multiple_of(128) + n_in / 2);
         self.shared = self.shared.max(64 + f + q);
-        self.push(phase);
+        self.phases.push(phase);
     }
 
     /// Norm over heads, rotation, storing and attention of layer `il`; with `weighed`, what [`Builder::weigh`] wants is left.
@@ -239,10 +301,11 @@ impl Builder {
         // Sums of the warps; before them what `AttendShared` holds.
         let sums = BLOCK as usize / 32 * UNIT.min(n_head / n_head_kv) * (d + 1) * 4;
         self.shared = self.shared.max(ATTEND_SHARED + sums);
-        self.push(Phase {
-            q: c.q.at,
-            k: call.k.at,
-            v: call.v.at,
+        let kv = n_head_kv * d * 4;
+        let phase = Phase {
+            q: self.read(c.q, n_head * d * 4),
+            k: self.read(call.k, kv),
+            v: self.read(call.v, kv),
             q_norm: call.q_norm.map_or(0, |n| n.0.at),
             k_norm: call.k_norm.map_or(0, |n| n.0.at),
             eps_q: call.q_norm.map_or(0.0, |n| n.1),
@@ -253,14 +316,13 @@ impl Builder {
             pages: c.pages.at,
             n_pages: c.n_pages.at,
             place: store.places.at,
-            out: out.at,
+            out: self.write(out, n_head * d * 4),
             page_ml: if weighed { page_ml.at } else { 0 },
             head_ml: head_ml.at,
             kind: 2,
-            wait: 1,
-            arrive: 1,
             ..Phase::default()
-        });
+        };
+        self.phases.push(phase);
     }
 
     /// Masses of the pages of every layer: `[n_layer, max_pages]`; `n_pages` is `[n_layer]` u32.
@@ -269,7 +331,9 @@ impl Builder {
             return;
         };
         assert!(mass.bytes() >= n * self.shape.max_pages * 4 && n_pages.bytes() >= n * 4);
-        // It reads what was written at least two barriers ago, and nobody reads what it writes.
+        if let Some(last) = self.phases.iter_mut().rfind(|p| p.kind == 2) {
+            last.arrive = 1;
+        }
         let phase = Phase {
             page_ml: memory.page_ml.view().at,
             head_ml: memory.head_ml.view().at,
@@ -279,7 +343,7 @@ impl Builder {
             kind: 3,
             ..Phase::default()
         };
-        self.push(phase);
+        self.phases.push(phase);
     }
 
     /// The list in device memory, or why there is none.
@@ -301,92 +365,138 @@ impl Builder {
             head_dim,
         } = s.heads;
         assert!(s.rope.bytes() >= head_dim * 4 && s.pos.bytes() >= 4 && s.token.bytes() >= 4);
-        // SAFETY: `Phase` is `repr(C)` without padding, as its size says.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(
-                self.phases.as_ptr().cast::<u8>(),
-                size_of_val(&*self.phases),
-            )
-        };
         let n_sm = gpu.info().n_sm as usize;
         let units = n_head_kv * (n_head / n_head_kv).div_ceil(UNIT);
         let max_splits = (n_sm / units).clamp(1, MAX_SPLITS);
-        let counters = gpu.alloc((32 + units) * 4)?;
-        let part = gpu.alloc(n_head * max_splits * head_dim * 4)?;
-        let part_ml = gpu.alloc(n_head * max_splits * 8)?;
-        let phases = gpu.buffer_of(bytes)?;
-        let at = counters.view().at;
-        let args = args::Step {
-            phases: phases.view().at,
-            arrived: at,
-            left: at + 64,
-            joined: at + 128,
+        let counters = gpu.alloc(128)?;
+        let part = gpu.alloc(n_head * max_splits * head_dim * 8)?;
+        let part_ml = gpu.alloc(n_head * max_splits * 16)?;
+        let set = self.places.last().map_or(0, |p| p.from + p.bytes);
+        let set = set.next_multiple_of(ALIGN);
+        // All ones is what a word holds before it is written (`SENTINEL`).
+        let places = gpu.buffer_of(&vec![0xff; 2 * set])?;
+        let bases = [0, 1].map(|k| places.view().at + (k * set) as u64);
+        let mut phases = Vec::new();
+        for base in bases {
+            let mut list = self.phases.clone();
+            list.iter_mut().for_each(|p| settle(p, &self.places, base));
+            // SAFETY: `Phase` is `repr(C)` without padding, as its size says.
+            let bytes = unsafe {
+                std::slice::from_raw_parts(list.as_ptr().cast::<u8>(), size_of_val(&*list))
+            };
+            phases.push(gpu.buffer_of(bytes)?);
+        }
+        let emulated = gpu.info().name == "emulator";
+        let block = if emulated { 128 } else { BLOCK };
+        let args = [0, 1].map(|k: usize| args::Step {
+            phases: phases[k].view().at,
+            unused: bases[1 - k],
+            arrived: counters.view().at,
+            left: counters.view().at + 64,
             part: part.view().at,
             part_ml: part_ml.view().at,
             rope: s.rope.at,
             pos: s.pos.at,
             token: s.token.at,
             trace: 0,
-            pad: [0; 3],
+            pad: 0,
+            n_unused: (set / 16) as u32,
+            turn: 0,
             n_phase: self.phases.len() as u32,
             n_head: n_head as u32,
             n_head_kv: n_head_kv as u32,
+            group: (n_head / n_head_kv) as u32,
+            tiles: (units / n_head_kv) as u32,
+            units: units as u32,
             head_dim: head_dim as u32,
             max_pages: s.max_pages as u32,
             max_splits: max_splits as u32,
             neox: u32::from(s.neox),
             mean: u32::from(s.mean),
+            warp_bits: (block / 32).ilog2(),
             scale: s.scale,
-        };
-        let emulated = gpu.info().name == "emulator";
-        let block = if emulated { 128 } else { BLOCK };
+        });
         let launch = Launch {
             grid: [n_sm as u32, 1, 1],
             block,
             shared: shared as u32,
             together: true,
         };
-        let mut buffers = vec![counters, part, part_ml, phases];
+        let mut buffers = vec![counters, part, part_ml, places];
+        buffers.extend(phases);
         buffers.extend(self.memory.into_iter().flat_map(|m| [m.head_ml, m.page_ml]));
         Ok(Ok(Program {
             gpu: self.gpu,
             args,
+            launches: AtomicU32::new(0),
             launch,
             _buffers: buffers,
         }))
     }
 }
 
+/// Gives the places of a phase their addresses in the set at `base`; what nobody reads goes where the caller wants it.
+fn settle(phase: &mut Phase, places: &[Place], base: u64) {
+    let inside = |at: &mut u64| {
+        if *at & PLACE != 0 {
+            *at = base + (*at & !PLACE);
+        }
+    };
+    let result = |at: &mut u64| {
+        let unread = |p: &&Place| *at == PLACE | p.from as u64 && !p.read;
+        match places.iter().find(unread) {
+            Some(place) => *at = place.buffer,
+            None => inside(at),
+        }
+    };
+    for m in &mut phase.m {
+        result(&mut m.out);
+        inside(&mut m.add);
+    }
+    result(&mut phase.out);
+    let read = [&mut phase.src, &mut phase.q, &mut phase.k, &mut phase.v];
+    read.into_iter().for_each(inside);
+}
+
 impl Program {
-    /// Runs a step and says what took how long: for each phase, clocks that blocks waited at its barrier and clocks that they worked behind
-    /// it, both the mean over the blocks.
+    /// Runs a step and says what took how long: for each phase, clocks until blocks had its input and clocks that they worked behind
+    /// that, both the mean over the blocks.
     ///
     /// # Errors
     /// Those of the driver.
     pub fn trace(&self) -> Result<Vec<(f64, f64)>> {
-        let (n, blocks) = (self.args.n_phase as usize, self.launch.grid[0] as usize);
-        let clocks = self.gpu.alloc(n * 3 * blocks * 8)?;
+        let (n, blocks) = (self.args[0].n_phase as usize, self.launch.grid[0] as usize);
+        let clocks = self.gpu.alloc(n * 2 * blocks * 8)?;
         let args = args::Step {
             trace: clocks.view().at,
-            ..self.args
+            ..self.next()
         };
         self.gpu.launch(self.launch, &args)?;
         let bytes = self.gpu.read(clocks.view())?;
-        let clock = |i: usize| {
-            bytes[i * 8..][..8]
-                .iter()
-                .rev()
-                .fold(0, |n, &b| n << 8 | i64::from(b))
+        let word = |b: &[u8]| b.iter().rev().fold(0, |n, &b| n << 8 | i64::from(b));
+        let clocks: Vec<i64> = bytes.chunks_exact(8).map(word).collect();
+        let between = |from: usize, to: usize| {
+            let at = |k: usize| clocks[k * blocks..][..blocks].iter().sum::<i64>();
+            (at(to) - at(from)) as f64 / blocks as f64
         };
-        let between = |p: usize, k: usize| {
-            let sum = |k: usize| {
-                (0..blocks)
-                    .map(|b| clock((p * 3 + k) * blocks + b))
-                    .sum::<i64>()
-            };
-            (sum(k + 1) - sum(k)) as f64 / blocks as f64
+        // The end of a phase is the beginning of the next.
+        let phase = |p: usize| {
+            (
+                between((2 * p).saturating_sub(1), 2 * p),
+                between(2 * p, 2 * p + 1),
+            )
         };
-        Ok((0..n).map(|p| (between(p, 0), between(p, 1))).collect())
+        Ok((0..n).map(phase).collect())
+    }
+
+    /// The arguments of the next launch.
+    fn next(&self) -> args::Step {
+        let turn = self.launches.fetch_add(1, Ordering::Relaxed);
+        let args = self.args[turn as usize % 2];
+        args::Step {
+            turn: turn.wrapping_mul(args.n_phase + 1).wrapping_add(1),
+            ..args
+        }
     }
 
     /// Asks for a step.
@@ -394,6 +504,6 @@ impl Program {
     /// # Errors
     /// Those of the driver.
     pub fn run(&self) -> Result<()> {
-        self.gpu.launch(self.launch, &self.args)
+        self.gpu.launch(self.launch, &self.next())
     }
 }

@@ -198,6 +198,34 @@ fn prompts_in_pieces_then_steps() {
 }
 
 #[test]
+fn attention_over_many_pages_is_shared_by_blocks() {
+    for gpu in gpus() {
+        // A block has 4 warps on the emulator and 16 elsewhere, and takes two pages a warp alone. The emulator has 4 blocks.
+        let (n_pages, heads) = if is_slow(&gpu) { (11, 2) } else { (35, 64) };
+        let o = LoadOptions::default();
+        let mut shared = 0;
+        for case in plain_cases(&gpu) {
+            let (hp, mut want, mut got) = sides(&case.path, &gpu, &o, n_pages);
+            if hp.n_head_kv > heads {
+                continue;
+            }
+            shared += 1;
+            let tokens: Vec<u32> = (0..n_pages as u32 * 16 - 6)
+                .map(|i| (i * 31 + 7) % hp.n_vocab as u32)
+                .collect();
+            let (prompt, rest) = tokens.split_at(tokens.len() - 3);
+            for piece in prompt.chunks(64) {
+                want.run(piece, Outputs::None);
+                got.run(piece, Outputs::None);
+            }
+            let e = nmse(&got.steps(rest), &want.steps(rest));
+            assert!(e < 1e-4, "{}: {e:.1e}", case.path.display());
+        }
+        assert!(shared > 0, "no model with few heads");
+    }
+}
+
+#[test]
 fn a_rewound_sequence_goes_on_as_a_fresh_one() {
     for gpu in gpus() {
         let case = cases().into_iter().find(|c| !c.quantized).unwrap();

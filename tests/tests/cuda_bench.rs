@@ -87,7 +87,7 @@ impl Bench {
     }
 }
 
-/// Where a step's time goes: clocks of each phase of a layer, waiting at its barrier and working behind it.
+/// Where a step's time goes: clocks of each phase of a layer, until its input is there and working behind that.
 fn phases(runner: &CudaRunner, n_layer: usize) {
     let Some(clocks) = runner.trace_step().unwrap() else {
         return;

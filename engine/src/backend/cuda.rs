@@ -84,7 +84,7 @@ pub struct CudaRunner {
 /// A decode step that can be repeated.
 enum Decode {
     /// One launch for all of it.
-    Whole(Program),
+    Whole(Box<Program>),
     /// A launch for each operation, recorded.
     Graph(Graph),
 }
@@ -286,7 +286,7 @@ impl CudaRunner {
     fn make_step(&mut self) -> Result<Option<Decode>, Error> {
         if std::env::var_os("LEMMA_CUDA_STEP").is_none_or(|v| v != "0") && self.whole {
             match step::program(&self.model, &self.pass)? {
-                Ok(program) => return Ok(Some(Decode::Whole(program))),
+                Ok(program) => return Ok(Some(Decode::Whole(Box::new(program)))),
                 Err(why) => log::debug!("a decode step is not one launch: {why}"),
             }
             self.whole = false;
