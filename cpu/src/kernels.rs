@@ -14,6 +14,19 @@ pub(crate) fn prefetch(isa: crate::Isa, p: *const u8, n: usize) {
     }
 }
 
+/// Products over registers alone, `n` rounds; returns the number of operations.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn peak(isa: crate::Isa, numbers: crate::ceiling::Numbers, n: u64) -> u64 {
+    use crate::ceiling::Numbers;
+    // SAFETY: the set is available, the caller has checked.
+    unsafe {
+        match numbers {
+            Numbers::Bytes => crate::x86::peak::bytes(isa, n),
+            Numbers::Floats => crate::x86::peak::floats(isa, n),
+        }
+    }
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use none::*;
 
@@ -48,6 +61,10 @@ mod none {
 
     pub(crate) fn look_ahead(row_size: usize) -> usize {
         row_size
+    }
+
+    pub(crate) fn peak(_: Isa, _: crate::ceiling::Numbers, _: u64) -> u64 {
+        0
     }
 
     pub(crate) fn prefetch(_: Isa, _: *const u8, _: usize) {}

@@ -18,6 +18,7 @@ mod gemm_avx512;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
+pub(crate) mod peak;
 mod q2_k;
 mod q3_k;
 mod q4_0;
