@@ -24,7 +24,11 @@ pub(crate) fn is_available() -> bool {
 
 fn has_instructions() -> bool {
     const BF16_TILE_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
-    __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8
+    // SAFETY: every processor of this architecture has the instruction.
+    #[allow(unused_unsafe, reason = "older compilers ask for it")]
+    unsafe {
+        __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8
+    }
 }
 
 /// Whether the system saves tiles when it switches threads.
