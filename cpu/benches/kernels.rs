@@ -6,11 +6,16 @@
 //! * `prefill/<type>`: a matrix with 256 tokens, in operations (two for each weight and token) per second;
 //! * `attention/<positions>`: one token with so many cached ones, of a layer of 12 heads in two groups.
 //!
+//! Behind each product its best time is set beside the roofline: reads of memory, and products over registers alone (of
+//! bytes, or of f32 where weights are plain numbers).
+//!
 //! `LEMMA_THREADS` and `LEMMA_ISA` choose workers and instruction set.
 
 #![allow(missing_docs, reason = "criterion's macros make functions without")]
+#![allow(clippy::print_stdout, reason = "results")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use lemma_cpu::ceiling::{Numbers, peak_gops, read_gbps};
 use lemma_cpu::{
     Attention, Isa, KvLayer, KvShape, Limits, Mat, MulMat, Ops, PAGE, PageRef, Pass, Shared, Team,
 };
@@ -41,11 +46,15 @@ fn team() -> Team {
     Team::new(threads.unwrap_or_else(lemma_cpu::default_threads))
 }
 
-fn ops(limits: Limits) -> Ops {
+fn isa() -> Isa {
     let isa = std::env::var("LEMMA_ISA")
         .ok()
         .and_then(|name| Isa::from_name(&name));
-    Ops::new(team(), isa.unwrap_or_else(Isa::detect), limits)
+    isa.unwrap_or_else(Isa::detect)
+}
+
+fn ops(limits: Limits) -> Ops {
+    Ops::new(team(), isa(), limits)
 }
 
 /// The time of `n` operations in one step.
@@ -78,7 +87,39 @@ fn weights(ty: GgmlType, n_in: usize, n_out: usize) -> Vec<u8> {
         .collect()
 }
 
+/// What a product of one token is bound by in GB/s, and of many tokens in GOP/s: of bytes, of f32.
+struct Roofline {
+    read: f64,
+    peak: [f64; 2],
+}
+
+impl Roofline {
+    fn measure() -> Self {
+        let (team, isa) = (team(), isa());
+        Self {
+            read: read_gbps(&team, 256 << 20),
+            peak: [Numbers::Bytes, Numbers::Floats].map(|n| peak_gops(&team, isa, n)),
+        }
+    }
+
+    /// `amount` (bytes or operations) in the `best` time, beside what is possible.
+    fn show(&self, name: &str, ty: GgmlType, n_tokens: usize, amount: f64, best: Duration) {
+        let float = matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
+        let rate = amount / best.as_secs_f64() * 1e-9;
+        let (unit, bound) = match n_tokens {
+            1 => ("GB/s", self.read),
+            _ => ("GOP/s", self.peak[usize::from(float)]),
+        };
+        println!(
+            "{name}/{}: {rate:.1} {unit}, {:.0} % of {bound:.1}",
+            ty.name(),
+            100.0 * rate / bound
+        );
+    }
+}
+
 fn products(c: &mut Criterion, group: &str, n_in: usize, n_out: usize, n_tokens: usize) {
+    let roofline = Roofline::measure();
     let mut g = c.benchmark_group(group);
     for ty in TYPES {
         let data = weights(ty, n_in, n_out);
@@ -90,10 +131,13 @@ fn products(c: &mut Criterion, group: &str, n_in: usize, n_out: usize, n_tokens:
             max_width: n_in,
             ..Limits::default()
         });
-        g.throughput(match n_tokens {
-            1 => Throughput::Bytes(data.len() as u64),
-            _ => Throughput::Elements((2 * n_in * n_out * n_tokens) as u64),
-        });
+        let operations = (2 * n_in * n_out * n_tokens) as u64;
+        let (throughput, amount) = match n_tokens {
+            1 => (Throughput::Bytes(data.len() as u64), data.len() as f64),
+            _ => (Throughput::Elements(operations), operations as f64),
+        };
+        g.throughput(throughput);
+        let mut best = Duration::MAX;
         g.bench_function(ty.name(), |b| {
             b.iter_custom(|n| {
                 let product = MulMat {
@@ -102,9 +146,15 @@ fn products(c: &mut Criterion, group: &str, n_in: usize, n_out: usize, n_tokens:
                     w,
                     bias: None,
                 };
-                time(&mut ops, n, |p| p.mul_mat(product, &x, n_tokens))
+                let elapsed = time(&mut ops, n, |p| p.mul_mat(product, &x, n_tokens));
+                best = best.min(elapsed / u32::try_from(n).unwrap_or(u32::MAX));
+                elapsed
             });
         });
+        // None if it was not asked for.
+        if best < Duration::MAX {
+            roofline.show(group, ty, n_tokens, amount, best);
+        }
     }
 }
 
@@ -115,7 +165,7 @@ fn ceiling(c: &mut Criterion) {
     g.throughput(Throughput::Bytes(BYTES as u64));
     g.bench_function("read", |b| {
         b.iter_custom(|n| {
-            let gbps = lemma_cpu::ceiling::read_gbps(&team, BYTES);
+            let gbps = read_gbps(&team, BYTES);
             Duration::from_secs_f64(n as f64 * BYTES as f64 / (gbps * 1e9))
         });
     });

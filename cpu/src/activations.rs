@@ -9,6 +9,8 @@ use lemma_quant::F16;
 
 /// Tokens that lie interleaved in a group.
 pub(crate) const GROUP: usize = 8;
+/// Tokens of a group where they are the columns of tiles.
+pub(crate) const WIDE: usize = 16;
 
 /// 32 values: `q8_0` and `q8_1` at once.
 #[repr(C, align(16))]
@@ -41,33 +43,33 @@ pub(crate) struct X256 {
     pub(crate) unused: [u32; 3],
 }
 
-/// 32 values of each of eight tokens.
+/// 32 values of each of `N` tokens.
 #[repr(C, align(32))]
 #[derive(Clone, Copy)]
-pub(crate) struct G32 {
+pub(crate) struct G32<const N: usize = GROUP> {
     /// `[columns / 4][token][4 columns]`
-    pub(crate) q: [[[i8; 4]; GROUP]; 8],
-    pub(crate) d: [f32; GROUP],
-    pub(crate) s: [f32; GROUP],
+    pub(crate) q: [[[i8; 4]; N]; 8],
+    pub(crate) d: [f32; N],
+    pub(crate) s: [f32; N],
     /// Sums of the quants, times -128.
-    pub(crate) minus_sum: [i32; GROUP],
+    pub(crate) minus_sum: [i32; N],
 }
 
-/// 256 values of each of eight tokens.
+/// 256 values of each of `N` tokens.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
-pub(crate) struct G256 {
+pub(crate) struct G256<const N: usize = GROUP> {
     /// `[columns / 4][token][4 columns]`
-    pub(crate) q: [[[i8; 4]; GROUP]; 64],
+    pub(crate) q: [[[i8; 4]; N]; 64],
     /// Sums of 16 quants, times -32.
-    pub(crate) minus_sum16: [[i32; GROUP]; 16],
+    pub(crate) minus_sum16: [[i32; N]; 16],
     /// Sums of 32 quants, times -128.
-    pub(crate) minus_sum32: [[i32; GROUP]; 8],
+    pub(crate) minus_sum32: [[i32; N]; 8],
     /// Sums of 16 quants, two neighbours for each token.
-    pub(crate) pairs16: [[[i16; 2]; GROUP]; 8],
+    pub(crate) pairs16: [[[i16; 2]; N]; 8],
     /// Sums of 32 quants, two neighbours for each token.
-    pub(crate) pairs32: [[[i16; 2]; GROUP]; 4],
-    pub(crate) d: [f32; GROUP],
+    pub(crate) pairs32: [[[i16; 2]; N]; 4],
+    pub(crate) d: [f32; N],
 }
 
 impl X32 {
@@ -108,8 +110,8 @@ impl X256 {
     }
 }
 
-impl G32 {
-    pub(crate) fn interleave(&mut self, x: &[X32; GROUP]) {
+impl<const N: usize> G32<N> {
+    pub(crate) fn interleave(&mut self, x: &[X32; N]) {
         for (t, x) in x.iter().enumerate() {
             for (to, from) in self.q.iter_mut().zip(x.q.as_chunks::<4>().0) {
                 to[t] = *from;
@@ -121,8 +123,8 @@ impl G32 {
     }
 }
 
-impl G256 {
-    pub(crate) fn interleave(&mut self, x: &[X256; GROUP]) {
+impl<const N: usize> G256<N> {
+    pub(crate) fn interleave(&mut self, x: &[X256; N]) {
         for (t, x) in x.iter().enumerate() {
             for (to, from) in self.q.iter_mut().zip(x.q.as_chunks::<4>().0) {
                 to[t] = *from;

@@ -1,9 +1,10 @@
-//! What the machine can do at most: the yardstick for kernels that are bound by memory.
+//! What the machine can do at most: the yardsticks for kernels that are bound by memory, and for those that are not.
 
 #![allow(clippy::needless_range_loop, reason = "lanes are counted")]
 
 use crate::lanes::multiversion;
 use crate::{Isa, Shared, Team, kernels};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 /// Bytes that a worker reads at a time, so that one that is slowed down does not hold up the others.
@@ -55,6 +56,40 @@ pub fn read_gbps(team: &Team, bytes: usize) -> f64 {
     best
 }
 
+/// What products are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    /// Bytes, added up in 32 bits (with AVX2 not at all).
+    Bytes,
+    /// f32, fused.
+    Floats,
+}
+
+/// How fast the arithmetic units of `team` are in a loop over registers alone, in 10^9 operations per second (a product and
+/// its sum are two): the best of several runs. 0 for [`Isa::Scalar`], which has no such loop.
+///
+/// # Panics
+/// If this machine does not have `isa`.
+pub fn peak_gops(team: &Team, isa: Isa, numbers: Numbers) -> f64 {
+    assert!(isa.is_available(), "{isa} is not available on this machine");
+    let rounds = if isa == Isa::Amx && numbers == Numbers::Bytes {
+        100_000
+    } else {
+        1_000_000
+    };
+    let mut best = 0.0f64;
+    for _ in 0..5 {
+        let operations = AtomicU64::new(0);
+        let start = Instant::now();
+        team.run(|_| {
+            operations.fetch_add(kernels::peak(isa, numbers, rounds), Relaxed);
+        });
+        let seconds = start.elapsed().as_secs_f64().max(1e-9);
+        best = best.max(operations.into_inner() as f64 / seconds * 1e-9);
+    }
+    best
+}
+
 multiversion! {
     fn checksum(x: &[u32]) -> u32 {
         let mut sum = [0; 64];
@@ -75,5 +110,13 @@ mod tests {
     fn measures_something() {
         let bytes = if cfg!(miri) { 1 << 10 } else { 1 << 24 };
         assert!(read_gbps(&Team::new(2), bytes) > 0.0);
+        for isa in Isa::available().filter(|isa| *isa != Isa::Scalar) {
+            for numbers in [Numbers::Bytes, Numbers::Floats] {
+                assert!(
+                    peak_gops(&Team::new(2), isa, numbers) > 1.0,
+                    "{isa} {numbers:?}"
+                );
+            }
+        }
     }
 }

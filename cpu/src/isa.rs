@@ -13,6 +13,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with `avx512` `f`, `bw`, `vl`, `dq`, `vnni` and all of [`Isa::Avx2`].
     Avx512,
+    /// [`Isa::Avx512`] with tiles of AMX, `int8` and `bf16`, where the system permits their use.
+    Amx,
 }
 
 /// Instructions beyond the sets, for information and for kernels that profit from them.
@@ -26,7 +28,7 @@ pub struct IsaFlags {
 
 impl Isa {
     /// All sets, weakest first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx];
 
     /// The strongest set that this machine has.
     pub fn detect() -> Self {
@@ -58,12 +60,14 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Self::Amx => Self::Avx512.is_available() && crate::x86::amx::is_available(),
             #[cfg(not(all(target_arch = "x86_64", not(miri))))]
             _ => false,
         }
     }
 
-    /// The set with this name: `scalar`, `avx2` or `avx512`.
+    /// The set with this name: `scalar`, `avx2`, `avx512` or `amx`.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|isa| isa.name() == name)
     }
@@ -74,6 +78,7 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The kernels of this machine's architecture, or none.
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use crate::x86::{Form, Kernel, ROWS as MAX_ROWS, Rows, Tile, kernel, look_ahead};
+pub(crate) use crate::x86::{
+    Block, Form, Kernel, ROWS as MAX_ROWS, Rows, Sums, Tile, kernel, look_ahead, turn,
+};
 
 /// Begins to read `n` bytes from `p` on, which may be anywhere.
 #[cfg(target_arch = "x86_64")]
@@ -9,6 +11,19 @@ pub(crate) fn prefetch(isa: crate::Isa, p: *const u8, n: usize) {
     if isa >= crate::Isa::Avx2 {
         // SAFETY: the set is available.
         unsafe { crate::x86::prefetch(p, n) };
+    }
+}
+
+/// Products over registers alone, `n` rounds; returns the number of operations.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn peak(isa: crate::Isa, numbers: crate::ceiling::Numbers, n: u64) -> u64 {
+    use crate::ceiling::Numbers;
+    // SAFETY: the set is available, the caller has checked.
+    unsafe {
+        match numbers {
+            Numbers::Bytes => crate::x86::peak::bytes(isa, n),
+            Numbers::Floats => crate::x86::peak::floats(isa, n),
+        }
     }
 }
 
@@ -32,6 +47,10 @@ mod none {
 
     pub(crate) struct Tile;
 
+    pub(crate) struct Block;
+
+    pub(crate) type Sums = [[f32; 16]; MAX_ROWS];
+
     pub(crate) struct Rows<'a> {
         pub(crate) w: &'a [u8],
         pub(crate) row_size: usize,
@@ -44,17 +63,28 @@ mod none {
         row_size
     }
 
+    pub(crate) fn peak(_: Isa, _: crate::ceiling::Numbers, _: u64) -> u64 {
+        0
+    }
+
     pub(crate) fn prefetch(_: Isa, _: *const u8, _: usize) {}
+
+    pub(crate) unsafe fn turn(_: &Sums, _: &mut Sums) {
+        unreachable!("nothing makes kernels");
+    }
 
     type RowsFn = unsafe fn(&Rows<'_>, &mut [f32]);
     type UnpackFn = unsafe fn(*const u8, usize, usize, usize, &mut Tile);
     type TileFn = unsafe fn(&Tile, *const u8, usize, usize, usize, &mut [[f32; MAX_ROWS]; 8]);
+    type UnpackBlockFn = unsafe fn(*const u8, usize, usize, usize, &mut Block);
+    type BlocksFn = unsafe fn(&[Block], *const u8, usize, usize, &mut [Sums], usize);
 
     #[derive(Clone, Copy)]
     pub(crate) struct Kernel {
         pub(crate) form: Form,
         pub(crate) rows: RowsFn,
         pub(crate) gemm: Option<(UnpackFn, TileFn)>,
+        pub(crate) blocks: Option<(UnpackBlockFn, BlocksFn)>,
     }
 
     pub(crate) fn kernel(_: GgmlType, _: Isa) -> Option<Kernel> {

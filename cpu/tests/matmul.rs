@@ -96,7 +96,11 @@ fn check(w: Mat<'_>, x: &[f32]) {
 }
 
 #[test]
+#[allow(clippy::print_stdout, reason = "what was not tested")]
 fn every_type_and_shape() {
+    for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+        println!("skipped: this machine has no {isa}");
+    }
     let mut random = Random(1);
     for ty in weight_types() {
         let block = ty.block_size().max(32);

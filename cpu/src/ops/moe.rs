@@ -1,4 +1,7 @@
 //! A feed-forward layer that is a mixture of experts.
+//!
+//! Tokens of a batch are sorted by expert, so that each expert meets all of its tokens at once. What experts say of a token
+//! is added up in the order of their weights all the same: a token in a batch gets what it would get alone.
 
 use super::{Limits, Pass, id};
 use crate::lanes::{self, LANES};
@@ -44,41 +47,52 @@ pub(crate) struct Scratch {
     chosen: Shared<u32>,
     /// `[max_tokens, n_expert_used]`
     weights: Shared<f32>,
-    /// Hidden layer of one token and expert: `[n_ff]`.
+    /// Token and place in `chosen` of what goes through experts, one expert after the other: `[2, max_tokens, n_expert_used]`.
+    order: Shared<u32>,
+    /// Where each expert begins in `order`, and where the last one ends: `[n_expert + 1]`.
+    starts: Shared<u32>,
+    /// Hidden layer of an expert: `[max_tokens, n_ff]`.
     gate: Shared<f32>,
-    /// `[n_ff]`
+    /// `[max_tokens, n_ff]`
     up: Shared<f32>,
-    /// A token's input: `[n_embd]`.
+    /// An expert's inputs: `[max_tokens, n_embd]`.
     x: Shared<f32>,
-    /// An expert's output: `[n_embd]`.
+    /// Its outputs: `[max_tokens, n_embd]`.
     y: Shared<f32>,
+    /// The outputs of all experts: `[max_tokens, n_expert_used, n_embd]`.
+    all: Shared<f32>,
 }
 
 impl Scratch {
     pub(crate) fn new(limits: &Limits) -> Self {
-        let [logits, chosen, hidden, width] = Self::lens(limits);
+        let [logits, starts, chosen, hidden, width] = Self::lens(limits);
         Self {
             logits: Shared::zeroed(logits),
             chosen: Shared::zeroed(chosen),
             weights: Shared::zeroed(chosen),
+            order: Shared::zeroed(2 * chosen),
+            starts: Shared::zeroed(starts),
             gate: Shared::zeroed(hidden),
             up: Shared::zeroed(hidden),
             x: Shared::zeroed(width),
             y: Shared::zeroed(width),
+            all: Shared::zeroed(limits.n_expert_used * width),
         }
     }
 
     pub(crate) fn size(limits: &Limits) -> usize {
-        let [logits, chosen, hidden, width] = Self::lens(limits);
-        (logits + 2 * chosen + 2 * hidden + 2 * width) * size_of::<f32>()
+        let [logits, starts, chosen, hidden, width] = Self::lens(limits);
+        let outputs = (2 + limits.n_expert_used) * width;
+        (logits + starts + 4 * chosen + 2 * hidden + outputs) * size_of::<f32>()
     }
 
-    fn lens(limits: &Limits) -> [usize; 4] {
+    fn lens(limits: &Limits) -> [usize; 5] {
         [
             limits.max_tokens * limits.n_expert,
+            limits.n_expert + 1,
             limits.max_tokens * limits.n_expert_used,
-            limits.n_ff_expert,
-            limits.n_embd_expert,
+            limits.max_tokens * limits.n_ff_expert,
+            limits.max_tokens * limits.n_embd_expert,
         ]
     }
 }
@@ -92,7 +106,7 @@ impl Pass<'_> {
         );
         let s = &self.scratch.moe;
         let (n_embd, n_ff, n_used) = (f.gate.n_in, f.gate.n_out, f.n_expert_used);
-        assert!(n_embd <= s.x.len() && n_ff <= s.gate.len() && !out.is(x));
+        assert!(n_tokens * n_embd <= s.x.len() && n_tokens * n_ff <= s.gate.len() && !out.is(x));
         assert!(n_used <= self.limits.n_expert_used && f.router.n_out <= self.limits.n_expert);
         let product = |out, w| MulMat {
             out,
@@ -114,34 +128,106 @@ impl Pass<'_> {
             choose(logits, chosen, weights, f);
         }
         self.barrier();
-        for t in 0..n_tokens {
-            self.copy_rows(&s.x, x, &[t as u32], n_embd);
-            for at in t * n_used..(t + 1) * n_used {
+        let expert = |e: usize, x: &Shared<f32>, n: usize| {
+            let hidden = [
+                product(&s.gate, f.gate.expert(e)),
+                product(&s.up, f.up.expert(e)),
+            ];
+            self.mul_mats(&hidden, x, n);
+            self.swiglu(&s.gate, &s.gate, &s.up, n * n_ff);
+            self.mul_mat(product(&s.y, f.down.expert(e)), &s.gate, n);
+        };
+        let columns = self.w.range(n_embd, LANES);
+        // Columns of `out` that are this worker's: `+= weight * y` for a token and the `j`th of its experts.
+        let add = |y: &Shared<f32>, row: usize, t: usize, j: usize| {
+            let at = |row: usize| row * n_embd + columns.start..row * n_embd + columns.end;
+            // SAFETY: `y` and the weights were written before the last barrier, the columns are this worker's.
+            unsafe {
+                let weight = s.weights.slice(0..n_tokens * n_used)[t * n_used + j];
+                lanes::add_scaled(self.isa, out.slice_mut(at(t)), y.slice(at(row)), weight);
+            }
+        };
+        if n_tokens == 1 {
+            for j in 0..n_used {
                 // SAFETY: written before the last barrier, and not again in this operation.
-                let (e, weight) = unsafe {
-                    (
-                        s.chosen.slice(at..at + 1)[0],
-                        s.weights.slice(at..at + 1)[0],
-                    )
-                };
-                let e = e as usize;
-                let hidden = [
-                    product(&s.gate, f.gate.expert(e)),
-                    product(&s.up, f.up.expert(e)),
-                ];
-                self.mul_mats(&hidden, &s.x, 1);
-                self.swiglu(&s.gate, &s.gate, &s.up, n_ff);
-                self.mul_mat(product(&s.y, f.down.expert(e)), &s.gate, 1);
-                let range = self.w.range(n_embd, LANES);
-                // SAFETY: `y` is only read, the range of `out` is this worker's.
-                unsafe {
-                    let out = out.slice_mut(t * n_embd + range.start..t * n_embd + range.end);
-                    lanes::add_scaled(self.isa, out, s.y.slice(range), weight);
-                }
+                let e = unsafe { s.chosen.slice(0..n_used)[j] };
+                expert(e as usize, x, 1);
+                add(&s.y, 0, 0, j);
                 self.barrier();
             }
+            return;
         }
+        if self.ith() == 0 {
+            // SAFETY: `chosen` was written before the last barrier, and nobody else uses the others before the next.
+            unsafe {
+                let [order, starts] = [&s.order, &s.starts].map(|b| b.slice_mut(0..b.len()));
+                let (tokens, places) = order.split_at_mut(s.chosen.len());
+                let chosen = s.chosen.slice(0..n_tokens * n_used);
+                sort(
+                    chosen,
+                    n_used,
+                    &mut starts[..=f.router.n_out],
+                    tokens,
+                    places,
+                );
+            }
+        }
+        self.barrier();
+        // SAFETY: written before the last barrier, and not again in this operation.
+        let (order, starts) = unsafe {
+            (
+                s.order.slice(0..s.order.len()),
+                s.starts.slice(0..s.starts.len()),
+            )
+        };
+        let (tokens, places) = order.split_at(s.chosen.len());
+        for e in 0..f.router.n_out {
+            let range = starts[e] as usize..starts[e + 1] as usize;
+            if range.is_empty() {
+                continue;
+            }
+            self.copy_rows(&s.x, x, &tokens[range.clone()], n_embd);
+            expert(e, &s.x, range.len());
+            for i in self.w.range(range.len(), 1) {
+                let place = places[range.start + i] as usize;
+                // SAFETY: `y` is only read, the place is this worker's.
+                unsafe {
+                    let y = s.y.slice(i * n_embd..(i + 1) * n_embd);
+                    s.all
+                        .slice_mut(place * n_embd..(place + 1) * n_embd)
+                        .copy_from_slice(y);
+                }
+            }
+            self.barrier();
+        }
+        for t in 0..n_tokens {
+            for j in 0..n_used {
+                add(&s.all, t * n_used + j, t, j);
+            }
+        }
+        self.barrier();
     }
+}
+
+/// Sorts what is `chosen`, `[n_tokens, n_used]`, by expert: the token and the place in `chosen` of each one, and where
+/// experts start, with the end of the last.
+fn sort(chosen: &[u32], n_used: usize, starts: &mut [u32], tokens: &mut [u32], places: &mut [u32]) {
+    starts.fill(0);
+    for e in chosen {
+        starts[*e as usize + 1] += 1;
+    }
+    for e in 1..starts.len() {
+        starts[e] += starts[e - 1];
+    }
+    // Starts move to the ends of their experts, which are the starts of the next.
+    for (place, e) in chosen.iter().enumerate() {
+        let at = &mut starts[*e as usize];
+        tokens[*at as usize] = (place / n_used) as u32;
+        places[*at as usize] = place as u32;
+        *at += 1;
+    }
+    starts.rotate_right(1);
+    starts[0] = 0;
 }
 
 /// The best experts by `logits`, which become probabilities.

@@ -2,8 +2,9 @@
 
 use super::Pass;
 use super::matmul::{COLUMNS, MAX_UNIT, Plan, Scratch, TILES, Way, X_TYPES, block};
-use crate::activations::{G32, G256, GROUP, X32, X256};
-use crate::kernels::{Form, Kernel, MAX_ROWS, Rows, Tile};
+use crate::activations::{G32, G256, GROUP, WIDE, X32, X256};
+use crate::kernels::{Block, Form, Kernel, MAX_ROWS, Rows, Sums, Tile, turn};
+use crate::shared::Plain;
 use crate::tensor::row_size;
 use crate::{MulMat, Shared, float, lanes};
 use std::ops::Range;
@@ -24,6 +25,9 @@ impl Pass<'_> {
                 self.mul_few(mat, form, kernel, rows, n_tokens, next);
             }
             (Way::Tiles(form), Some(kernel)) => self.mul_tiles(mat, form, kernel, rows, n_tokens),
+            (Way::Blocks(form), Some(kernel)) => {
+                self.mul_blocks(mat, form, kernel, rows, n_tokens);
+            }
             (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens),
             (Way::Scalar(i), _) => {
                 let n_in = mat.w.n_in;
@@ -140,18 +144,11 @@ impl Pass<'_> {
         let (unpack, mul) = kernel.gemm.expect("checked by `way`");
         let scratch = &self.scratch.matmul;
         let groups = n_tokens.div_ceil(GROUP);
-        let n_acc = groups * TILES * GROUP * MAX_ROWS;
-        let max_acc = scratch.acc.len() / self.nth();
-        let tiles_size = TILES * size_of::<Tile>();
-        // SAFETY: every worker has its own sums and tiles; they are aligned and any bytes are one.
+        // SAFETY: every worker has its own; any bytes are sums or tiles.
         let (acc, tiles) = unsafe {
-            let tiles = self.ith() * tiles_size;
-            let tiles = scratch.tiles.slice_mut(tiles..tiles + tiles_size);
-            let acc = self.ith() * max_acc;
-            let acc = scratch.acc.slice_mut(acc..acc + n_acc);
             (
-                acc.as_chunks_mut::<MAX_ROWS>().0.as_chunks_mut::<GROUP>().0,
-                std::slice::from_raw_parts_mut(tiles.as_mut_ptr().cast::<Tile>(), TILES),
+                self.own::<_, [[f32; MAX_ROWS]; GROUP]>(&scratch.acc, groups * TILES),
+                self.own::<_, Tile>(&scratch.tiles, TILES),
             )
         };
         acc.as_flattened_mut().as_flattened_mut().fill(0.0);
@@ -188,31 +185,110 @@ impl Pass<'_> {
                 }
             }
         }
-        let n_out = mat.w.n_out;
         for g in 0..groups {
             let n = (n_tokens - g * GROUP).min(GROUP);
             for i in 0..n_tiles {
-                let (t, row) = (g * GROUP, rows.start + i * MAX_ROWS);
-                let sums = &acc[g * TILES + i][..n];
-                if in_tile(i) == MAX_ROWS {
-                    let at = t * n_out + row;
-                    assert!(
-                        at + (n - 1) * n_out + MAX_ROWS <= mat.out.len(),
-                        "rows of the output"
-                    );
-                    // SAFETY: within the output, and the columns are this worker's.
-                    let to = unsafe { lanes::Columns::new(mat.out.as_ptr().add(at), n_out, n) };
-                    let bias = mat
-                        .bias
-                        .map(|b| b[row..].first_chunk().expect("a tile of rows"));
-                    lanes::store_tile(self.isa, to, sums, bias, mat.out_add);
-                } else {
-                    for (t, sums) in (t..).zip(sums) {
-                        self.store(mat, t, row, &sums[..in_tile(i)]);
-                    }
-                }
+                let row = rows.start + i * MAX_ROWS;
+                self.store_tile(mat, g * GROUP, row, in_tile(i), &acc[g * TILES + i][..n]);
             }
         }
+    }
+
+    /// Blocks of rows with wide groups of tokens.
+    fn mul_blocks(
+        &self,
+        mat: &MulMat<'_>,
+        form: Form,
+        kernel: Kernel,
+        rows: Range<usize>,
+        n_tokens: usize,
+    ) {
+        let (unpack, mul) = kernel.blocks.expect("checked by `way`");
+        let scratch = &self.scratch.matmul;
+        let groups = n_tokens.div_ceil(WIDE);
+        // SAFETY: every worker has its own; any bytes are sums or blocks.
+        let (acc, blocks) = unsafe {
+            (
+                self.own::<_, Sums>(&scratch.acc, groups * TILES),
+                self.own::<_, Block>(&scratch.tiles, TILES),
+            )
+        };
+        let n_blocks = rows.len().div_ceil(MAX_ROWS);
+        let in_block = |i: usize| (rows.len() - i * MAX_ROWS).min(MAX_ROWS);
+        acc.as_flattened_mut().as_flattened_mut().fill(0.0);
+        let (size, ty) = (mat.w.row_size(), mat.w.ty.traits());
+        let data = &mat.w.data[rows.start * size..rows.end * size];
+        for column in (0..mat.w.n_in).step_by(COLUMNS) {
+            let n32 = (mat.w.n_in - column).min(COLUMNS) / 32;
+            let offset = column / ty.block_size * ty.type_size;
+            for (i, to) in blocks.iter_mut().enumerate().take(n_blocks) {
+                let w = &data[i * MAX_ROWS * size + offset..];
+                // SAFETY: `w` begins a block of the first row; the instruction set is available.
+                unsafe { unpack(w.as_ptr(), size, in_block(i), n32, to) };
+            }
+            let x: *const u8 = match form {
+                Form::X256 => block::<G256<WIDE>>(&scratch.x256, column / 256 * groups).cast(),
+                Form::X32 => block::<G32<WIDE>>(&scratch.x32, column / 32 * groups).cast(),
+            };
+            // SAFETY: the activations were written before the last barrier and not since. Blocks of 32 columns are
+            // `groups` apart.
+            unsafe { mul(&blocks[..n_blocks], x, groups, n32, acc, TILES) };
+        }
+        let mut turned = [[0.0; MAX_ROWS]; WIDE];
+        for g in 0..groups {
+            let n = (n_tokens - g * WIDE).min(WIDE);
+            for i in 0..n_blocks {
+                // SAFETY: the instruction set is available.
+                unsafe { turn(&acc[g * TILES + i], &mut turned) };
+                let row = rows.start + i * MAX_ROWS;
+                self.store_tile(mat, g * WIDE, row, in_block(i), &turned[..n]);
+            }
+        }
+    }
+
+    /// The first `n` values of this worker's part of a buffer.
+    ///
+    /// # Safety
+    /// Bytes of `T` are a `U`, parts begin where one may, and the worker has not got another reference to its part.
+    #[allow(clippy::mut_from_ref, reason = "every worker has its own")]
+    unsafe fn own<T: Plain, U>(&self, buffer: &Shared<T>, n: usize) -> &mut [U] {
+        let len = buffer.len() / self.nth();
+        assert!(
+            n * size_of::<U>() <= len * size_of::<T>(),
+            "room for the worker"
+        );
+        let start = buffer.as_ptr().wrapping_add(self.ith() * len).cast::<U>();
+        assert!(start.is_aligned());
+        // SAFETY: within the buffer; the rest is by the caller.
+        unsafe { std::slice::from_raw_parts_mut(start, n) }
+    }
+
+    /// Sums of tokens from `t` on and of `n` rows from `row` on.
+    fn store_tile(
+        &self,
+        mat: &MulMat<'_>,
+        t: usize,
+        row: usize,
+        n: usize,
+        sums: &[[f32; MAX_ROWS]],
+    ) {
+        if n < MAX_ROWS {
+            for (t, sums) in (t..).zip(sums) {
+                self.store(mat, t, row, &sums[..n]);
+            }
+            return;
+        }
+        let (at, stride) = (t * mat.w.n_out + row, mat.w.n_out);
+        assert!(
+            at + (sums.len() - 1) * stride + MAX_ROWS <= mat.out.len(),
+            "rows of the output"
+        );
+        // SAFETY: within the output, and the columns are this worker's.
+        let to = unsafe { lanes::Columns::new(mat.out.as_ptr().add(at), stride, sums.len()) };
+        let bias = mat
+            .bias
+            .map(|b| b[row..].first_chunk().expect("a tile of rows"));
+        lanes::store_tile(self.isa, to, sums, bias, mat.out_add);
     }
 
     /// Results for a token and some rows, which are this worker's.

@@ -9,6 +9,7 @@ use super::{gemm_avx2, gemm_avx512};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::Isa;
 use lemma_quant::GgmlType;
+use std::arch::x86_64::*;
 
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 16;
@@ -39,13 +40,33 @@ pub(super) unsafe trait Unpack {
     const SIZE: usize;
     /// Values in a block.
     const LEN: usize;
+    /// Values that share a scale of their own, in formats of 256.
+    const SUB: usize = 32;
+    /// Whether those have minimums as well.
+    const MINS: bool = false;
 
-    /// Writes a block's quants to `q`, made unsigned, and its scales to `tile`, for row `r` and the tile's block `b`.
+    /// Writes a block's quants to `q`, made unsigned.
     ///
     /// # Safety
     /// `w` is valid for a block, `q` for as many bytes as it has values and aligned to 32, and the instruction
     /// set is available.
-    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize);
+    unsafe fn quants(w: *const u8, q: *mut u8);
+
+    /// The scale of a block, and that of its minimums, or its minimum.
+    ///
+    /// # Safety
+    /// As for `quants`.
+    unsafe fn d(w: *const u8) -> [f32; 2];
+
+    /// Scales and minimums of sub-blocks, 16 bits each; of formats of 256 values.
+    ///
+    /// # Safety
+    /// As for `quants`.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn scales(_: *const u8) -> [__m256i; 2] {
+        [_mm256_setzero_si256(); 2]
+    }
 }
 
 /// What is needed for batches of a type.
@@ -53,7 +74,7 @@ pub(super) fn kernel(ty: GgmlType, isa: Isa) -> Option<(UnpackFn, TileFn)> {
     match isa {
         Isa::Scalar => None,
         Isa::Avx2 => avx2(ty),
-        Isa::Avx512 => avx512(ty),
+        Isa::Avx512 | Isa::Amx => avx512(ty),
     }
 }
 
@@ -135,7 +156,21 @@ macro_rules! unpack {
                             _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64));
                             _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(128));
                         }
-                        F::unpack(w, q.add(256 * r + F::LEN * b), tile, r, b);
+                        F::quants(w, q.add(256 * r + F::LEN * b));
+                        let [d, m] = F::d(w);
+                        (tile.d[b][r], tile.m[b][r]) = (d, m);
+                        if F::LEN == 256 {
+                            let mut words = [[0i16; 16]; 2];
+                            for (to, from) in words.iter_mut().zip(F::scales(w)) {
+                                _mm256_storeu_si256(to.as_mut_ptr().cast(), from);
+                            }
+                            for j in 0..256 / F::SUB {
+                                tile.scales[j][r] = i32::from(words[0][j]);
+                                if F::MINS {
+                                    tile.mins[j / 2][r][j % 2] = words[1][j];
+                                }
+                            }
+                        }
                     }
                 }
             }

@@ -17,33 +17,43 @@ unpack!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");
 unsafe fn transpose(from: *const u8, to: *mut u8) {
     // SAFETY: by the caller.
     unsafe {
-        let a: [__m512i; 16] = std::array::from_fn(|r| _mm512_load_si512(from.add(256 * r).cast()));
-        let mut b = a;
-        for i in 0..8 {
-            b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
-            b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
-        }
-        let mut c = b;
-        for i in 0..4 {
-            c[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
-            c[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
-            c[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
-            c[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
-        }
-        // c[4 i + j] holds, in lane k, column 4 k + j of rows 4 i .. 4 i + 4.
-        for j in 0..4 {
-            let (p, q, r, s) = (c[j], c[4 + j], c[8 + j], c[12 + j]);
-            let pq_low = _mm512_shuffle_i32x4::<0x88>(p, q);
-            let pq_high = _mm512_shuffle_i32x4::<0xdd>(p, q);
-            let rs_low = _mm512_shuffle_i32x4::<0x88>(r, s);
-            let rs_high = _mm512_shuffle_i32x4::<0xdd>(r, s);
-            let store = |k: usize, v| _mm512_store_si512(to.add(64 * (4 * k + j)).cast(), v);
-            store(0, _mm512_shuffle_i32x4::<0x88>(pq_low, rs_low));
-            store(2, _mm512_shuffle_i32x4::<0xdd>(pq_low, rs_low));
-            store(1, _mm512_shuffle_i32x4::<0x88>(pq_high, rs_high));
-            store(3, _mm512_shuffle_i32x4::<0xdd>(pq_high, rs_high));
+        let a = std::array::from_fn(|r| _mm512_load_si512(from.add(256 * r).cast()));
+        for (i, v) in transposed(a).into_iter().enumerate() {
+            _mm512_store_si512(to.add(64 * i).cast(), v);
         }
     }
+}
+
+/// 16 x 16 double words, transposed.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn transposed(a: [__m512i; 16]) -> [__m512i; 16] {
+    let mut b = a;
+    for i in 0..8 {
+        b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+        b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+    }
+    let mut c = b;
+    for i in 0..4 {
+        c[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
+        c[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
+        c[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
+        c[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
+    }
+    // c[4 i + j] holds, in lane k, column 4 k + j of rows 4 i .. 4 i + 4.
+    let mut to = c;
+    for j in 0..4 {
+        let (p, q, r, s) = (c[j], c[4 + j], c[8 + j], c[12 + j]);
+        let pq_low = _mm512_shuffle_i32x4::<0x88>(p, q);
+        let pq_high = _mm512_shuffle_i32x4::<0xdd>(p, q);
+        let rs_low = _mm512_shuffle_i32x4::<0x88>(r, s);
+        let rs_high = _mm512_shuffle_i32x4::<0xdd>(r, s);
+        to[j] = _mm512_shuffle_i32x4::<0x88>(pq_low, rs_low);
+        to[8 + j] = _mm512_shuffle_i32x4::<0xdd>(pq_low, rs_low);
+        to[4 + j] = _mm512_shuffle_i32x4::<0x88>(pq_high, rs_high);
+        to[12 + j] = _mm512_shuffle_i32x4::<0xdd>(pq_high, rs_high);
+    }
+    to
 }
 
 /// Formats of 256 values with scales for `SUB` of them. See `TileFn`.

@@ -1,6 +1,6 @@
 //! `iq4_xs`: nibbles that stand for the values of a table, with 6-bit scales for every 32 values.
 
-use super::gemm::{Tile, Unpack};
+use super::gemm::Unpack;
 use super::iq4_nl::table;
 use super::util::*;
 use crate::activations::X256;
@@ -94,18 +94,33 @@ unsafe impl Unpack for IQ4XS {
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
+    unsafe fn quants(w: *const u8, q: *mut u8) {
         // SAFETY: by the caller.
         unsafe {
-            let mut scales = [0i16; 8];
-            _mm_storeu_si128(scales.as_mut_ptr().cast(), sub_scales(w));
-            for (j, s) in scales.into_iter().enumerate() {
+            for j in 0..8 {
                 let v = _mm256_shuffle_epi8(table(), nibbles_32(w.add(QS + 16 * j)));
                 let v = _mm256_xor_si256(v, _mm256_set1_epi8(-128));
                 _mm256_store_si256(q.add(32 * j).cast(), v);
-                tile.scales[j][r] = i32::from(s);
             }
-            tile.d[0][r] = f16(w);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn d(w: *const u8) -> [f32; 2] {
+        // SAFETY: by the caller.
+        unsafe { [f16(w), 0.0] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
+        // SAFETY: by the caller.
+        unsafe {
+            [
+                _mm256_zextsi128_si256(sub_scales(w)),
+                _mm256_setzero_si256(),
+            ]
         }
     }
 }

@@ -10,12 +10,15 @@
 //! operations in every kernel; so the result for a row and a token does not depend on how many of them were computed
 //! together, nor on the instruction set.
 
+pub(crate) mod amx;
 mod gemm;
+mod gemm_amx;
 mod gemm_avx2;
 mod gemm_avx512;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
+pub(crate) mod peak;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -30,6 +33,7 @@ mod util;
 mod vectors;
 
 pub(crate) use gemm::{ROWS, Tile};
+pub(crate) use gemm_amx::{Block, BlocksFn, Sums, UnpackFn as UnpackBlockFn, turn};
 pub(crate) use quantize::{quantize_32, quantize_256};
 pub(crate) use rows::prefetch;
 pub(crate) use vectors::{Avx2, Avx512};
@@ -93,6 +97,8 @@ pub(crate) struct Kernel {
     pub(crate) rows: RowsFn,
     /// For batches.
     pub(crate) gemm: Option<(UnpackFn, TileFn)>,
+    /// For batches of many tokens, where there is something better.
+    pub(crate) blocks: Option<(UnpackBlockFn, BlocksFn)>,
 }
 
 /// The kernel for a type; `None` where the scalar path serves it.
@@ -100,10 +106,11 @@ pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
     let kernel = match isa {
         Isa::Scalar => None,
         Isa::Avx2 => rows::avx2::kernel(ty),
-        Isa::Avx512 => rows::avx512::kernel(ty),
+        Isa::Avx512 | Isa::Amx => rows::avx512::kernel(ty),
     }?;
     Some(Kernel {
         gemm: gemm::kernel(ty, isa),
+        blocks: gemm_amx::kernel(ty).filter(|_| isa == Isa::Amx),
         ..kernel
     })
 }

@@ -1,6 +1,6 @@
 //! `mxfp4`: nibbles that stand for small floating-point numbers, with a power of two as scale.
 
-use super::gemm::{Tile, Unpack};
+use super::gemm::Unpack;
 use super::util::*;
 use crate::activations::X32;
 use std::arch::x86_64::*;
@@ -97,12 +97,18 @@ unsafe impl Unpack for MXFP4 {
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize) {
+    unsafe fn quants(w: *const u8, q: *mut u8) {
         // SAFETY: by the caller.
         unsafe {
             let v = _mm256_shuffle_epi8(table(), nibbles_32(w.add(1)));
             _mm256_store_si256(q.cast(), _mm256_add_epi8(v, _mm256_set1_epi8(16)));
-            tile.d[b][r] = e8m0_half_to_f32(*w);
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn d(w: *const u8) -> [f32; 2] {
+        // SAFETY: by the caller.
+        unsafe { [e8m0_half_to_f32(*w), 0.0] }
     }
 }

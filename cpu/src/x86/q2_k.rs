@@ -1,6 +1,6 @@
 //! `q2_K`: 2 bits, with 4-bit scales and minimums for every 16 values.
 
-use super::gemm::{Tile, Unpack};
+use super::gemm::Unpack;
 use super::q4_k::scale_pairs;
 use super::util::*;
 use crate::activations::X256;
@@ -94,21 +94,35 @@ pub(super) struct Q2K;
 unsafe impl Unpack for Q2K {
     const SIZE: usize = SIZE;
     const LEN: usize = 256;
+    const SUB: usize = 16;
+    const MINS: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
+    unsafe fn quants(w: *const u8, q: *mut u8) {
         // SAFETY: by the caller.
         unsafe {
             for i in 0..8 {
                 _mm256_store_si256(q.add(32 * i).cast(), crumbs_32(w.add(QS), i));
             }
-            for (j, s) in bytes::<16>(w).into_iter().enumerate() {
-                tile.scales[j][r] = i32::from(s & 15);
-                tile.mins[j / 2][r][j % 2] = i16::from(s >> 4);
-            }
-            tile.d[0][r] = f16(w.add(D));
-            tile.m[0][r] = f16(w.add(D + 2));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn d(w: *const u8) -> [f32; 2] {
+        // SAFETY: by the caller.
+        unsafe { [f16(w.add(D)), f16(w.add(D + 2))] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
+        // SAFETY: by the caller.
+        unsafe {
+            let both = _mm256_cvtepu8_epi16(_mm_loadu_si128(w.cast()));
+            let scales = _mm256_and_si256(both, _mm256_set1_epi16(15));
+            [scales, _mm256_srli_epi16::<4>(both)]
         }
     }
 }

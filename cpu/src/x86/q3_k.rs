@@ -1,6 +1,6 @@
 //! `q3_K`: 3 bits, with 6-bit signed scales for every 16 values.
 
-use super::gemm::{Tile, Unpack};
+use super::gemm::Unpack;
 use super::q2_k::{crumbs_32, two_scales};
 use super::util::*;
 use crate::activations::X256;
@@ -106,21 +106,30 @@ pub(super) struct Q3K;
 unsafe impl Unpack for Q3K {
     const SIZE: usize = SIZE;
     const LEN: usize = 256;
+    const SUB: usize = 16;
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
+    unsafe fn quants(w: *const u8, q: *mut u8) {
         // SAFETY: by the caller.
         unsafe {
             for i in 0..8 {
                 _mm256_store_si256(q.add(32 * i).cast(), quants(w, i));
             }
-            let mut scales = [0i8; 16];
-            _mm_storeu_si128(scales.as_mut_ptr().cast(), sub_scales(w));
-            for (j, s) in scales.into_iter().enumerate() {
-                tile.scales[j][r] = i32::from(s);
-            }
-            tile.d[0][r] = f16(w.add(D));
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn d(w: *const u8) -> [f32; 2] {
+        // SAFETY: by the caller.
+        unsafe { [f16(w.add(D)), 0.0] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
+        // SAFETY: by the caller.
+        unsafe { [_mm256_cvtepi8_epi16(sub_scales(w)), _mm256_setzero_si256()] }
     }
 }

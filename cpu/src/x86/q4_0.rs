@@ -1,6 +1,6 @@
 //! `q4_0` and `q4_1`: nibbles with a scale, and with a scale and a minimum.
 
-use super::gemm::{Tile, Unpack};
+use super::gemm::Unpack;
 use super::util::*;
 use crate::activations::X32;
 use std::arch::x86_64::*;
@@ -129,12 +129,18 @@ unsafe impl Unpack for Q4_0 {
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize) {
+    unsafe fn quants(w: *const u8, q: *mut u8) {
         // SAFETY: by the caller.
         unsafe {
             _mm256_store_si256(q.cast(), nibbles_32(w.add(2)));
-            tile.d[b][r] = f16(w);
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn d(w: *const u8) -> [f32; 2] {
+        // SAFETY: by the caller.
+        unsafe { [f16(w), 0.0] }
     }
 }
 
@@ -148,12 +154,17 @@ unsafe impl Unpack for Q4_1 {
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize) {
+    unsafe fn quants(w: *const u8, q: *mut u8) {
         // SAFETY: by the caller.
         unsafe {
             _mm256_store_si256(q.cast(), nibbles_32(w.add(4)));
-            tile.d[b][r] = f16(w);
-            tile.m[b][r] = f16(w.add(2));
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn d(w: *const u8) -> [f32; 2] {
+        // SAFETY: by the caller.
+        unsafe { [f16(w), f16(w.add(2))] }
     }
 }

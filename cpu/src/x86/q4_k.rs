@@ -1,9 +1,8 @@
 //! `q4_K`: 4 bits, with 6-bit scales and minimums for every 32 values.
 
-use super::gemm::{Tile, Unpack};
-use super::util::{bytes, f16, k_scales};
+use super::gemm::Unpack;
+use super::util::{f16, k_scales};
 use crate::activations::X256;
-use lemma_quant::unpack_k_scales;
 use std::arch::x86_64::*;
 
 /// Bytes of a block.
@@ -160,10 +159,11 @@ pub(super) struct Q4K;
 unsafe impl Unpack for Q4K {
     const SIZE: usize = SIZE;
     const LEN: usize = 256;
+    const MINS: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
+    unsafe fn quants(w: *const u8, q: *mut u8) {
         // SAFETY: by the caller.
         unsafe {
             let mask = _mm256_set1_epi8(15);
@@ -174,26 +174,26 @@ unsafe impl Unpack for Q4K {
                 _mm256_store_si256(q.add(64 * g).cast(), low);
                 _mm256_store_si256(q.add(64 * g + 32).cast(), high);
             }
-            unpack_header(w, tile, r);
         }
     }
-}
 
-/// Scales and minimums of row `r` of a tile.
-///
-/// # Safety
-/// `w` is valid for 16 bytes.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn unpack_header(w: *const u8, tile: &mut Tile, r: usize) {
-    // SAFETY: by the caller.
-    unsafe {
-        let (scales, mins) = unpack_k_scales(&bytes(w.add(4)));
-        for j in 0..8 {
-            tile.scales[j][r] = i32::from(scales[j]);
-            tile.mins[j / 2][r][j % 2] = i16::from(mins[j]);
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn d(w: *const u8) -> [f32; 2] {
+        // SAFETY: by the caller.
+        unsafe { [f16(w), f16(w.add(2))] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
+        // SAFETY: by the caller.
+        unsafe {
+            let (scales, mins) = k_scales(w);
+            [scales, mins].map(|v| {
+                let words = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(v as i64));
+                _mm256_zextsi128_si256(words)
+            })
         }
-        tile.d[0][r] = f16(w);
-        tile.m[0][r] = f16(w.add(2));
     }
 }

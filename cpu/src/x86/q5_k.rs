@@ -1,7 +1,8 @@
 //! `q5_K`: `q4_K` with a fifth bit.
 
-use super::gemm::{Tile, Unpack};
-use super::q4_k::{scale_pairs, scales_and_mins, unpack_header};
+use super::gemm::Unpack;
+use super::q4_k::{scale_pairs, scales_and_mins};
+use super::util::{f16, k_scales};
 use crate::activations::X256;
 use std::arch::x86_64::*;
 
@@ -140,10 +141,11 @@ pub(super) struct Q5K;
 unsafe impl Unpack for Q5K {
     const SIZE: usize = SIZE;
     const LEN: usize = 256;
+    const MINS: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
+    unsafe fn quants(w: *const u8, q: *mut u8) {
         // SAFETY: by the caller.
         unsafe {
             let qh = _mm256_loadu_si256(w.add(QH).cast());
@@ -152,7 +154,26 @@ unsafe impl Unpack for Q5K {
                 _mm256_store_si256(q.add(64 * g).cast(), low);
                 _mm256_store_si256(q.add(64 * g + 32).cast(), high);
             }
-            unpack_header(w, tile, r);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn d(w: *const u8) -> [f32; 2] {
+        // SAFETY: by the caller.
+        unsafe { [f16(w), f16(w.add(2))] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
+        // SAFETY: by the caller.
+        unsafe {
+            let (scales, mins) = k_scales(w);
+            [scales, mins].map(|v| {
+                let words = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(v as i64));
+                _mm256_zextsi128_si256(words)
+            })
         }
     }
 }

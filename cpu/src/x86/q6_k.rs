@@ -1,7 +1,7 @@
 //! `q6_K`: 6 bits, with 8-bit signed scales for every 16 values.
 
-use super::gemm::{Tile, Unpack};
-use super::util::{bytes, f16, f16x4};
+use super::gemm::Unpack;
+use super::util::{f16, f16x4};
 use crate::activations::X256;
 use std::arch::x86_64::*;
 
@@ -165,10 +165,11 @@ pub(super) struct Q6K;
 unsafe impl Unpack for Q6K {
     const SIZE: usize = SIZE;
     const LEN: usize = 256;
+    const SUB: usize = 16;
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, _: usize) {
+    unsafe fn quants(w: *const u8, q: *mut u8) {
         // SAFETY: by the caller.
         unsafe {
             for h in 0..2 {
@@ -176,10 +177,23 @@ unsafe impl Unpack for Q6K {
                     _mm256_store_si256(q.add(128 * h + 32 * i).cast(), v);
                 }
             }
-            for (j, s) in bytes::<16>(w.add(SCALES)).into_iter().enumerate() {
-                tile.scales[j][r] = i32::from(s as i8);
-            }
-            tile.d[0][r] = f16(w.add(D));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn d(w: *const u8) -> [f32; 2] {
+        // SAFETY: by the caller.
+        unsafe { [f16(w.add(D)), 0.0] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
+        // SAFETY: by the caller.
+        unsafe {
+            let scales = _mm_loadu_si128(w.add(SCALES).cast());
+            [_mm256_cvtepi8_epi16(scales), _mm256_setzero_si256()]
         }
     }
 }

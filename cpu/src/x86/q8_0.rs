@@ -1,6 +1,6 @@
 //! `q8_0`: bytes with a scale.
 
-use super::gemm::{Tile, Unpack};
+use super::gemm::Unpack;
 use super::util::*;
 use crate::activations::X32;
 use std::arch::x86_64::*;
@@ -78,12 +78,18 @@ unsafe impl Unpack for Q8_0 {
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn unpack(w: *const u8, q: *mut u8, tile: &mut Tile, r: usize, b: usize) {
+    unsafe fn quants(w: *const u8, q: *mut u8) {
         // SAFETY: by the caller.
         unsafe {
             let v = _mm256_loadu_si256(w.add(2).cast());
             _mm256_store_si256(q.cast(), _mm256_xor_si256(v, _mm256_set1_epi8(-128)));
-            tile.d[b][r] = f16(w);
         }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn d(w: *const u8) -> [f32; 2] {
+        // SAFETY: by the caller.
+        unsafe { [f16(w), 0.0] }
     }
 }

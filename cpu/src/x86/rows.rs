@@ -158,6 +158,7 @@ macro_rules! drivers {
                     form,
                     rows,
                     gemm: None,
+                    blocks: None,
                 })
             }
 
