@@ -3,7 +3,7 @@
 use super::Pass;
 use super::matmul::{COLUMNS, MAX_UNIT, Plan, Scratch, TILES, Way, X_TYPES, block};
 use crate::activations::{G32, G256, GROUP, WIDE, X32, X256};
-use crate::kernels::{Block, Form, Kernel, MAX_ROWS, Rows, Sums, Tile, turn};
+use crate::kernels::{self, Block, Form, Kernel, MAX_ROWS, Rows, Sums, Tile, turn};
 use crate::shared::Plain;
 use crate::tensor::row_size;
 use crate::{MulMat, Shared, float, lanes};
@@ -24,9 +24,11 @@ impl Pass<'_> {
             (Way::Rows(form), Some(kernel)) => {
                 self.mul_few(mat, form, kernel, rows, n_tokens, next);
             }
-            (Way::Tiles(form), Some(kernel)) => self.mul_tiles(mat, form, kernel, rows, n_tokens),
+            (Way::Tiles(form), Some(kernel)) => {
+                self.mul_tiles(mat, form, kernel, rows, n_tokens, next);
+            }
             (Way::Blocks(form), Some(kernel)) => {
-                self.mul_blocks(mat, form, kernel, rows, n_tokens);
+                self.mul_blocks(mat, form, kernel, rows, n_tokens, next);
             }
             (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens),
             (Way::Scalar(i), _) => {
@@ -140,6 +142,7 @@ impl Pass<'_> {
         kernel: Kernel,
         rows: Range<usize>,
         n_tokens: usize,
+        next: *const u8,
     ) {
         let (unpack, mul) = kernel.gemm.expect("checked by `way`");
         let scratch = &self.scratch.matmul;
@@ -157,6 +160,7 @@ impl Pass<'_> {
         let n_tiles = rows.len().div_ceil(MAX_ROWS);
         let in_tile = |i: usize| (rows.len() - i * MAX_ROWS).min(MAX_ROWS);
         for column in (0..mat.w.n_in).step_by(COLUMNS) {
+            self.read_ahead(next, data.len(), column, mat.w.n_in);
             let n32 = (mat.w.n_in - column).min(COLUMNS) / 32;
             let offset = column / ty.block_size * ty.type_size;
             for (i, tile) in tiles.iter_mut().enumerate().take(n_tiles) {
@@ -202,6 +206,7 @@ impl Pass<'_> {
         kernel: Kernel,
         rows: Range<usize>,
         n_tokens: usize,
+        next: *const u8,
     ) {
         let (unpack, mul) = kernel.blocks.expect("checked by `way`");
         let scratch = &self.scratch.matmul;
@@ -219,6 +224,7 @@ impl Pass<'_> {
         let (size, ty) = (mat.w.row_size(), mat.w.ty.traits());
         let data = &mat.w.data[rows.start * size..rows.end * size];
         for column in (0..mat.w.n_in).step_by(COLUMNS) {
+            self.read_ahead(next, data.len(), column, mat.w.n_in);
             let n32 = (mat.w.n_in - column).min(COLUMNS) / 32;
             let offset = column / ty.block_size * ty.type_size;
             for (i, to) in blocks.iter_mut().enumerate().take(n_blocks) {
@@ -243,6 +249,16 @@ impl Pass<'_> {
                 let row = rows.start + i * MAX_ROWS;
                 self.store_tile(mat, g * WIDE, row, in_block(i), &turned[..n]);
             }
+        }
+    }
+
+    /// Begins to read a part of what comes next, `len` bytes in one piece, while columns from `column` on are being unpacked: of those a
+    /// block of each row is read at a time, which the processor does not see coming.
+    fn read_ahead(&self, next: *const u8, len: usize, column: usize, n_in: usize) {
+        if !next.is_null() {
+            let part = |column: usize| len * column.min(n_in) / n_in;
+            let (from, to) = (part(column), part(column + COLUMNS));
+            kernels::prefetch(self.isa, next.wrapping_add(from), to - from);
         }
     }
 
