@@ -14,8 +14,8 @@ const SYSTEM_ALIGN: usize = 16;
 /// Buffers of this many bytes are mappings of their own, for which the system is asked to use huge pages: a pool is read
 /// a few kilobytes here and there, and with small pages the translation of addresses costs more than the reads.
 const MAPPED: usize = 4 << 20;
-/// Memory is given back in pieces of this many bytes.
-const RELEASED: usize = 128 << 10;
+/// Memory is given back in pieces of this many bytes: a page of most systems. Where pages are larger, the system refuses.
+const RELEASED: usize = 4 << 10;
 
 mod sealed {
     /// Plain numbers: every bit pattern is a value, zero bytes among them.

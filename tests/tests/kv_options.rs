@@ -10,10 +10,11 @@ use lemma_engine::options::{BackendKind, KvBudget, LoadOptions};
 use lemma_engine::session::{Rewind, Session};
 
 /// Those whose pages go through lower tiers, which needs heads of whole blocks.
-const DEMOTED: [&str; 7] = [
+const DEMOTED: [&str; 8] = [
     "raas:demote=q8_0",
     "raas:demote=q8_0+q4_0,budget_scope=layer",
     "window:demote=q4_0:0.75,scope=head",
+    "raas:demote=q8_0,scope=head,budget_scope=layer",
     "h2o:demote=q8_0+q5_1+q4_1,scope=head,budget_scope=layer",
     "lrfu:demote=iq4_nl,page=8,dense_layers=1",
     "raas:demote=q5_0,page=32,guard=0.25",

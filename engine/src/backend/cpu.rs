@@ -9,7 +9,7 @@ use lemma_cpu::{
 use lemma_quant::GgmlType;
 
 pub(crate) use self::pool::bound_bytes;
-use self::pool::{Bounds, layer_spans, masses, max_spans, moved, n_bounds, open_blocks};
+use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, moved, n_bounds};
 use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
@@ -102,8 +102,8 @@ struct State {
     layout: Layout,
     /// Regions of the pool, each with its tiers: `[region, tier]`.
     kv: Vec<KvLayer>,
-    /// Memory of each.
-    memory: Vec<Blocks>,
+    /// Which blocks of them have memory.
+    memory: Memory,
     /// Page masses of each layer, table after table, `[heads, n_spans]`; empty where the policy does not want them.
     mass: Vec<Shared<f32>>,
     /// Bounds of the pages of each region, if they are asked for.
@@ -115,15 +115,6 @@ struct State {
     logits: Shared<f32>,
     n_outputs: usize,
     step: Step,
-}
-
-/// Blocks of a tier of a region.
-#[derive(Clone, Copy, Default)]
-struct Blocks {
-    /// Those that pages could lie in during the last step.
-    open: usize,
-    /// Those that may have memory.
-    used: usize,
 }
 
 /// The data of one pass.
@@ -233,7 +224,7 @@ impl CpuRunner {
                     .collect(),
                 keep: Shared::zeroed(max_spans(layout)),
                 order: Shared::zeroed(max_spans(layout)),
-                memory: vec![Blocks::default(); layout.n_regions() * layout.n_tiers()],
+                memory: Memory::new(layout),
                 layout: layout.clone(),
                 logits: Shared::zeroed(hp.n_vocab),
                 n_outputs: 0,
@@ -377,19 +368,7 @@ impl State {
                 }));
             }
         }
-        for ((kv, m), open) in self
-            .kv
-            .iter_mut()
-            .zip(&mut self.memory)
-            .zip(open_blocks(cache))
-        {
-            // What lay in blocks that the last step has closed has moved during that step.
-            if m.open < m.used {
-                kv.release(m.open..m.used);
-            }
-            m.used = m.open.max(open);
-            m.open = open;
-        }
+        self.memory.follow(&mut self.kv, cache);
         step.moves.clear();
         let moves = cache.demoted().iter().flat_map(|d| moved(&self.layout, d));
         step.moves.extend(moves);

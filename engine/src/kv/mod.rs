@@ -176,9 +176,11 @@ impl Cache {
         self.free[list].extend((0..open as u32).rev());
     }
 
-    /// Slots of a region in a tier that there is memory for.
+    /// Slots of a region in a tier that there is memory for: as many as the table with the most of them has.
     pub fn open(&self, tier: usize, region: usize) -> usize {
-        self.open[self.layout.list_of(tier, region * self.layout.groups)]
+        let tables = self.layout.tables_of(region);
+        let open = tables.map(|t| self.open[self.layout.list_of(tier, t)]);
+        open.max().unwrap_or(0)
     }
 
     /// The shape of the pool.

@@ -1,6 +1,6 @@
 //! How large the parts of a pool are, and what a step says about pages that move and about pages whose keys are bounded.
 
-use lemma_cpu::{Move, Place};
+use lemma_cpu::{KvLayer, Move, Place};
 
 use crate::arch::HParams;
 use crate::kv::{Cache, Demoted, Layout, PAGE, Region};
@@ -61,12 +61,40 @@ fn planes(layout: &Layout, il: usize, group: usize) -> (usize, usize) {
     (first, first + heads)
 }
 
-/// Blocks of each tier of each region that there is memory for: `[region, tier]`.
-pub(super) fn open_blocks(cache: &Cache) -> impl Iterator<Item = usize> {
-    let l = cache.layout();
-    let tiers = |r| (0..l.n_tiers()).map(move |tier| (r, tier));
-    let all = (0..l.n_regions()).flat_map(tiers);
-    all.map(move |(r, tier)| (cache.open(tier, r) * l.page).div_ceil(PAGE))
+/// The blocks of each tier of each region: `[region, tier]`.
+pub(super) struct Memory(Vec<Blocks>);
+
+#[derive(Clone, Copy, Default)]
+struct Blocks {
+    /// Those that pages could lie in during the last step.
+    open: usize,
+    /// Those that may have memory.
+    used: usize,
+}
+
+impl Memory {
+    /// Nothing has been written yet.
+    pub(super) fn new(layout: &Layout) -> Self {
+        Self(vec![
+            Blocks::default();
+            layout.n_regions() * layout.n_tiers()
+        ])
+    }
+
+    /// Gives back the memory of blocks that are closed, before a step. What lay in those that the last step has closed has moved
+    /// during that step; this step still reads from the ones that it closes itself.
+    pub(super) fn follow(&mut self, pool: &mut [KvLayer], cache: &Cache) {
+        let l = cache.layout();
+        for (i, (kv, blocks)) in pool.iter_mut().zip(&mut self.0).enumerate() {
+            let (region, tier) = (i / l.n_tiers(), i % l.n_tiers());
+            let open = (cache.open(tier, region) * l.page).div_ceil(PAGE);
+            if blocks.open < blocks.used {
+                kv.release(blocks.open..blocks.used);
+            }
+            blocks.used = blocks.open.max(open);
+            blocks.open = open;
+        }
+    }
 }
 
 /// Bytes of the bounds of a page for one head.
