@@ -111,7 +111,7 @@ pub enum Clock {
 /// A tier of the pool that pages go to before they are forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demotion {
-    /// How keys and values are stored there, one of [`crate::kv::spec::DEMOTED`].
+    /// How keys and values are stored there, one of the types with blocks in [`crate::model::KV_TYPES`].
     pub ty: GgmlType,
     /// Its share of the pool's bytes, in millionths.
     pub share: u32,

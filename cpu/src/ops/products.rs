@@ -155,19 +155,10 @@ impl Pass<'_> {
             )
         };
         acc.as_flattened_mut().as_flattened_mut().fill(0.0);
-        let (size, ty) = (mat.w.row_size(), mat.w.ty.traits());
-        let data = &mat.w.data[rows.start * size..rows.end * size];
         let n_tiles = rows.len().div_ceil(MAX_ROWS);
         let in_tile = |i: usize| (rows.len() - i * MAX_ROWS).min(MAX_ROWS);
         for column in (0..mat.w.n_in).step_by(COLUMNS) {
-            self.read_ahead(next, data.len(), column, mat.w.n_in);
-            let n32 = (mat.w.n_in - column).min(COLUMNS) / 32;
-            let offset = column / ty.block_size * ty.type_size;
-            for (i, tile) in tiles.iter_mut().enumerate().take(n_tiles) {
-                let w = &data[i * MAX_ROWS * size + offset..];
-                // SAFETY: `w` begins a block of the tile's first row; the instruction set is available.
-                unsafe { unpack(w.as_ptr(), size, in_tile(i), n32, tile) };
-            }
+            let n32 = self.unpack(mat, &rows, column, next, unpack, &mut tiles[..n_tiles]);
             for g in 0..groups {
                 let n = (n_tokens - g * GROUP).min(GROUP);
                 // SAFETY: the activations were written before the last barrier and not since. Blocks of 32 columns are
@@ -221,17 +212,8 @@ impl Pass<'_> {
         let n_blocks = rows.len().div_ceil(MAX_ROWS);
         let in_block = |i: usize| (rows.len() - i * MAX_ROWS).min(MAX_ROWS);
         acc.as_flattened_mut().as_flattened_mut().fill(0.0);
-        let (size, ty) = (mat.w.row_size(), mat.w.ty.traits());
-        let data = &mat.w.data[rows.start * size..rows.end * size];
         for column in (0..mat.w.n_in).step_by(COLUMNS) {
-            self.read_ahead(next, data.len(), column, mat.w.n_in);
-            let n32 = (mat.w.n_in - column).min(COLUMNS) / 32;
-            let offset = column / ty.block_size * ty.type_size;
-            for (i, to) in blocks.iter_mut().enumerate().take(n_blocks) {
-                let w = &data[i * MAX_ROWS * size + offset..];
-                // SAFETY: `w` begins a block of the first row; the instruction set is available.
-                unsafe { unpack(w.as_ptr(), size, in_block(i), n32, to) };
-            }
+            let n32 = self.unpack(mat, &rows, column, next, unpack, &mut blocks[..n_blocks]);
             let x: *const u8 = match form {
                 Form::X256 => block::<G256<WIDE>>(&scratch.x256, column / 256 * groups).cast(),
                 Form::X32 => block::<G32<WIDE>>(&scratch.x32, column / 32 * groups).cast(),
@@ -252,14 +234,34 @@ impl Pass<'_> {
         }
     }
 
-    /// Begins to read a part of what comes next, `len` bytes in one piece, while columns from `column` on are being unpacked: of those a
-    /// block of each row is read at a time, which the processor does not see coming.
-    fn read_ahead(&self, next: *const u8, len: usize, column: usize, n_in: usize) {
+    /// Unpacks columns from `column` on of some rows, [`MAX_ROWS`] of them to each of `to`; returns how many there are, in 32.
+    fn unpack<T>(
+        &self,
+        mat: &MulMat<'_>,
+        rows: &Range<usize>,
+        column: usize,
+        next: *const u8,
+        unpack: unsafe fn(*const u8, usize, usize, usize, &mut T),
+        to: &mut [T],
+    ) -> usize {
+        let (n_in, size, ty) = (mat.w.n_in, mat.w.row_size(), mat.w.ty.traits());
+        let data = &mat.w.data[rows.start * size..rows.end * size];
         if !next.is_null() {
-            let part = |column: usize| len * column.min(n_in) / n_in;
+            // What comes next lies in one piece, but a block of each row is read at a time, which the processor does not see
+            // coming: it begins to be read now, a part with every part of the columns.
+            let part = |column: usize| data.len() * column.min(n_in) / n_in;
             let (from, to) = (part(column), part(column + COLUMNS));
             kernels::prefetch(self.isa, next.wrapping_add(from), to - from);
         }
+        let n32 = (n_in - column).min(COLUMNS) / 32;
+        let offset = column / ty.block_size * ty.type_size;
+        for (i, to) in to.iter_mut().enumerate() {
+            let n = (rows.len() - i * MAX_ROWS).min(MAX_ROWS);
+            let w = &data[i * MAX_ROWS * size + offset..];
+            // SAFETY: `w` begins a block of the first of the rows; the instruction set is available.
+            unsafe { unpack(w.as_ptr(), size, n, n32, to) };
+        }
+        n32
     }
 
     /// The first `n` values of this worker's part of a buffer.

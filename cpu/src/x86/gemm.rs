@@ -31,6 +31,19 @@ pub(crate) struct Tile {
     pub(super) m: [[f32; ROWS]; 8],
 }
 
+/// Begins to read the next columns of a row: they come when those from `w` on have met all tokens.
+#[inline(always)]
+pub(super) fn prefetch_next<F: Unpack>(w: *const u8) {
+    let next = w.wrapping_add(F::SIZE * 256 / F::LEN).cast::<i8>();
+    for line in 0..if F::LEN == 256 { 3 } else { 1 } {
+        // SAFETY: a prefetch cannot fault.
+        #[allow(unused_unsafe, reason = "older compilers ask for it")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line));
+        }
+    }
+}
+
 /// How a format is unpacked.
 ///
 /// # Safety
@@ -149,13 +162,7 @@ macro_rules! unpack {
                     let w = w.add(r.min(n - 1) * row_size);
                     for b in 0..n32 * 32 / F::LEN {
                         let w = w.add(b * F::SIZE);
-                        // The next columns of the row come when this tile has met all tokens.
-                        let next = w.wrapping_add(F::SIZE * 256 / F::LEN).cast::<i8>();
-                        _mm_prefetch::<_MM_HINT_T0>(next);
-                        if F::LEN == 256 {
-                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64));
-                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(128));
-                        }
+                        super::gemm::prefetch_next::<F>(w);
                         F::quants(w, q.add(256 * r + F::LEN * b));
                         let [d, m] = F::d(w);
                         (tile.d[b][r], tile.m[b][r]) = (d, m);

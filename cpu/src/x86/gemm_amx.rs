@@ -12,7 +12,7 @@
 #![allow(clippy::needless_range_loop, reason = "lanes are counted")]
 
 use super::amx::Tiles;
-use super::gemm::{ROWS, Unpack};
+use super::gemm::{ROWS, Unpack, prefetch_next};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{G32, G256, WIDE};
 use lemma_quant::GgmlType;
@@ -119,13 +119,7 @@ unsafe fn unpack<F: Unpack, const OFFSET: i16, const HOW: u8>(
             let low = block.low[r].as_mut_ptr();
             for b in 0..n32 * 32 / F::LEN {
                 let w = w.add(b * F::SIZE);
-                // The next columns of the row come when these have met all tokens.
-                let next = w.wrapping_add(F::SIZE * 256 / F::LEN).cast::<i8>();
-                _mm_prefetch::<_MM_HINT_T0>(next);
-                if F::LEN == 256 {
-                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64));
-                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(128));
-                }
+                prefetch_next::<F>(w);
                 F::quants(w, low.add(F::LEN * b));
                 [block.d[r][b], block.m[r][b]] = F::d(w);
             }

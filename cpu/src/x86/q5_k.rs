@@ -1,8 +1,7 @@
 //! `q5_K`: `q4_K` with a fifth bit.
 
 use super::gemm::Unpack;
-use super::q4_k::{scale_pairs, scales_and_mins};
-use super::util::{f16, k_scales};
+use super::q4_k::{Q4K, scale_pairs, scales_and_mins};
 use crate::activations::X256;
 use std::arch::x86_64::*;
 
@@ -160,20 +159,14 @@ unsafe impl Unpack for Q5K {
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
     unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w), f16(w.add(2))] }
+        // SAFETY: by the caller; the headers are the same.
+        unsafe { Q4K::d(w) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
     unsafe fn scales(w: *const u8) -> [__m256i; 2] {
-        // SAFETY: by the caller.
-        unsafe {
-            let (scales, mins) = k_scales(w);
-            [scales, mins].map(|v| {
-                let words = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(v as i64));
-                _mm256_zextsi128_si256(words)
-            })
-        }
+        // SAFETY: as for `d`.
+        unsafe { Q4K::scales(w) }
     }
 }

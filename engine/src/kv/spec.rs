@@ -217,16 +217,6 @@ fn stored(name: &str) -> Option<GgmlType> {
     types.find(|t| t.name().eq_ignore_ascii_case(name))
 }
 
-/// Types that a tier after the first may have: blocks of 32.
-pub const DEMOTED: [GgmlType; 6] = [
-    GgmlType::Q8_0,
-    GgmlType::Q5_1,
-    GgmlType::Q5_0,
-    GgmlType::Q4_1,
-    GgmlType::Q4_0,
-    GgmlType::IQ4_NL,
-];
-
 /// Shares of the bytes, in millionths, of tiers that are not told theirs, by how many there are: most for the last, which holds the
 /// most tokens for them (`docs/kv-policies.md`).
 const SHARES: [&[u32]; 3] = [
@@ -249,7 +239,7 @@ fn demotions(list: &str) -> Option<Demote> {
     let default = SHARES.get(named.len() - 1)?;
     let told = named.iter().any(|(_, share)| share.is_some());
     let one = |(&(name, share), default): (&(&str, Option<&str>), &u32)| {
-        let ty = stored(name).filter(|ty| DEMOTED.contains(ty))?;
+        let ty = stored(name).filter(|ty| ty.traits().block_size > 1)?;
         let share = if told { millionths(share?)? } else { *default };
         Some(Demotion { ty, share })
     };

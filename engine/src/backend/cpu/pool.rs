@@ -29,7 +29,7 @@ pub(super) fn masses(layout: &Layout, il: usize, hp: &HParams) -> usize {
 /// What a demotion moves, for kernels: the page, and then the one that takes its place, if there is one. Regions stand one after the
 /// other, each with its tiers.
 pub(super) fn moved(layout: &Layout, d: &Demoted) -> impl Iterator<Item = Move> {
-    let (page, first) = (layout.page as u32, 0);
+    let page = layout.page as u32;
     let down = Move {
         from: at(layout, d.il, d.page.tier),
         to: at(layout, d.il, d.tier),
@@ -38,8 +38,8 @@ pub(super) fn moved(layout: &Layout, d: &Demoted) -> impl Iterator<Item = Move> 
         planes: planes(layout, d.il, d.group),
     };
     let heir = d.heir.map(|h| Move {
-        from: at(layout, h.il, first),
-        to: at(layout, h.il, first),
+        from: at(layout, h.il, 0),
+        to: at(layout, h.il, 0),
         from_token: h.slot * page,
         to_token: d.page.slot * page,
         planes: planes(layout, h.il, h.group),
