@@ -20,6 +20,7 @@ use lemma_cpu::{
     Attention, Isa, KvLayer, KvShape, Limits, Mat, MulMat, Ops, PAGE, PageRef, Pass, Shared, Team,
 };
 use lemma_quant::GgmlType;
+use lemma_quant::pages::KvType;
 use std::time::{Duration, Instant};
 
 const TYPES: [GgmlType; 14] = [
@@ -182,8 +183,15 @@ fn prefill(c: &mut Criterion) {
 fn attention(c: &mut Criterion) {
     let (n_head, n_head_kv, dim) = (12, 2, 128);
     let mut g = c.benchmark_group("attention");
-    for n in [256, 4096, 32_768] {
-        let (ty_k, ty_v) = (GgmlType::F16, GgmlType::F16);
+    let both = |ty: GgmlType| [KvType::from(ty); 2];
+    for (n, [ty_k, ty_v]) in [
+        (256, both(GgmlType::F16)),
+        (4096, both(GgmlType::F16)),
+        (32_768, both(GgmlType::F16)),
+        (4096, both(GgmlType::Q8_0)),
+        (4096, both(GgmlType::Q4_0)),
+        (4096, [KvType::K3, KvType::V2]),
+    ] {
         let shape = KvShape {
             ty_k,
             ty_v,
@@ -213,7 +221,7 @@ fn attention(c: &mut Criterion) {
         };
         let mut ops = ops(limits);
         g.throughput(Throughput::Bytes((n_pages * shape.slot_size()) as u64));
-        g.bench_function(n.to_string(), |b| {
+        g.bench_function(format!("{n} {ty_k}/{ty_v}"), |b| {
             b.iter_custom(|times| {
                 time(&mut ops, times, |p| {
                     let a = Attention {

@@ -1,20 +1,19 @@
 //! The pool of key and value pages of a layer.
 
 use crate::Shared;
-use crate::tensor::row_size;
-use lemma_quant::GgmlType;
+use lemma_quant::pages::KvType;
 use std::ops::Range;
 
-/// Tokens in a page.
-pub const PAGE: usize = 16;
+pub use lemma_quant::pages::PAGE;
 
 /// The shape of a layer's pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
-    /// How keys are stored: `F32`, `F16`, or any type with a quantizer whose blocks divide a head.
-    pub ty_k: GgmlType,
+    /// How keys are stored: rows of `F32`, `F16` or any type with a quantizer whose blocks divide a head, or whole pages, which only
+    /// [`kv_move`](crate::Pass::kv_move) writes.
+    pub ty_k: KvType,
     /// How values are stored.
-    pub ty_v: GgmlType,
+    pub ty_v: KvType,
     /// Key and value heads.
     pub n_head_kv: usize,
     /// Values in a key.
@@ -76,7 +75,7 @@ pub struct Move {
 impl KvShape {
     /// Bytes that a slot takes, keys and values together.
     pub fn slot_size(&self) -> usize {
-        self.n_head_kv * PAGE * (self.row_k() + self.row_v())
+        self.n_head_kv * (self.page_k() + self.page_v())
     }
 
     /// The plane of the pool that holds key and value head `head` of the model: its own, or the only one, where heads have slots
@@ -91,12 +90,19 @@ impl KvShape {
         heads(self) == heads(other)
     }
 
-    pub(crate) fn row_k(&self) -> usize {
-        row_size(self.ty_k, self.head_dim_k)
+    /// Bytes of a head's keys in a page.
+    pub(crate) fn page_k(&self) -> usize {
+        page_size(self.ty_k, self.head_dim_k)
     }
 
-    pub(crate) fn row_v(&self) -> usize {
-        row_size(self.ty_v, self.head_dim_v)
+    /// Bytes of a head's values in a page.
+    pub(crate) fn page_v(&self) -> usize {
+        page_size(self.ty_v, self.head_dim_v)
+    }
+
+    /// Whether keys and values are rows that can be written one by one.
+    pub(crate) fn has_rows(&self) -> bool {
+        self.ty_k.rows().is_some() && self.ty_v.rows().is_some()
     }
 }
 
@@ -107,18 +113,15 @@ impl KvLayer {
     /// If a type cannot be written, or its blocks do not divide a head.
     pub fn new(shape: KvShape, n_slots: usize) -> Self {
         for ty in [shape.ty_k, shape.ty_v] {
-            assert!(
-                ty.traits().quantize_row.is_some(),
-                "{} can be written",
-                ty.name()
-            );
+            let writes = ty.rows().is_none_or(|t| t.quantize_row.is_some());
+            assert!(writes, "{ty} can be written");
         }
-        let rows = n_slots * shape.n_head_kv * PAGE;
+        let pages = n_slots * shape.n_head_kv;
         Self {
             shape,
             n_slots,
-            k: Shared::mapped(rows * shape.row_k()),
-            v: Shared::mapped(rows * shape.row_v()),
+            k: Shared::mapped(pages * shape.page_k()),
+            v: Shared::mapped(pages * shape.page_v()),
         }
     }
 
@@ -135,18 +138,18 @@ impl KvLayer {
     /// Makes room for `n_slots`; pages stay in their slots. For the time of the call both pools take memory.
     pub fn grow(&mut self, n_slots: usize) {
         if n_slots > self.n_slots {
-            let rows = n_slots * self.shape.n_head_kv * PAGE;
-            self.k.grow(rows * self.shape.row_k());
-            self.v.grow(rows * self.shape.row_v());
+            let pages = n_slots * self.shape.n_head_kv;
+            self.k.grow(pages * self.shape.page_k());
+            self.v.grow(pages * self.shape.page_v());
             self.n_slots = n_slots;
         }
     }
 
     /// Gives the memory of slots back to the system, between steps, as far as it goes; what was in them is lost.
     pub fn release(&mut self, slots: Range<usize>) {
-        let size = |row: usize| self.shape.n_head_kv * PAGE * row;
-        let bytes = |row: usize| slots.start * size(row)..slots.end * size(row);
-        let (k, v) = (bytes(self.shape.row_k()), bytes(self.shape.row_v()));
+        let size = |page: usize| self.shape.n_head_kv * page;
+        let bytes = |page: usize| slots.start * size(page)..slots.end * size(page);
+        let (k, v) = (bytes(self.shape.page_k()), bytes(self.shape.page_v()));
         self.k.release(k);
         self.v.release(v);
     }
@@ -167,33 +170,41 @@ impl KvLayer {
     }
 
     /// Reads the key of a token into `out` (`head_dim_k` long), between steps.
+    ///
+    /// # Panics
+    /// If keys are not stored as rows.
     pub fn read_k(&mut self, place: Place, head: usize, out: &mut [f32]) {
         let range = self.k_row(place, head);
-        (self.shape.ty_k.traits().dequantize_row)(&self.k.as_mut_slice()[range], out);
+        let rows = self.shape.ty_k.rows().expect("keys are rows");
+        (rows.dequantize_row)(&self.k.as_mut_slice()[range], out);
     }
 
     /// Reads the value of a token into `out` (`head_dim_v` long), between steps.
+    ///
+    /// # Panics
+    /// If values are not stored as rows.
     pub fn read_v(&mut self, place: Place, head: usize, out: &mut [f32]) {
         let range = self.v_row(place, head);
-        (self.shape.ty_v.traits().dequantize_row)(&self.v.as_mut_slice()[range], out);
+        let rows = self.shape.ty_v.rows().expect("values are rows");
+        (rows.dequantize_row)(&self.v.as_mut_slice()[range], out);
     }
 
     /// The bytes of a head's keys in a page: `[PAGE, head_dim_k]`.
     pub(crate) fn k_page(&self, slot: u32, head: usize) -> Range<usize> {
-        page(slot, head, self.shape.n_head_kv, PAGE * self.shape.row_k())
+        page(slot, head, self.shape.n_head_kv, self.shape.page_k())
     }
 
     /// The bytes of a head's values in a page: `[PAGE, head_dim_v]`.
     pub(crate) fn v_page(&self, slot: u32, head: usize) -> Range<usize> {
-        page(slot, head, self.shape.n_head_kv, PAGE * self.shape.row_v())
+        page(slot, head, self.shape.n_head_kv, self.shape.page_v())
     }
 
-    /// The bytes of a token's key.
+    /// The bytes of a token's key, where keys are rows.
     pub(crate) fn k_row(&self, place: Place, head: usize) -> Range<usize> {
         row(self.k_page(place.slot, head), place.row)
     }
 
-    /// The bytes of a token's value.
+    /// The bytes of a token's value, where values are rows.
     pub(crate) fn v_row(&self, place: Place, head: usize) -> Range<usize> {
         row(self.v_page(place.slot, head), place.row)
     }
@@ -205,6 +216,10 @@ impl KvLayer {
     fn v_slot(&self, slot: u32) -> Range<usize> {
         self.v_page(slot, 0).start..self.v_page(slot + 1, 0).start
     }
+}
+
+fn page_size(ty: KvType, dim: usize) -> usize {
+    (ty.page_size(dim)).unwrap_or_else(|| panic!("heads of {dim} are whole blocks of {ty}"))
 }
 
 fn page(slot: u32, head: usize, n_head: usize, size: usize) -> Range<usize> {

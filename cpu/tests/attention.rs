@@ -241,8 +241,8 @@ impl Case {
 
 fn shape(ty_k: GgmlType, ty_v: GgmlType, n_head_kv: usize, dim_k: usize, dim_v: usize) -> KvShape {
     KvShape {
-        ty_k,
-        ty_v,
+        ty_k: ty_k.into(),
+        ty_v: ty_v.into(),
         n_head_kv,
         head_dim_k: dim_k,
         head_dim_v: dim_v,

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use lemma_quant::GgmlType;
+use lemma_quant::pages::{KvType, PAGE};
 
 use crate::arch::{ArchModel, Binder, HParams, Widths};
 use crate::backend::cpu::CpuRunner;
@@ -164,13 +165,27 @@ impl Model {
             )),
         };
         let first = row("-ctk", kv.ty_k)? + row("-ctv", kv.ty_v)?;
-        let mut least = first;
+        let mut least = first * PAGE;
         for d in kv.demotions() {
-            let bytes = 2 * row("--kv-demote", d.ty)?;
+            let bytes = |ty: KvType| {
+                ty.page_size(self.hp.head_dim).ok_or_else(|| {
+                    report::usage(
+                        format!("--kv-demote {ty} with heads of {}", self.hp.head_dim),
+                        format!("a type whose blocks of {} divide a head", ty.block_size()),
+                    )
+                })
+            };
+            let bytes = bytes(d.ty_k)? + bytes(d.ty_v)?;
             if bytes >= least {
                 return Err(report::usage(
-                    format!("--kv-demote {} after types as small as it", d.ty),
+                    format!("--kv-demote {} after types as small as it", d.name()),
                     "types of fewer bits, one after the other",
+                ));
+            }
+            if d.is_of_pages() && (kv.page as usize) < PAGE {
+                return Err(report::usage(
+                    format!("--kv-demote {} with pages of {}", d.name(), kv.page),
+                    format!("pages of {PAGE} tokens at least"),
                 ));
             }
             least = bytes;

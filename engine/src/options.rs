@@ -4,6 +4,7 @@
 //! fields one to one.
 
 use lemma_quant::GgmlType;
+use lemma_quant::pages::{KvType, PAGE};
 
 /// Where the forward pass runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,8 +112,10 @@ pub enum Clock {
 /// A tier of the pool that pages go to before they are forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demotion {
-    /// How keys and values are stored there, one of the types with blocks in [`crate::model::KV_TYPES`].
-    pub ty: GgmlType,
+    /// How keys are stored there: rows of a type with blocks in [`crate::model::KV_TYPES`], or [`KvType::K3`].
+    pub ty_k: KvType,
+    /// How values are stored there: rows of such a type, or [`KvType::V2`].
+    pub ty_v: KvType,
     /// Its share of the pool's bytes, in millionths.
     pub share: u32,
 }
@@ -120,14 +123,42 @@ pub struct Demotion {
 /// Where pages go before they are forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Demote {
-    /// To `q8_0`, where the policy is `raas`, pages are of `f16`, heads are whole blocks, and the CPU runs it.
+    /// To `q8_0` and `k3/v2`, where the policy is `raas`, pages are of `f16`, heads are whole blocks, and the CPU runs it; to `q8_0` alone
+    /// where pages are of 8 tokens.
     Auto,
     /// To these, one after the other; nowhere if there are none. What the shares leave is the first tier's.
     To(Vec<Demotion>),
 }
 
-/// Share of the bytes that pages of `q8_0` get in the end where nobody says, in millionths.
-const AUTO_SHARE: u32 = 900_000;
+impl Demotion {
+    /// The name: one type, or that of keys and that of values.
+    pub fn name(&self) -> String {
+        if self.ty_k == self.ty_v {
+            self.ty_k.to_string()
+        } else {
+            format!("{}/{}", self.ty_k, self.ty_v)
+        }
+    }
+
+    /// Whether keys or values are stored as whole pages.
+    pub fn is_of_pages(&self) -> bool {
+        self.ty_k.rows().is_none() || self.ty_v.rows().is_none()
+    }
+}
+
+/// Where pages go if nobody says.
+const AUTO: [Demotion; 2] = [
+    Demotion {
+        ty_k: KvType::Rows(GgmlType::Q8_0),
+        ty_v: KvType::Rows(GgmlType::Q8_0),
+        share: 150_000,
+    },
+    Demotion {
+        ty_k: KvType::K3,
+        ty_v: KvType::V2,
+        share: 750_000,
+    },
+];
 
 /// Options of the KV pool.
 #[derive(Clone, Debug)]
@@ -185,9 +216,10 @@ impl KvOptions {
             o.demote = Demote::To(Vec::new());
         } else if o.demote == Demote::Auto {
             o.demote = Demote::To(match demotes && plain && half {
+                true if o.page as usize >= PAGE => AUTO.to_vec(),
                 true => vec![Demotion {
-                    ty: GgmlType::Q8_0,
-                    share: AUTO_SHARE,
+                    share: AUTO.iter().map(|d| d.share).sum(),
+                    ..AUTO[0]
                 }],
                 false => Vec::new(),
             });

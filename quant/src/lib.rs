@@ -13,6 +13,8 @@
 //! * [`Block`], [`Quantize`] and [`Dot`] are what a format implements for its struct.
 //! * [`num`] has the number encodings that occur inside blocks.
 //!
+//! * [`pages`] has formats of our own, for pages of a cache of keys and values.
+//!
 //! # Two families
 //!
 //! Formats of 32 values (`q4_0` … `q8_0`) have one scale. Formats of 256 values (the "k" and "i" ones) are
@@ -56,6 +58,7 @@ mod k_scales;
 pub mod mxfp4;
 pub mod num;
 pub mod nvfp4;
+pub mod pages;
 pub mod q1_0;
 pub mod q2_0;
 pub mod q2_k;

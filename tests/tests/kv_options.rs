@@ -10,7 +10,7 @@ use lemma_engine::options::{BackendKind, KvBudget, LoadOptions};
 use lemma_engine::session::{Rewind, Session};
 
 /// Those whose pages go through lower tiers, which needs heads of whole blocks.
-const DEMOTED: [&str; 8] = [
+const DEMOTED: [&str; 12] = [
     "raas:demote=q8_0",
     "raas:demote=q8_0+q4_0,budget_scope=layer",
     "window:demote=q4_0:0.75,scope=head",
@@ -19,6 +19,10 @@ const DEMOTED: [&str; 8] = [
     "lrfu:demote=iq4_nl,page=8,dense_layers=1",
     "raas:demote=q5_0,page=32,guard=0.25",
     "lag:alpha=0.05,demote=q4_0,redundancy=0.6",
+    "raas:demote=q8_0+k3/v2",
+    "window:demote=k3/v2,scope=head,budget_scope=layer",
+    "h2o:demote=q5_0/q4_0+k3/v2,page=32,dense_layers=1",
+    "raas:demote=q8_0/v2,page=64,scope=head",
 ];
 
 const SPECS: [&str; 16] = [
@@ -227,12 +231,30 @@ fn what_cannot_be_demoted_is_told() {
             "raas:demote=q8_0,score=bound",
             "--kv-score bound",
         ),
+        (
+            "qwen2-gqa-tied.gguf",
+            "raas:demote=k3/v2",
+            "--kv-demote k3 with heads of 16",
+        ),
+        (
+            "qwen3-tied.gguf",
+            "raas:demote=k3/v2+q4_0",
+            "--kv-demote q4_0 after types as small",
+        ),
+        (
+            "qwen3-tied.gguf",
+            "raas:demote=q8_0+k3/v2,page=8",
+            "--kv-demote k3/v2 with pages of 8, expected pages of 16",
+        ),
     ] {
         let e = open(model, spec).unwrap_err().to_string();
         assert!(e.contains(said), "{spec}: {e}");
     }
     let tiers = |spec| open("qwen3-tied.gguf", spec).unwrap();
     assert_eq!(tiers("raas:demote=q4_0,ctk=q8_0,ctv=q8_0"), 2);
+    assert_eq!(tiers("raas"), 3, "the default");
+    assert_eq!(tiers("raas:page=8"), 2, "whole pages have 16 tokens");
+    assert_eq!(tiers("window"), 0);
     assert_eq!(tiers("full:demote=q4_0"), 0, "nothing has to go");
     assert_eq!(tiers("quest:demote=q4_0"), 0);
 }

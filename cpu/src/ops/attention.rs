@@ -9,9 +9,10 @@
 
 use super::{Limits, Pass, id};
 use crate::attend::{self, Page, Rows, Tokens};
-use crate::lanes::{self, LANES};
+use crate::lanes::{self, LANES, multiversion};
 use crate::{KvLayer, PAGE, PageRef, Shared};
 use lemma_quant::GgmlType;
+use lemma_quant::pages::KvType;
 use std::ops::Range;
 
 /// Pages of a chunk; a constant, so that sums do not depend on the number of workers.
@@ -422,10 +423,21 @@ impl Pass<'_> {
         &self,
         to: &'s mut [f32],
         bytes: &'s [u8],
-        ty: GgmlType,
+        ty: KvType,
         len: usize,
         n: usize,
     ) -> Tokens<'s> {
+        let ty = match ty {
+            KvType::Rows(ty) => ty,
+            KvType::K3 => {
+                decode_k3(self.isa, bytes, to);
+                return Tokens::F32(to);
+            }
+            KvType::V2 => {
+                decode_v2(self.isa, bytes, to);
+                return Tokens::F32(to);
+            }
+        };
         if dim(len) != len {
             let rows = bytes.chunks_exact(bytes.len() / PAGE);
             for (bytes, to) in rows.zip(to.chunks_exact_mut(dim(len))) {
@@ -512,6 +524,16 @@ impl Pass<'_> {
                 };
             }
         }
+    }
+}
+
+multiversion! {
+    fn decode_k3(page: &[u8], to: &mut [f32]) {
+        lemma_quant::pages::decode_k3(page, to);
+    }
+
+    fn decode_v2(page: &[u8], to: &mut [f32]) {
+        lemma_quant::pages::decode_v2(page, to);
     }
 }
 

@@ -3,10 +3,7 @@
 use super::{Pass, id};
 use crate::tensor::row_size;
 use crate::{KvLayer, Move, PAGE, Place, Shared};
-use lemma_quant::GgmlType;
-
-/// Values that are stored anew at a time: a block of every type that a page can move to.
-const BLOCK: usize = 32;
+use lemma_quant::pages::{KvType, TILE};
 
 impl Pass<'_> {
     /// Writes keys and values of `places.len()` tokens to their places. `k`: `[n_tokens, n_head_kv, head_dim_k]`,
@@ -42,10 +39,9 @@ impl Pass<'_> {
         let shape = layer.shape();
         assert!(shape.n_head_kv == n_head_kv || shape.n_head_kv == 1);
         let (dim_k, dim_v) = (shape.head_dim_k, shape.head_dim_v);
-        let quantize = |ty: lemma_quant::GgmlType| {
-            ty.traits()
-                .quantize_row
-                .expect("checked when the pool was made")
+        let quantize = |ty: KvType| {
+            let rows = ty.rows().expect("tokens are written to rows");
+            rows.quantize_row.expect("checked when the pool was made")
         };
         let (quantize_k, quantize_v) = (quantize(shape.ty_k), quantize(shape.ty_v));
         for i in self.w.range(n_tokens * n_head_kv, 1) {
@@ -102,27 +98,17 @@ impl Pass<'_> {
             let dims = |l: &KvLayer| (l.shape().head_dim_k, l.shape().head_dim_v);
             assert!((m.from, m.from_token) != (m.to, m.to_token) && dims(from) == dims(to));
         }
-        // Rows of a page keep their number, so a worker that moves some rows of every page waits for nobody.
-        for row in self.w.range(page, 1) {
-            for m in moves {
-                let at = |first: u32| {
-                    let token = first as usize + row;
-                    Place {
-                        slot: (token / PAGE) as u32,
-                        row: (token % PAGE) as u32,
-                    }
-                };
-                let (from, to) = (&pool[m.from], &pool[m.to]);
-                let (old, new) = (at(m.from_token), at(m.to_token));
-                for plane in m.planes.0..m.planes.1 {
-                    let (k, v) = (from.k_row(old, plane), from.v_row(old, plane));
-                    // SAFETY: this worker alone touches the row of any page that is moved.
-                    unsafe {
-                        let (k, v) = (from.k.slice(k), from.v.slice(v));
-                        let new_k = to.k.slice_mut(to.k_row(new, plane));
-                        let new_v = to.v.slice_mut(to.v_row(new, plane));
-                        store_anew((from.shape().ty_k, k), (to.shape().ty_k, new_k));
-                        store_anew((from.shape().ty_v, v), (to.shape().ty_v, new_v));
+        // Rows and planes of a page keep their numbers, so a worker that moves some of them of every page waits for nobody.
+        if pool.iter().all(|l| l.shape().has_rows()) {
+            for row in self.w.range(page, 1) {
+                moves.iter().for_each(|m| move_row(pool, m, row));
+            }
+        } else {
+            let planes = moves.iter().map(|m| m.planes.1).max().unwrap_or(0);
+            for plane in self.w.range(planes, 1) {
+                for m in moves {
+                    if (m.planes.0..m.planes.1).contains(&plane) {
+                        (0..page / PAGE).for_each(|i| move_block(pool, m, i * PAGE, plane));
                     }
                 }
             }
@@ -131,19 +117,80 @@ impl Pass<'_> {
     }
 }
 
-/// Decodes a row and encodes it as another type, if it is another.
-fn store_anew(from: (GgmlType, &[u8]), to: (GgmlType, &mut [u8])) {
+/// Moves row `row` of a page, in all of its planes. The caller alone touches this row of any page that is moved.
+fn move_row(pool: &[KvLayer], m: &Move, row: usize) {
+    let at = |first: u32| {
+        let token = first as usize + row;
+        Place {
+            slot: (token / PAGE) as u32,
+            row: (token % PAGE) as u32,
+        }
+    };
+    let (from, to) = (&pool[m.from], &pool[m.to]);
+    let (old, new) = (at(m.from_token), at(m.to_token));
+    for plane in m.planes.0..m.planes.1 {
+        let (k, v) = (from.k_row(old, plane), from.v_row(old, plane));
+        // SAFETY: the row is the caller's.
+        unsafe {
+            let (k, v) = (from.k.slice(k), from.v.slice(v));
+            let new_k = to.k.slice_mut(to.k_row(new, plane));
+            let new_v = to.v.slice_mut(to.v_row(new, plane));
+            store_row((from.shape().ty_k, k), (to.shape().ty_k, new_k));
+            store_row((from.shape().ty_v, v), (to.shape().ty_v, new_v));
+        }
+    }
+}
+
+/// Moves a block of [`PAGE`] tokens of a page, from its token `row` on, in one plane, which the caller alone touches.
+fn move_block(pool: &[KvLayer], m: &Move, row: usize, plane: usize) {
+    let (from, to) = (&pool[m.from], &pool[m.to]);
+    let at = |first: u32| {
+        let token = first as usize + row;
+        assert!(token.is_multiple_of(PAGE), "pages are whole blocks");
+        (token / PAGE) as u32
+    };
+    let (old, new) = (at(m.from_token), at(m.to_token));
+    let (k, v) = (from.k_page(old, plane), from.v_page(old, plane));
+    // SAFETY: the plane is the caller's.
+    unsafe {
+        let (k, v) = (from.k.slice(k), from.v.slice(v));
+        let new_k = to.k.slice_mut(to.k_page(new, plane));
+        let new_v = to.v.slice_mut(to.v_page(new, plane));
+        let dims = (from.shape().head_dim_k, from.shape().head_dim_v);
+        store_page((from.shape().ty_k, k), (to.shape().ty_k, new_k), dims.0);
+        store_page((from.shape().ty_v, v), (to.shape().ty_v, new_v), dims.1);
+    }
+}
+
+/// Decodes a page of `dim` values a token and encodes it as another type, if it is another.
+fn store_page(from: (KvType, &[u8]), to: (KvType, &mut [u8]), dim: usize) {
     if from.0 == to.0 {
         to.1.copy_from_slice(from.1);
         return;
     }
-    let mut values = [0.0; BLOCK];
-    let quantize = to.0.traits().quantize_row;
+    let mut tile = [[0.0; TILE]; PAGE];
+    for i in 0..dim / TILE {
+        from.0.read_tile(from.1, i, &mut tile);
+        to.0.write_tile(&tile, to.1, i);
+    }
+}
+
+/// Decodes a row and encodes it as another type, if it is another.
+fn store_row(from: (KvType, &[u8]), to: (KvType, &mut [u8])) {
+    if from.0 == to.0 {
+        to.1.copy_from_slice(from.1);
+        return;
+    }
+    let (KvType::Rows(old_ty), KvType::Rows(new_ty)) = (from.0, to.0) else {
+        unreachable!("rows are moved to rows");
+    };
+    let mut values = [0.0; TILE];
+    let quantize = new_ty.traits().quantize_row;
     let quantize = quantize.expect("checked when the pool was made");
-    let old = from.1.chunks_exact(row_size(from.0, BLOCK));
-    let new = to.1.chunks_exact_mut(row_size(to.0, BLOCK));
+    let old = from.1.chunks_exact(row_size(old_ty, TILE));
+    let new = to.1.chunks_exact_mut(row_size(new_ty, TILE));
     for (old, new) in old.zip(new) {
-        (from.0.traits().dequantize_row)(old, &mut values);
+        (old_ty.traits().dequantize_row)(old, &mut values);
         quantize(&values, new);
     }
 }

@@ -172,10 +172,10 @@ impl CpuRunner {
         };
         let region = |r, tier| {
             let region = layout.region(tier, r);
-            let lower = tier.checked_sub(1).map(|i| layout.tiers[i].ty);
+            let lower = tier.checked_sub(1).map(|i| layout.tiers[i].stored);
             let shape = KvShape {
-                ty_k: lower.unwrap_or(o.kv.ty_k),
-                ty_v: lower.unwrap_or(o.kv.ty_v),
+                ty_k: lower.map_or(o.kv.ty_k.into(), |d| d.ty_k),
+                ty_v: lower.map_or(o.kv.ty_v.into(), |d| d.ty_v),
                 n_head_kv: region.n_head_kv,
                 head_dim_k: hp.head_dim,
                 head_dim_v: hp.head_dim,

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
-use lemma_quant::GgmlType;
+use lemma_quant::pages::{KvType, TILE};
 
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
@@ -40,6 +40,28 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     sums.iter().sum::<f64>() as f32
+}
+
+/// What a type leaves of some rows of a page; formats of whole pages have [`PAGE`] of them.
+fn store(ty: KvType, rows: &mut [Vec<f32>]) {
+    let dim = rows[0].len();
+    let mut page = vec![
+        0;
+        ty.page_size(dim)
+            .expect("checked when the pool was planned")
+    ];
+    let mut tile = [[0.0; TILE]; PAGE];
+    for i in 0..dim / TILE {
+        let at = i * TILE..(i + 1) * TILE;
+        for (tile, row) in tile.iter_mut().zip(rows.iter()) {
+            tile.copy_from_slice(&row[at.clone()]);
+        }
+        ty.write_tile(&tile, &mut page, i);
+        ty.read_tile(&page, i, &mut tile);
+        for (tile, row) in tile.iter().zip(rows.iter_mut()) {
+            row[at.clone()].copy_from_slice(tile);
+        }
+    }
 }
 
 fn softmax(x: &mut [f64]) {
@@ -229,47 +251,48 @@ impl TracePass {
         (tier * self.layout.n_regions() + region, at)
     }
 
-    /// Copies a page to a lower tier, through its type, and the one that takes its place.
+    /// Copies a page to a lower tier, through its types, and the one that takes its place.
     fn demote(&mut self, d: &Demoted) {
-        let ty = self.layout.tiers[usize::from(d.tier) - 1].ty;
+        let types = self.layout.tiers[usize::from(d.tier) - 1].stored;
         let to = (d.tier, d.slot);
-        self.move_page((d.il, d.group), (d.page.tier, d.page.slot), to, Some(ty));
+        let types = Some([types.ty_k, types.ty_v]);
+        self.move_page((d.il, d.group), (d.page.tier, d.page.slot), to, types);
         if let Some(h) = d.heir {
             self.move_page((h.il, h.group), (0, h.slot), (0, d.page.slot), None);
         }
     }
 
-    /// Copies a page of a table from one slot of a tier to another, through a type or as it is.
+    /// Copies a page of a table from one slot of a tier to another, through types of keys and values or as it is.
     fn move_page(
         &mut self,
         (il, group): (usize, usize),
         from: (u8, u32),
         to: (u8, u32),
-        ty: Option<GgmlType>,
+        types: Option<[KvType; 2]>,
     ) {
-        let dim = self.hp.head_dim;
-        let mut values = vec![0.0; dim];
-        let mut bytes = vec![0; ty.map_or(0, |ty| ty.row_size(dim).expect("whole blocks"))];
+        let (dim, page) = (self.hp.head_dim, self.layout.page as u32);
         let table = il * self.layout.groups + group;
-        for kv in (0..self.hp.n_head_kv)
-            .filter(|&kv| self.table(il, kv) == table)
-            .collect::<Vec<_>>()
-        {
-            for row in 0..self.layout.page as u32 {
-                let at = |(tier, slot)| {
-                    let place = self.layout.place(slot, row);
-                    self.at(tier, il, kv, place.slot, place.row)
-                };
-                let ((from, old), (to, new)) = (at(from), at(to));
-                for pool in [&mut self.k, &mut self.v] {
-                    values.copy_from_slice(&pool[from][old..][..dim]);
-                    if let Some(ty) = ty.map(GgmlType::traits) {
-                        ty.quantize_row.expect("checked when the pool was planned")(
-                            &values, &mut bytes,
-                        );
-                        (ty.dequantize_row)(&bytes, &mut values);
-                    }
-                    pool[to][new..][..dim].copy_from_slice(&values);
+        let heads = (0..self.hp.n_head_kv).filter(|&kv| self.table(il, kv) == table);
+        for kv in heads.collect::<Vec<_>>() {
+            let rows = |(tier, slot)| -> Vec<_> {
+                let places = (0..page).map(|row| self.layout.place(slot, row));
+                places
+                    .map(|p| self.at(tier, il, kv, p.slot, p.row))
+                    .collect()
+            };
+            let (old, new) = (rows(from), rows(to));
+            for (part, pool) in [&mut self.k, &mut self.v].into_iter().enumerate() {
+                let values = old
+                    .iter()
+                    .map(|&(from, at)| pool[from][at..][..dim].to_vec());
+                let mut values: Vec<_> = values.collect();
+                if let Some(types) = types {
+                    values
+                        .chunks_mut(PAGE)
+                        .for_each(|rows| store(types[part], rows));
+                }
+                for (values, &(to, at)) in values.iter().zip(&new) {
+                    pool[to][at..][..dim].copy_from_slice(values);
                 }
             }
         }

@@ -8,10 +8,10 @@
 //! their bytes hold pages of cheaper types, of which there are more; some slots stay. Slots are numbered anew in each tier. A tier
 //! has address space for the most that it can hold, memory only for what it holds.
 
-use lemma_quant::GgmlType;
+use lemma_quant::pages::{KvType, TILE};
 
 use super::{PAGE, Place};
-use crate::options::{BudgetScope, KvOptions, Scope, Score};
+use crate::options::{BudgetScope, Demotion, KvOptions, Scope, Score};
 
 /// Shares of the pool that one table may hold at most where tables share a budget.
 const MOST_SHARES: usize = 4;
@@ -39,7 +39,7 @@ pub struct Layout {
     pub n_slots: usize,
     /// Those of them that stay when it has given away what it can.
     pub kept: usize,
-    /// Bytes of 32 elements of a key and 32 of a value in the first tier.
+    /// Bytes of a page of [`TILE`] elements of a key and of a value in the first tier.
     pub cost: u64,
     /// What comes after the first tier; empty where pages are not demoted.
     pub tiers: Vec<Tier>,
@@ -58,12 +58,10 @@ pub struct Layout {
 /// A tier after the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tier {
-    /// How keys and values are stored.
-    pub ty: GgmlType,
-    /// Bytes of 32 elements of a key and 32 of a value.
+    /// How keys and values are stored, and its share of the budget.
+    pub stored: Demotion,
+    /// Bytes of a page of [`TILE`] elements of a key and of a value.
     pub cost: u64,
-    /// Its share of the budget, in millionths.
-    pub share: u32,
     /// Slots of a table at the end; where tables share a budget, its mean.
     pub n_slots: usize,
 }
@@ -86,9 +84,9 @@ pub struct Region {
     pub n_head_kv: usize,
 }
 
-/// Bytes of 32 elements; types of other blocks have no tier, and their cost decides nothing.
-fn cost(ty: GgmlType) -> u64 {
-    ty.row_size(32).unwrap_or(0) as u64
+/// Bytes of a page of [`TILE`] elements; types of other blocks have no tier, and their cost decides nothing.
+fn cost(ty: KvType) -> u64 {
+    ty.page_size(TILE).unwrap_or(0) as u64
 }
 
 impl Layout {
@@ -112,12 +110,11 @@ impl Layout {
             page,
             n_slots: 0,
             kept: 0,
-            cost: cost(o.ty_k) + cost(o.ty_v),
+            cost: cost(o.ty_k.into()) + cost(o.ty_v.into()),
             tiers: (o.demotions().iter())
                 .map(|d| Tier {
-                    ty: d.ty,
-                    cost: 2 * cost(d.ty),
-                    share: d.share,
+                    stored: *d,
+                    cost: cost(d.ty_k) + cost(d.ty_v),
                     n_slots: 0,
                 })
                 .collect(),
@@ -135,7 +132,7 @@ impl Layout {
     pub fn sized(&self, n: usize) -> Self {
         let mut l = self.clone();
         (l.n_slots, l.kept) = (n, n);
-        let lower: u64 = self.tiers.iter().map(|t| u64::from(t.share)).sum();
+        let lower: u64 = self.tiers.iter().map(|t| u64::from(t.stored.share)).sum();
         if lower == 0 {
             return l;
         }
@@ -145,7 +142,7 @@ impl Layout {
             let all = (n - hot) as u64 * self.cost;
             let (mut left, mut rest) = (all, lower);
             for t in &mut l.tiers {
-                rest -= u64::from(t.share);
+                rest -= u64::from(t.stored.share);
                 // The last takes what rounding has left.
                 let bytes = left - all * rest / lower;
                 t.n_slots = (bytes / t.cost) as usize;
@@ -193,7 +190,7 @@ impl Layout {
         self.kept + self.tiers.iter().map(|t| t.n_slots).sum::<usize>()
     }
 
-    /// Bytes of 32 elements of a key and 32 of a value in a tier.
+    /// Bytes of a page of [`TILE`] elements of a key and of a value in a tier.
     pub fn cost_of_tier(&self, tier: usize) -> u64 {
         match tier {
             0 => self.cost,

@@ -4,6 +4,7 @@
 //! tests go through it, so that a value means the same everywhere.
 
 use lemma_quant::GgmlType;
+use lemma_quant::pages::KvType;
 
 use super::PAGE_SIZES;
 use super::policy::{self, POLICIES};
@@ -132,7 +133,7 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "demote",
-        values: "auto, none, or types from q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, at most three, with or without their shares of the bytes: q8_0, q8_0+q4_0, q8_0:0.25+q4_0:0.5",
+        values: "auto, none, or types from q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl and k3/v2, at most three, with or without their shares of the bytes: q8_0, q8_0+k3/v2, q8_0:0.25+q4_0:0.5",
         set: |o, v| put(&mut o.demote, demotions(v)),
     },
     Key {
@@ -225,7 +226,7 @@ const SHARES: [&[u32]; 3] = [
     &[100_000, 200_000, 500_000],
 ];
 
-/// `auto`, `none`, or `TYPE+TYPE+…`, with or without `:SHARE` after each.
+/// `auto`, `none`, or `TYPE+TYPE+…`, with or without `:SHARE` after each; a type is one for both or `KEYS/VALUES`.
 fn demotions(list: &str) -> Option<Demote> {
     match list {
         "auto" => return Some(Demote::Auto),
@@ -239,13 +240,25 @@ fn demotions(list: &str) -> Option<Demote> {
     let default = SHARES.get(named.len() - 1)?;
     let told = named.iter().any(|(_, share)| share.is_some());
     let one = |(&(name, share), default): (&(&str, Option<&str>), &u32)| {
-        let ty = stored(name).filter(|ty| ty.traits().block_size > 1)?;
-        let share = if told { millionths(share?)? } else { *default };
-        Some(Demotion { ty, share })
+        let (ty_k, ty_v) = name.split_once('/').unwrap_or((name, name));
+        Some(Demotion {
+            ty_k: demoted(ty_k, KvType::K3)?,
+            ty_v: demoted(ty_v, KvType::V2)?,
+            share: if told { millionths(share?)? } else { *default },
+        })
     };
     let list: Vec<_> = named.iter().zip(*default).map(one).collect::<Option<_>>()?;
     let sum: u64 = list.iter().map(|d| u64::from(d.share)).sum();
     (sum < 1_000_000).then_some(Demote::To(list))
+}
+
+/// A type that keys or values can be demoted to: one with blocks, or `pages`.
+fn demoted(name: &str, pages: KvType) -> Option<KvType> {
+    if name.eq_ignore_ascii_case(pages.name()) {
+        return Some(pages);
+    }
+    let rows = stored(name).filter(|ty| ty.traits().block_size > 1)?;
+    Some(rows.into())
 }
 
 /// A share of the bytes, more than nothing and less than all.
@@ -274,13 +287,21 @@ mod tests {
             "the rest stays"
         );
         o.apply("raas:demote=q8_0:0.25+q4_0:0.5").unwrap();
-        let tier = |ty, share| Demotion { ty, share };
+        let tier = |ty: GgmlType, share| Demotion {
+            ty_k: ty.into(),
+            ty_v: ty.into(),
+            share,
+        };
         assert_eq!(
             o.demotions(),
             [tier(GgmlType::Q8_0, 250_000), tier(GgmlType::Q4_0, 500_000)]
         );
         o.apply("raas:demote=q4_0").unwrap();
         assert_eq!(o.demotions(), [tier(GgmlType::Q4_0, 900_000)]);
+        o.apply("raas:demote=q8_0/q4_0+k3/v2").unwrap();
+        let types = o.demotions().iter().map(|d| (d.ty_k, d.ty_v));
+        let mixed = (GgmlType::Q8_0.into(), GgmlType::Q4_0.into());
+        assert!(types.eq([mixed, (KvType::K3, KvType::V2)]));
         o.apply("raas:demote=none").unwrap();
         assert_eq!(o.demote, Demote::To(Vec::new()));
         o.apply("raas:demote=auto").unwrap();
@@ -305,6 +326,8 @@ mod tests {
             ),
             ("raas:demote=q8_0:1", "demote \"q8_0:1\""),
             ("raas:demote=f16", "demote \"f16\""),
+            ("raas:demote=k3", "demote \"k3\""),
+            ("raas:demote=v2/k3", "demote \"v2/k3\""),
             ("raas:demote=", "demote \"\""),
             ("raas:demote=q8_0:0.6+q4_0:0.4", "demote"),
             ("raas:demote=q8_0+q5_0+q4_1+q4_0", "demote"),

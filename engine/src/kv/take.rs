@@ -117,10 +117,13 @@ impl Cache {
         Some((tier as u8, slot))
     }
 
-    /// Whether the first tier of table `t` has to give a slot away for a page that moves down, and can: there is a free slot below then.
+    /// Whether the first tier of table `t` has to give a slot away for a page that moves down, and can: there is a free slot in some tier
+    /// below then.
     fn give_slot(&mut self, t: usize) -> bool {
-        let (first, next) = (self.layout.list_of(0, t), self.layout.list_of(1, t));
-        if self.open[first] <= self.layout.kept_of_list(first) || !self.free[next].is_empty() {
+        let first = self.layout.list_of(0, t);
+        let mut below = (1..self.layout.n_tiers()).map(|tier| self.layout.list_of(tier, t));
+        let room = below.any(|list| !self.free[list].is_empty());
+        if room || self.open[first] <= self.layout.kept_of_list(first) {
             return false;
         }
         self.open[first] -= 1;

@@ -117,7 +117,7 @@ impl Session {
             n.div_ceil(tables.len().max(1))
         };
         let name = |tier: usize| match (tier.checked_sub(1), self.types) {
-            (Some(i), _) => layout.tiers[i].ty.to_string(),
+            (Some(i), _) => layout.tiers[i].stored.name(),
             (None, [k, v]) if k == v => k.to_string(),
             (None, [k, v]) => format!("{k}/{v}"),
         };

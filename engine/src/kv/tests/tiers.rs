@@ -59,6 +59,8 @@ fn tiers_take_the_bytes_of_the_budget() {
         "q8_0",
         "q4_0",
         "q8_0+q4_0",
+        "q8_0+k3/v2",
+        "k3/v2",
         "q8_0:0.3+q5_0:0.3+q4_0:0.3",
         "q4_0:0.97",
     ];
@@ -124,6 +126,7 @@ fn pages_go_down_in_the_order_of_their_worth() {
 fn the_first_tier_has_all_of_the_budget_until_it_is_full() {
     for (spec, n_layer) in [
         ("raas:demote=q8_0", 3),
+        ("raas:demote=q8_0+k3/v2", 2),
         ("raas:demote=q8_0:0.9", 1),
         ("window:demote=q8_0+q4_0,budget_scope=layer", 2),
         ("raas:demote=q4_0:0.9,scope=head", 2),
@@ -140,6 +143,13 @@ fn the_first_tier_has_all_of_the_budget_until_it_is_full() {
             let below = below.filter(|p| p.tier > 0).count();
             assert_eq!(below > 0, pos >= 40 * PAGE, "{spec} at {pos}");
             assert!(below >= last, "{spec}: nothing comes back");
+            let l = c.layout();
+            for t in 0..l.n_tables() {
+                let lists = (1..l.n_tiers()).map(|tier| l.list_of(tier, t));
+                let idle: usize = lists.map(|list| c.free[list].len()).sum();
+                let given = l.cost / l.tiers.last().unwrap().cost;
+                assert!(idle <= given as usize + 1, "{spec}: one slot at a time");
+            }
             last = below;
         }
         assert_eq!(c.room(), 0, "{spec}");
