@@ -100,7 +100,7 @@ fn a_large_channel_does_no_harm_to_keys() {
     let dim = 128;
     let mut x = noise(PAGE * dim, 7);
     for row in x.chunks_exact_mut(dim) {
-        row[5] = 30.0 + row[5];
+        row[5] += 30.0;
         row[77] = -60.0 + 8.0 * row[77];
     }
     let error_of = |ty: KvType| {
