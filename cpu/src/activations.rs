@@ -1,16 +1,10 @@
 //! Activations in the forms that vector kernels read.
 //!
 //! Numbers are those of ggml's `q8_0`, `q8_1` and `q8_K`, bit for bit; only where they lie differs. Kernels want the
-//! quants aligned, sums that several formats need computed once, and for batches the same four columns of eight tokens
-//! beside each other.
+//! quants aligned, and sums that several formats need computed once.
 
 use crate::Isa;
 use lemma_quant::F16;
-
-/// Tokens that lie interleaved in a group.
-pub(crate) const GROUP: usize = 8;
-/// Tokens of a group where they are the columns of tiles.
-pub(crate) const WIDE: usize = 16;
 
 /// 32 values: `q8_0` and `q8_1` at once.
 #[repr(C, align(16))]
@@ -23,7 +17,8 @@ pub(crate) struct X32 {
     pub(crate) s: f32,
     /// Sum of the quants.
     pub(crate) sum: i32,
-    pub(crate) unused: u32,
+    /// The same times -128.
+    pub(crate) minus_sum: i32,
 }
 
 /// 256 values: `q8_K`.
@@ -43,42 +38,14 @@ pub(crate) struct X256 {
     pub(crate) unused: [u32; 3],
 }
 
-/// 32 values of each of `N` tokens.
-#[repr(C, align(32))]
-#[derive(Clone, Copy)]
-pub(crate) struct G32<const N: usize = GROUP> {
-    /// `[columns / 4][token][4 columns]`
-    pub(crate) q: [[[i8; 4]; N]; 8],
-    pub(crate) d: [f32; N],
-    pub(crate) s: [f32; N],
-    /// Sums of the quants, times -128.
-    pub(crate) minus_sum: [i32; N],
-}
-
-/// 256 values of each of `N` tokens.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-pub(crate) struct G256<const N: usize = GROUP> {
-    /// `[columns / 4][token][4 columns]`
-    pub(crate) q: [[[i8; 4]; N]; 64],
-    /// Sums of 16 quants, times -32.
-    pub(crate) minus_sum16: [[i32; N]; 16],
-    /// Sums of 32 quants, times -128.
-    pub(crate) minus_sum32: [[i32; N]; 8],
-    /// Sums of 16 quants, two neighbours for each token.
-    pub(crate) pairs16: [[[i16; 2]; N]; 8],
-    /// Sums of 32 quants, two neighbours for each token.
-    pub(crate) pairs32: [[[i16; 2]; N]; 4],
-    pub(crate) d: [f32; N],
-}
-
 impl X32 {
+    #[cfg(test)]
     pub(crate) const ZERO: Self = Self {
         q: [0; 32],
         d: 0.0,
         s: 0.0,
         sum: 0,
-        unused: 0,
+        minus_sum: 0,
     };
 }
 
@@ -106,42 +73,6 @@ impl X256 {
             to[32..64].copy_from_slice(&q[64..96]);
             to[64..96].copy_from_slice(&q[32..64]);
             to[96..].copy_from_slice(&q[96..]);
-        }
-    }
-}
-
-impl<const N: usize> G32<N> {
-    pub(crate) fn interleave(&mut self, x: &[X32; N]) {
-        for (t, x) in x.iter().enumerate() {
-            for (to, from) in self.q.iter_mut().zip(x.q.as_chunks::<4>().0) {
-                to[t] = *from;
-            }
-            self.d[t] = x.d;
-            self.s[t] = x.s;
-            self.minus_sum[t] = -128 * x.sum;
-        }
-    }
-}
-
-impl<const N: usize> G256<N> {
-    pub(crate) fn interleave(&mut self, x: &[X256; N]) {
-        for (t, x) in x.iter().enumerate() {
-            for (to, from) in self.q.iter_mut().zip(x.q.as_chunks::<4>().0) {
-                to[t] = *from;
-            }
-            for (to, from) in self.minus_sum16.iter_mut().zip(x.sum16) {
-                to[t] = -32 * i32::from(from);
-            }
-            for (to, from) in self.minus_sum32.iter_mut().zip(x.sum32) {
-                to[t] = -128 * i32::from(from);
-            }
-            for (to, from) in self.pairs16.iter_mut().zip(x.sum16.as_chunks::<2>().0) {
-                to[t] = *from;
-            }
-            for (to, from) in self.pairs32.iter_mut().zip(x.sum32.as_chunks::<2>().0) {
-                to[t] = *from;
-            }
-            self.d[t] = x.d;
         }
     }
 }
@@ -190,6 +121,7 @@ pub(crate) fn quantize_32(isa: Isa, x: &[f32; 32], y: &mut X32) {
         *q = (v + 0.499_999_97_f32.copysign(v)).clamp(-127.0, 127.0) as i8;
         y.sum += i32::from(*q);
     }
+    y.minus_sum = -128 * y.sum;
     y.d = F16::from_f32(d).to_f32();
     y.s = F16::from_f32(y.sum as f32 * d).to_f32();
 }
@@ -257,6 +189,7 @@ mod tests {
                     assert_eq!(got.d.to_bits(), want.d.to_f32().to_bits());
                     assert_eq!(got.s.to_bits(), with_sum.s.to_f32().to_bits());
                     assert_eq!(got.sum, got.q.iter().map(|q| i32::from(*q)).sum::<i32>());
+                    assert_eq!(got.minus_sum, -128 * got.sum);
                 }
             }
         }

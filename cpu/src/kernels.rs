@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use crate::x86::{
-    Block, Form, Kernel, ROWS as MAX_ROWS, Rows, Sums, Tile, kernel, look_ahead, turn,
+    Form, Kernel, ROWS as MAX_ROWS, Rows, Tile, TilesFn, UnpackFn, kernel, look_ahead,
 };
 
 /// Begins to read `n` bytes from `p` on, which may be anywhere.
@@ -47,10 +47,6 @@ mod none {
 
     pub(crate) struct Tile;
 
-    pub(crate) struct Block;
-
-    pub(crate) type Sums = [[f32; 16]; MAX_ROWS];
-
     pub(crate) struct Rows<'a> {
         pub(crate) w: &'a [u8],
         pub(crate) row_size: usize,
@@ -69,22 +65,16 @@ mod none {
 
     pub(crate) fn prefetch(_: Isa, _: *const u8, _: usize) {}
 
-    pub(crate) unsafe fn turn(_: &Sums, _: &mut Sums) {
-        unreachable!("nothing makes kernels");
-    }
-
     type RowsFn = unsafe fn(&Rows<'_>, &mut [f32]);
-    type UnpackFn = unsafe fn(*const u8, usize, usize, usize, &mut Tile);
-    type TileFn = unsafe fn(&Tile, *const u8, usize, usize, usize, &mut [[f32; MAX_ROWS]; 8]);
-    type UnpackBlockFn = unsafe fn(*const u8, usize, usize, usize, &mut Block);
-    type BlocksFn = unsafe fn(&[Block], *const u8, usize, usize, &mut [Sums], usize);
+    pub(crate) type UnpackFn = unsafe fn(*const u8, usize, usize, usize, *const u8, &mut Tile);
+    pub(crate) type TilesFn = unsafe fn(&[Tile], *const u8, usize, usize, &mut [[f32; MAX_ROWS]]);
 
     #[derive(Clone, Copy)]
     pub(crate) struct Kernel {
         pub(crate) form: Form,
         pub(crate) rows: RowsFn,
-        pub(crate) gemm: Option<(UnpackFn, TileFn)>,
-        pub(crate) blocks: Option<(UnpackBlockFn, BlocksFn)>,
+        pub(crate) gemm: Option<(UnpackFn, TilesFn)>,
+        pub(crate) wide: Option<(usize, UnpackFn, TilesFn)>,
     }
 
     pub(crate) fn kernel(_: GgmlType, _: Isa) -> Option<Kernel> {

@@ -112,6 +112,7 @@ fn every_type_and_shape() {
             (18, 9, 5),
             (33, 70, 1),
             (64, 16, 9),
+            (19, 53, 2),
         ] {
             let n_in = block * blocks;
             let data = quantize(ty, &random.vec(n_out * n_in));
@@ -136,7 +137,7 @@ fn extremes() {
                 set_scales(ty, block);
             }
             for sign in [1.0, -1.0] {
-                for n_tokens in [1, 8] {
+                for n_tokens in [1, 8, 50] {
                     let x: Vec<f32> = (0..n_tokens * n_in).map(|_| sign * 127.0).collect();
                     check(Mat::new(ty, n_in, 5, &data), &x);
                     let alternating: Vec<f32> = (0..n_tokens * n_in)
@@ -188,7 +189,7 @@ fn set_scales(ty: GgmlType, block: &mut [u8]) {
 fn results_do_not_depend_on_company() {
     let mut random = Random(2);
     for ty in weight_types() {
-        let (n_in, n_out, n_tokens) = (ty.block_size().max(32) * 4, 77, 21);
+        let (n_in, n_out, n_tokens) = (ty.block_size().max(32) * 4, 77, 55);
         let data = quantize(ty, &random.vec(n_out * n_in));
         let w = Mat::new(ty, n_in, n_out, &data);
         let (x, bias) = (random.vec(n_tokens * n_in), random.vec(n_out));
@@ -203,7 +204,7 @@ fn results_do_not_depend_on_company() {
                     "{ty} {isa} x{nth}"
                 );
             }
-            for n in [1, 2, 4] {
+            for n in [1, 2, 3, 4, 5, 6, 7, 8, 13, 30] {
                 for (x, want) in x.chunks_exact(n * n_in).zip(all.chunks_exact(n * n_out)) {
                     assert_eq!(
                         want,

@@ -5,18 +5,14 @@
 //! are cut into units, which workers take as they get to them.
 
 use super::{Limits, Pass, id};
-use crate::activations::{G32, G256, GROUP, WIDE, X32, X256, quantize_32, quantize_256};
-use crate::kernels::{self, Block, Form, Kernel, MAX_ROWS, Sums, Tile, look_ahead};
+use crate::activations::{X32, X256, quantize_32, quantize_256};
+use crate::kernels::{self, Form, Kernel, MAX_ROWS, Tile, look_ahead};
 use crate::tensor::row_size;
 use crate::{Mat, MulMat, Shared, float};
 use lemma_quant::GgmlType;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// From so many tokens on, weights are unpacked for all of them; below, it does not pay.
-const BATCH: usize = 3;
-/// From so many tokens on, tiles of sixteen of them are used where the processor has them.
-const WIDE_BATCH: usize = 9;
 /// Columns that are unpacked at a time.
 pub(super) const COLUMNS: usize = 256;
 /// Bytes of weights that a worker takes at a time with few tokens.
@@ -39,15 +35,15 @@ pub(super) const X_TYPES: [GgmlType; 3] = [GgmlType::Q8_0, GgmlType::Q8_1, GgmlT
 pub(crate) struct Scratch {
     /// In each of the `X_TYPES`: `[n_tokens, n_in]`.
     pub(super) x_types: [Shared<u8>; 3],
-    /// `[n_tokens, n_in / 32]` of `X32`, or `[n_in / 32, groups of tokens]` of `G32`.
+    /// `[n_in / 32, n_tokens]` of `X32`.
     pub(super) x32: Shared<u8>,
-    /// `[n_tokens, n_in / 256]` of `X256`, or `[n_in / 256, groups of tokens]` of `G256`.
+    /// `[n_in / 256, n_tokens]` of `X256`.
     pub(super) x256: Shared<u8>,
     /// A decoded row of weights for each worker: `[nth, max_width]`.
     pub(super) row: Shared<f32>,
-    /// Sums for each worker: `[nth, groups of tokens, TILES, tokens of a group, MAX_ROWS]`.
+    /// Sums for each worker: `[nth, TILES, n_tokens, MAX_ROWS]`.
     pub(super) acc: Shared<f32>,
-    /// `Tile`s or `Block`s: `[nth, TILES]`.
+    /// `Tile`s: `[nth, TILES]`.
     pub(super) tiles: Shared<u8>,
     /// Where workers began to read in the last step, to read ahead from one product to the next: `[MAX_PLACES, nth]`.
     places: Vec<AtomicPtr<u8>>,
@@ -76,24 +72,16 @@ impl Scratch {
 
     fn lens(limits: &Limits, nth: usize) -> [usize; 8] {
         let width = Self::width(limits);
-        let wide = limits.max_tokens.div_ceil(WIDE);
-        let groups = wide * WIDE / GROUP;
         let values = |ty| row_size(ty, limits.max_tokens * width);
-        let x32 = (limits.max_tokens * size_of::<X32>())
-            .max(groups * size_of::<G32>())
-            .max(wide * size_of::<G32<WIDE>>());
-        let x256 = (limits.max_tokens * size_of::<X256>())
-            .max(groups * size_of::<G256>())
-            .max(wide * size_of::<G256<WIDE>>());
         [
             values(X_TYPES[0]),
             values(X_TYPES[1]),
             values(X_TYPES[2]),
-            width / 32 * x32,
-            width / 256 * x256,
+            width / 32 * limits.max_tokens * size_of::<X32>(),
+            width / 256 * limits.max_tokens * size_of::<X256>(),
             nth * width,
-            nth * wide * TILES * size_of::<Sums>() / size_of::<f32>(),
-            nth * TILES * size_of::<Tile>().max(size_of::<Block>()),
+            nth * TILES * limits.max_tokens * MAX_ROWS,
+            nth * TILES * size_of::<Tile>(),
         ]
     }
 
@@ -119,12 +107,10 @@ pub(super) enum Way {
     Plain,
     /// By the scalar code of its type, with activations in one of the `X_TYPES`.
     Scalar(usize),
-    /// A few rows with one token at a time.
+    /// A few rows with one token.
     Rows(Form),
-    /// Tiles of rows with groups of tokens.
+    /// Tiles of rows with some tokens.
     Tiles(Form),
-    /// The same with tiles of both.
-    Blocks(Form),
 }
 
 impl Pass<'_> {
@@ -167,16 +153,8 @@ impl Pass<'_> {
             }
         }
         for form in [Form::X32, Form::X256] {
-            if needs(Way::Rows(form)) {
-                self.arrange(form, x, n_tokens * n_in);
-                prepared = true;
-            }
-            if needs(Way::Tiles(form)) {
-                self.interleave::<GROUP>(form, x, n_tokens, n_in);
-                prepared = true;
-            }
-            if needs(Way::Blocks(form)) {
-                self.interleave::<WIDE>(form, x, n_tokens, n_in);
+            if needs(Way::Rows(form)) || needs(Way::Tiles(form)) {
+                self.arrange(form, x, n_tokens, n_in);
                 prepared = true;
             }
         }
@@ -214,7 +192,7 @@ impl Pass<'_> {
             let (plan, mat, rows) = locate(u);
             self.mul_rows(plan, mat, x, rows, n_tokens, next);
         }
-        if n_tokens < BATCH && !follows.is_null() {
+        if n_tokens == 1 && !follows.is_null() {
             // Memory has nothing to do until the next product.
             kernels::prefetch(
                 self.isa,
@@ -235,8 +213,7 @@ impl Pass<'_> {
         let kernel = kernels::kernel(w.ty, self.isa);
         let x_type = X_TYPES.iter().position(|x| *x == traits.vec_dot_type);
         let way = match (&kernel, x_type.filter(|_| traits.vec_dot.is_some())) {
-            (Some(k), _) if k.blocks.is_some() && n_tokens >= WIDE_BATCH => Way::Blocks(k.form),
-            (Some(k), _) if k.gemm.is_some() && n_tokens >= BATCH => Way::Tiles(k.form),
+            (Some(k), _) if k.gemm.is_some() && n_tokens > 1 => Way::Tiles(k.form),
             (Some(k), _) => Way::Rows(k.form),
             _ if float::is_float(w.ty) => Way::Float,
             (_, Some(i)) => Way::Scalar(i),
@@ -244,9 +221,7 @@ impl Pass<'_> {
         };
         let unit = match way {
             // Not more than leaves some units for every worker.
-            Way::Tiles(_) | Way::Blocks(_) => {
-                MAX_ROWS * (w.n_out / (3 * MAX_ROWS * self.nth())).clamp(1, TILES)
-            }
+            Way::Tiles(_) => MAX_ROWS * (w.n_out / (3 * MAX_ROWS * self.nth())).clamp(1, TILES),
             _ => {
                 let fair = w.n_out.div_ceil(8 * self.nth());
                 (UNIT_BYTES / w.row_size().max(1))
@@ -286,65 +261,29 @@ impl Pass<'_> {
         }
     }
 
-    /// This worker's share of `n` activations, to `X32` or `X256`.
-    fn arrange(&self, form: Form, x: &Shared<f32>, n: usize) {
+    /// This worker's share of the activations, to `X32` or `X256`.
+    fn arrange(&self, form: Form, x: &Shared<f32>, n_tokens: usize, n_in: usize) {
         let scratch = &self.scratch.matmul;
-        match form {
-            Form::X32 => {
-                for i in self.w.range(n / 32, 4) {
-                    // SAFETY: `x` is only read, the block is this worker's; blocks are aligned and any bytes are one.
-                    unsafe {
-                        let x = x.slice(i * 32..(i + 1) * 32);
+        let (len, align) = match form {
+            Form::X32 => (32, 4),
+            Form::X256 => (256, 1),
+        };
+        for i in self.w.range(n_tokens * n_in / len, align) {
+            let at = i % n_tokens * n_in + i / n_tokens * len;
+            // SAFETY: `x` is only read, the block is this worker's; blocks are aligned and any bytes are one.
+            unsafe {
+                let x = x.slice(at..at + len);
+                match form {
+                    Form::X32 => {
                         let to = &mut *block::<X32>(&scratch.x32, i);
                         quantize_32(self.isa, x.try_into().expect("32 values"), to);
                     }
-                }
-            }
-            Form::X256 => {
-                for i in self.w.range(n / 256, 1) {
-                    // SAFETY: as above.
-                    unsafe {
-                        let x = x.slice(i * 256..(i + 1) * 256);
+                    Form::X256 => {
                         let to = &mut *block::<X256>(&scratch.x256, i);
                         quantize_256(self.isa, x.try_into().expect("256 values"), to);
-                        to.swap();
-                    }
-                }
-            }
-        }
-    }
-
-    /// This worker's share of the activations of all tokens, to `G32` or `G256`.
-    fn interleave<const N: usize>(
-        &self,
-        form: Form,
-        x: &Shared<f32>,
-        n_tokens: usize,
-        n_in: usize,
-    ) {
-        let scratch = &self.scratch.matmul;
-        let groups = n_tokens.div_ceil(N);
-        let len = if form == Form::X32 { 32 } else { 256 };
-        for i in self.w.range(groups * n_in / len, 1) {
-            let (column, group) = (i / groups * len, i % groups);
-            let tokens = group * N..((group + 1) * N).min(n_tokens);
-            // SAFETY: `x` is only read, the block is this worker's; blocks are aligned and any bytes are one.
-            unsafe {
-                let x = |t: usize| x.slice(t * n_in + column..t * n_in + column + len);
-                match form {
-                    Form::X32 => {
-                        let mut blocks = [X32::ZERO; N];
-                        for (t, block) in tokens.zip(&mut blocks) {
-                            quantize_32(self.isa, x(t).try_into().expect("32 values"), block);
+                        if n_tokens == 1 {
+                            to.swap();
                         }
-                        (*block::<G32<N>>(&scratch.x32, i)).interleave(&blocks);
-                    }
-                    Form::X256 => {
-                        let mut blocks = [X256::ZERO; N];
-                        for (t, block) in tokens.zip(&mut blocks) {
-                            quantize_256(self.isa, x(t).try_into().expect("256 values"), block);
-                        }
-                        (*block::<G256<N>>(&scratch.x256, i)).interleave(&blocks);
                     }
                 }
             }

@@ -2,8 +2,8 @@
 
 use super::Pass;
 use super::matmul::{COLUMNS, MAX_UNIT, Plan, Scratch, TILES, Way, X_TYPES, block};
-use crate::activations::{G32, G256, GROUP, WIDE, X32, X256};
-use crate::kernels::{self, Block, Form, Kernel, MAX_ROWS, Rows, Sums, Tile, turn};
+use crate::activations::{X32, X256};
+use crate::kernels::{Form, Kernel, MAX_ROWS, Rows, Tile, TilesFn, UnpackFn};
 use crate::shared::Plain;
 use crate::tensor::row_size;
 use crate::{MulMat, Shared, float, lanes};
@@ -22,13 +22,14 @@ impl Pass<'_> {
     ) {
         match (plan.way, plan.kernel) {
             (Way::Rows(form), Some(kernel)) => {
-                self.mul_few(mat, form, kernel, rows, n_tokens, next);
+                self.mul_one(mat, form, kernel, rows, next);
             }
             (Way::Tiles(form), Some(kernel)) => {
-                self.mul_tiles(mat, form, kernel, rows, n_tokens, next);
-            }
-            (Way::Blocks(form), Some(kernel)) => {
-                self.mul_blocks(mat, form, kernel, rows, n_tokens, next);
+                let gemm = match (kernel.wide, kernel.gemm) {
+                    (Some((from, unpack, mul)), _) if n_tokens >= from => (unpack, mul),
+                    (_, gemm) => gemm.expect("checked by `plan`"),
+                };
+                self.mul_tiles(mat, form, gemm, rows, n_tokens, next);
             }
             (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens),
             (Way::Scalar(i), _) => {
@@ -92,174 +93,103 @@ impl Pass<'_> {
         }
     }
 
-    /// Some rows with one token after the other.
-    fn mul_few(
+    /// Some rows with one token.
+    fn mul_one(
         &self,
         mat: &MulMat<'_>,
         form: Form,
         kernel: Kernel,
         rows: Range<usize>,
-        n_tokens: usize,
         next: *const u8,
     ) {
-        let scratch = &self.scratch.matmul;
         let row_size = mat.w.row_size();
-        let (x, len, bytes) = match form {
-            Form::X32 => (&scratch.x32, 32, size_of::<X32>()),
-            Form::X256 => (&scratch.x256, 256, size_of::<X256>()),
+        let (x, n_blocks) = match form {
+            Form::X32 => (&self.scratch.matmul.x32, mat.w.n_in / 32),
+            Form::X256 => (&self.scratch.matmul.x256, mat.w.n_in / 256),
         };
-        let n_blocks = mat.w.n_in / len;
         let w = &mat.w.data[rows.start * row_size..rows.end * row_size];
         let mut sums = [0.0; MAX_UNIT];
         let sums = &mut sums[..rows.len()];
-        for t in 0..n_tokens {
-            // SAFETY: the activations were written before the last barrier and not since; `w` has as many rows; the
-            // instruction set is available.
-            unsafe {
-                let x = x
-                    .slice(t * n_blocks * bytes..(t + 1) * n_blocks * bytes)
-                    .as_ptr();
-                (kernel.rows)(
-                    &Rows {
-                        w,
-                        row_size,
-                        x,
-                        n_blocks,
-                        next,
-                    },
-                    sums,
-                );
-            }
-            self.store(mat, t, rows.start, sums);
+        // SAFETY: the activations were written before the last barrier and not since; `w` has as many rows; the
+        // instruction set is available.
+        unsafe {
+            (kernel.rows)(
+                &Rows {
+                    w,
+                    row_size,
+                    x: x.as_ptr(),
+                    n_blocks,
+                    next,
+                },
+                sums,
+            );
         }
+        self.store(mat, 0, rows.start, sums);
     }
 
-    /// Tiles of rows with groups of tokens.
+    /// Tiles of rows with all tokens.
     fn mul_tiles(
         &self,
         mat: &MulMat<'_>,
         form: Form,
-        kernel: Kernel,
+        (unpack, mul): (UnpackFn, TilesFn),
         rows: Range<usize>,
         n_tokens: usize,
         next: *const u8,
     ) {
-        let (unpack, mul) = kernel.gemm.expect("checked by `way`");
         let scratch = &self.scratch.matmul;
-        let groups = n_tokens.div_ceil(GROUP);
         // SAFETY: every worker has its own; any bytes are sums or tiles.
         let (acc, tiles) = unsafe {
             (
-                self.own::<_, [[f32; MAX_ROWS]; GROUP]>(&scratch.acc, groups * TILES),
+                self.own::<_, [f32; MAX_ROWS]>(&scratch.acc, n_tokens * TILES),
                 self.own::<_, Tile>(&scratch.tiles, TILES),
             )
         };
-        acc.as_flattened_mut().as_flattened_mut().fill(0.0);
         let n_tiles = rows.len().div_ceil(MAX_ROWS);
-        let in_tile = |i: usize| (rows.len() - i * MAX_ROWS).min(MAX_ROWS);
+        let acc = &mut acc[..n_tiles * n_tokens];
+        acc.as_flattened_mut().fill(0.0);
         for column in (0..mat.w.n_in).step_by(COLUMNS) {
             let n32 = self.unpack(mat, &rows, column, next, unpack, &mut tiles[..n_tiles]);
-            for g in 0..groups {
-                let n = (n_tokens - g * GROUP).min(GROUP);
-                // SAFETY: the activations were written before the last barrier and not since. Blocks of 32 columns are
-                // `groups` apart.
-                unsafe {
-                    for (i, tile) in tiles.iter().enumerate().take(n_tiles) {
-                        let acc = &mut acc[g * TILES + i];
-                        match form {
-                            Form::X256 => {
-                                let x = block::<G256>(&scratch.x256, column / 256 * groups + g);
-                                mul(tile, x.cast(), n, n32, groups, acc);
-                            }
-                            Form::X32 => {
-                                let x = block::<G32>(&scratch.x32, column / 32 * groups + g);
-                                mul(tile, x.cast(), n, n32, groups, acc);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        for g in 0..groups {
-            let n = (n_tokens - g * GROUP).min(GROUP);
-            for i in 0..n_tiles {
-                let row = rows.start + i * MAX_ROWS;
-                self.store_tile(mat, g * GROUP, row, in_tile(i), &acc[g * TILES + i][..n]);
-            }
-        }
-    }
-
-    /// Blocks of rows with wide groups of tokens.
-    fn mul_blocks(
-        &self,
-        mat: &MulMat<'_>,
-        form: Form,
-        kernel: Kernel,
-        rows: Range<usize>,
-        n_tokens: usize,
-        next: *const u8,
-    ) {
-        let (unpack, mul) = kernel.blocks.expect("checked by `way`");
-        let scratch = &self.scratch.matmul;
-        let groups = n_tokens.div_ceil(WIDE);
-        // SAFETY: every worker has its own; any bytes are sums or blocks.
-        let (acc, blocks) = unsafe {
-            (
-                self.own::<_, Sums>(&scratch.acc, groups * TILES),
-                self.own::<_, Block>(&scratch.tiles, TILES),
-            )
-        };
-        let n_blocks = rows.len().div_ceil(MAX_ROWS);
-        let in_block = |i: usize| (rows.len() - i * MAX_ROWS).min(MAX_ROWS);
-        acc.as_flattened_mut().as_flattened_mut().fill(0.0);
-        for column in (0..mat.w.n_in).step_by(COLUMNS) {
-            let n32 = self.unpack(mat, &rows, column, next, unpack, &mut blocks[..n_blocks]);
             let x: *const u8 = match form {
-                Form::X256 => block::<G256<WIDE>>(&scratch.x256, column / 256 * groups).cast(),
-                Form::X32 => block::<G32<WIDE>>(&scratch.x32, column / 32 * groups).cast(),
+                Form::X256 => block::<X256>(&scratch.x256, column / 256 * n_tokens).cast(),
+                Form::X32 => block::<X32>(&scratch.x32, column / 32 * n_tokens).cast(),
             };
-            // SAFETY: the activations were written before the last barrier and not since. Blocks of 32 columns are
-            // `groups` apart.
-            unsafe { mul(&blocks[..n_blocks], x, groups, n32, acc, TILES) };
+            // SAFETY: the activations were written before the last barrier and not since; the instruction set is
+            // available.
+            unsafe { mul(&tiles[..n_tiles], x, n_tokens, n32, acc) };
         }
-        let mut turned = [[0.0; MAX_ROWS]; WIDE];
-        for g in 0..groups {
-            let n = (n_tokens - g * WIDE).min(WIDE);
-            for i in 0..n_blocks {
-                // SAFETY: the instruction set is available.
-                unsafe { turn(&acc[g * TILES + i], &mut turned) };
-                let row = rows.start + i * MAX_ROWS;
-                self.store_tile(mat, g * WIDE, row, in_block(i), &turned[..n]);
-            }
+        for (i, acc) in acc.chunks(n_tokens).enumerate() {
+            let n = (rows.len() - i * MAX_ROWS).min(MAX_ROWS);
+            self.store_tile(mat, rows.start + i * MAX_ROWS, n, acc);
         }
     }
 
     /// Unpacks columns from `column` on of some rows, [`MAX_ROWS`] of them to each of `to`; returns how many there are, in 32.
-    fn unpack<T>(
+    fn unpack(
         &self,
         mat: &MulMat<'_>,
         rows: &Range<usize>,
         column: usize,
         next: *const u8,
-        unpack: unsafe fn(*const u8, usize, usize, usize, &mut T),
-        to: &mut [T],
+        unpack: UnpackFn,
+        to: &mut [Tile],
     ) -> usize {
         let (n_in, size, ty) = (mat.w.n_in, mat.w.row_size(), mat.w.ty.traits());
         let data = &mat.w.data[rows.start * size..rows.end * size];
-        if !next.is_null() {
-            // What comes next lies in one piece, but a block of each row is read at a time, which the processor does not see
-            // coming: it begins to be read now, a part with every part of the columns.
-            let part = |column: usize| data.len() * column.min(n_in) / n_in;
-            let (from, to) = (part(column), part(column + COLUMNS));
-            kernels::prefetch(self.isa, next.wrapping_add(from), to - from);
-        }
         let n32 = (n_in - column).min(COLUMNS) / 32;
         let offset = column / ty.block_size * ty.type_size;
+        let width = n32 * 32 / ty.block_size * ty.type_size;
         for (i, to) in to.iter_mut().enumerate() {
             let n = (rows.len() - i * MAX_ROWS).min(MAX_ROWS);
-            let w = &data[i * MAX_ROWS * size + offset..];
+            let w = data[i * MAX_ROWS * size + offset..].as_ptr();
+            // What comes next lies in one piece, but a block of each row is read at a time, which the processor does not see
+            // coming. So a part of it is asked for with every part of these columns.
+            let next = match next.is_null() {
+                true => w,
+                false => next.wrapping_add(rows.len() * offset + i * MAX_ROWS * width),
+            };
             // SAFETY: `w` begins a block of the first of the rows; the instruction set is available.
-            unsafe { unpack(w.as_ptr(), size, n, n32, to) };
+            unsafe { unpack(w, size, n, n32, next, to) };
         }
         n32
     }
@@ -281,28 +211,21 @@ impl Pass<'_> {
         unsafe { std::slice::from_raw_parts_mut(start, n) }
     }
 
-    /// Sums of tokens from `t` on and of `n` rows from `row` on.
-    fn store_tile(
-        &self,
-        mat: &MulMat<'_>,
-        t: usize,
-        row: usize,
-        n: usize,
-        sums: &[[f32; MAX_ROWS]],
-    ) {
+    /// Sums of all tokens and of `n` rows from `row` on.
+    fn store_tile(&self, mat: &MulMat<'_>, row: usize, n: usize, sums: &[[f32; MAX_ROWS]]) {
         if n < MAX_ROWS {
-            for (t, sums) in (t..).zip(sums) {
+            for (t, sums) in sums.iter().enumerate() {
                 self.store(mat, t, row, &sums[..n]);
             }
             return;
         }
-        let (at, stride) = (t * mat.w.n_out + row, mat.w.n_out);
+        let stride = mat.w.n_out;
         assert!(
-            at + (sums.len() - 1) * stride + MAX_ROWS <= mat.out.len(),
+            row + (sums.len() - 1) * stride + MAX_ROWS <= mat.out.len(),
             "rows of the output"
         );
         // SAFETY: within the output, and the columns are this worker's.
-        let to = unsafe { lanes::Columns::new(mat.out.as_ptr().add(at), stride, sums.len()) };
+        let to = unsafe { lanes::Columns::new(mat.out.as_ptr().add(row), stride, sums.len()) };
         let bias = mat
             .bias
             .map(|b| b[row..].first_chunk().expect("a tile of rows"));

@@ -1,14 +1,14 @@
 //! AMX: whether it is there, and how tile registers are used.
 //!
-//! Compilers know nothing of tile registers here, so they are named in assembly. The discipline: [`Tiles::new`] sets
-//! their shapes, and whoever holds the value may use them; nothing is kept in a register from one block of assembly to
+//! Compilers know nothing of tile registers here, so they are named in assembly. The discipline: [`Tiles::shape`]
+//! sets their shapes, and whoever holds the value may use them; nothing is kept in a register from one block of assembly to
 //! the next. Dropping it gives them back, so that the system has nothing to save for threads that do something else.
 //!
 //! | registers | hold |
 //! |---|---|
-//! | 0 to 3 | sums: 16 rows of weights by 16 tokens, 32 bits each |
-//! | 4 and 5 | weights: 16 rows of up to 64 bytes |
-//! | 6 and 7 | activations: up to 16 runs of four bytes (or two numbers of 16 bits) of each of 16 tokens |
+//! | 0 to 3 | sums: up to 16 tokens by 16 rows of weights, 32 bits each; even ones of the first group of tokens, odd ones of the second |
+//! | 4 and 5 | activations: up to 16 tokens of up to 64 bytes, of the first group and of the second |
+//! | 6 and 7 | weights: up to 16 runs of four bytes of each of 16 rows |
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
@@ -84,15 +84,29 @@ struct Config {
 }
 
 /// The right to use tile registers, on this thread.
-pub(super) struct Tiles(PhantomData<*const ()>);
+pub(super) struct Tiles {
+    /// What was asked for last.
+    shape: (u16, [usize; 2]),
+    not_send: PhantomData<*const ()>,
+}
 
 impl Tiles {
-    /// Shapes for products of `k` bytes of weights and activations, 4 to 64.
-    ///
     /// # Safety
     /// [`is_available`], and no other `Tiles` is there on this thread.
-    pub(super) unsafe fn new(k: u16) -> Self {
+    pub(super) unsafe fn new() -> Self {
+        Self {
+            shape: (0, [0; 2]),
+            not_send: PhantomData,
+        }
+    }
+
+    /// Shapes for products over `k` bytes, 4 to 64, of two groups of 1 to 16 tokens.
+    pub(super) fn shape(&mut self, k: u16, tokens: [usize; 2]) {
+        if self.shape == (k, tokens) {
+            return;
+        }
         assert!((4..=64).contains(&k) && k.is_multiple_of(4));
+        assert!(tokens.iter().all(|n| (1..=16).contains(n)));
         let mut config = Config {
             palette: 1,
             start_row: 0,
@@ -102,11 +116,15 @@ impl Tiles {
         };
         for i in 0..8 {
             config.row_bytes[i] = if i == 4 || i == 5 { k } else { 64 };
-            config.rows[i] = if i >= 6 { (k / 4) as u8 } else { 16 };
+            config.rows[i] = if i >= 6 {
+                (k / 4) as u8
+            } else {
+                tokens[i % 2] as u8
+            };
         }
-        // SAFETY: by the caller; the shapes are valid.
+        // SAFETY: by the caller of `new`; the shapes are valid.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
-        Self(PhantomData)
+        self.shape = (k, tokens);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Batches with AMX: sixteen rows and sixteen tokens at a time.
+//! Batches with AMX: up to sixteen tokens and sixteen rows at a time.
 //!
 //! A tile product of bytes costs the same whether it is over 32 columns or 64, and its sums leave the tiles through
 //! memory. So formats of 256 have their scales multiplied into the weights when these are unpacked: a product of scale and
@@ -6,92 +6,62 @@
 //! all 256 columns, exactly, and what leaves the tiles is once for a block. Formats of 32 have their scales applied
 //! outside, to every block's sums.
 //!
-//! Weights lie row by row, as they are unpacked; activations are interleaved for all matrices at once. So vectors hold
-//! sixteen tokens here, and results are turned in the end.
+//! Weights are the second factor, because tiles of rows as they are unpacked for vectors are just what it has to be; and
+//! activations, as the first, lie token by token. So vectors hold the sums of sixteen rows here as well.
 
 #![allow(clippy::needless_range_loop, reason = "lanes are counted")]
 
 use super::amx::Tiles;
-use super::gemm::{ROWS, Unpack, prefetch_next};
+use super::bytes::{Avx512, ROWS};
+use super::gemm::NONE;
+use super::gemm_avx512::pairs;
+use super::unpack::{self, Tile, Unpack};
+use super::{TilesFn, UnpackFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
-use crate::activations::{G32, G256, WIDE};
+use crate::activations::{X32, X256};
 use lemma_quant::GgmlType;
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-/// Up to 256 columns of sixteen rows.
+/// Tokens of a tile.
+const TOKENS: usize = 16;
+
+/// Sums of bytes, as they leave the tiles: `[token][row]`.
 #[repr(C, align(64))]
-pub(crate) struct Block {
-    /// Quants, or the lower bits of their products with scales.
-    low: [[u8; 256]; ROWS],
-    /// The upper bits.
-    high: [[u8; 256]; ROWS],
-    /// Minimums of sub-blocks.
-    mins: [[i16; 16]; ROWS],
-    /// Scales of blocks.
-    d: [[f32; 8]; ROWS],
-    /// Scales of minimums, or minimums, of blocks.
-    m: [[f32; 8]; ROWS],
-}
+struct Exact([[i32; ROWS]; TOKENS]);
 
-/// Sums of sixteen rows and sixteen tokens: `[row][token]`.
-pub(crate) type Sums = [[f32; WIDE]; ROWS];
-
-/// Sums of bytes, as they leave the tiles.
-#[repr(C, align(64))]
-struct Exact([[i32; WIDE]; ROWS]);
-
-/// Unpacks up to 256 columns (`n32` times 32) of `n` rows (1 to 16) that are `row_size` bytes apart.
-///
-/// # Safety
-/// The instruction set is available; pointers are valid for what the sizes say.
-pub(crate) type UnpackFn =
-    unsafe fn(w: *const u8, row_size: usize, n: usize, n32: usize, block: &mut Block);
-
-/// Adds products of some blocks of rows with `groups` of interleaved activations to `acc`, `[groups, stride]`. Blocks of 32
-/// columns are `groups` blocks of activations apart.
-///
-/// # Safety
-/// As for [`UnpackFn`].
-pub(crate) type BlocksFn = unsafe fn(
-    blocks: &[Block],
-    x: *const u8,
-    groups: usize,
-    n32: usize,
-    acc: &mut [Sums],
-    stride: usize,
-);
-
-/// What is needed for batches of a type.
-pub(super) fn kernel(ty: GgmlType) -> Option<(UnpackFn, BlocksFn)> {
+/// What is needed for batches of a type, and how many tokens it takes to be faster than vectors.
+pub(super) fn kernel(ty: GgmlType) -> Option<(usize, UnpackFn, TilesFn)> {
     macro_rules! kernels {
-        ($($ty:ident: $format:ty, $offset:expr, $mul:expr;)*) => {
+        ($($ty:ident: $from:literal, $format:ty, $mul:expr $(, $offset:literal, $how:expr, $sub:literal)?;)*) => {
             match ty {
-                $(GgmlType::$ty => (unpack::<$format, $offset, { $mul.0 }>, $mul.1),)*
+                $(GgmlType::$ty => ($from, kernels!(@ $format $(, $offset, $how, $sub)?), $mul),)*
                 _ => return None,
             }
         };
+        (@ $format:ty) => { super::gemm_avx512::unpack::<$format> };
+        (@ $format:ty, $offset:literal, $how:expr, $sub:literal) => {
+            unpack::<$format, $offset, { $how }, $sub>
+        };
     }
     Some(kernels! {
-        Q4_0: q4_0::Q4_0, 8, (PLAIN, mul_32::<false>);
-        Q4_1: q4_0::Q4_1, 0, (PLAIN, mul_32::<true>);
-        Q5_0: q5_0::Q5_0, 16, (PLAIN, mul_32::<false>);
-        Q5_1: q5_0::Q5_1, 0, (PLAIN, mul_32::<true>);
-        Q8_0: q8_0::Q8_0, 128, (PLAIN, mul_32::<false>);
-        IQ4_NL: iq4_nl::IQ4NL, 128, (PLAIN, mul_32::<false>);
-        MXFP4: mxfp4::MXFP4, 16, (PLAIN, mul_32::<false>);
-        Q2_K: q2_k::Q2K, 0, (SCALED, mul_256::<SCALED, 16, true>);
-        Q3_K: q3_k::Q3K, 4, (NEGATED, mul_256::<NEGATED, 16, false>);
-        Q4_K: q4_k::Q4K, 0, (SPLIT, mul_256::<SPLIT, 32, true>);
-        Q5_K: q5_k::Q5K, 0, (SPLIT, mul_256::<SPLIT, 32, true>);
-        Q6_K: q6_k::Q6K, 32, (SPLIT, mul_256::<SPLIT, 16, false>);
-        IQ4_XS: iq4_xs::IQ4XS, 128, (SPLIT, mul_256::<SPLIT, 32, false>);
+        Q4_0: 48, q4_0::Q4_0, mul_32::<4, false>;
+        Q4_1: 48, q4_0::Q4_1, mul_32::<NONE, true>;
+        Q5_0: 48, q5_0::Q5_0, mul_32::<3, false>;
+        Q5_1: 48, q5_0::Q5_1, mul_32::<NONE, true>;
+        Q8_0: 48, q8_0::Q8_0, mul_32::<0, false>;
+        IQ4_NL: 48, iq4_nl::IQ4NL, mul_32::<0, false>;
+        MXFP4: 48, mxfp4::MXFP4, mul_32::<3, false>;
+        Q2_K: 12, q2_k::Q2K, mul_256::<SCALED, 16, true>, 0, SCALED, 16;
+        Q3_K: 12, q3_k::Q3K, mul_256::<NEGATED, 16, false>, 4, NEGATED, 16;
+        Q4_K: 32, q4_k::Q4K, mul_256::<SPLIT, 32, true>, 0, SPLIT, 32;
+        Q5_K: 32, q5_k::Q5K, mul_256::<SPLIT, 32, true>, 0, SPLIT, 32;
+        Q6_K: 20, q6_k::Q6K, mul_256::<SPLIT, 16, false>, 32, SPLIT, 16;
+        IQ4_XS: 30, iq4_xs::IQ4XS, mul_256::<SPLIT, 32, false>, 128, SPLIT, 32;
     })
 }
 
-/// Quants without their scales.
-const PLAIN: u8 = 0;
 /// Products with scales fit a byte.
 const SCALED: u8 = 1;
 /// Their negatives do: `4 * 32` is one too large.
@@ -102,68 +72,37 @@ const SPLIT: u8 = 3;
 /// Upper bits begin here.
 const BITS: u32 = 7;
 
-/// See [`UnpackFn`]. Quants come `OFFSET` too large.
+/// See [`UnpackFn`]. Formats of 256, whose quants come `OFFSET` too large.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn unpack<F: Unpack, const OFFSET: i16, const HOW: u8>(
+unsafe fn unpack<F: Unpack, const OFFSET: i16, const HOW: u8, const SUB: usize>(
     w: *const u8,
     row_size: usize,
     n: usize,
     n32: usize,
-    block: &mut Block,
+    next: *const u8,
+    tile: &mut Tile,
 ) {
-    for r in 0..ROWS {
-        // Rows that are missing repeat the last one; their results are not used.
-        // SAFETY: by the caller; a row of the block has 256 bytes.
-        unsafe {
-            let w = w.add(r.min(n - 1) * row_size);
-            let low = block.low[r].as_mut_ptr();
-            for b in 0..n32 * 32 / F::LEN {
-                let w = w.add(b * F::SIZE);
-                prefetch_next::<F>(w);
-                F::quants(w, low.add(F::LEN * b));
-                [block.d[r][b], block.m[r][b]] = F::d(w);
-            }
-            if HOW == PLAIN {
-                if OFFSET != 0 {
-                    let offset = _mm512_set1_epi8(OFFSET as i8);
-                    for c in 0..n32.div_ceil(2) {
-                        let p = low.add(64 * c).cast();
-                        _mm512_store_si512(p, _mm512_sub_epi8(_mm512_load_si512(p), offset));
-                    }
-                }
-            } else {
-                let [scales, mins] = F::scales(w);
-                _mm256_storeu_si256(block.mins[r].as_mut_ptr().cast(), mins);
-                let scales = _mm512_castsi256_si512(scales);
-                for c in 0..4 {
-                    let p = low.add(64 * c).cast();
-                    let s = spread::<F>(scales, c);
-                    let (l, h) = scale::<OFFSET, HOW>(_mm512_load_si512(p), s);
-                    _mm512_store_si512(p, l);
-                    if HOW == SPLIT {
-                        _mm512_store_si512(block.high[r].as_mut_ptr().add(64 * c).cast(), h);
-                    }
+    // SAFETY: by the caller; a tile has 64 vectors of quants.
+    unsafe {
+        unpack::unpack::<F, Avx512>(w, row_size, n, n32, next, tile);
+        let (q, high) = (tile.q.as_mut_ptr(), tile.high.as_mut_ptr());
+        for j in 0..256 / SUB {
+            let s = _mm512_load_si512(tile.scales[j].as_ptr().cast());
+            let low = _mm512_and_si512(s, _mm512_set1_epi32(0xffff));
+            let s = _mm512_or_si512(low, _mm512_slli_epi32::<16>(s));
+            for k in j * SUB / 4..(j + 1) * SUB / 4 {
+                let p = q.add(64 * k).cast();
+                let (l, h) = scale::<OFFSET, HOW>(_mm512_load_si512(p), s);
+                _mm512_store_si512(p, l);
+                if HOW == SPLIT {
+                    _mm512_store_si512(high.add(64 * k).cast(), h);
                 }
             }
         }
     }
 }
 
-/// The scales of columns `64 c ..`, one for each two.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn spread<F: Unpack>(scales: __m512i, c: usize) -> __m512i {
-    let first = c * 64 / F::SUB;
-    // SAFETY: an array of as many bytes.
-    let lanes: __m512i = unsafe {
-        std::mem::transmute::<[i16; 32], _>(std::array::from_fn(|i| {
-            (first + 2 * i / F::SUB) as i16
-        }))
-    };
-    _mm512_permutexvar_epi16(lanes, scales)
-}
-
-/// Products of 64 quants with scales, one for each two: the lower part and the upper part.
+/// Products of quants with scales, twice for each row: the lower part and the upper part.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn scale<const OFFSET: i16, const HOW: u8>(q: __m512i, s: __m512i) -> (__m512i, __m512i) {
@@ -197,13 +136,13 @@ fn scale<const OFFSET: i16, const HOW: u8>(q: __m512i, s: __m512i) -> (__m512i, 
 macro_rules! split_two {
     ($k:literal) => {
         concat!(
-            concat!("tileloadd tmm6, [{x0} + {s64} + 1024 * ", $k, "]\n"),
-            concat!("tileloadd tmm4, [{w} + {s256} + 64 * ", $k, "]\n"),
-            concat!("tileloadd tmm7, [{x1} + {s64} + 1024 * ", $k, "]\n"),
-            concat!("tileloadd tmm5, [{w} + {s256} + 4096 + 64 * ", $k, "]\n"),
+            concat!("tileloadd tmm6, [{w} + {s64} + 1024 * ", $k, "]\n"),
+            concat!("tileloadd tmm4, [{x0} + {sx} + 64 * ", $k, "]\n"),
+            concat!("tileloadd tmm7, [{w} + {s64} + 4096 + 1024 * ", $k, "]\n"),
+            concat!("tileloadd tmm5, [{x1} + {sx} + 64 * ", $k, "]\n"),
             "tdpbssd tmm0, tmm4, tmm6\n",
-            "tdpbssd tmm1, tmm4, tmm7\n",
-            "tdpbssd tmm2, tmm5, tmm6\n",
+            "tdpbssd tmm1, tmm5, tmm6\n",
+            "tdpbssd tmm2, tmm4, tmm7\n",
             "tdpbssd tmm3, tmm5, tmm7\n",
         )
     };
@@ -213,11 +152,11 @@ macro_rules! split_two {
 macro_rules! one_two {
     ($k:literal, $w:literal) => {
         concat!(
-            concat!("tileloadd tmm6, [{x0} + {s64} + 1024 * ", $k, "]\n"),
-            concat!("tileloadd tmm", $w, ", [{w} + {s256} + 64 * ", $k, "]\n"),
-            concat!("tileloadd tmm7, [{x1} + {s64} + 1024 * ", $k, "]\n"),
-            concat!("tdpbssd tmm0, tmm", $w, ", tmm6\n"),
-            concat!("tdpbssd tmm1, tmm", $w, ", tmm7\n"),
+            concat!("tileloadd tmm", $w, ", [{w} + {s64} + 1024 * ", $k, "]\n"),
+            concat!("tileloadd tmm4, [{x0} + {sx} + 64 * ", $k, "]\n"),
+            concat!("tileloadd tmm5, [{x1} + {sx} + 64 * ", $k, "]\n"),
+            concat!("tdpbssd tmm0, tmm4, tmm", $w, "\n"),
+            concat!("tdpbssd tmm1, tmm5, tmm", $w, "\n"),
         )
     };
 }
@@ -226,13 +165,13 @@ macro_rules! one_two {
 /// upper part.
 ///
 /// # Safety
-/// Pointers are valid for 256 columns, and tiles are 64 bytes wide.
+/// Pointers are valid for 256 columns of as many tokens as the shapes say.
 #[inline(always)]
 unsafe fn product_256<const HOW: u8>(
     _: &Tiles,
-    block: &Block,
-    x: [*const G256<WIDE>; 2],
-    to: &mut [Exact; 4],
+    tile: &Tile,
+    x: [*const X256; 2],
+    to: &mut MaybeUninit<[Exact; 4]>,
 ) {
     // SAFETY: by the caller; registers are written before they are read.
     unsafe {
@@ -244,8 +183,8 @@ unsafe fn product_256<const HOW: u8>(
                 "tilestored [{to} + {s64} + 1024], tmm1",
                 "tilestored [{to} + {s64} + 2048], tmm2",
                 "tilestored [{to} + {s64} + 3072], tmm3",
-                w = in(reg) block.low.as_ptr(), x0 = in(reg) x[0], x1 = in(reg) x[1],
-                to = in(reg) to.as_mut_ptr(), s64 = in(reg) 64usize, s256 = in(reg) 256usize,
+                w = in(reg) &raw const *tile, x0 = in(reg) x[0], x1 = in(reg) x[1],
+                to = in(reg) to.as_mut_ptr(), s64 = in(reg) 64usize, sx = in(reg) size_of::<X256>(),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack, preserves_flags),
@@ -253,11 +192,11 @@ unsafe fn product_256<const HOW: u8>(
         } else {
             asm!(
                 "tilezero tmm0", "tilezero tmm1",
-                one_two!("0", "4"), one_two!("1", "5"), one_two!("2", "4"), one_two!("3", "5"),
+                one_two!("0", "6"), one_two!("1", "7"), one_two!("2", "6"), one_two!("3", "7"),
                 "tilestored [{to} + {s64}], tmm0",
                 "tilestored [{to} + {s64} + 1024], tmm1",
-                w = in(reg) block.low.as_ptr(), x0 = in(reg) x[0], x1 = in(reg) x[1],
-                to = in(reg) to.as_mut_ptr(), s64 = in(reg) 64usize, s256 = in(reg) 256usize,
+                w = in(reg) &raw const *tile, x0 = in(reg) x[0], x1 = in(reg) x[1],
+                to = in(reg) to.as_mut_ptr(), s64 = in(reg) 64usize, sx = in(reg) size_of::<X256>(),
                 out("tmm0") _, out("tmm1") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack, preserves_flags),
@@ -266,94 +205,87 @@ unsafe fn product_256<const HOW: u8>(
     }
 }
 
-/// Formats of 256 values with scales for `SUB` of them. See [`BlocksFn`].
+/// Formats of 256 values with scales for `SUB` of them. See [`TilesFn`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn mul_256<const HOW: u8, const SUB: usize, const MINS: bool>(
-    blocks: &[Block],
+    rows: &[Tile],
     x: *const u8,
-    groups: usize,
+    n: usize,
     _: usize,
-    acc: &mut [Sums],
-    stride: usize,
+    acc: &mut [[f32; ROWS]],
 ) {
     // SAFETY: by the caller.
     unsafe {
-        let x = x.cast::<G256<WIDE>>();
-        let tiles = Tiles::new(64);
-        // While the tiles work on one, vectors work on what left them before.
-        let mut exact = [const { MaybeUninit::<[Exact; 4]>::uninit() }; 2];
-        let mut turn = 0;
-        let mut last = None;
-        for g in (0..groups).step_by(2) {
-            // An odd one out is computed twice.
-            let pair = [x.add(g), x.add((g + 1).min(groups - 1))];
-            for (i, block) in blocks.iter().enumerate() {
-                product_256::<HOW>(&tiles, block, pair, &mut *exact[turn].as_mut_ptr());
-                turn ^= 1;
-                if let Some((g, block, i)) = last.replace((g, block, i)) {
-                    let exact = &*exact[turn].as_ptr();
-                    leave_256::<HOW, SUB, MINS>(exact, block, x, g, groups, i, acc, stride);
-                }
+        let x = x.cast::<X256>();
+        let mut tiles = Tiles::new();
+        let mut exact = MaybeUninit::<[Exact; 4]>::uninit();
+        for t in (0..n).step_by(2 * TOKENS) {
+            let both = (n - t).min(2 * TOKENS);
+            let first = both.min(TOKENS);
+            // Where there is no second group, a token is computed twice.
+            let (second, rest) = match both - first {
+                0 => (0, 1),
+                rest => (TOKENS, rest),
+            };
+            tiles.shape(64, [first, rest]);
+            let x = [x.add(t), x.add(t + second)];
+            for (tile, acc) in rows.iter().zip(acc.chunks_mut(n)) {
+                product_256::<HOW>(&tiles, tile, x, &mut exact);
+                let exact = exact.as_ptr().cast::<Exact>();
+                let acc = &mut acc[t..t + both];
+                let (acc, more) = acc.split_at_mut(first);
+                leave_256::<HOW, SUB, MINS>([exact, exact.add(2)], tile, x[0], acc);
+                leave_256::<HOW, SUB, MINS>([exact.add(1), exact.add(3)], tile, x[1], more);
             }
-        }
-        if let Some((g, block, i)) = last {
-            let exact = &*exact[turn ^ 1].as_ptr();
-            leave_256::<HOW, SUB, MINS>(exact, block, x, g, groups, i, acc, stride);
         }
     }
 }
 
-/// From whole sums of groups `g` and the next to sums of block of rows `i`.
+/// From whole sums of both parts to sums.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-#[allow(clippy::too_many_arguments, reason = "half of a loop")]
 unsafe fn leave_256<const HOW: u8, const SUB: usize, const MINS: bool>(
-    exact: &[Exact; 4],
-    block: &Block,
-    x: *const G256<WIDE>,
-    g: usize,
-    groups: usize,
-    i: usize,
-    acc: &mut [Sums],
-    stride: usize,
+    [low, high]: [*const Exact; 2],
+    tile: &Tile,
+    x: *const X256,
+    acc: &mut [[f32; ROWS]],
 ) {
-    for j in 0..(groups - g).min(2) {
-        let acc = &mut acc[(g + j) * stride + i];
-        // SAFETY: by the caller; arrays are as long as the loops say.
-        unsafe {
-            let x = &*x.add(g + j);
-            let pairs = if SUB == 16 {
-                x.pairs16.as_ptr()
-            } else {
-                x.pairs32.as_ptr()
-            };
-            let xd = _mm512_load_ps(x.d.as_ptr());
-            for r in 0..ROWS {
-                let mut sum = _mm512_load_si512(exact[j].0[r].as_ptr().cast());
-                if HOW == SPLIT {
-                    let high = _mm512_load_si512(exact[2 + j].0[r].as_ptr().cast());
-                    sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<BITS>(high));
-                }
-                let d = _mm512_mul_ps(_mm512_set1_ps(block.d[r][0]), xd);
-                let to = acc[r].as_mut_ptr();
-                let (sum, old) = (_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(to));
-                let mut total = if HOW == NEGATED {
-                    _mm512_fnmadd_ps(sum, d, old)
-                } else {
-                    _mm512_fmadd_ps(sum, d, old)
-                };
-                if MINS {
-                    let mut sum = _mm512_setzero_si512();
-                    let mins = block.mins[r].as_ptr().cast::<i32>();
-                    for i in 0..128 / SUB {
-                        let pairs = _mm512_load_si512(pairs.add(i).cast());
-                        sum = _mm512_dpwssd_epi32(sum, _mm512_set1_epi32(*mins.add(i)), pairs);
-                    }
-                    let m = _mm512_mul_ps(_mm512_set1_ps(block.m[r][0]), xd);
-                    total = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(sum), m, total);
-                }
-                _mm512_storeu_ps(to, total);
+    // SAFETY: by the caller; arrays are as long as the loops say.
+    unsafe {
+        let mut mins = [_mm512_setzero_si512(); 8];
+        if MINS {
+            for i in 0..128 / SUB {
+                mins[i] = _mm512_load_si512(tile.mins[i].as_ptr().cast());
             }
+        }
+        let (d, m) = (
+            _mm512_load_ps(tile.d[0].as_ptr()),
+            _mm512_load_ps(tile.m[0].as_ptr()),
+        );
+        for (t, to) in acc.iter_mut().enumerate() {
+            let x = x.add(t);
+            let mut sum = _mm512_load_si512((*low).0[t].as_ptr().cast());
+            if HOW == SPLIT {
+                let high = _mm512_load_si512((*high).0[t].as_ptr().cast());
+                sum = _mm512_add_epi32(sum, _mm512_slli_epi32::<BITS>(high));
+            }
+            let dx = _mm512_set1_ps((*x).d);
+            let (sum, old) = (_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(to.as_ptr()));
+            let d = _mm512_mul_ps(d, dx);
+            let mut total = if HOW == NEGATED {
+                _mm512_fnmadd_ps(sum, d, old)
+            } else {
+                _mm512_fmadd_ps(sum, d, old)
+            };
+            if MINS {
+                let mut sum = _mm512_setzero_si512();
+                for i in 0..128 / SUB {
+                    let sums = _mm512_set1_epi32(*pairs::<SUB>(x).add(i));
+                    sum = _mm512_dpwssd_epi32(sum, mins[i], sums);
+                }
+                total = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(m, dx), total);
+            }
+            _mm512_storeu_ps(to.as_mut_ptr(), total);
         }
     }
 }
@@ -361,21 +293,21 @@ unsafe fn leave_256<const HOW: u8, const SUB: usize, const MINS: bool>(
 /// Sums over 32 columns with one group of tokens.
 ///
 /// # Safety
-/// Pointers are valid for 32 columns, and tiles are 32 bytes wide.
+/// Pointers are valid for 32 columns of as many tokens as the shapes say.
 macro_rules! product_32 {
-    ($name:ident, $c:literal, $w:literal, $x:literal) => {
+    ($name:ident, $c:literal, $x:literal, $w:literal) => {
         #[inline(always)]
-        unsafe fn $name(_: &Tiles, w: *const u8, x: *const G32<WIDE>, to: *mut Exact) {
+        unsafe fn $name(_: &Tiles, w: *const u8, x: *const X32, to: *mut Exact) {
             // SAFETY: by the caller; registers are written before they are read.
             unsafe {
                 asm!(
                     concat!("tilezero tmm", $c),
-                    concat!("tileloadd tmm", $x, ", [{x} + {s64}]"),
-                    concat!("tileloadd tmm", $w, ", [{w} + {s256}]"),
-                    concat!("tdpbssd tmm", $c, ", tmm", $w, ", tmm", $x),
+                    concat!("tileloadd tmm", $x, ", [{x} + {sx}]"),
+                    concat!("tileloadd tmm", $w, ", [{w} + {s64}]"),
+                    concat!("tdpbsud tmm", $c, ", tmm", $x, ", tmm", $w),
                     concat!("tilestored [{to} + {s64}], tmm", $c),
                     w = in(reg) w, x = in(reg) x, to = in(reg) to,
-                    s64 = in(reg) 64usize, s256 = in(reg) 256usize,
+                    s64 = in(reg) 64usize, sx = in(reg) size_of::<X32>(),
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack, preserves_flags),
@@ -387,92 +319,53 @@ macro_rules! product_32 {
 product_32!(product_32_even, "0", "4", "6");
 product_32!(product_32_odd, "1", "5", "7");
 
-/// Formats of 32 values. See [`BlocksFn`].
+/// Formats of 32 values; quants are 128, shifted right by `SHIFT`, too large, if not `NONE`. See [`TilesFn`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn mul_32<const MINS: bool>(
-    blocks: &[Block],
+unsafe fn mul_32<const SHIFT: u32, const MINS: bool>(
+    rows: &[Tile],
     x: *const u8,
-    groups: usize,
+    n: usize,
     n32: usize,
-    acc: &mut [Sums],
-    stride: usize,
+    acc: &mut [[f32; ROWS]],
 ) {
-    // SAFETY: by the caller; a block has room for eight of 32 columns.
+    // SAFETY: by the caller; a tile has room for eight of 32 columns.
     unsafe {
-        let x = x.cast::<G32<WIDE>>();
-        let tiles = Tiles::new(32);
-        let mut exact = [const { MaybeUninit::<[Exact; 8]>::uninit() }; 2];
-        let mut turn = 0;
-        let mut last = None;
-        for g in 0..groups {
-            for (i, block) in blocks.iter().enumerate() {
-                let to = exact[turn].as_mut_ptr().cast::<Exact>();
+        let x = x.cast::<X32>();
+        let mut tiles = Tiles::new();
+        let mut exact = MaybeUninit::<[Exact; 8]>::uninit();
+        let exact = exact.as_mut_ptr().cast::<Exact>();
+        for t in (0..n).step_by(TOKENS) {
+            let group = (n - t).min(TOKENS);
+            tiles.shape(32, [group; 2]);
+            for (tile, acc) in rows.iter().zip(acc.chunks_mut(n)) {
                 for b in 0..n32 {
-                    let (w, x) = (block.low[0].as_ptr().add(32 * b), x.add(b * groups + g));
+                    let (w, x) = (tile.q.as_ptr().add(512 * b), x.add(b * n + t));
                     if b % 2 == 0 {
-                        product_32_even(&tiles, w, x, to.add(b));
+                        product_32_even(&tiles, w, x, exact.add(b));
                     } else {
-                        product_32_odd(&tiles, w, x, to.add(b));
+                        product_32_odd(&tiles, w, x, exact.add(b));
                     }
                 }
-                turn ^= 1;
-                if let Some((g, block, i)) = last.replace((g, block, i)) {
-                    let (exact, x) = (exact[turn].as_ptr().cast(), x.add(g));
-                    leave_32::<MINS>(exact, block, x, groups, n32, &mut acc[g * stride + i]);
+                for (i, to) in acc[t..t + group].iter_mut().enumerate() {
+                    let mut sum = _mm512_loadu_ps(to.as_ptr());
+                    for b in 0..n32 {
+                        let x = x.add(b * n + t + i);
+                        let mut a = _mm512_load_si512((*exact.add(b)).0[i].as_ptr().cast());
+                        if SHIFT != NONE {
+                            let less = _mm512_set1_epi32((*x).minus_sum);
+                            a = _mm512_add_epi32(a, _mm512_srai_epi32::<SHIFT>(less));
+                        }
+                        let d = _mm512_load_ps(tile.d[b].as_ptr());
+                        let d = _mm512_mul_ps(d, _mm512_set1_ps((*x).d));
+                        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), d, sum);
+                        if MINS {
+                            let m = _mm512_load_ps(tile.m[b].as_ptr());
+                            sum = _mm512_fmadd_ps(m, _mm512_set1_ps((*x).s), sum);
+                        }
+                    }
+                    _mm512_storeu_ps(to.as_mut_ptr(), sum);
                 }
             }
-        }
-        if let Some((g, block, i)) = last {
-            let (exact, x) = (exact[turn ^ 1].as_ptr().cast(), x.add(g));
-            leave_32::<MINS>(exact, block, x, groups, n32, &mut acc[g * stride + i]);
-        }
-    }
-}
-
-/// From whole sums of blocks of 32 to sums.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn leave_32<const MINS: bool>(
-    exact: *const Exact,
-    block: &Block,
-    x: *const G32<WIDE>,
-    groups: usize,
-    n32: usize,
-    acc: &mut Sums,
-) {
-    // SAFETY: by the caller; arrays are as long as the loops say.
-    unsafe {
-        let mut sum: [__m512; ROWS] = std::array::from_fn(|r| _mm512_loadu_ps(acc[r].as_ptr()));
-        for b in 0..n32 {
-            let (exact, x) = (&*exact.add(b), &*x.add(b * groups));
-            let (xd, xs) = (_mm512_loadu_ps(x.d.as_ptr()), _mm512_loadu_ps(x.s.as_ptr()));
-            for r in 0..ROWS {
-                let a = _mm512_cvtepi32_ps(_mm512_load_si512(exact.0[r].as_ptr().cast()));
-                let d = _mm512_mul_ps(_mm512_set1_ps(block.d[r][b]), xd);
-                sum[r] = _mm512_fmadd_ps(a, d, sum[r]);
-                if MINS {
-                    sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(block.m[r][b]), xs, sum[r]);
-                }
-            }
-        }
-        for r in 0..ROWS {
-            _mm512_storeu_ps(acc[r].as_mut_ptr(), sum[r]);
-        }
-    }
-}
-
-/// Turns sums of rows and tokens into sums of tokens and rows.
-///
-/// # Safety
-/// The instruction set is available.
-#[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn turn(sums: &Sums, to: &mut Sums) {
-    // SAFETY: sixteen vectors on both sides.
-    unsafe {
-        let rows = std::array::from_fn(|r| _mm512_castps_si512(_mm512_loadu_ps(sums[r].as_ptr())));
-        let turned = super::gemm_avx512::transposed(rows);
-        for (to, v) in to.iter_mut().zip(turned) {
-            _mm512_storeu_ps(to.as_mut_ptr(), _mm512_castsi512_ps(v));
         }
     }
 }

@@ -5,56 +5,32 @@
 
 #![allow(clippy::needless_range_loop, reason = "lanes are counted")]
 
-use super::gemm::{NONE, ROWS, Tile, Unpack, unpack};
-use crate::activations::{G32, G256, GROUP};
+use super::bytes::{Avx2, ROWS};
+use super::gemm::NONE;
+use super::gemm_avx512::pairs;
+use super::unpack::{self, Tile, Unpack};
+use crate::activations::{X32, X256};
 use std::arch::x86_64::*;
-
-unpack!("avx2,fma,f16c");
 
 /// Tokens that are worked on at a time.
 const N: usize = 4;
 
-/// Transposes 16 x 16 double words; rows of `from` are 256 bytes apart.
-///
-/// # Safety
-/// Pointers are valid for that, and aligned to 32.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn transpose(from: *const u8, to: *mut u8) {
-    for rows in 0..2 {
-        for columns in 0..2 {
-            // SAFETY: a quarter, by the caller.
-            unsafe {
-                let a: [__m256i; 8] = std::array::from_fn(|r| {
-                    _mm256_load_si256(from.add(256 * (8 * rows + r) + 32 * columns).cast())
-                });
-                let mut b = a;
-                for i in 0..4 {
-                    b[2 * i] = _mm256_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
-                    b[2 * i + 1] = _mm256_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
-                }
-                let mut c = b;
-                for i in 0..2 {
-                    c[4 * i] = _mm256_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
-                    c[4 * i + 1] = _mm256_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
-                    c[4 * i + 2] = _mm256_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
-                    c[4 * i + 3] = _mm256_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
-                }
-                // c[4 i + j] holds, in half k, column 4 k + j of rows 4 i .. 4 i + 4.
-                let to = to.add(8 * 64 * columns + 32 * rows);
-                for j in 0..4 {
-                    let low = _mm256_permute2x128_si256::<0x20>(c[j], c[4 + j]);
-                    let high = _mm256_permute2x128_si256::<0x31>(c[j], c[4 + j]);
-                    _mm256_store_si256(to.add(64 * j).cast(), low);
-                    _mm256_store_si256(to.add(64 * (4 + j)).cast(), high);
-                }
-            }
-        }
-    }
+/// See `UnpackFn`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn unpack<F: Unpack>(
+    w: *const u8,
+    row_size: usize,
+    n: usize,
+    n32: usize,
+    next: *const u8,
+    tile: &mut Tile,
+) {
+    // SAFETY: by the caller.
+    unsafe { unpack::unpack::<F, Avx2>(w, row_size, n, n32, next, tile) };
 }
 
 /// Sums of products of eight rows and `N` tokens over `STEPS * 4 * M` columns, multiplied by 16-bit `factor`s and added up in
-/// 32 bits. `w` goes on after 64 bytes, `x` after `GROUP` words.
+/// 32 bits. `w` goes on after 64 bytes.
 ///
 /// # Safety
 /// Pointers are valid for that.
@@ -62,7 +38,7 @@ unsafe fn transpose(from: *const u8, to: *mut u8) {
 #[target_feature(enable = "avx2")]
 unsafe fn sub_block<const M: usize>(
     w: *const u8,
-    x: *const i32,
+    x: [*const i32; N],
     steps: usize,
     factor: __m256i,
     mut sums: [__m256i; N],
@@ -75,7 +51,7 @@ unsafe fn sub_block<const M: usize>(
                 let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
                 let magnitude = _mm256_abs_epi8(w);
                 for t in 0..N {
-                    let x = _mm256_sign_epi8(_mm256_set1_epi32(*x.add(GROUP * k + t)), w);
+                    let x = _mm256_sign_epi8(_mm256_set1_epi32(*x[t].add(k)), w);
                     let p = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, x), factor);
                     sums[t] = _mm256_add_epi32(sums[t], p);
                 }
@@ -87,7 +63,7 @@ unsafe fn sub_block<const M: usize>(
             for k in part * M..(part + 1) * M {
                 let w = _mm256_load_si256(w.add(64 * k).cast());
                 for t in 0..N {
-                    let x = _mm256_set1_epi32(*x.add(GROUP * k + t));
+                    let x = _mm256_set1_epi32(*x[t].add(k));
                     a[t] = _mm256_add_epi16(a[t], _mm256_maddubs_epi16(w, x));
                 }
             }
@@ -107,128 +83,105 @@ fn twice(words: __m256i) -> __m256i {
     _mm256_or_si256(low, _mm256_slli_epi32::<16>(words))
 }
 
-/// Formats of 256 values with scales for `SUB` of them; quants are `2^OFFSET` too large, if not `NONE`. See `TileFn`.
+/// Formats of 256 values with scales for `SUB` of them, and offsets or minimums. See `TilesFn`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn mul_256<
-    const SUB: usize,
-    const OFFSET: u32,
-    const M: usize,
-    const MINS: bool,
->(
-    tile: &Tile,
+pub(super) unsafe fn mul_256<const SUB: usize, const M: usize, const MINS: bool>(
+    rows: &[Tile],
     x: *const u8,
     n: usize,
     _: usize,
-    _: usize,
-    acc: &mut [[f32; ROWS]; 8],
+    acc: &mut [[f32; ROWS]],
 ) {
-    // SAFETY: by the caller; arrays are as long as the loops say.
-    unsafe {
-        let x = &*x.cast::<G256>();
-        let pairs = if SUB == 16 {
-            x.pairs16.as_ptr()
-        } else {
-            x.pairs32.as_ptr()
-        };
-        for (half, first) in [(0, 0), (0, N), (8, 0), (8, N)] {
-            if first >= n {
-                continue;
-            }
-            let scales = |j: usize| _mm256_load_si256(tile.scales[j].as_ptr().add(half).cast());
-            let pair = |i: usize, t: usize| {
-                let [a, b] = (*pairs.add(i))[first + t];
-                _mm256_set1_epi32(i32::from(a) & 0xffff | i32::from(b) << 16)
-            };
-            let mut sums = [_mm256_setzero_si256(); N];
-            if OFFSET != NONE {
-                for i in 0..128 / SUB {
-                    let low = _mm256_and_si256(scales(2 * i), _mm256_set1_epi32(0xffff));
-                    let two = _mm256_or_si256(low, _mm256_slli_epi32::<16>(scales(2 * i + 1)));
-                    for t in 0..N {
-                        sums[t] = _mm256_sub_epi32(sums[t], _mm256_madd_epi16(two, pair(i, t)));
+    for (tile, acc) in rows.iter().zip(acc.chunks_exact_mut(n)) {
+        for (t, half) in (0..n).step_by(N).flat_map(|t| [(t, 0), (t, 8)]) {
+            // SAFETY: by the caller; arrays are as long as the loops say.
+            unsafe {
+                // Tokens that are missing repeat the last one.
+                let x: [*const X256; N] =
+                    std::array::from_fn(|i| x.cast::<X256>().add((t + i).min(n - 1)));
+                let mut mins = [_mm256_setzero_si256(); N];
+                // Signed bytes have no offset.
+                if MINS || M != 0 {
+                    for i in 0..128 / SUB {
+                        let two = _mm256_load_si256(tile.mins[i].as_ptr().add(half).cast());
+                        for t in 0..N {
+                            let sums = _mm256_set1_epi32(*pairs::<SUB>(x[t]).add(i));
+                            mins[t] = _mm256_add_epi32(mins[t], _mm256_madd_epi16(two, sums));
+                        }
                     }
                 }
-                for t in 0..N {
-                    sums[t] = _mm256_sll_epi32(sums[t], _mm_cvtsi32_si128(OFFSET as i32));
+                let mut sums = if MINS {
+                    [_mm256_setzero_si256(); N]
+                } else {
+                    mins
+                };
+                for j in 0..256 / SUB {
+                    let w = tile.q.as_ptr().add(16 * SUB * j + 4 * half);
+                    let xq = x.map(|x| (*x).q.as_ptr().cast::<i32>().add(SUB / 4 * j));
+                    let scales = _mm256_load_si256(tile.scales[j].as_ptr().add(half).cast());
+                    sums = sub_block::<M>(w, xq, SUB / 4, twice(scales), sums);
                 }
-            }
-            for j in 0..256 / SUB {
-                let w = tile.q.as_ptr().add(16 * SUB * j + 4 * half);
-                let xq = x.q.as_ptr().cast::<i32>().add(GROUP * SUB / 4 * j + first);
-                sums = sub_block::<M>(w, xq, SUB / 4, twice(scales(j)), sums);
-            }
-            let d = _mm256_load_ps(tile.d[0].as_ptr().add(half));
-            for t in 0..N {
-                let d = _mm256_mul_ps(d, _mm256_set1_ps(x.d[first + t]));
-                let to = acc[first + t].as_mut_ptr().add(half);
-                let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[t]), d, _mm256_loadu_ps(to));
-                _mm256_storeu_ps(to, sum);
-            }
-            if MINS {
-                let mut sums = [_mm256_setzero_si256(); N];
-                for i in 0..128 / SUB {
-                    let mins = _mm256_load_si256(tile.mins[i].as_ptr().add(half).cast());
-                    for t in 0..N {
-                        let p = _mm256_madd_epi16(mins, pair(i, t));
-                        sums[t] = _mm256_add_epi32(sums[t], p);
+                let (d, m) = (
+                    _mm256_load_ps(tile.d[0].as_ptr().add(half)),
+                    _mm256_load_ps(tile.m[0].as_ptr().add(half)),
+                );
+                for i in 0..N.min(n - t) {
+                    let dx = _mm256_set1_ps((*x[i]).d);
+                    let to = acc[t + i].as_mut_ptr().add(half);
+                    let (sum, d) = (_mm256_cvtepi32_ps(sums[i]), _mm256_mul_ps(d, dx));
+                    let mut total = _mm256_fmadd_ps(sum, d, _mm256_loadu_ps(to));
+                    if MINS {
+                        let (sum, m) = (_mm256_cvtepi32_ps(mins[i]), _mm256_mul_ps(m, dx));
+                        total = _mm256_fnmadd_ps(sum, m, total);
                     }
-                }
-                let m = _mm256_load_ps(tile.m[0].as_ptr().add(half));
-                for t in 0..N {
-                    let m = _mm256_mul_ps(m, _mm256_set1_ps(x.d[first + t]));
-                    let to = acc[first + t].as_mut_ptr().add(half);
-                    let sum = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(sums[t]), m, _mm256_loadu_ps(to));
-                    _mm256_storeu_ps(to, sum);
+                    _mm256_storeu_ps(to, total);
                 }
             }
         }
     }
 }
 
-/// Formats of 32 values; quants are 128, shifted right by `SHIFT`, too large, if not `NONE`. See `TileFn`.
+/// Formats of 32 values; quants are 128, shifted right by `SHIFT`, too large, if not `NONE`. See `TilesFn`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn mul_32<const SHIFT: u32, const M: usize, const MINS: bool>(
-    tile: &Tile,
+    rows: &[Tile],
     x: *const u8,
     n: usize,
     n32: usize,
-    stride: usize,
-    acc: &mut [[f32; ROWS]; 8],
+    acc: &mut [[f32; ROWS]],
 ) {
-    // SAFETY: by the caller; arrays are as long as the loops say.
-    unsafe {
-        let one = _mm256_set1_epi16(1);
-        for (half, first) in [(0, 0), (0, N), (8, 0), (8, N)] {
-            if first >= n {
-                continue;
-            }
-            let at = |t: usize| acc[first + t].as_ptr().add(half);
-            let mut total: [__m256; N] = std::array::from_fn(|t| _mm256_loadu_ps(at(t)));
-            for b in 0..n32 {
-                let x = &*x.cast::<G32>().add(b * stride);
-                let mut sums = [_mm256_setzero_si256(); N];
-                if SHIFT != NONE {
+    let one = _mm256_set1_epi16(1);
+    for (tile, acc) in rows.iter().zip(acc.chunks_exact_mut(n)) {
+        for (t, half) in (0..n).step_by(N).flat_map(|t| [(t, 0), (t, 8)]) {
+            // SAFETY: by the caller; arrays are as long as the loops say.
+            unsafe {
+                let at: [usize; N] = std::array::from_fn(|i| (t + i).min(n - 1));
+                let mut total = at.map(|t| _mm256_loadu_ps(acc[t].as_ptr().add(half)));
+                for b in 0..n32 {
+                    let x = at.map(|t| x.cast::<X32>().add(b * n + t));
+                    let mut sums = [_mm256_setzero_si256(); N];
+                    if SHIFT != NONE {
+                        for t in 0..N {
+                            sums[t] = _mm256_set1_epi32((*x[t]).minus_sum >> SHIFT);
+                        }
+                    }
+                    let w = tile.q.as_ptr().add(8 * 64 * b + 4 * half);
+                    sums = sub_block::<M>(w, x.map(|x| (*x).q.as_ptr().cast()), 8, one, sums);
+                    let d = _mm256_load_ps(tile.d[b].as_ptr().add(half));
                     for t in 0..N {
-                        sums[t] = _mm256_set1_epi32(x.minus_sum[first + t] >> SHIFT);
+                        let d = _mm256_mul_ps(d, _mm256_set1_ps((*x[t]).d));
+                        total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[t]), d, total[t]);
+                    }
+                    if MINS {
+                        let m = _mm256_load_ps(tile.m[b].as_ptr().add(half));
+                        for t in 0..N {
+                            total[t] = _mm256_fmadd_ps(m, _mm256_set1_ps((*x[t]).s), total[t]);
+                        }
                     }
                 }
-                let w = tile.q.as_ptr().add(8 * 64 * b + 4 * half);
-                let xq = x.q.as_ptr().cast::<i32>().add(first);
-                sums = sub_block::<M>(w, xq, 8, one, sums);
-                let d = _mm256_load_ps(tile.d[b].as_ptr().add(half));
-                for t in 0..N {
-                    let d = _mm256_mul_ps(d, _mm256_set1_ps(x.d[first + t]));
-                    total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[t]), d, total[t]);
+                for i in 0..N.min(n - t) {
+                    _mm256_storeu_ps(acc[t + i].as_mut_ptr().add(half), total[i]);
                 }
-                if MINS {
-                    let m = _mm256_load_ps(tile.m[b].as_ptr().add(half));
-                    for t in 0..N {
-                        total[t] = _mm256_fmadd_ps(m, _mm256_set1_ps(x.s[first + t]), total[t]);
-                    }
-                }
-            }
-            for t in 0..N {
-                _mm256_storeu_ps(acc[first + t].as_mut_ptr().add(half), total[t]);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! `iq4_nl`: nibbles that stand for the values of a table, with a scale.
 
-use super::gemm::Unpack;
+use super::bytes::Bytes;
+use super::unpack::{To, Unpack, nibbles};
 use super::util::*;
 use crate::activations::X32;
 use std::arch::x86_64::*;
@@ -80,6 +81,17 @@ pub(super) mod avx512 {
     }
 }
 
+/// [`TABLE`] plus 128: unsigned.
+pub(super) const UNSIGNED: [i8; 16] = {
+    let mut table = TABLE;
+    let mut i = 0;
+    while i < 16 {
+        table[i] = table[i].wrapping_add(-128);
+        i += 1;
+    }
+    table
+};
+
 /// For batches.
 pub(super) struct IQ4NL;
 
@@ -88,20 +100,16 @@ unsafe impl Unpack for IQ4NL {
     const SIZE: usize = 18;
     const LEN: usize = 32;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            let v = _mm256_shuffle_epi8(table(), nibbles_32(w.add(2)));
-            _mm256_store_si256(q.cast(), _mm256_xor_si256(v, _mm256_set1_epi8(-128)));
+            to.d(to.four(0));
+            for (c, v) in to.sixteen(2).into_iter().enumerate() {
+                let [low, high] = nibbles::<B>(v);
+                to.quants(c, B::look_up(UNSIGNED, low));
+                to.quants(4 + c, B::look_up(UNSIGNED, high));
+            }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w), 0.0] }
     }
 }

@@ -1,7 +1,8 @@
 //! `iq4_xs`: nibbles that stand for the values of a table, with 6-bit scales for every 32 values.
 
-use super::gemm::Unpack;
-use super::iq4_nl::table;
+use super::bytes::Bytes;
+use super::iq4_nl::{UNSIGNED, table};
+use super::unpack::{To, Unpack, nibbles};
 use super::util::*;
 use crate::activations::X256;
 use std::arch::x86_64::*;
@@ -87,40 +88,33 @@ rows!(avx512, "avx2,avx512f,avx512bw,avx512vl,avx512vnni");
 /// For batches.
 pub(super) struct IQ4XS;
 
-// SAFETY: offsets are within the 136 bytes.
+// SAFETY: offsets are within the block.
 unsafe impl Unpack for IQ4XS {
     const SIZE: usize = SIZE;
     const LEN: usize = 256;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            for j in 0..8 {
-                let v = _mm256_shuffle_epi8(table(), nibbles_32(w.add(QS + 16 * j)));
-                let v = _mm256_xor_si256(v, _mm256_set1_epi8(-128));
-                _mm256_store_si256(q.add(32 * j).cast(), v);
+            let [d, low, _, _] = to.sixteen(0);
+            to.d(d);
+            for i in 0..4 {
+                let mut scales = [d; 2];
+                for (j, scale) in (2 * i as u32..).zip(&mut scales) {
+                    let four = B::and(B::shr(low, 4 * j), B::splat(15));
+                    let two = B::and(B::shr(d, 16 + 2 * j), B::splat(3));
+                    *scale = B::sub(B::or(four, B::shl(two, 4)), B::splat(32));
+                }
+                to.scales_of_two(i, scales[0], scales[1], 7);
             }
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w), 0.0] }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
-        // SAFETY: by the caller.
-        unsafe {
-            [
-                _mm256_zextsi128_si256(sub_scales(w)),
-                _mm256_setzero_si256(),
-            ]
+            for part in 0..8 {
+                for (c, v) in to.sixteen(QS + 16 * part).into_iter().enumerate() {
+                    let [low, high] = nibbles::<B>(v);
+                    to.quants(8 * part + c, B::look_up(UNSIGNED, low));
+                    to.quants(8 * part + 4 + c, B::look_up(UNSIGNED, high));
+                }
+            }
         }
     }
 }

@@ -11,6 +11,7 @@
 //! together, nor on the instruction set.
 
 pub(crate) mod amx;
+mod bytes;
 mod gemm;
 mod gemm_amx;
 mod gemm_avx2;
@@ -29,13 +30,14 @@ mod q6_k;
 mod q8_0;
 mod quantize;
 mod rows;
+mod unpack;
 mod util;
 mod vectors;
 
-pub(crate) use gemm::{ROWS, Tile};
-pub(crate) use gemm_amx::{Block, BlocksFn, Sums, UnpackFn as UnpackBlockFn, turn};
+pub(crate) use bytes::ROWS;
 pub(crate) use quantize::{quantize_32, quantize_256};
 pub(crate) use rows::prefetch;
+pub(crate) use unpack::Tile;
 pub(crate) use vectors::{Avx2, Avx512};
 
 use crate::Isa;
@@ -44,9 +46,9 @@ use lemma_quant::GgmlType;
 /// The form of activations that a kernel reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// `X32` and `G32`.
+    /// `X32`.
     X32,
-    /// `X256` and `G256`.
+    /// `X256`.
     X256,
 }
 
@@ -75,20 +77,26 @@ pub(crate) fn look_ahead(row_size: usize) -> usize {
 /// The instruction set is available; `w` has that many rows, and `x` is valid for `n_blocks`.
 pub(crate) type RowsFn = unsafe fn(&Rows<'_>, out: &mut [f32]);
 
-/// Unpacks up to 256 columns (`n32` times 32) of `n` rows (1 to 16) that are `row_size` bytes apart.
+/// Unpacks up to 256 columns (`n32` times 32) of `n` rows (1 to 16) that are `row_size` bytes apart; meanwhile begins to read as
+/// many bytes from `next` on, which may be anywhere.
 ///
 /// # Safety
 /// The instruction set is available; pointers are valid for what the sizes say.
-pub(crate) type UnpackFn =
-    unsafe fn(w: *const u8, row_size: usize, n: usize, n32: usize, tile: &mut Tile);
+pub(crate) type UnpackFn = unsafe fn(
+    w: *const u8,
+    row_size: usize,
+    n: usize,
+    n32: usize,
+    next: *const u8,
+    tile: &mut Tile,
+);
 
-/// Adds the product of a tile with `n` tokens (1 to 8) of interleaved activations to `acc`, `[8, 16]`. Blocks of 32
-/// columns are `stride` blocks apart.
+/// Adds products of tiles with `n` tokens to `acc`, `[tiles, n]`. Activations are `[n32 / blocks of 32][n]`.
 ///
 /// # Safety
 /// As for [`UnpackFn`].
-pub(crate) type TileFn =
-    unsafe fn(&Tile, x: *const u8, n: usize, n32: usize, stride: usize, &mut [[f32; ROWS]; 8]);
+pub(crate) type TilesFn =
+    unsafe fn(&[Tile], x: *const u8, n: usize, n32: usize, acc: &mut [[f32; ROWS]]);
 
 /// What there is for a type and instruction set.
 #[derive(Clone, Copy)]
@@ -96,9 +104,9 @@ pub(crate) struct Kernel {
     pub(crate) form: Form,
     pub(crate) rows: RowsFn,
     /// For batches.
-    pub(crate) gemm: Option<(UnpackFn, TileFn)>,
-    /// For batches of many tokens, where there is something better.
-    pub(crate) blocks: Option<(UnpackBlockFn, BlocksFn)>,
+    pub(crate) gemm: Option<(UnpackFn, TilesFn)>,
+    /// For batches of so many tokens and more, where there is something better.
+    pub(crate) wide: Option<(usize, UnpackFn, TilesFn)>,
 }
 
 /// The kernel for a type; `None` where the scalar path serves it.
@@ -110,7 +118,7 @@ pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
     }?;
     Some(Kernel {
         gemm: gemm::kernel(ty, isa),
-        blocks: gemm_amx::kernel(ty).filter(|_| isa == Isa::Amx),
+        wide: gemm_amx::kernel(ty).filter(|_| isa == Isa::Amx),
         ..kernel
     })
 }

@@ -1,6 +1,7 @@
 //! `mxfp4`: nibbles that stand for small floating-point numbers, with a power of two as scale.
 
-use super::gemm::Unpack;
+use super::bytes::Bytes;
+use super::unpack::{To, Unpack, nibbles};
 use super::util::*;
 use crate::activations::X32;
 use std::arch::x86_64::*;
@@ -87,6 +88,17 @@ pub(super) mod avx512 {
     }
 }
 
+/// [`TABLE`] plus 16: unsigned.
+const UNSIGNED: [i8; 16] = {
+    let mut table = TABLE;
+    let mut i = 0;
+    while i < 16 {
+        table[i] += 16;
+        i += 1;
+    }
+    table
+};
+
 /// For batches.
 pub(super) struct MXFP4;
 
@@ -95,20 +107,26 @@ unsafe impl Unpack for MXFP4 {
     const SIZE: usize = 17;
     const LEN: usize = 32;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            let v = _mm256_shuffle_epi8(table(), nibbles_32(w.add(1)));
-            _mm256_store_si256(q.cast(), _mm256_add_epi8(v, _mm256_set1_epi8(16)));
+            // As `e8m0_half_to_f32`.
+            let e = B::and(to.four(0), B::splat(0xff));
+            let normal = B::shl(B::sub(e, B::splat(1)), 23);
+            let (is_0, is_1) = (B::is(e, 0), B::is(e, 1));
+            let small = B::or(
+                B::and(is_0, B::splat(0x0020_0000)),
+                B::and(is_1, B::splat(0x0040_0000)),
+            );
+            // With `e` 0, all upper bits of `normal` are set.
+            let upper = B::splat(0xff80_0000);
+            to.d_bits(B::or(B::xor(normal, B::and(is_0, upper)), small));
+            for (c, v) in to.sixteen(1).into_iter().enumerate() {
+                let [low, high] = nibbles::<B>(v);
+                to.quants(c, B::look_up(UNSIGNED, low));
+                to.quants(4 + c, B::look_up(UNSIGNED, high));
+            }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [e8m0_half_to_f32(*w), 0.0] }
     }
 }

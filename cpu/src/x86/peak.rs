@@ -50,7 +50,8 @@ pub(crate) unsafe fn bytes(isa: Isa, n: u64) -> u64 {
                 n * SUMS * 64 * 2
             }
             Isa::Amx => {
-                let _tiles = Tiles::new(64);
+                let mut tiles = Tiles::new();
+                tiles.shape(64, [16; 2]);
                 asm!(
                     "2:",
                     "tdpbssd tmm0, tmm4, tmm6",

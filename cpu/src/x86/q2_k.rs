@@ -1,8 +1,8 @@
 //! `q2_K`: 2 bits, with 4-bit scales and minimums for every 16 values.
 
-use super::gemm::Unpack;
+use super::bytes::Bytes;
 use super::q4_k::scale_pairs;
-use super::util::*;
+use super::unpack::{To, Unpack, byte, nibbles, two_bytes};
 use crate::activations::X256;
 use std::arch::x86_64::*;
 
@@ -90,39 +90,33 @@ rows!(avx512, "avx2,avx512f,avx512bw,avx512vl,avx512vnni");
 /// For batches.
 pub(super) struct Q2K;
 
-// SAFETY: offsets are within the 84 bytes.
+// SAFETY: offsets are within the block.
 unsafe impl Unpack for Q2K {
     const SIZE: usize = SIZE;
     const LEN: usize = 256;
-    const SUB: usize = 16;
-    const MINS: bool = true;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            for i in 0..8 {
-                _mm256_store_si256(q.add(32 * i).cast(), crumbs_32(w.add(QS), i));
+            to.d_and_m(to.four(D));
+            for (part, v) in to.sixteen(0).into_iter().enumerate() {
+                let [scales, mins] = nibbles::<B>(v);
+                for i in 0..4 {
+                    to.scale(4 * part + i, byte::<B>(scales, i));
+                }
+                to.mins(2 * part, two_bytes::<B>(mins, 0));
+                to.mins(2 * part + 1, two_bytes::<B>(mins, 1));
             }
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w.add(D)), f16(w.add(D + 2))] }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
-        // SAFETY: by the caller.
-        unsafe {
-            let both = _mm256_cvtepu8_epi16(_mm_loadu_si128(w.cast()));
-            let scales = _mm256_and_si256(both, _mm256_set1_epi16(15));
-            [scales, _mm256_srli_epi16::<4>(both)]
+            for part in 0..4 {
+                for (c, v) in to.sixteen(QS + 16 * part).into_iter().enumerate() {
+                    for i in 0..4 {
+                        let crumbs = B::and(B::shr(v, 2 * i), B::splat(0x0303_0303));
+                        let run = 4 * (part / 2) + i as usize;
+                        to.quants(8 * run + 4 * (part % 2) + c, crumbs);
+                    }
+                }
+            }
         }
     }
 }

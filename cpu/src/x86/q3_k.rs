@@ -1,7 +1,8 @@
 //! `q3_K`: 3 bits, with 6-bit signed scales for every 16 values.
 
-use super::gemm::Unpack;
+use super::bytes::Bytes;
 use super::q2_k::{crumbs_32, two_scales};
+use super::unpack::{To, Unpack, byte};
 use super::util::*;
 use crate::activations::X256;
 use std::arch::x86_64::*;
@@ -102,34 +103,52 @@ rows!(avx512, "avx2,avx512f,avx512bw,avx512vl,avx512vnni");
 /// For batches.
 pub(super) struct Q3K;
 
-// SAFETY: offsets are within the 110 bytes.
+// SAFETY: offsets are within the block.
 unsafe impl Unpack for Q3K {
     const SIZE: usize = SIZE;
     const LEN: usize = 256;
-    const SUB: usize = 16;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            for i in 0..8 {
-                _mm256_store_si256(q.add(32 * i).cast(), quants(w, i));
+            to.d(B::shr(to.four(D - 2), 16));
+            // See `sub_scales`.
+            let [_, first, second, upper] = to.sixteen(SCALES - 4);
+            let (low, mask) = (B::splat(0x0f0f_0f0f), B::splat(0x3030_3030));
+            let scales = [
+                B::or(B::and(first, low), B::and(B::shl(upper, 4), mask)),
+                B::or(B::and(second, low), B::and(B::shl(upper, 2), mask)),
+                B::or(B::and(B::shr(first, 4), low), B::and(upper, mask)),
+                B::or(
+                    B::and(B::shr(second, 4), low),
+                    B::and(B::shr(upper, 2), mask),
+                ),
+            ];
+            let less = B::splat(32);
+            for (part, v) in scales.into_iter().enumerate() {
+                for i in 0..2 {
+                    let a = B::sub(byte::<B>(v, 2 * i), less);
+                    let b = B::sub(byte::<B>(v, 2 * i + 1), less);
+                    to.scales_of_two(2 * part + i, a, b, 2);
+                }
+            }
+            for part in 0..2 {
+                let third = to.sixteen(16 * part);
+                for half in 0..2 {
+                    let low = to.sixteen(QS + 32 * half + 16 * part);
+                    for c in 0..4 {
+                        for i in 0..4 {
+                            let run = 4 * half + i;
+                            let crumbs = B::shr(low[c], 2 * i as u32);
+                            let crumbs = B::and(crumbs, B::splat(0x0303_0303));
+                            let third = B::and(B::shr(third[c], run as u32), B::splat(0x0101_0101));
+                            let v = B::or(crumbs, B::shl(third, 2));
+                            to.quants(8 * run + 4 * part + c, v);
+                        }
+                    }
+                }
             }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w.add(D)), 0.0] }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
-        // SAFETY: by the caller.
-        unsafe { [_mm256_cvtepi8_epi16(sub_scales(w)), _mm256_setzero_si256()] }
     }
 }

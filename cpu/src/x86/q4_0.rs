@@ -1,6 +1,7 @@
 //! `q4_0` and `q4_1`: nibbles with a scale, and with a scale and a minimum.
 
-use super::gemm::Unpack;
+use super::bytes::Bytes;
+use super::unpack::{To, Unpack, nibbles};
 use super::util::*;
 use crate::activations::X32;
 use std::arch::x86_64::*;
@@ -127,20 +128,17 @@ unsafe impl Unpack for Q4_0 {
     const SIZE: usize = 18;
     const LEN: usize = 32;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            _mm256_store_si256(q.cast(), nibbles_32(w.add(2)));
+            to.d(to.four(0));
+            for (c, v) in to.sixteen(2).into_iter().enumerate() {
+                let [low, high] = nibbles::<B>(v);
+                to.quants(c, low);
+                to.quants(4 + c, high);
+            }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w), 0.0] }
     }
 }
 
@@ -152,19 +150,16 @@ unsafe impl Unpack for Q4_1 {
     const SIZE: usize = 20;
     const LEN: usize = 32;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            _mm256_store_si256(q.cast(), nibbles_32(w.add(4)));
+            to.d_and_m(to.four(0));
+            for (c, v) in to.sixteen(4).into_iter().enumerate() {
+                let [low, high] = nibbles::<B>(v);
+                to.quants(c, low);
+                to.quants(4 + c, high);
+            }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w), f16(w.add(2))] }
     }
 }

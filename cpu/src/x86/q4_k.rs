@@ -1,7 +1,8 @@
 //! `q4_K`: 4 bits, with 6-bit scales and minimums for every 32 values.
 
-use super::gemm::Unpack;
-use super::util::{f16, k_scales};
+use super::bytes::Bytes;
+use super::unpack::{To, Unpack, byte, nibbles, two_bytes};
+use super::util::k_scales;
 use crate::activations::X256;
 use std::arch::x86_64::*;
 
@@ -152,48 +153,62 @@ pub(super) unsafe fn scale_pairs(w: [*const u8; 4]) -> (__m128, __m128) {
     )
 }
 
-/// For batches.
-pub(super) struct Q4K;
-
-// SAFETY: offsets are within the 144 bytes.
-unsafe impl Unpack for Q4K {
-    const SIZE: usize = SIZE;
-    const LEN: usize = 256;
-    const MINS: bool = true;
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
-        // SAFETY: by the caller.
-        unsafe {
-            let mask = _mm256_set1_epi8(15);
-            for g in 0..4 {
-                let v = _mm256_loadu_si256(w.add(QS + 32 * g).cast());
-                let low = _mm256_and_si256(v, mask);
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask);
-                _mm256_store_si256(q.add(64 * g).cast(), low);
-                _mm256_store_si256(q.add(64 * g + 32).cast(), high);
+/// Scales and minimums, which `q5_K` has as well.
+///
+/// # Safety
+/// The instruction set of `B` is available, and the block is one of those.
+#[inline(always)]
+pub(super) unsafe fn header<B: Bytes>(to: &To<'_, B>) {
+    // SAFETY: by the caller.
+    unsafe {
+        // See `k_scales`.
+        let [d, a, b, c] = to.sixteen(0);
+        to.d_and_m(d);
+        let (six, four, two) = (
+            B::splat(0x3f3f_3f3f),
+            B::splat(0x0f0f_0f0f),
+            B::splat(0x3030_3030),
+        );
+        let scales = [
+            B::and(a, six),
+            B::or(B::and(c, four), B::and(B::shr(a, 2), two)),
+        ];
+        let mins = [
+            B::and(b, six),
+            B::or(B::and(B::shr(c, 4), four), B::and(B::shr(b, 2), two)),
+        ];
+        for part in 0..2 {
+            for i in 0..4 {
+                to.scale(4 * part + i, byte::<B>(scales[part], i));
+            }
+            for i in 0..2 {
+                to.mins(2 * part + i, two_bytes::<B>(mins[part], i));
             }
         }
     }
+}
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w), f16(w.add(2))] }
-    }
+/// For batches.
+pub(super) struct Q4K;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
+// SAFETY: offsets are within the block.
+unsafe impl Unpack for Q4K {
+    const SIZE: usize = SIZE;
+    const LEN: usize = 256;
+
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            let (scales, mins) = k_scales(w);
-            [scales, mins].map(|v| {
-                let words = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(v as i64));
-                _mm256_zextsi128_si256(words)
-            })
+            header(to);
+            for part in 0..8 {
+                for (c, v) in to.sixteen(QS + 16 * part).into_iter().enumerate() {
+                    let [low, high] = nibbles::<B>(v);
+                    let first = 16 * (part / 2) + 4 * (part % 2);
+                    to.quants(first + c, low);
+                    to.quants(first + 8 + c, high);
+                }
+            }
         }
     }
 }

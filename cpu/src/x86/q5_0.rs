@@ -1,6 +1,7 @@
 //! `q5_0` and `q5_1`: `q4_0` and `q4_1` with a fifth bit.
 
-use super::gemm::Unpack;
+use super::bytes::Bytes;
+use super::unpack::{To, Unpack, nibbles};
 use super::util::*;
 use crate::activations::X32;
 use std::arch::x86_64::*;
@@ -136,6 +137,30 @@ pub(super) mod avx512 {
     }
 }
 
+/// Unpacks fifth bits at `at` and nibbles behind them.
+///
+/// # Safety
+/// They are within the block; the instruction set of `B` is available.
+#[inline(always)]
+unsafe fn unpack<B: Bytes>(to: &To<'_, B>, at: usize) {
+    // SAFETY: by the caller.
+    unsafe {
+        let fifth = to.four(at);
+        for (c, v) in to.sixteen(at + 4).into_iter().enumerate() {
+            for (half, v) in nibbles::<B>(v).into_iter().enumerate() {
+                // Byte i of a lane is for bit i of half a byte.
+                let i = 4 * half + c;
+                let mut pick = [0; 16];
+                for (b, pick) in pick.iter_mut().enumerate() {
+                    *pick = (b / 4 * 4 + i / 2) as i8;
+                }
+                let bits = B::has(B::pick(fifth, pick), 0x0804_0201 << (4 * (i % 2)));
+                to.quants(i, B::or(v, B::and(bits, B::splat(0x1010_1010))));
+            }
+        }
+    }
+}
+
 /// For batches.
 pub(super) struct Q5_0;
 
@@ -144,20 +169,13 @@ unsafe impl Unpack for Q5_0 {
     const SIZE: usize = 22;
     const LEN: usize = 32;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            _mm256_store_si256(q.cast(), quants(w.add(2)));
+            to.d(to.four(0));
+            unpack(to, 2);
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w), 0.0] }
     }
 }
 
@@ -169,19 +187,12 @@ unsafe impl Unpack for Q5_1 {
     const SIZE: usize = 24;
     const LEN: usize = 32;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            _mm256_store_si256(q.cast(), quants(w.add(4)));
+            to.d_and_m(to.four(0));
+            unpack(to, 4);
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w), f16(w.add(2))] }
     }
 }

@@ -1,7 +1,8 @@
 //! `q5_K`: `q4_K` with a fifth bit.
 
-use super::gemm::Unpack;
-use super::q4_k::{Q4K, scale_pairs, scales_and_mins};
+use super::bytes::Bytes;
+use super::q4_k::{header, scale_pairs, scales_and_mins};
+use super::unpack::{To, Unpack, nibbles};
 use crate::activations::X256;
 use std::arch::x86_64::*;
 
@@ -136,37 +137,29 @@ pub(super) mod avx512 {
 /// For batches.
 pub(super) struct Q5K;
 
-// SAFETY: offsets are within the 176 bytes.
+// SAFETY: offsets are within the block.
 unsafe impl Unpack for Q5K {
     const SIZE: usize = SIZE;
     const LEN: usize = 256;
-    const MINS: bool = true;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            let qh = _mm256_loadu_si256(w.add(QH).cast());
-            for g in 0..4 {
-                let (low, high) = quants(w, qh, g);
-                _mm256_store_si256(q.add(64 * g).cast(), low);
-                _mm256_store_si256(q.add(64 * g + 32).cast(), high);
+            header(to);
+            for part in 0..2 {
+                let fifth = to.sixteen(QH + 16 * part);
+                for g in 0..4 {
+                    let low = to.sixteen(QS + 32 * g + 16 * part);
+                    for c in 0..4 {
+                        for (half, v) in nibbles::<B>(low[c]).into_iter().enumerate() {
+                            let bit = B::shr(fifth[c], (2 * g + half) as u32);
+                            let bit = B::and(B::shl(bit, 4), B::splat(0x1010_1010));
+                            to.quants(16 * g + 8 * half + 4 * part + c, B::or(v, bit));
+                        }
+                    }
+                }
             }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller; the headers are the same.
-        unsafe { Q4K::d(w) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
-        // SAFETY: as for `d`.
-        unsafe { Q4K::scales(w) }
     }
 }

@@ -1,7 +1,8 @@
 //! `q6_K`: 6 bits, with 8-bit signed scales for every 16 values.
 
-use super::gemm::Unpack;
-use super::util::{f16, f16x4};
+use super::bytes::Bytes;
+use super::unpack::{To, Unpack};
+use super::util::f16x4;
 use crate::activations::X256;
 use std::arch::x86_64::*;
 
@@ -161,39 +162,43 @@ pub(super) mod avx512 {
 /// For batches.
 pub(super) struct Q6K;
 
-// SAFETY: offsets are within the 210 bytes.
+// SAFETY: offsets are within the block.
 unsafe impl Unpack for Q6K {
     const SIZE: usize = SIZE;
     const LEN: usize = 256;
-    const SUB: usize = 16;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            for h in 0..2 {
-                for (i, v) in quants(w, h).into_iter().enumerate() {
-                    _mm256_store_si256(q.add(128 * h + 32 * i).cast(), v);
+            to.d(B::shr(to.four(D - 2), 16));
+            for (part, v) in to.sixteen(SCALES).into_iter().enumerate() {
+                for i in 0..2 {
+                    let a = B::sar(B::shl(v, 24 - 16 * i), 24);
+                    let b = B::sar(B::shl(v, 16 - 16 * i), 24);
+                    to.scales_of_two(2 * part + i as usize, a, b, 5);
                 }
             }
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w.add(D)), 0.0] }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn scales(w: *const u8) -> [__m256i; 2] {
-        // SAFETY: by the caller.
-        unsafe {
-            let scales = _mm_loadu_si128(w.add(SCALES).cast());
-            [_mm256_cvtepi8_epi16(scales), _mm256_setzero_si256()]
+            let (low, upper) = (B::splat(0x0f0f_0f0f), B::splat(0x3030_3030));
+            for h in 0..2 {
+                for part in 0..2 {
+                    let a = to.sixteen(64 * h + 16 * part);
+                    let b = to.sixteen(64 * h + 32 + 16 * part);
+                    let qh = to.sixteen(QH + 32 * h + 16 * part);
+                    for c in 0..4 {
+                        let (a, b, qh) = (a[c], b[c], qh[c]);
+                        let runs = [
+                            B::or(B::and(a, low), B::and(B::shl(qh, 4), upper)),
+                            B::or(B::and(b, low), B::and(B::shl(qh, 2), upper)),
+                            B::or(B::and(B::shr(a, 4), low), B::and(qh, upper)),
+                            B::or(B::and(B::shr(b, 4), low), B::and(B::shr(qh, 2), upper)),
+                        ];
+                        for (i, v) in runs.into_iter().enumerate() {
+                            to.quants(32 * h + 8 * i + 4 * part + c, v);
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `q8_0`: bytes with a scale.
 
-use super::gemm::Unpack;
+use super::bytes::Bytes;
+use super::unpack::{To, Unpack};
 use super::util::*;
 use crate::activations::X32;
 use std::arch::x86_64::*;
@@ -76,20 +77,16 @@ unsafe impl Unpack for Q8_0 {
     const SIZE: usize = 34;
     const LEN: usize = 32;
 
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn quants(w: *const u8, q: *mut u8) {
+    #[inline(always)]
+    unsafe fn unpack<B: Bytes>(to: &To<'_, B>) {
         // SAFETY: by the caller.
         unsafe {
-            let v = _mm256_loadu_si256(w.add(2).cast());
-            _mm256_store_si256(q.cast(), _mm256_xor_si256(v, _mm256_set1_epi8(-128)));
+            to.d(to.four(0));
+            for part in 0..2 {
+                for (c, v) in to.sixteen(2 + 16 * part).into_iter().enumerate() {
+                    to.quants(4 * part + c, B::xor(v, B::splat(0x8080_8080)));
+                }
+            }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn d(w: *const u8) -> [f32; 2] {
-        // SAFETY: by the caller.
-        unsafe { [f16(w), 0.0] }
     }
 }

@@ -67,6 +67,7 @@ pub(crate) fn quantize_32(x: &[f32; 32], y: &mut X32) {
         _mm256_extracti128_si256::<1>(sums),
     );
     y.sum = (_mm_extract_epi64::<0>(sums) + _mm_extract_epi64::<1>(sums)) as i32;
+    y.minus_sum = -128 * y.sum;
     y.d = F16::from_f32(d).to_f32();
     y.s = F16::from_f32(y.sum as f32 * d).to_f32();
 }

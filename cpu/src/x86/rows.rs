@@ -118,11 +118,10 @@ impl Ahead {
 #[target_feature(enable = "avx2")]
 pub(crate) fn prefetch(p: *const u8, n: usize) {
     for i in (0..n).step_by(64) {
-        // To the second level: four long rows do not fit the first.
         // SAFETY: a prefetch cannot fault.
         #[allow(unused_unsafe, reason = "older compilers ask for it")]
         unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(i).cast());
+            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(i).cast());
         }
     }
 }
@@ -158,7 +157,7 @@ macro_rules! drivers {
                     form,
                     rows,
                     gemm: None,
-                    blocks: None,
+                    wide: None,
                 })
             }
 

@@ -118,15 +118,3 @@ pub(super) unsafe fn bytes<const N: usize>(p: *const u8) -> [u8; N] {
     // SAFETY: by the caller.
     unsafe { p.cast::<[u8; N]>().read_unaligned() }
 }
-
-/// Reads a half-precision number.
-///
-/// # Safety
-/// `p` is valid for two bytes.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn f16(p: *const u8) -> f32 {
-    // SAFETY: by the caller.
-    let bits = i32::from(unsafe { p.cast::<i16>().read_unaligned() });
-    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)))
-}
