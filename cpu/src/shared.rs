@@ -74,11 +74,14 @@ impl Memory {
         }
     }
 
-    fn base(&mut self) -> NonNull<u8> {
-        match self {
+    /// The first cache line. There is one more than what was asked for.
+    fn first_line(&mut self) -> NonNull<u8> {
+        let base = match self {
             Self::Heap { base, .. } => *base,
             Self::Map { map } => NonNull::new(map.as_mut_ptr()).expect("a mapping is somewhere"),
-        }
+        };
+        // SAFETY: the offset is less than a cache line.
+        unsafe { base.add(base.align_offset(ALIGN).min(ALIGN)) }
     }
 }
 
@@ -113,14 +116,8 @@ impl<T: Plain> Shared<T> {
             .checked_mul(size_of::<T>())
             .and_then(|n| n.checked_add(ALIGN));
         let mut memory = Memory::zeroed(size.expect("a buffer fits the address space"), mapped);
-        let base = memory.base();
-        // SAFETY: the offset is less than a cache line, by which the allocation is longer than the numbers.
-        let data = unsafe { base.add(base.align_offset(ALIGN).min(ALIGN)) };
-        Self {
-            memory,
-            data: data.cast(),
-            len,
-        }
+        let data = memory.first_line().cast();
+        Self { memory, data, len }
     }
 
     /// A buffer with these numbers.
@@ -164,7 +161,7 @@ impl<T: Plain> Shared<T> {
 
     /// Makes the buffer longer by zeros; what is in it stays.
     pub fn grow(&mut self, len: usize) {
-        if len > self.len {
+        if len > self.len && !self.extend(len) {
             let mapped = match self.memory {
                 Memory::Map { .. } => 0,
                 Memory::Heap { .. } => MAPPED,
@@ -173,6 +170,26 @@ impl<T: Plain> Shared<T> {
             longer.as_mut_slice()[..self.len].copy_from_slice(self.as_mut_slice());
             *self = longer;
         }
+    }
+
+    /// Makes a mapping longer without touching what is in it, where the system can.
+    fn extend(&mut self, len: usize) -> bool {
+        #[cfg(target_os = "linux")]
+        if let Memory::Map { map } = &mut self.memory {
+            let size = len
+                .checked_mul(size_of::<T>())
+                .and_then(|n| n.checked_add(ALIGN));
+            let size = size.expect("a buffer fits the address space");
+            let options = memmap2::RemapOptions::new().may_move(true);
+            // SAFETY: the mapping is nobody else's, and `&mut self` says that there are no references into it.
+            if unsafe { map.remap(size, options) }.is_ok() {
+                self.data = self.memory.first_line().cast();
+                self.len = len;
+                return true;
+            }
+        }
+        let _ = len;
+        false
     }
 
     /// Whether both are the same buffer.
@@ -224,14 +241,16 @@ mod tests {
 
     #[test]
     fn zero_aligned_and_growable() {
-        for len in [0, 1, 3, 1000, if cfg!(miri) { 2000 } else { 1 << 20 }] {
+        for len in [0, 1, 3, 1000, if cfg!(miri) { 2000 } else { 3 << 20 }] {
             let mut s = Shared::<f32>::zeroed(len);
             assert!(s.as_mut_slice().iter().all(|&x| x == 0.0));
             assert!(cfg!(miri) || (s.as_ptr() as usize).is_multiple_of(ALIGN));
             s.as_mut_slice().fill(1.0);
-            s.grow(len + 7);
-            assert_eq!(s.as_mut_slice().iter().sum::<f32>(), len as f32);
-            assert_eq!(s.len(), len + 7);
+            let longer = 2 * len + 7;
+            s.grow(longer);
+            assert!(s.as_mut_slice()[..len].iter().all(|&x| x == 1.0));
+            assert!(s.as_mut_slice()[len..].iter().all(|&x| x == 0.0));
+            assert_eq!(s.len(), longer);
         }
     }
 
