@@ -1,7 +1,7 @@
 //! Weights that are plain numbers: a tile of rows and tokens at a time.
 //!
-//! Activations stay as they are, and weights are converted on the way. Each row and token has one vector of sums that
-//! runs along the row, so results do not depend on how large the tile is.
+//! Activations stay as they are, and weights are converted on the way, for more than a few tokens a block of them for all.
+//! Each row and token has one vector of sums that runs along the row, so results do not depend on how large the tile is.
 
 use crate::simd::{Simd, for_isa};
 use lemma_quant::GgmlType;
@@ -10,6 +10,12 @@ use lemma_quant::GgmlType;
 pub(crate) const ROWS: usize = 4;
 /// Tokens of a tile.
 pub(crate) const TOKENS: usize = 6;
+/// Rows of a block: for these, activations are read once.
+pub(crate) const BLOCK: usize = 8;
+/// Columns of a block: together with as many of the activations of a tile it fits the first-level cache.
+pub(crate) const COLUMNS: usize = 512;
+/// Lanes of the widest vectors.
+pub(crate) const LANES: usize = 16;
 
 /// A tile of a product.
 #[derive(Clone, Copy)]
@@ -23,6 +29,23 @@ pub(crate) struct Tile<'a> {
     pub(crate) n_in: usize,
 }
 
+/// A block of a product of many tokens.
+pub(crate) struct Block<'a> {
+    /// `F32`, `F16` or `BF16`.
+    pub(crate) ty: GgmlType,
+    /// `n_rows` rows: 1 to `BLOCK`.
+    pub(crate) w: &'a [u8],
+    /// `[n_tokens, n_in]`
+    pub(crate) x: &'a [f32],
+    pub(crate) n_in: usize,
+    /// What is read next, which may be anywhere.
+    pub(crate) next: *const u8,
+    /// Room for converted weights: `[BLOCK, COLUMNS]`.
+    pub(crate) plain: &'a mut [f32],
+    /// Room for sums: `[n_tokens, BLOCK, LANES]`.
+    pub(crate) sums: &'a mut [f32],
+}
+
 /// Whether weights of the type are plain numbers.
 pub(crate) fn is_float(ty: GgmlType) -> bool {
     matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
@@ -34,6 +57,12 @@ for_isa! {
     /// # Safety
     /// `isa` is available.
     pub(crate) unsafe fn mul<S>(tile: Tile<'_>, out: &mut [[f32; ROWS]; TOKENS]) mul_s;
+
+    /// Products of all rows and tokens of a block, of which each is handed to `store`: token, and results of its rows.
+    ///
+    /// # Safety
+    /// `isa` is available.
+    pub(crate) unsafe fn mul_many<S>(block: Block<'_>, store: &dyn Fn(usize, &[f32])) mul_many_s;
 }
 
 /// A number in memory.
@@ -84,6 +113,125 @@ unsafe fn mul_s<S: Simd>(tile: Tile<'_>, out: &mut [[f32; ROWS]; TOKENS]) {
             GgmlType::F16 => mul_numbers::<S, F16>(tile, out),
             GgmlType::BF16 => mul_numbers::<S, BF16>(tile, out),
             _ => unreachable!("see `is_float`"),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn mul_many_s<S: Simd>(block: Block<'_>, store: &dyn Fn(usize, &[f32])) {
+    // SAFETY: by the caller.
+    unsafe {
+        match block.ty {
+            GgmlType::F32 => mul_block::<S, F32>(block, store),
+            GgmlType::F16 => mul_block::<S, F16>(block, store),
+            GgmlType::BF16 => mul_block::<S, BF16>(block, store),
+            _ => unreachable!("see `is_float`"),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn mul_block<S: Simd, T: Number>(b: Block<'_>, store: &dyn Fn(usize, &[f32])) {
+    let size = b.n_in * T::SIZE;
+    assert!(b.w.len().is_multiple_of(size) && b.x.len().is_multiple_of(b.n_in));
+    let (n_rows, n) = (b.w.len() / size, b.x.len() / b.n_in);
+    assert!((1..=BLOCK).contains(&n_rows) && b.plain.len() >= BLOCK * COLUMNS);
+    assert!(b.sums.len() >= n * BLOCK * LANES);
+    let (w, x) = (b.w.as_ptr(), b.x.as_ptr());
+    let (plain, sums) = (b.plain.as_mut_ptr(), b.sums.as_mut_ptr());
+    let whole = b.n_in / S::N * S::N;
+    for column in (0..whole).step_by(COLUMNS) {
+        let width = (whole - column).min(COLUMNS);
+        // SAFETY: by the caller; rows, tokens and columns are within what was asserted.
+        unsafe {
+            for r in 0..n_rows {
+                let from = r * size + column * T::SIZE;
+                for i in (0..width).step_by(S::N) {
+                    let at = from + i * T::SIZE;
+                    if at % 64 < S::N * T::SIZE {
+                        prefetch(b.next.wrapping_add(at));
+                    }
+                    S::store(plain.add(r * COLUMNS + i), T::load::<S>(w.add(at)));
+                }
+            }
+            for (t, first) in (0..n)
+                .step_by(TOKENS)
+                .flat_map(|t| (0..n_rows).step_by(ROWS).map(move |r| (t, r)))
+            {
+                // Rows and tokens that are missing repeat the last ones; of tokens, this writes the same again.
+                let plain: [*const f32; ROWS] = std::array::from_fn(|r| {
+                    let row = (first + r).min(n_rows - 1);
+                    plain.add(row * COLUMNS).cast_const()
+                });
+                let token = |i: usize| (t + i).min(n - 1);
+                let x = |i: usize| x.add(token(i) * b.n_in + column);
+                let sums = |i: usize| sums.add((token(i) * BLOCK + first) * LANES);
+                let goes_on = column > 0;
+                if S::N == LANES {
+                    let (x, sums) = (std::array::from_fn(x), std::array::from_fn(sums));
+                    add_tile::<S, 6>(plain, x, width, goes_on, sums);
+                } else {
+                    // Half of the registers are half as wide.
+                    for i in (0..TOKENS.min(n - t)).step_by(3) {
+                        let x = std::array::from_fn(|j| x(i + j));
+                        let sums = std::array::from_fn(|j| sums(i + j));
+                        add_tile::<S, 3>(plain, x, width, goes_on, sums);
+                    }
+                }
+            }
+        }
+    }
+    let mut out = [0.0; BLOCK];
+    for t in 0..n {
+        // SAFETY: as above.
+        unsafe {
+            for (r, out) in out.iter_mut().enumerate().take(n_rows) {
+                *out = match whole {
+                    0 => 0.0,
+                    _ => S::sum(S::load(sums.add((t * BLOCK + r) * LANES))),
+                };
+                for i in whole..b.n_in {
+                    let w = T::load::<crate::simd::Plain>(w.add(r * size + i * T::SIZE));
+                    *out += w * *x.add(t * b.n_in + i);
+                }
+            }
+        }
+        store(t, &out[..n_rows]);
+    }
+}
+
+/// Adds products of `width` columns to sums of rows and tokens, or makes them.
+#[inline(always)]
+unsafe fn add_tile<S: Simd, const N: usize>(
+    w: [*const f32; ROWS],
+    x: [*const f32; N],
+    width: usize,
+    goes_on: bool,
+    sums: [*mut f32; N],
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        let mut acc = [[S::splat(0.0); ROWS]; N];
+        if goes_on {
+            for (acc, sums) in acc.iter_mut().zip(sums) {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::load(sums.add(r * LANES));
+                }
+            }
+        }
+        for i in (0..width).step_by(S::N) {
+            let w = w.map(|w| S::load(w.add(i)));
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let x = S::load(x.add(i));
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = S::fma(w, x, *acc);
+                }
+            }
+        }
+        for (acc, sums) in acc.iter().zip(sums) {
+            for (r, acc) in acc.iter().enumerate() {
+                S::store(sums.add(r * LANES), *acc);
+            }
         }
     }
 }

@@ -189,7 +189,7 @@ fn set_scales(ty: GgmlType, block: &mut [u8]) {
 fn results_do_not_depend_on_company() {
     let mut random = Random(2);
     for ty in weight_types() {
-        let (n_in, n_out, n_tokens) = (ty.block_size().max(32) * 4, 77, 55);
+        let (n_in, n_out, n_tokens) = (ty.block_size().max(160) * 4, 77, 55);
         let data = quantize(ty, &random.vec(n_out * n_in));
         let w = Mat::new(ty, n_in, n_out, &data);
         let (x, bias) = (random.vec(n_tokens * n_in), random.vec(n_out));

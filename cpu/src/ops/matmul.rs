@@ -13,6 +13,8 @@ use lemma_quant::GgmlType;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// From so many tokens on, weights that are numbers are converted for all of them.
+pub(super) const FLOAT_BATCH: usize = 4;
 /// Columns that are unpacked at a time.
 pub(super) const COLUMNS: usize = 256;
 /// Bytes of weights that a worker takes at a time with few tokens.
@@ -41,9 +43,9 @@ pub(crate) struct Scratch {
     pub(super) x256: Shared<u8>,
     /// A decoded row of weights for each worker: `[nth, max_width]`.
     pub(super) row: Shared<f32>,
-    /// Sums for each worker: `[nth, TILES, n_tokens, MAX_ROWS]`.
+    /// Sums for each worker: `[nth, TILES, n_tokens, MAX_ROWS]`, or `[nth, n_tokens, float::BLOCK, float::LANES]`.
     pub(super) acc: Shared<f32>,
-    /// `Tile`s: `[nth, TILES]`.
+    /// `Tile`s: `[nth, TILES]`, or numbers: `[nth, float::BLOCK, float::COLUMNS]`.
     pub(super) tiles: Shared<u8>,
     /// Where workers began to read in the last step, to read ahead from one product to the next: `[MAX_PLACES, nth]`.
     places: Vec<AtomicPtr<u8>>,
@@ -80,8 +82,10 @@ impl Scratch {
             width / 32 * limits.max_tokens * size_of::<X32>(),
             width / 256 * limits.max_tokens * size_of::<X256>(),
             nth * width,
-            nth * TILES * limits.max_tokens * MAX_ROWS,
-            nth * TILES * size_of::<Tile>(),
+            nth * limits.max_tokens * (TILES * MAX_ROWS).max(float::BLOCK * float::LANES),
+            nth * (TILES * size_of::<Tile>())
+                .max(float::BLOCK * float::COLUMNS * size_of::<f32>())
+                .next_multiple_of(64),
         ]
     }
 
@@ -222,6 +226,9 @@ impl Pass<'_> {
         let unit = match way {
             // Not more than leaves some units for every worker.
             Way::Tiles(_) => MAX_ROWS * (w.n_out / (3 * MAX_ROWS * self.nth())).clamp(1, TILES),
+            Way::Float if n_tokens >= FLOAT_BATCH => {
+                float::BLOCK * (w.n_out / (3 * float::BLOCK * self.nth())).clamp(1, TILES)
+            }
             _ => {
                 let fair = w.n_out.div_ceil(8 * self.nth());
                 (UNIT_BYTES / w.row_size().max(1))

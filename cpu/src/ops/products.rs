@@ -1,7 +1,7 @@
 //! Rows of weights with tokens, in each of the ways there are.
 
 use super::Pass;
-use super::matmul::{COLUMNS, MAX_UNIT, Plan, Scratch, TILES, Way, X_TYPES, block};
+use super::matmul::{COLUMNS, FLOAT_BATCH, MAX_UNIT, Plan, Scratch, TILES, Way, X_TYPES, block};
 use crate::activations::{X32, X256};
 use crate::kernels::{Form, Kernel, MAX_ROWS, Rows, Tile, TilesFn, UnpackFn};
 use crate::shared::Plain;
@@ -31,7 +31,7 @@ impl Pass<'_> {
                 };
                 self.mul_tiles(mat, form, gemm, rows, n_tokens, next);
             }
-            (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens),
+            (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens, next),
             (Way::Scalar(i), _) => {
                 let n_in = mat.w.n_in;
                 let size = row_size(X_TYPES[i], n_in);
@@ -63,8 +63,41 @@ impl Pass<'_> {
     }
 
     /// Weights that are numbers.
-    fn mul_float(&self, mat: &MulMat<'_>, x: &Shared<f32>, rows: Range<usize>, n_tokens: usize) {
+    fn mul_float(
+        &self,
+        mat: &MulMat<'_>,
+        x: &Shared<f32>,
+        rows: Range<usize>,
+        n_tokens: usize,
+        next: *const u8,
+    ) {
         let (n_in, size) = (mat.w.n_in, mat.w.row_size());
+        if n_tokens >= FLOAT_BATCH {
+            let scratch = &self.scratch.matmul;
+            for row in rows.clone().step_by(float::BLOCK) {
+                let end = (row + float::BLOCK).min(rows.end);
+                let w = &mat.w.data[row * size..end * size];
+                // SAFETY: every worker has its own room, any bytes are numbers, and `x` is only read; the instruction set is
+                // available.
+                unsafe {
+                    let block = float::Block {
+                        ty: mat.w.ty,
+                        w,
+                        x: x.slice(0..n_tokens * n_in),
+                        n_in,
+                        next: if end < rows.end {
+                            w.as_ptr_range().end
+                        } else {
+                            next
+                        },
+                        plain: self.own(&scratch.tiles, float::BLOCK * float::COLUMNS),
+                        sums: self.own(&scratch.acc, n_tokens * float::BLOCK * float::LANES),
+                    };
+                    float::mul_many(self.isa, block, &|t, sums| self.store(mat, t, row, sums));
+                }
+            }
+            return;
+        }
         for t in (0..n_tokens).step_by(float::TOKENS) {
             let n = (n_tokens - t).min(float::TOKENS);
             // SAFETY: `x` is only read.
