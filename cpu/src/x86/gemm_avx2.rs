@@ -12,9 +12,6 @@ use super::unpack::{self, Tile, Unpack};
 use crate::activations::{X32, X256};
 use std::arch::x86_64::*;
 
-/// Tokens that are worked on at a time.
-const N: usize = 4;
-
 /// See `UnpackFn`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn unpack<F: Unpack>(
@@ -36,7 +33,7 @@ pub(super) unsafe fn unpack<F: Unpack>(
 /// Pointers are valid for that.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn sub_block<const M: usize>(
+unsafe fn sub_block<const N: usize, const M: usize>(
     w: *const u8,
     x: [*const i32; N],
     steps: usize,
@@ -92,6 +89,23 @@ pub(super) unsafe fn mul_256<const SUB: usize, const M: usize, const MINS: bool>
     _: usize,
     acc: &mut [[f32; ROWS]],
 ) {
+    // SAFETY: by the caller.
+    unsafe {
+        match n {
+            1 | 2 => mul_256_n::<2, SUB, M, MINS>(rows, x, n, acc),
+            _ => mul_256_n::<4, SUB, M, MINS>(rows, x, n, acc),
+        }
+    }
+}
+
+/// `N` tokens at a time.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn mul_256_n<const N: usize, const SUB: usize, const M: usize, const MINS: bool>(
+    rows: &[Tile],
+    x: *const u8,
+    n: usize,
+    acc: &mut [[f32; ROWS]],
+) {
     for (tile, acc) in rows.iter().zip(acc.chunks_exact_mut(n)) {
         for (t, half) in (0..n).step_by(N).flat_map(|t| [(t, 0), (t, 8)]) {
             // SAFETY: by the caller; arrays are as long as the loops say.
@@ -119,7 +133,7 @@ pub(super) unsafe fn mul_256<const SUB: usize, const M: usize, const MINS: bool>
                     let w = tile.q.as_ptr().add(16 * SUB * j + 4 * half);
                     let xq = x.map(|x| (*x).q.as_ptr().cast::<i32>().add(SUB / 4 * j));
                     let scales = _mm256_load_si256(tile.scales[j].as_ptr().add(half).cast());
-                    sums = sub_block::<M>(w, xq, SUB / 4, twice(scales), sums);
+                    sums = sub_block::<N, M>(w, xq, SUB / 4, twice(scales), sums);
                 }
                 let (d, m) = (
                     _mm256_load_ps(tile.d[0].as_ptr().add(half)),
@@ -150,6 +164,24 @@ pub(super) unsafe fn mul_32<const SHIFT: u32, const M: usize, const MINS: bool>(
     n32: usize,
     acc: &mut [[f32; ROWS]],
 ) {
+    // SAFETY: by the caller.
+    unsafe {
+        match n {
+            1 | 2 => mul_32_n::<2, SHIFT, M, MINS>(rows, x, n, n32, acc),
+            _ => mul_32_n::<4, SHIFT, M, MINS>(rows, x, n, n32, acc),
+        }
+    }
+}
+
+/// `N` tokens at a time.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn mul_32_n<const N: usize, const SHIFT: u32, const M: usize, const MINS: bool>(
+    rows: &[Tile],
+    x: *const u8,
+    n: usize,
+    n32: usize,
+    acc: &mut [[f32; ROWS]],
+) {
     let one = _mm256_set1_epi16(1);
     for (tile, acc) in rows.iter().zip(acc.chunks_exact_mut(n)) {
         for (t, half) in (0..n).step_by(N).flat_map(|t| [(t, 0), (t, 8)]) {
@@ -166,7 +198,7 @@ pub(super) unsafe fn mul_32<const SHIFT: u32, const M: usize, const MINS: bool>(
                         }
                     }
                     let w = tile.q.as_ptr().add(8 * 64 * b + 4 * half);
-                    sums = sub_block::<M>(w, x.map(|x| (*x).q.as_ptr().cast()), 8, one, sums);
+                    sums = sub_block::<N, M>(w, x.map(|x| (*x).q.as_ptr().cast()), 8, one, sums);
                     let d = _mm256_load_ps(tile.d[b].as_ptr().add(half));
                     for t in 0..N {
                         let d = _mm256_mul_ps(d, _mm256_set1_ps((*x[t]).d));
