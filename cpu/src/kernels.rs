@@ -73,7 +73,7 @@ mod none {
     pub(crate) struct Kernel {
         pub(crate) form: Form,
         pub(crate) rows: RowsFn,
-        pub(crate) gemm: Option<(UnpackFn, TilesFn)>,
+        pub(crate) gemm: (UnpackFn, TilesFn),
         pub(crate) wide: Option<(usize, UnpackFn, TilesFn)>,
     }
 

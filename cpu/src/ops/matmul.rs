@@ -217,7 +217,7 @@ impl Pass<'_> {
         let kernel = kernels::kernel(w.ty, self.isa);
         let x_type = X_TYPES.iter().position(|x| *x == traits.vec_dot_type);
         let way = match (&kernel, x_type.filter(|_| traits.vec_dot.is_some())) {
-            (Some(k), _) if k.gemm.is_some() && n_tokens > 1 => Way::Tiles(k.form),
+            (Some(k), _) if n_tokens > 1 => Way::Tiles(k.form),
             (Some(k), _) => Way::Rows(k.form),
             _ if float::is_float(w.ty) => Way::Float,
             (_, Some(i)) => Way::Scalar(i),

@@ -25,9 +25,9 @@ impl Pass<'_> {
                 self.mul_one(mat, form, kernel, rows, next);
             }
             (Way::Tiles(form), Some(kernel)) => {
-                let gemm = match (kernel.wide, kernel.gemm) {
-                    (Some((from, unpack, mul)), _) if n_tokens >= from => (unpack, mul),
-                    (_, gemm) => gemm.expect("checked by `plan`"),
+                let gemm = match kernel.wide {
+                    Some((from, unpack, mul)) if n_tokens >= from => (unpack, mul),
+                    _ => kernel.gemm,
                 };
                 self.mul_tiles(mat, form, gemm, rows, n_tokens, next);
             }

@@ -104,21 +104,22 @@ pub(crate) struct Kernel {
     pub(crate) form: Form,
     pub(crate) rows: RowsFn,
     /// For batches.
-    pub(crate) gemm: Option<(UnpackFn, TilesFn)>,
+    pub(crate) gemm: (UnpackFn, TilesFn),
     /// For batches of so many tokens and more, where there is something better.
     pub(crate) wide: Option<(usize, UnpackFn, TilesFn)>,
 }
 
 /// The kernel for a type; `None` where the scalar path serves it.
 pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
-    let kernel = match isa {
+    let (form, rows) = match isa {
         Isa::Scalar => None,
         Isa::Avx2 => rows::avx2::kernel(ty),
         Isa::Avx512 | Isa::Amx => rows::avx512::kernel(ty),
     }?;
     Some(Kernel {
-        gemm: gemm::kernel(ty, isa),
+        form,
+        rows,
+        gemm: gemm::kernel(ty, isa)?,
         wide: gemm_amx::kernel(ty).filter(|_| isa == Isa::Amx),
-        ..kernel
     })
 }

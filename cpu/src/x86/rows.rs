@@ -131,13 +131,13 @@ macro_rules! drivers {
         pub(super) mod $isa {
             use super::super::util::{sum_half_lanes, sum_lanes};
             use super::super::{
-                Form, Kernel, iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0,
+                Form, RowsFn, iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0,
             };
             use super::*;
             use lemma_quant::GgmlType;
 
-            pub(in super::super) fn kernel(ty: GgmlType) -> Option<Kernel> {
-                let (form, rows) = match ty {
+            pub(in super::super) fn kernel(ty: GgmlType) -> Option<(Form, RowsFn)> {
+                Some(match ty {
                     GgmlType::Q4_0 => (Form::X32, rows_32::<q4_0::$isa::Q4_0> as _),
                     GgmlType::Q4_1 => (Form::X32, rows_32::<q4_0::$isa::Q4_1> as _),
                     GgmlType::Q5_0 => (Form::X32, rows_32::<q5_0::$isa::Q5_0> as _),
@@ -152,12 +152,6 @@ macro_rules! drivers {
                     GgmlType::Q6_K => (Form::X256, rows_256::<q6_k::$isa::Q6K> as _),
                     GgmlType::IQ4_XS => (Form::X256, rows_256::<iq4_xs::$isa::IQ4XS> as _),
                     _ => return None,
-                };
-                Some(Kernel {
-                    form,
-                    rows,
-                    gemm: None,
-                    wide: None,
                 })
             }
 
