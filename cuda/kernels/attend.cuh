@@ -30,6 +30,9 @@ __device__ __forceinline__ void bring_page(const Pool& pool, uint32_t slot, int 
     if (threadIdx.x % WARP / PAGE * 64 < unsigned(pool.d)) bring(pool.k + at), bring(pool.v + at);
 }
 
+// Row of a lane's value i of four.
+__device__ __forceinline__ int value_row(int i) { return 2 * int(threadIdx.x % 4) + (i % 2) + 8 * (i / 2); }
+
 // Keys and values of a page and a head, as a warp's lanes hold them; lane = 4 g + t.
 // NC chunks of 32 dimensions of a key, NJ chunks of 64 dimensions of a value; EXACT: head_dim is 32 NC, not less.
 template <int NC, int NJ, bool EXACT> struct PageOf {
@@ -37,7 +40,6 @@ template <int NC, int NJ, bool EXACT> struct PageOf {
     uint4 k[NC][2];  // keys g and g + 8, dimensions 32 c + 8 t ..
     uint4 v[4][NJ];  // values 2t, 2t + 1, 2t + 8, 2t + 9, dimensions 64 j + 8 g ..
 
-    static __device__ __forceinline__ int value_row(int i) { return 2 * int(threadIdx.x % 4) + (i % 2) + 8 * (i / 2); }
     // Rows behind the first `rows` have not been written by this sequence; their values may be anything, so they are not read.
     __device__ __forceinline__ void load(const Pool& pool, uint32_t slot, int kv, int rows) {
         load_keys(pool, slot, kv);
@@ -68,6 +70,7 @@ template <int NC, int NJ, bool EXACT> struct PageOf {
             }
         }
     }
+    __device__ __forceinline__ const uint4& key(int c, int i) const { return k[c][i]; }
     // Puts a key of d elements, in shared memory, in the place of row `row`; a value likewise.
     __device__ __forceinline__ void replace_key(int row, const uint16_t* key, int d) {
         const int g = (threadIdx.x % WARP) / 4, t = threadIdx.x % 4;
@@ -103,20 +106,22 @@ struct Shares {
     float old[2];
 };
 
-// The keys of a page. `rows`: rows that query g may see; `ml` becomes maximum and sum of exponentials of the page.
-template <int NC, int NJ, bool EXACT>
-__device__ __forceinline__ Shares attend_keys(const PageOf<NC, NJ, EXACT>& pg, const Queries& q, int rows, Sums<NJ>& sum, float2& ml) {
+// The keys of a page, `key(c, i)` as `PageOf` has them. `rows`: rows that query g may see; `ml` becomes maximum and sum of exponentials of
+// the page.
+template <int NC, int NJ, class Keys>
+__device__ __forceinline__ Shares attend_keys(const Keys& keys, const Queries& q, int rows, Sums<NJ>& sum, float2& ml) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     float c0[4] = {}, c1[4] = {};
 #pragma unroll
     for (int c = 0; c < NC; c++) {
         const uint4 hi = *reinterpret_cast<const uint4*>(&q[0][g][32 * c + 8 * t]);
         const uint4 lo = *reinterpret_cast<const uint4*>(&q[1][g][32 * c + 8 * t]);
+        const uint4 k0 = keys.key(c, 0), k1 = keys.key(c, 1);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const uint32_t a[4] = {word(hi, 2 * i), word(lo, 2 * i), word(hi, 2 * i + 1), word(lo, 2 * i + 1)};
-            mma_16816(c0, a, {word(pg.k[c][0], 2 * i), word(pg.k[c][0], 2 * i + 1)});
-            mma_16816(c1, a, {word(pg.k[c][1], 2 * i), word(pg.k[c][1], 2 * i + 1)});
+            mma_16816(c0, a, {word(k0, 2 * i), word(k0, 2 * i + 1)});
+            mma_16816(c1, a, {word(k1, 2 * i), word(k1, 2 * i + 1)});
         }
     }
     // Scores of head g with keys 2t, 2t + 1, 2t + 8, 2t + 9.
@@ -124,7 +129,7 @@ __device__ __forceinline__ Shares attend_keys(const PageOf<NC, NJ, EXACT>& pg, c
     float mp = -INFINITY;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        if (PageOf<NC, NJ, EXACT>::value_row(i) >= rows) e[i] = -INFINITY;
+        if (value_row(i) >= rows) e[i] = -INFINITY;
         mp = fmaxf(mp, e[i]);
     }
     mp = fmaxf(mp, __shfl_xor_sync(ALL, mp, 1));

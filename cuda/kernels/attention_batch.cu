@@ -38,7 +38,7 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_bat
         PageOf<NC, NJ, EXACT> page;
         page.load(pool, entry.x, kv, min(PAGE, last - int(entry.y) + 1));
         float2 ml;
-        attend_values(page, attend_keys(page, q, min(PAGE, seen - int(entry.y) + 1), sum, ml), sum);
+        attend_values(page, attend_keys<NC>(page, q, min(PAGE, seen - int(entry.y) + 1), sum, ml), sum);
     }
     const float inv = 1.0f / sum.l;
     const float f[2] = {__shfl_sync(ALL, inv, 8 * t), __shfl_sync(ALL, inv, 8 * t + 4)};

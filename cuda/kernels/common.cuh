@@ -11,10 +11,13 @@
 #include "emulate.h"
 #else
 #include <cuda_fp16.h>
+#include <stddef.h>
 #include <stdint.h>
 
 // Kernels are entry points with unmangled names: the host finds them by name.
 #define KERNEL extern "C" __global__ void
+// Arguments that are read where the launch has put them.
+#define IN_PLACE __grid_constant__
 // Dynamic shared memory of a block, as an array of T.
 #define DYNAMIC_SHARED(T, name) extern __shared__ __align__(128) unsigned char name##_bytes[]; T* name = reinterpret_cast<T*>(name##_bytes)
 
@@ -79,13 +82,17 @@ __device__ __forceinline__ float4 look(const float4* p) {
     return v;
 }
 __device__ __forceinline__ void show(float* p, float v) { asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory"); }
-// Eight bytes that are seen together.
-__device__ __forceinline__ uint64_t look(const uint64_t* p) {
-    uint64_t v;
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
-    return v;
+
+// Sixteen bytes that are seen together.
+__device__ __forceinline__ uint4 look(const uint4* p) {
+    uint64_t lo, hi;
+    asm volatile("{\n.reg .b128 v;\nld.relaxed.gpu.global.b128 v, [%2];\nmov.b128 {%0, %1}, v;\n}" : "=l"(lo), "=l"(hi) : "l"(p) : "memory");
+    return make_uint4(uint32_t(lo), uint32_t(lo >> 32), uint32_t(hi), uint32_t(hi >> 32));
 }
-__device__ __forceinline__ void show(uint64_t* p, uint64_t v) { asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
+__device__ __forceinline__ void show(uint4* p, const uint4& v) {
+    const uint64_t lo = uint64_t(v.y) << 32 | v.x, hi = uint64_t(v.w) << 32 | v.z;
+    asm volatile("{\n.reg .b128 v;\nmov.b128 v, {%1, %2};\nst.relaxed.gpu.global.b128 [%0], v;\n}" ::"l"(p), "l"(lo), "l"(hi) : "memory");
+}
 
 // Asks for the 128 bytes around an address to be brought to the L2 cache.
 __device__ __forceinline__ void bring(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
@@ -100,11 +107,18 @@ __device__ __forceinline__ uint32_t acquire(const uint32_t* p) {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
 }
+__device__ __forceinline__ uint64_t acquire(const uint64_t* p) {
+    uint64_t v;
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+    return v;
+}
 __device__ __forceinline__ uint32_t count_up(uint32_t* p) {
     uint32_t v;
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(p) : "memory");
     return v;
 }
+// The larger of two is kept.
+__device__ __forceinline__ void raise(uint64_t* p, uint64_t v) { asm volatile("red.relaxed.gpu.global.max.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
 __device__ __forceinline__ void spin() {}
 // One lane of the warp, always the same; all of them ask.
 __device__ __forceinline__ bool elected() {
@@ -160,6 +174,7 @@ __device__ __forceinline__ void copy16(void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_at(to)), "l"(from) : "memory");
 }
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 __device__ __forceinline__ void copies_wait_but_one() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
 // Four fragments of 8 x 8 halves; lane l points at row l % 8 of fragment l / 8.
 __device__ __forceinline__ void load_fragments(uint32_t (&r)[4], const void* row) {

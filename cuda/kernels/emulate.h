@@ -18,6 +18,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define KERNEL static void
+#define IN_PLACE
 #define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(emulated_shared)
 
 struct uint3 { unsigned x, y, z; };
@@ -70,13 +71,15 @@ inline float2 fresh(const float2* p) { return *p; }
 inline uint4 fresh16(const void* p) { return ld16(p); }
 inline float look(const float* p) { return *p; }
 inline float4 look(const float4* p) { return *p; }
-inline uint64_t look(const uint64_t* p) { return *p; }
+inline uint4 look(const uint4* p) { return *p; }
 inline void show(float* p, float v) { *p = v; }
-inline void show(uint64_t* p, uint64_t v) { *p = v; }
+inline void show(uint4* p, const uint4& v) { *p = v; }
+inline void raise(uint64_t* p, uint64_t v) { *p = *p > v ? *p : v; }
 inline bool elected() { return threadIdx.x % 32 == 0; }
 inline void block_barrier() { __syncthreads(); }
 inline void release_add(uint32_t* p) { ++*p; }
 inline uint32_t acquire(const uint32_t* p) { return *p; }
+inline uint64_t acquire(const uint64_t* p) { return *p; }
 inline uint32_t count_up(uint32_t* p) { return (*p)++; }
 void spin();
 inline uint64_t clock_now() { return 0; }
@@ -91,6 +94,7 @@ inline void landed(const uint64_t* b, uint32_t parity) {
 }
 inline void copy16(void* to, const void* from) { memcpy(to, from, 16); }
 inline void copies_commit() {}
+inline void copies_wait() {}
 inline void copies_wait_but_one() {}
 inline void load_fragments(uint32_t (&r)[4], const void* row) {
     const unsigned char* rows[32];

@@ -8,9 +8,11 @@ __device__ __noinline__ uint32_t embed_token(const uint32_t at) {
     trace(h, 0);
     const Matrix& m = h.p.m[0];
     const int n = h.p.n_in, units = (n + 15) / 16;
+    // Behind logits of which none is a number anything may follow.
+    const uint32_t token = min(h.a.follows ? *h.a.follows : h.a.token(), m.n_out - 1);
     for (int u = blockIdx.x + gridDim.x * threadIdx.x; u < units; u += gridDim.x * blockDim.x) {
         float v[16];
-        load16(m.type, m.w + *h.a.token * m.row_bytes, n, 16 * u, v);
+        load16(m.type, m.w + token * m.row_bytes, n, 16 * u, v);
         for (int i = 0; i < 16; i++) {
             if (16 * u + i < n) hand_over(m.out + 16 * u + i, v[i]);
         }
@@ -20,9 +22,39 @@ __device__ __noinline__ uint32_t embed_token(const uint32_t at) {
     return at;
 }
 
+// The largest of this block's results of the phase before.
+__device__ __noinline__ uint32_t find_best(const uint32_t at) {
+    const Here h = here(at / 2);
+    const Matrix& m = h.p.m[0];
+    trace(h, 0);
+    const int block = blockIdx.x, rest = m.rest, from = m.wide * (m.per_block * block + min(block, rest));
+    const int to = min(from + int(m.wide * (m.per_block + (block < rest))), int(m.n_out));
+    // Logits in the order of whole numbers above, the token from behind below; zero is none.
+    uint64_t best = 0;
+    for (int i = from + threadIdx.x; i < to; i += blockDim.x) {
+        const float x = look(m.out + i);
+        const uint32_t bits = __float_as_uint(fminf(x, 3.402823466e38f) + 0.0f);
+        const uint64_t key = uint64_t(bits & 0x80000000 ? ~bits : bits | 0x80000000) << 32 | (NOBODY - i);
+        if (x > -INFINITY && key > best) best = key;
+    }
+    uint64_t* all = reinterpret_cast<uint64_t*>(h.shared);
+    for (int o = WARP / 2; o > 0; o /= 2) {
+        const uint64_t other = __shfl_xor_sync(ALL, best, o);
+        if (other > best) best = other;
+    }
+    if (threadIdx.x % WARP == 0) all[threadIdx.x / WARP] = best;
+    block_barrier();
+    if (threadIdx.x == 0) {
+        for (int w = 1; w < int(blockDim.x) / WARP; w++) best = all[w] > best ? all[w] : best;
+        raise(h.a.top, best);
+    }
+    trace(h, 1);
+    return at;
+}
+
 // Grid: as many blocks as are resident at once. Block: 32 * (1 .. STEP_WARPS).
 // Dynamic shared memory: StepShared, then what the largest of the phases wants.
-KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const Step a) {
+KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const IN_PLACE Step a) {
     DYNAMIC_SHARED(StepShared, s);
     static_assert(sizeof(Phase) % 16 == 0 && sizeof(Step) % 16 == 0, "phases are copied in bulk");
     auto fetch = [&](uint32_t i) {
@@ -32,7 +64,8 @@ KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const Step a) {
     };
     if (threadIdx.x < STEP_WARPS * MAX_STAGES) expect_init(&s->landing[0][threadIdx.x]);
     if (threadIdx.x < 4) expect_init(s->fetched + threadIdx.x);
-    if (threadIdx.x == 0) s->a = a;
+    for (uint32_t i = threadIdx.x; i < (offsetof(Step, words) + 15) / 16 + (a.n_words + 3) / 4; i += blockDim.x)
+        reinterpret_cast<uint4*>(&s->a)[i] = reinterpret_cast<const uint4*>(&a)[i];
     if (threadIdx.x < STEP_WARPS) s->parity[threadIdx.x] = 0;
     expect_ready();
     block_barrier();
@@ -46,9 +79,10 @@ KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const Step a) {
     while (at / 2 < a.n_phase) {
         landed(s->fetched + at / 2 % 4, at / 8 % 2);
         const uint32_t kind = s->p[at / 2 % 4].kind;
-        if (kind == ATTEND || kind == WEIGH) block_barrier();
+        if (kind == ATTEND || kind == WEIGH || kind == BEST) block_barrier();
         if (kind == EMBED) at = embed_token(at);
         if (kind == WEIGH) at = weigh(at);
+        if (kind == BEST) at = find_best(at);
         // While attention is computed the weights of the phase behind can be on their way.
         if (kind == PRODUCTS || (kind == ATTEND && at / 2 + 1 < a.n_phase)) {
             const uint32_t phase = at / 2 + (kind == ATTEND);
@@ -74,6 +108,9 @@ KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const Step a) {
         fetch(at / 2 + 2);
         at += 2;
     }
-    // The last to leave makes the counters ready for the next launch.
-    if (threadIdx.x == 0 && count_up(a.left) == gridDim.x - 1) *a.arrived = 0, *a.left = 0;
+    // The last to leave says which token is best and makes the counters ready for the next launch.
+    if (threadIdx.x == 0 && count_up(a.left) == gridDim.x - 1) {
+        *a.best = *a.told = NOBODY - uint32_t(acquire(a.top));
+        *a.arrived = 0, *a.left = 0, *a.top = 0;
+    }
 }

@@ -15,9 +15,12 @@ constexpr int RING = 9 << 10;       // bytes of weights on their way to a warp
 constexpr int MAX_STAGES = 8;       // pieces that they come in
 constexpr uint32_t SENTINEL = 0xffffffff;  // a number that no sum is: arithmetic answers with another NaN
 
-enum PhaseKind : uint32_t { EMBED = 0, PRODUCTS = 1, ATTEND = 2, WEIGH = 3 };
+constexpr int MAX_WORDS = 896;
+constexpr uint32_t NOBODY = 0xffffffff;    // no token
 
-// A matrix of a phase of products.
+enum PhaseKind : uint32_t { EMBED = 0, PRODUCTS = 1, ATTEND = 2, WEIGH = 3, BEST = 4 };
+
+// A matrix of a phase of products. Each block has rows of one matrix, so that its warps stream through one run of them.
 struct Matrix {
     const uint8_t* w;    // (n_out) rows
     float* out;          // (n_out)
@@ -26,6 +29,10 @@ struct Matrix {
     uint64_t row_bytes;
     uint32_t type;
     uint32_t n_out;
+    uint32_t first;      // the first block that has rows of it; those of a gate have the rows of up as well
+    uint32_t per_block;  // groups of rows of a block, and how many blocks have one more
+    uint32_t rest;
+    uint32_t wide;       // rows of a group, one or two; two with gates
 };
 
 struct Phase {
@@ -40,19 +47,15 @@ struct Phase {
     uint16_t* pool_k;      // (slots, PAGE, n_head_kv, head_dim) f16
     uint16_t* pool_v;      // likewise
     const uint2* pages;    // (n_pages) slot, first position, in position order
-    const uint32_t* n_pages;
-    const uint32_t* place; // slot * PAGE + row of the token
     float* out;            // (n_head, head_dim)
     float2* page_ml;       // (n_head, max_pages) maximum and sum of exponentials of each page, or null
     float2* head_ml;       // (n_head) the same over all pages
-    float* mass;           // WEIGH: (n_in, max_pages), n_in layers; n_pages, page_ml and head_ml are then those of all layers
+    float* mass;           // WEIGH: (n_in, max_pages), n_in layers; page_ml and head_ml are then those of all layers
     uint32_t kind;
     uint32_t gated;        // PRODUCTS: m[0].out = silu(m[0]) * m[1]
     uint32_t n_mat;
     uint32_t n_in;
-    uint32_t per_block;    // PRODUCTS: groups of rows of a block, and how many blocks have one more
-    uint32_t rest;
-    uint32_t wide;         // rows of a group, one or two; two with gates
+    uint32_t layer;        // ATTEND
     uint32_t arrive;       // ATTEND: whether this is the last before they are weighed
     uint32_t want_f;       // the input is wanted as numbers
     uint32_t want_q;       // and quantized
@@ -60,7 +63,6 @@ struct Phase {
     float eps_q;
     float eps_k;
     uint32_t rope;         // whether queries and keys are rotated
-    uint32_t pad[2];
 };
 
 struct Step {
@@ -68,11 +70,11 @@ struct Step {
     uint4* unused;           // (n_unused) the places that the next launch will use
     uint32_t* arrived;       // (1) blocks that have left attention behind, zero between launches
     uint32_t* left;          // (1) blocks that are done, zero between launches
-    uint64_t* part;          // (n_head, max_splits, head_dim) pairs of a number and `turn`
-    uint64_t* part_ml;       // (n_head, max_splits, 2) likewise: maximum, sum
-    const float2* rope;      // (head_dim / 2) cosine and sine
-    const uint32_t* pos;     // (1)
-    const uint32_t* token;   // (1)
+    uint4* part;             // (n_head, max_splits, head_dim) a number, maximum and sum of its split, `turn` + phase
+    uint64_t* top;           // (1) the largest logit so far and its token (`BEST`), zero between launches
+    uint32_t* best;          // (1) the token with the largest logit, or NOBODY
+    uint32_t* told;          // (1) the same, where the host sees it
+    const uint32_t* follows; // (1) the token of this step, if it is not among the words
     uint64_t* trace;         // (n_phase, 2, blocks) clocks: input there, end; or null
     uint32_t n_unused;
     uint32_t turn;           // differs from that of recent launches by more than n_phase
@@ -89,7 +91,19 @@ struct Step {
     uint32_t mean;
     uint32_t warp_bits;      // 1 << warp_bits warps are in a block
     float scale;
-    uint32_t pad;
+    uint32_t n_layer;
+    uint32_t n_words;
+    uint32_t each;           // pages of a block, as `splits_of` has it
+    uint32_t pad[2];
+    // What differs between steps: position, token, live pages of each layer, place (slot * PAGE + row) of the token in each layer,
+    // (head_dim / 2) cosines and sines.
+    uint32_t words[MAX_WORDS];
+
+    __device__ __forceinline__ uint32_t pos() const { return words[0]; }
+    __device__ __forceinline__ uint32_t token() const { return words[1]; }
+    __device__ __forceinline__ uint32_t n_pages(int il) const { return words[2 + il]; }
+    __device__ __forceinline__ uint32_t place(int il) const { return words[2 + n_layer + il]; }
+    __device__ __forceinline__ float2 rope(int i) const { return reinterpret_cast<const float2*>(words + 2 + 2 * n_layer)[i]; }
 };
 
 // The beginning of a block's dynamic shared memory.

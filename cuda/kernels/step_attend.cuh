@@ -9,13 +9,11 @@
 #include "attend.cuh"
 #include "step.cuh"
 
-// Shared memory of the phase: queries as the sum of two f16, maximum and sum of each warp, factors of warps or splits; then sums of
-// each warp (STEP_WARPS, heads of the unit, head_dim + 1).
-constexpr int MAX_SPLITS = 64;
+// Shared memory of the phase: queries as the sum of two f16, maximum and sum of each warp; then sums of each warp (STEP_WARPS, heads of the
+// unit, head_dim + 1).
 struct AttendShared {
     Queries q;  // their last row is the current key, and in [1] the current value
     float2 ml[STEP_WARPS][UNIT];
-    float factor[UNIT][MAX_SPLITS];
 };
 
 // Queries of the unit, the current key and the current value behind norm and rotation into shared memory, a warp each.
@@ -41,7 +39,7 @@ __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, in
             const int e = lane + WARP * j, i0 = neox ? e : 2 * e, i1 = neox ? e + half : 2 * e + 1;
             cs[j] = make_float2(1.0f, 0.0f);
             if (e >= half) continue;
-            if (turn) cs[j] = a.rope[e];
+            if (turn) cs[j] = a.rope(e);
             if (w) w0[j] = w[i0], w1[j] = w[i1];
         }
         bool wait = true;
@@ -74,117 +72,154 @@ __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, in
     }
 }
 
-// A number and the tag of the phase that it belongs to, seen together.
-__device__ __forceinline__ uint64_t tagged(float v, uint32_t tag) { return uint64_t(tag) << 32 | __float_as_uint(v); }
-__device__ __forceinline__ float untagged(const uint64_t* from, uint32_t tag) {
-    uint64_t v = look(from);
-    while (uint32_t(v >> 32) != tag) {
-        spin();
-        v = look(from);
-    }
-    return __uint_as_float(uint32_t(v));
-}
+// What a split has of an element: a number, the maximum and sum of the split's scores, and a tag that says of which phase of which launch.
+__device__ __forceinline__ uint4 part_of(float x, float m, float l, uint32_t tag) { return make_uint4(__float_as_uint(x), __float_as_uint(m), __float_as_uint(l), tag); }
 
 // Joins this block's share of the elements of a unit's heads.
-__device__ __forceinline__ void join_splits(const Here& h, AttendShared& s, int head0, int nq, int split, int n_split) {
-    constexpr int TEAM = 4;  // threads of an element
+__device__ __forceinline__ void join_splits(const Here& h, int head0, int nq, int split, int n_split) {
+    constexpr int AT_ONCE = 4;  // parts that a thread asks for at once
     const Step& a = h.a;
-    const int d = a.head_dim, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, n_warp = blockDim.x / WARP;
     const uint32_t tag = a.turn + h.phase;
-    // A warp finds the factors of a head's splits.
+    const int d = a.head_dim, n = nq * d, from = share(n, split, n_split), to = share(n, split + 1, n_split);
+    // An element has 1 << bits threads.
+    const int bits = n_split > 4 * AT_ONCE ? 4 : 2, lane = threadIdx.x % WARP, team = lane & ((1 << bits) - 1);
 #pragma unroll 1
-    for (int g = warp; g < nq; g += n_warp) {
-        const uint64_t* ml = a.part_ml + size_t(head0 + g) * a.max_splits * 2;
-        float m = -INFINITY, l = 0.0f;
-        float2 x[MAX_SPLITS / WARP];
+    for (int i0 = from + ((threadIdx.x - lane) >> bits); i0 < to; i0 += blockDim.x >> bits) {
+        const int i = min(i0 + (lane >> bits), to - 1), g = i / d, e = i % d;
+        const uint4* part = a.part + size_t(head0 + g) * a.max_splits * d + e;
+        float m = -INFINITY, l = 0.0f, acc = 0.0f;
+#pragma unroll 1
+        for (int p0 = team; p0 < n_split; p0 += AT_ONCE << bits) {
+            uint4 x[AT_ONCE];
 #pragma unroll
-        for (int i = 0; i < MAX_SPLITS / WARP; i++) {
-            const int p = lane + WARP * i;
-            x[i] = make_float2(-INFINITY, 0.0f);
-            if (p < n_split) x[i] = make_float2(untagged(ml + 2 * p, tag), untagged(ml + 2 * p + 1, tag));
-            m = fmaxf(m, x[i].x);
+            for (int k = 0; k < AT_ONCE; k++) x[k] = look(part + size_t(min(p0 + (k << bits), n_split - 1)) * d);
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) {
+                if (p0 + (k << bits) >= n_split) break;
+                while (x[k].w != tag) {
+                    spin();
+                    x[k] = look(part + size_t(p0 + (k << bits)) * d);
+                }
+                const float m_new = fmaxf(m, __uint_as_float(x[k].y)), old = __expf(m - m_new), now = __expf(__uint_as_float(x[k].y) - m_new);
+                acc = acc * old + __uint_as_float(x[k].x) * now, l = l * old + __uint_as_float(x[k].z) * now, m = m_new;
+            }
         }
-        m = warp_max(m);
-#pragma unroll
-        for (int i = 0; i < MAX_SPLITS / WARP; i++) x[i].x = __expf(x[i].x - m), l += x[i].x * x[i].y;
-        l = warp_sum(l);
-#pragma unroll
-        for (int i = 0; i < MAX_SPLITS / WARP; i++) s.factor[g][lane + WARP * i] = quotient(x[i].x, l);
-        if (lane == 0 && split == 0) h.p.head_ml[head0 + g] = make_float2(m, l);
-    }
-    block_barrier();
-    const int n = nq * d, from = share(n, split, n_split), to = share(n, split + 1, n_split), team = threadIdx.x % TEAM;
-#pragma unroll 1
-    for (int i0 = from; i0 < to; i0 += blockDim.x / TEAM) {
-        const int i = min(i0 + int(threadIdx.x) / TEAM, to - 1), g = i / d, e = i % d;
-        const uint64_t* part = a.part + size_t(head0 + g) * a.max_splits * d + e;
-        float acc = 0.0f;
-#pragma unroll 4
-        for (int p = team; p < n_split; p += TEAM) acc += s.factor[g][p] * untagged(part + size_t(p) * d, tag);
-        acc += __shfl_xor_sync(ALL, acc, 1);
-        acc += __shfl_xor_sync(ALL, acc, 2);
-        if (team == 0 && i0 + int(threadIdx.x) / TEAM < to) hand_over(h.p.out + size_t(head0 + g) * d + e, acc);
+        float top = m;
+        for (int o = 1 << bits >> 1; o > 0; o /= 2) top = fmaxf(top, __shfl_xor_sync(ALL, top, o));
+        const float f = __expf(m - top);
+        acc *= f, l *= f;
+        for (int o = 1 << bits >> 1; o > 0; o /= 2) acc += __shfl_xor_sync(ALL, acc, o), l += __shfl_xor_sync(ALL, l, o);
+        if (team == 0 && i0 + (lane >> bits) < to) {
+            hand_over(h.p.out + size_t(head0 + g) * d + e, quotient(acc, l));
+            if (e == 0) h.p.head_ml[head0 + g] = make_float2(top, l);
+        }
     }
 }
 
-// A page for each warp, and as many blocks as that takes; joining blocks costs more than a second page.
+// Blocks that share the pages of a unit. What they wait for each other costs as much as several pages, more with each of them.
 __device__ __forceinline__ int splits_of(const Step& a, int n_pages) {
-    const int n_warp = 1 << a.warp_bits;
-    return n_pages <= 2 * n_warp ? 1 : min(int(a.max_splits), (n_pages + n_warp - 1) >> a.warp_bits);
+    const int each = a.each, all = (n_pages + each - 1) / each, half = (2 * n_pages + each - 1) / each;
+    return max(1, min(int(a.max_splits), max(min(half, 8), all)));
 }
 // Whether this block takes part.
 __device__ __forceinline__ bool is_attending(const uint32_t phase) {
     const Here h = here(phase);
-    return blockIdx.x < h.a.units * splits_of(h.a, *h.p.n_pages);
+    return blockIdx.x < h.a.units * splits_of(h.a, h.a.n_pages(h.p.layer));
 }
+
+// What part of the work a block has.
+struct Task {
+    int split, kv, tile, from, to;
+
+    __device__ __forceinline__ Task(const Step& a, int task, int n_split, int n_pages) {
+        const int units = a.units, tiles = a.tiles;
+        split = task / units;
+        const int unit = task - split * units;
+        kv = unit / tiles, tile = unit - kv * tiles;
+        from = share(n_pages, split, n_split), to = share(n_pages, split + 1, n_split);
+    }
+};
+
+// The keys of a page and a head in shared memory of a warp, rows of NJ * 64 halves. Units of 16 bytes are mixed within eight so that the
+// lanes that read them together meet different banks.
+template <int NJ> struct KeysOf {
+    unsigned char* to;
+
+    __device__ __forceinline__ uint4* unit(int row, int u) const { return reinterpret_cast<uint4*>(to) + row * 8 * NJ + (u ^ row % 2 * 4); }
+    __device__ __forceinline__ uint4 key(int c, int i) const { return *unit(threadIdx.x % WARP / 4 + 8 * i, 4 * c + threadIdx.x % 4); }
+    // Asks for them; zeros are behind head_dim.
+    __device__ __forceinline__ void ask(const Pool& pool, uint32_t slot, int kv) const {
+        const int lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int i = 0; i < 4 * NJ; i++) {
+            const int row = (lane + WARP * i) / (8 * NJ), u = (lane + WARP * i) % (8 * NJ);
+            if (8 * u < pool.d) {
+                copy16(unit(row, u), pool.k + ((size_t(slot) * PAGE + row) * pool.n_kv + kv) * pool.d + 8 * u);
+            } else {
+                *unit(row, u) = make_uint4(0, 0, 0, 0);
+            }
+        }
+    }
+    // Waits for them, and puts a key of d elements in the place of row `row` if that is one of a page.
+    __device__ __forceinline__ void wait(int row, const uint16_t* key, int d) const {
+        const int u = threadIdx.x % WARP;
+        copies_wait();
+        if (row < PAGE && 8 * u < d) *unit(row, u) = reinterpret_cast<const uint4*>(key)[u];
+        __syncwarp();
+    }
+    // Bytes of a warp, which has the sums of n heads there afterwards.
+    static __device__ __forceinline__ int bytes(int n, int d) { return (max(4 * n * (d + 1), PAGE * 128 * NJ) + 15) / 16 * 16; }
+};
 
 template <int NC, int NJ, bool EXACT> __device__ __noinline__ uint32_t attend(const uint32_t at) {
     const uint32_t phase = at / 2;
     const Here h = here(phase);
     const Step& a = h.a;
     AttendShared& s = *reinterpret_cast<AttendShared*>(h.shared);
-    float* shared_o = reinterpret_cast<float*>(h.shared + sizeof(AttendShared));
-    const int d = EXACT ? 32 * NC : int(a.head_dim), group = a.group, tiles = a.tiles, units = a.units;
+    const int d = EXACT ? 32 * NC : int(a.head_dim), group = a.group, units = a.units;
     const int n_warp = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const int n_pages = *h.p.n_pages, pos = *a.pos;
+    const int n_pages = a.n_pages(h.p.layer), pos = a.pos();
     const int n_split = splits_of(a, n_pages);
-    const uint32_t place = *h.p.place;
     const Pool pool = {h.p.pool_k, h.p.pool_v, int(a.n_head_kv), d};
     const int ldo = d + 1;  // of the sums, so that rows begin in different banks
 #pragma unroll 1
     for (int task = blockIdx.x; task < units * n_split; task += gridDim.x) {
-        const int split = task / units, unit = task - split * units, kv = unit / tiles, tile = unit - kv * tiles;
-        const int head0 = kv * group + tile * UNIT, nq = min(UNIT, group - tile * UNIT);
-        const int from = share(n_pages, split, n_split), to = share(n_pages, split + 1, n_split);
+        const Task mine(a, task, n_split, n_pages);
+        const int split = mine.split, kv = mine.kv, from = mine.from, to = mine.to;
+        const int head0 = kv * group + mine.tile * UNIT, nq = min(UNIT, group - mine.tile * UNIT);
         const int used = min(n_warp, to - from);  // warps that have pages
+        const int bytes = KeysOf<NJ>::bytes(nq, d);
+        auto sums_of = [&](int w) { return reinterpret_cast<float*>(h.shared + sizeof(AttendShared) + w * bytes); };
+        const KeysOf<NJ> keys = {reinterpret_cast<unsigned char*>(sums_of(warp))};
         int p = from + warp;
-        for (; p < to; p += n_warp) bring_page(pool, h.p.pages[p].x, kv);
-        p = from + warp;
+        // Keys of the first page, as earlier steps have written them, while queries are not there yet.
+        uint2 entry = make_uint2(0, 0);
+        if (p < to) {
+            entry = h.p.pages[p];
+            keys.ask(pool, entry.x, kv);
+        }
+        for (int later = p; later < to; later += n_warp) bring_page(pool, h.p.pages[later].x, kv);
         current_token(h, s, kv, head0, nq);
         block_barrier();
         if (task == int(blockIdx.x)) trace(h, 0);
-        if (to == n_pages) {
-            // The block that attends to the last page puts the current key and value there.
-            const size_t row = (size_t(place) * a.n_head_kv + kv) * d;
-            for (int e = threadIdx.x; e < d; e += blockDim.x) h.p.pool_k[row + e] = s.q[0][UNIT][e], h.p.pool_v[row + e] = s.q[1][UNIT][e];
-        }
         Sums<NJ> sum;
 #pragma unroll 1
         while (p < to) {
-            const uint2 entry = h.p.pages[p];
-            const int rows = min(PAGE, pos - int(entry.y) + 1);
-            // Keys and values at once would not fit in registers beside the sums.
+            const int rows = min(PAGE, pos - int(entry.y) + 1), current = p == n_pages - 1 ? rows - 1 : PAGE;
             PageOf<NC, NJ, EXACT> page;
-            page.load_keys(pool, entry.x, kv);
-            if (p == n_pages - 1) page.replace_key(rows - 1, s.q[0][UNIT], d);
+            page.load_values(pool, entry.x, kv, current);
+            keys.wait(current, s.q[0][UNIT], d);
             float2 ml;
-            const Shares shares = attend_keys(page, s.q, rows, sum, ml);
-            // Of the last page, the rows that earlier steps have written.
-            page.load_values(pool, entry.x, kv, p == n_pages - 1 ? rows - 1 : PAGE);
-            if (p == n_pages - 1) page.replace_value(rows - 1, s.q[1][UNIT], d);
-            attend_values(page, shares, sum);
+            const Shares shares = attend_keys<NC>(keys, s.q, rows, sum, ml);
+            __syncwarp();
             if (h.p.page_ml && t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + p] = ml;
             p += n_warp;
+            if (p < to) {
+                entry = h.p.pages[p];
+                keys.ask(pool, entry.x, kv);
+            }
+            if (current < PAGE) page.replace_value(current, s.q[1][UNIT], d);
+            attend_values(page, shares, sum);
         }
         if (warp < used) {
             if (t == 0) s.ml[warp][g] = make_float2(sum.m, sum.l);
@@ -193,7 +228,7 @@ template <int NC, int NJ, bool EXACT> __device__ __noinline__ uint32_t attend(co
                 const int e = 64 * (i / 4) + 8 * g + 2 * (i % 4);
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
-                    float* o = shared_o + (warp * nq + 2 * t + j) * ldo + e;
+                    float* o = sums_of(warp) + (2 * t + j) * ldo + e;
                     if (2 * t + j < nq && (EXACT || e < d)) o[0] = sum.o[i][j], o[1] = sum.o[i][j + 2];
                 }
             }
@@ -201,32 +236,31 @@ template <int NC, int NJ, bool EXACT> __device__ __noinline__ uint32_t attend(co
         block_barrier();
         const uint32_t tag = a.turn + phase;
 #pragma unroll 1
-        for (int q = warp; q < nq; q += n_warp) {
-            // A warp finds the factors of a head's warps.
-            const float2 x = lane < used ? s.ml[lane][q] : make_float2(-INFINITY, 0.0f);
-            const float m = warp_max(x.x), f = __expf(x.x - m), l = warp_sum(f * x.y);
-            s.factor[q][lane] = n_split == 1 ? quotient(f, l) : f;
-            if (lane == 0) {
-                uint64_t* ml = a.part_ml + (size_t(head0 + q) * a.max_splits + split) * 2;
-                if (n_split == 1) h.p.head_ml[head0 + q] = make_float2(m, l);
-                if (n_split > 1) show(ml, tagged(m, tag)), show(ml + 1, tagged(l, tag));
-            }
-        }
-        block_barrier();
-#pragma unroll 1
         for (int i = threadIdx.x; i < nq * d; i += blockDim.x) {
             const int q = i / d, e = i % d;
-            float acc = 0.0f;
+            float m = -INFINITY, l = 0.0f, acc = 0.0f;
 #pragma unroll 4
-            for (int w = 0; w < used; w++) acc += s.factor[q][w] * shared_o[(w * nq + q) * ldo + e];
-            if (n_split == 1) hand_over(h.p.out + size_t(head0 + q) * d + e, acc);
-            if (n_split > 1) show(a.part + (size_t(head0 + q) * a.max_splits + split) * d + e, tagged(acc, tag));
+            for (int w = 0; w < used; w++) m = fmaxf(m, s.ml[w][q].x);
+#pragma unroll 4
+            for (int w = 0; w < used; w++) {
+                const float2 ml = s.ml[w][q];
+                const float f = __expf(ml.x - m);
+                l += f * ml.y, acc += f * sums_of(w)[q * ldo + e];
+            }
+            if (n_split == 1) {
+                hand_over(h.p.out + size_t(head0 + q) * d + e, quotient(acc, l));
+                if (e == 0) h.p.head_ml[head0 + q] = make_float2(m, l);
+            } else {
+                show(a.part + (size_t(head0 + q) * a.max_splits + split) * d + e, part_of(acc, m, l, tag));
+            }
+        }
+        if (n_split > 1) join_splits(h, head0, nq, split, n_split);
+        if (to == n_pages) {
+            // The block that attends to the last page puts the current key and value there.
+            const size_t row = (size_t(a.place(h.p.layer)) * a.n_head_kv + kv) * d;
+            for (int e = threadIdx.x; e < d; e += blockDim.x) h.p.pool_k[row + e] = s.q[0][UNIT][e], h.p.pool_v[row + e] = s.q[1][UNIT][e];
         }
         block_barrier();
-        if (n_split > 1) {
-            join_splits(h, s, head0, nq, split, n_split);
-            block_barrier();
-        }
     }
     trace(h, 1);
     return at;
@@ -244,7 +278,7 @@ __device__ __noinline__ uint32_t weigh(const uint32_t at) {
     block_barrier();
     trace(h, 0);
     for (uint32_t il = blockIdx.x; il < h.p.n_in; il += gridDim.x) {
-        const int n_pages = h.p.n_pages[il];
+        const int n_pages = a.n_pages(il);
         for (int i = threadIdx.x; i < n_head; i += blockDim.x) {
             const float2 ml = fresh(h.p.head_ml + il * n_head + i);
             all[i] = make_float2(ml.x, quotient(1.0f, ml.y));

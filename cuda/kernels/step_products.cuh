@@ -194,34 +194,23 @@ template <class F> __device__ __forceinline__ void with_rows(uint32_t type, int 
 __device__ __forceinline__ void products(const uint32_t phase, const Fill fill) {
     const Here h = here(phase);
     const Phase& p = h.p;
-    const int block = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, bits = h.a.warp_bits, n = p.per_block + (block < int(p.rest));
-    const int each = n >> bits, more = n & ((1 << bits) - 1), n_in = p.n_in, gated = p.gated;
-    // Groups of rows of all matrices one after the other (of one matrix if they are gated).
-    const int wide = p.wide, step = gated ? 1 : wide;  // rows of a group, and rows from a group to the next
-    const int lo = p.per_block * block + min(block, int(p.rest)) + each * warp + min(warp, more), hi = lo + each + (warp < more);
-    bool ready = false;
-    int base = 0;
-#pragma unroll 1
-    for (uint32_t i = 0; i < (gated ? 1 : p.n_mat); i++) {
-        const Matrix& w = p.m[i];
-        const int n_out = w.n_out, groups = step == 2 ? (n_out + 1) / 2 : n_out;
-        const int g0 = max(lo - base, 0), g1 = min(hi - base, groups), r0 = step * g0;
-        base += groups;
-        if (g0 >= g1) continue;
-        const uint8_t *w0 = w.w + r0 * w.row_bytes, *w1 = gated ? p.m[1].w + r0 * w.row_bytes : w0 + w.row_bytes;
-        const Rows m = {w0, w1, step * w.row_bytes, g1 - g0, min(step * g1, n_out) - r0, step * g1 > n_out, w.out + r0,
-                        w.bias ? w.bias + r0 : nullptr, gated && p.m[1].bias ? p.m[1].bias + r0 : nullptr, w.add ? w.add + r0 : nullptr};
-        Next next = {m.w0, m.w1, 0, 0, 0};
-        with_rows(w.type, wide, [&](auto stream) { stream.fill(m, n_in, next, !ready && fill == FILLED); });
-        if (fill == FILL) return;
-        Before before;
-        before.mine = step == 2 ? 2 * (lane % 16) + lane / 16 : lane;
-        before.read(m, before.mine);
-        if (!ready) read_input(h);
-        ready = true;
-        with_rows(w.type, wide, [&](auto stream) { stream.multiply(h, m, next, before); });
-    }
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, bits = h.a.warp_bits, n_in = p.n_in, gated = p.gated;
+    int i = 0;
+    for (uint32_t k = 1; k < p.n_mat && !gated; k++) i = blockIdx.x >= p.m[k].first ? k : i;
+    const Matrix& w = p.m[i];
+    const int block = blockIdx.x - w.first, rest = w.rest, n = w.per_block + (block < rest), each = n >> bits, more = n & ((1 << bits) - 1);
+    const int wide = w.wide, step = gated ? 1 : wide, n_out = w.n_out;  // rows of a group, and rows from a group to the next
+    const int g0 = w.per_block * block + min(block, rest) + each * warp + min(warp, more), g1 = g0 + each + (warp < more), r0 = step * g0;
+    const uint8_t *w0 = w.w + r0 * w.row_bytes, *w1 = gated ? p.m[1].w + r0 * w.row_bytes : w0 + w.row_bytes;
+    const Rows m = {w0, w1, step * w.row_bytes, g1 - g0, min(step * g1, n_out) - r0, step * g1 > n_out, w.out + r0,
+                    w.bias ? w.bias + r0 : nullptr, gated && p.m[1].bias ? p.m[1].bias + r0 : nullptr, w.add ? w.add + r0 : nullptr};
+    Next next = {m.w0, m.w1, 0, 0, 0};
+    with_rows(w.type, wide, [&](auto stream) { stream.fill(m, n_in, next, fill == FILLED); });
     if (fill == FILL) return;
-    if (!ready) read_input(h);
+    Before before;
+    before.mine = step == 2 ? 2 * (lane % 16) + lane / 16 : lane;
+    before.read(m, before.mine);
+    read_input(h);
+    with_rows(w.type, wide, [&](auto stream) { stream.multiply(h, m, next, before); });
     trace(h, 1);
 }

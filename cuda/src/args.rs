@@ -79,9 +79,10 @@ args! {
     MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32 }
     /// `step.cu`
     Step => step {
-        phases: u64, unused: u64, arrived: u64, left: u64, part: u64, part_ml: u64, rope: u64, pos: u64, token: u64, trace: u64,
+        phases: u64, unused: u64, arrived: u64, left: u64, part: u64, top: u64, best: u64, told: u64, follows: u64, trace: u64,
         n_unused: u32, turn: u32, n_phase: u32, n_head: u32, n_head_kv: u32, group: u32, tiles: u32, units: u32, head_dim: u32, max_pages: u32,
-        max_splits: u32, neox: u32, mean: u32, warp_bits: u32, scale: f32, pad: u32,
+        max_splits: u32, neox: u32, mean: u32, warp_bits: u32, scale: f32, n_layer: u32, n_words: u32, each: u32, pad: [u32; 2],
+        words: Words,
     }
 }
 
@@ -119,6 +120,10 @@ pub(crate) struct Matrix {
     pub(crate) row_bytes: u64,
     pub(crate) ty: u32,
     pub(crate) n_out: u32,
+    pub(crate) first: u32,
+    pub(crate) per_block: u32,
+    pub(crate) rest: u32,
+    pub(crate) wide: u32,
 }
 
 /// A phase of a step, `step.cuh`.
@@ -136,8 +141,6 @@ pub(crate) struct Phase {
     pub(crate) pool_k: u64,
     pub(crate) pool_v: u64,
     pub(crate) pages: u64,
-    pub(crate) n_pages: u64,
-    pub(crate) place: u64,
     pub(crate) out: u64,
     pub(crate) page_ml: u64,
     pub(crate) head_ml: u64,
@@ -146,9 +149,7 @@ pub(crate) struct Phase {
     pub(crate) gated: u32,
     pub(crate) n_mat: u32,
     pub(crate) n_in: u32,
-    pub(crate) per_block: u32,
-    pub(crate) rest: u32,
-    pub(crate) wide: u32,
+    pub(crate) layer: u32,
     pub(crate) arrive: u32,
     pub(crate) want_f: u32,
     pub(crate) want_q: u32,
@@ -156,9 +157,23 @@ pub(crate) struct Phase {
     pub(crate) eps_q: f32,
     pub(crate) eps_k: f32,
     pub(crate) rope: u32,
-    pub(crate) pad: [u32; 2],
 }
-const _: () = assert!(size_of::<Phase>() == 3 * 48 + 16 * 8 + 16 * 4, "padding");
+const _: () = assert!(size_of::<Phase>() == 3 * 64 + 14 * 8 + 12 * 4, "padding");
+
+/// What differs between steps, `step.cuh`.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Words(pub(crate) [u32; Words::MAX]);
+
+impl Words {
+    pub(crate) const MAX: usize = 896;
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self([0; Self::MAX])
+    }
+}
 
 /// [`MulMat`] for the kernel with tiles of 128.
 #[repr(transparent)]

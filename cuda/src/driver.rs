@@ -320,6 +320,32 @@ impl Device for Driver {
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| error("CUDA", e))
     }
 
+    fn alloc_mark(&self) -> Result<usize> {
+        self.bind()?;
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let event = result::event::create(flags).map_err(|e| error("cuEventCreate", e))?;
+        Ok(event as usize)
+    }
+
+    unsafe fn free_mark(&self, mark: usize) {
+        // SAFETY: the caller's promise.
+        let freed = unsafe { result::event::destroy(mark as sys::CUevent) };
+        if let Err(e) = freed {
+            log::warn!("{}", error("cuEventDestroy", e));
+        }
+    }
+
+    unsafe fn set_mark(&self, mark: usize) -> Result<()> {
+        // SAFETY: the caller's promise; the stream is alive.
+        unsafe { result::event::record(mark as sys::CUevent, self.stream) }
+            .map_err(|e| error("cuEventRecord", e))
+    }
+
+    unsafe fn wait_mark(&self, mark: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { result::event::synchronize(mark as sys::CUevent) }.map_err(|e| error("CUDA", e))
+    }
+
     fn begin_capture(&self) -> Result<()> {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive.

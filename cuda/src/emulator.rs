@@ -163,6 +163,20 @@ impl Device for Emulator {
         Ok(())
     }
 
+    fn alloc_mark(&self) -> Result<usize> {
+        Ok(0)
+    }
+
+    unsafe fn free_mark(&self, _: usize) {}
+
+    unsafe fn set_mark(&self, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn wait_mark(&self, _: usize) -> Result<()> {
+        Ok(())
+    }
+
     fn begin_capture(&self) -> Result<()> {
         *self.recording() = Some(Vec::new());
         Ok(())

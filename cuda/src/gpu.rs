@@ -68,6 +68,19 @@ pub(crate) trait Device: Send + Sync {
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[u8]) -> Result<()>;
     /// Waits for everything that was asked for.
     fn synchronize(&self) -> Result<()>;
+    /// Something that can stand between launches.
+    fn alloc_mark(&self) -> Result<usize>;
+    /// # Safety
+    /// `mark` came from `alloc_mark` and is not used again.
+    unsafe fn free_mark(&self, mark: usize);
+    /// # Safety
+    /// `mark` came from `alloc_mark`.
+    unsafe fn set_mark(&self, mark: usize) -> Result<()>;
+    /// Waits for everything that was asked for before the mark was last set.
+    ///
+    /// # Safety
+    /// `mark` came from `alloc_mark`.
+    unsafe fn wait_mark(&self, mark: usize) -> Result<()>;
     fn begin_capture(&self) -> Result<()>;
     fn end_capture(&self) -> Result<Box<dyn GraphExec>>;
     /// Free and total bytes of device memory.
@@ -163,6 +176,17 @@ impl Gpu {
             at,
             bytes,
             busy: false,
+        })
+    }
+
+    /// A mark that has not been set.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn mark(&self) -> Result<Mark> {
+        Ok(Mark {
+            mark: self.device.alloc_mark()?,
+            gpu: self.clone(),
         })
     }
 
@@ -336,6 +360,22 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts(self.at, n) }
     }
 
+    /// Where kernels find it: they read and write it through the bus. The caller sees to it that they are done ([`Mark`]) before the
+    /// host looks.
+    pub fn view(&self) -> View {
+        View {
+            at: self.at as u64,
+            bytes: self.bytes,
+        }
+    }
+
+    /// Its word `i`, which a kernel may be about to write. Panics beyond the end.
+    pub fn word(&self, i: usize) -> u32 {
+        assert!(4 * i + 4 <= self.bytes);
+        // SAFETY: inside, aligned; a word is written at once.
+        unsafe { self.at.cast::<u32>().add(i).read_volatile() }
+    }
+
     /// Its contents as numbers if no copy is under way.
     pub fn settled_f32(&self) -> &[f32] {
         let bytes = self.settled();
@@ -386,6 +426,41 @@ impl Drop for Pinned {
         let _ = self.wait();
         // SAFETY: from `alloc_host`, and this is its owner.
         unsafe { self.gpu.device.free_host(self.at, self.bytes.max(16)) };
+    }
+}
+
+/// A place between launches that can be waited for.
+#[derive(Debug)]
+pub struct Mark {
+    gpu: Gpu,
+    mark: usize,
+}
+
+impl Mark {
+    /// Puts it behind everything asked for so far.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn set(&self) -> Result<()> {
+        // SAFETY: ours.
+        unsafe { self.gpu.device.set_mark(self.mark) }
+    }
+
+    /// Waits for what was asked for before it was set.
+    ///
+    /// # Errors
+    /// What went wrong on the device in the meantime.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: ours.
+        unsafe { self.gpu.device.wait_mark(self.mark) }
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        let _ = self.gpu.bind();
+        // SAFETY: from `alloc_mark`, and this is its owner.
+        unsafe { self.gpu.device.free_mark(self.mark) };
     }
 }
 

@@ -34,7 +34,7 @@ mod weight;
 
 pub use devices::{DeviceInfo, Devices, devices};
 #[cfg(any(feature = "cuda", feature = "emulate"))]
-pub use gpu::{Buffer, CudaError, Gpu, Graph, Pinned, View};
+pub use gpu::{Buffer, CudaError, Gpu, Graph, Mark, Pinned, View};
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub use types::{has_kernels, row_bytes};
 #[cfg(any(feature = "cuda", feature = "emulate"))]

@@ -1,15 +1,18 @@
 //! A whole decode step as one launch (`kernels/step.cuh` says how it works).
 //!
 //! [`Builder`] collects the phases of a step in order; [`Program`] is the list in device memory, ready to be run any number of times. What differs
-//! between steps lies in device memory, as for recorded graphs. Not every model fits: a phase that the kernel has no shape for is refused
+//! between steps ([`Inputs`]) travels with the launch. Not every model fits: a phase that the kernel has no shape for is refused
 //! with the reason, and the caller launches kernel by kernel instead.
 //!
 //! What one phase writes and a later one reads does not go to the buffer that the caller named but to a *place* of its own, of which
-//! there are two sets that launches use in turn. Only what no phase reads arrives where the caller wants it.
+//! there are two sets that launches use in turn. Only what no phase reads arrives where the caller wants it, which may be two buffers in
+//! turn as well ([`Builder::alternate`]), so that a launch can follow another before the host has seen what came of that.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+mod program;
 
-use crate::args::{self, Matrix, Phase};
+pub use program::{Inputs, Program};
+
+use crate::args::{self, Matrix, Phase, Words};
 use crate::gpu::{Buffer, Gpu, Launch, Result, View};
 use crate::ops::{Attention, Heads, Mode, Part, RopeStore};
 use crate::weight::Weight;
@@ -21,11 +24,12 @@ const STEP_SHARED: usize =
     (size_of::<args::Step>() + 4 * (size_of::<Phase>() + 8) + 16 * (8 * 8 + 4))
         .next_multiple_of(128)
         + 16 * (9 << 10);
-const ATTEND_SHARED: usize =
-    2 * (UNIT + 1) * (MAX_D + 32) * 2 + 16 * UNIT * 8 + UNIT * MAX_SPLITS * 4;
+const ATTEND_SHARED: usize = 2 * (UNIT + 1) * (MAX_D + 32) * 2 + 16 * UNIT * 8;
 /// Widest head, and query heads of a unit of attention.
 const MAX_D: usize = 128;
 const UNIT: usize = 8;
+/// Pages that a block attends to, or half of that as long as few blocks share a unit.
+const EACH: u32 = 8;
 /// Blocks that share the pages of a unit, at most.
 const MAX_SPLITS: usize = 64;
 /// Marks the address of a place: what else is in it are bytes from the beginning of a set.
@@ -48,12 +52,6 @@ pub struct Shape {
     pub mean: bool,
     /// Factor of the scores.
     pub scale: f32,
-    /// `[head_dim / 2, 2]` cosines and sines.
-    pub rope: View,
-    /// `[1]` u32: position of the token.
-    pub pos: View,
-    /// `[1]` u32: the token.
-    pub token: View,
 }
 
 /// Products with one input.
@@ -79,6 +77,8 @@ pub struct Builder {
     /// Bytes of shared memory that the largest phase wants.
     shared: usize,
     memory: Option<Memory>,
+    /// Pairs of buffers that launches write in turn.
+    pairs: Vec<[View; 2]>,
     /// Why the step cannot be one launch.
     refused: Option<String>,
 }
@@ -100,17 +100,6 @@ struct Place {
     from: usize,
     /// Whether a phase reads them.
     read: bool,
-}
-
-/// A step in device memory.
-pub struct Program {
-    gpu: Gpu,
-    /// For either set of places.
-    args: [args::Step; 2],
-    /// Launches so far.
-    launches: AtomicU32,
-    launch: Launch,
-    _buffers: Vec<Buffer>,
 }
 
 /// Bytes of dynamic shared memory that a block may have.
@@ -137,12 +126,15 @@ impl Builder {
             places: Vec::new(),
             shared: n_head * 8,
             memory: None,
+            pairs: Vec::new(),
             refused: None,
         };
         let (sm, emulated) = (gpu.info().sm, gpu.info().name == "emulator");
         new.want(sm >= (9, 0) || emulated, || {
             "a device older than Hopper".to_owned()
         });
+        let words = 2 + 2 * shape.n_layer + head_dim;
+        new.want(words <= Words::MAX, || format!("{} layers", shape.n_layer));
         new.want(
             head_dim.is_multiple_of(8) && head_dim <= MAX_D && n_head.is_multiple_of(n_head_kv),
             || format!("heads of {head_dim} elements"),
@@ -204,6 +196,7 @@ impl Builder {
             row_bytes: w.row_bytes() as u64,
             ty: w.ty().id(),
             n_out: w.n_row() as u32,
+            ..Matrix::default()
         }
     }
 
@@ -255,21 +248,30 @@ impl Builder {
             assert!(p.parts.len() == 2 && same(&phase.m[0], &phase.m[1]));
         }
         let n = if gated { 1 } else { p.parts.len() };
-        let groups = |wide: u32| -> u32 {
-            let of = |m: &Matrix| m.n_out.div_ceil(wide);
-            phase.m[..n].iter().map(of).sum()
-        };
-        // Two rows at a time are less work than one after the other, if there are enough for every warp.
-        let n_sm = self.gpu.info().n_sm;
-        let turns = |n: u32| n.div_ceil(n_sm).div_ceil(BLOCK / 32);
-        let pairs = gated || 17 * turns(groups(2)) <= 10 * turns(groups(1));
-        phase.wide = 1 + u32::from(pairs);
-        let groups = groups(if gated { 1 } else { phase.wide });
-        (phase.per_block, phase.rest) = (groups / n_sm, groups % n_sm);
+        self.give_rows(&mut phase.m[..n], gated);
         let f = phase.want_f as usize * (4 * n_in).next_multiple_of(128);
         let q = phase.want_q as usize * (n_in.next_multiple_of(128) + n_in / 2);
         self.shared = self.shared.max(64 + f + q);
         self.phases.push(phase);
+    }
+
+    /// Gives the blocks rows, those of a matrix as nearly the same number as can be.
+    fn give_rows(&self, all: &mut [Matrix], gated: bool) {
+        let mut blocks = vec![1; all.len()];
+        for _ in all.len()..self.gpu.info().n_sm as usize {
+            let rows = |&i: &usize| f64::from(all[i].n_out) / f64::from(blocks[i]);
+            let most = (0..all.len()).max_by(|a, b| rows(a).total_cmp(&rows(b)));
+            blocks[most.expect("a matrix")] += 1;
+        }
+        let mut first = 0;
+        for (m, n) in all.iter_mut().zip(blocks) {
+            // Two rows at a time are less work than one after the other, if there are enough for every warp.
+            let turns = |wide: u32| m.n_out.div_ceil(wide).div_ceil(n).div_ceil(BLOCK / 32);
+            m.wide = 1 + u32::from(gated || 17 * turns(2) <= 10 * turns(1));
+            let groups = m.n_out.div_ceil(if gated { 1 } else { m.wide });
+            (m.first, m.per_block, m.rest) = (first, groups / n, groups % n);
+            first += n;
+        }
     }
 
     /// Norm over heads, rotation, storing and attention of layer `il`; with `weighed`, what [`Builder::weigh`] wants is left.
@@ -298,9 +300,11 @@ impl Builder {
         };
         let head_ml = memory.head_ml.view().slice(il * n_head * 8, n_head * 8);
         let page_ml = memory.page_ml.view().slice(il * layer * 8, layer * 8);
-        // Sums of the warps; before them what `AttendShared` holds.
-        let sums = BLOCK as usize / 32 * UNIT.min(n_head / n_head_kv) * (d + 1) * 4;
-        self.shared = self.shared.max(ATTEND_SHARED + sums);
+        // Keys of a page, then sums, of each warp; before them what `AttendShared` holds.
+        let sums = UNIT.min(n_head / n_head_kv) * (d + 1) * 4;
+        let warp = sums.max(crate::PAGE * if d == 64 { 128 } else { 256 });
+        let all = BLOCK as usize / 32 * warp.next_multiple_of(16);
+        self.shared = self.shared.max(ATTEND_SHARED + all);
         let kv = n_head_kv * d * 4;
         let phase = Phase {
             q: self.read(c.q, n_head * d * 4),
@@ -314,8 +318,7 @@ impl Builder {
             pool_k: store.k.at,
             pool_v: store.v.at,
             pages: c.pages.at,
-            n_pages: c.n_pages.at,
-            place: store.places.at,
+            layer: il as u32,
             out: self.write(out, n_head * d * 4),
             page_ml: if weighed { page_ml.at } else { 0 },
             head_ml: head_ml.at,
@@ -325,25 +328,41 @@ impl Builder {
         self.phases.push(phase);
     }
 
-    /// Masses of the pages of every layer: `[n_layer, max_pages]`; `n_pages` is `[n_layer]` u32.
-    pub fn weigh(&mut self, mass: View, n_pages: View) {
+    /// Masses of the pages of every layer: `[n_layer, max_pages]`.
+    pub fn weigh(&mut self, mass: View) {
         let (Some(memory), n) = (&self.memory, self.shape.n_layer) else {
             return;
         };
-        assert!(mass.bytes() >= n * self.shape.max_pages * 4 && n_pages.bytes() >= n * 4);
+        assert!(mass.bytes() >= n * self.shape.max_pages * 4);
         if let Some(last) = self.phases.iter_mut().rfind(|p| p.kind == 2) {
             last.arrive = 1;
         }
         let phase = Phase {
             page_ml: memory.page_ml.view().at,
             head_ml: memory.head_ml.view().at,
-            n_pages: n_pages.at,
             mass: mass.at,
             n_in: n as u32,
             kind: 3,
             ..Phase::default()
         };
         self.phases.push(phase);
+    }
+
+    /// Finds the largest of the results of the products that came last: of the first matrix, which are logits.
+    pub fn best(&mut self) {
+        let of = self.phases.last().filter(|p| p.kind == 1 && p.gated == 0);
+        let m = of.expect("products").m;
+        self.phases.push(Phase {
+            m,
+            kind: 4,
+            ..Phase::default()
+        });
+    }
+
+    /// Every second launch writes to the second of these buffers of one size what goes to the first otherwise.
+    pub fn alternate(&mut self, pair: [View; 2]) {
+        assert_eq!(pair[0].bytes(), pair[1].bytes());
+        self.pairs.push(pair);
     }
 
     /// The list in device memory, or why there is none.
@@ -364,22 +383,27 @@ impl Builder {
             n_head_kv,
             head_dim,
         } = s.heads;
-        assert!(s.rope.bytes() >= head_dim * 4 && s.pos.bytes() >= 4 && s.token.bytes() >= 4);
         let n_sm = gpu.info().n_sm as usize;
         let units = n_head_kv * (n_head / n_head_kv).div_ceil(UNIT);
         let max_splits = (n_sm / units).clamp(1, MAX_SPLITS);
-        let counters = gpu.alloc(128)?;
-        let part = gpu.alloc(n_head * max_splits * head_dim * 8)?;
-        let part_ml = gpu.alloc(n_head * max_splits * 16)?;
+        let counters = gpu.alloc(192)?;
+        let part = gpu.alloc(n_head * max_splits * head_dim * 16)?;
+        let best = gpu.alloc(8)?;
+        let told = gpu.pinned(8)?;
         let set = self.places.last().map_or(0, |p| p.from + p.bytes);
         let set = set.next_multiple_of(ALIGN);
         // All ones is what a word holds before it is written (`SENTINEL`).
         let places = gpu.buffer_of(&vec![0xff; 2 * set])?;
         let bases = [0, 1].map(|k| places.view().at + (k * set) as u64);
         let mut phases = Vec::new();
-        for base in bases {
+        for (k, base) in bases.into_iter().enumerate() {
             let mut list = self.phases.clone();
-            list.iter_mut().for_each(|p| settle(p, &self.places, base));
+            let second = if k == 1 { &self.pairs[..] } else { &[] };
+            for p in &mut list {
+                settle(p, &self.places, base);
+                p.m.iter_mut().for_each(|m| other_of(&mut m.out, second));
+                other_of(&mut p.mass, second);
+            }
             // SAFETY: `Phase` is `repr(C)` without padding, as its size says.
             let bytes = unsafe {
                 std::slice::from_raw_parts(list.as_ptr().cast::<u8>(), size_of_val(&*list))
@@ -394,12 +418,13 @@ impl Builder {
             arrived: counters.view().at,
             left: counters.view().at + 64,
             part: part.view().at,
-            part_ml: part_ml.view().at,
-            rope: s.rope.at,
-            pos: s.pos.at,
-            token: s.token.at,
+            top: counters.view().at + 128,
+            best: best.view().at + 4 * k as u64,
+            told: told.view().at + 4 * k as u64,
+            follows: 0,
             trace: 0,
-            pad: 0,
+            each: if emulated { 3 } else { EACH },
+            pad: [0; 2],
             n_unused: (set / 16) as u32,
             turn: 0,
             n_phase: self.phases.len() as u32,
@@ -415,6 +440,9 @@ impl Builder {
             mean: u32::from(s.mean),
             warp_bits: (block / 32).ilog2(),
             scale: s.scale,
+            n_layer: s.n_layer as u32,
+            n_words: (2 + 2 * s.n_layer + head_dim) as u32,
+            words: Words::default(),
         });
         let launch = Launch {
             grid: [n_sm as u32, 1, 1],
@@ -422,14 +450,18 @@ impl Builder {
             shared: shared as u32,
             together: true,
         };
-        let mut buffers = vec![counters, part, part_ml, places];
+        let mut buffers = vec![counters, part, places];
         buffers.extend(phases);
         buffers.extend(self.memory.into_iter().flat_map(|m| [m.head_ml, m.page_ml]));
         Ok(Ok(Program {
+            done: [self.gpu.mark()?, self.gpu.mark()?],
             gpu: self.gpu,
             args,
-            launches: AtomicU32::new(0),
+            launches: 0,
             launch,
+            words: Words::default(),
+            best,
+            told,
             _buffers: buffers,
         }))
     }
@@ -458,52 +490,10 @@ fn settle(phase: &mut Phase, places: &[Place], base: u64) {
     read.into_iter().for_each(inside);
 }
 
-impl Program {
-    /// Runs a step and says what took how long: for each phase, clocks until blocks had its input and clocks that they worked behind
-    /// that, both the mean over the blocks.
-    ///
-    /// # Errors
-    /// Those of the driver.
-    pub fn trace(&self) -> Result<Vec<(f64, f64)>> {
-        let (n, blocks) = (self.args[0].n_phase as usize, self.launch.grid[0] as usize);
-        let clocks = self.gpu.alloc(n * 2 * blocks * 8)?;
-        let args = args::Step {
-            trace: clocks.view().at,
-            ..self.next()
-        };
-        self.gpu.launch(self.launch, &args)?;
-        let bytes = self.gpu.read(clocks.view())?;
-        let word = |b: &[u8]| b.iter().rev().fold(0, |n, &b| n << 8 | i64::from(b));
-        let clocks: Vec<i64> = bytes.chunks_exact(8).map(word).collect();
-        let between = |from: usize, to: usize| {
-            let at = |k: usize| clocks[k * blocks..][..blocks].iter().sum::<i64>();
-            (at(to) - at(from)) as f64 / blocks as f64
-        };
-        // The end of a phase is the beginning of the next.
-        let phase = |p: usize| {
-            (
-                between((2 * p).saturating_sub(1), 2 * p),
-                between(2 * p, 2 * p + 1),
-            )
-        };
-        Ok((0..n).map(phase).collect())
-    }
-
-    /// The arguments of the next launch.
-    fn next(&self) -> args::Step {
-        let turn = self.launches.fetch_add(1, Ordering::Relaxed);
-        let args = self.args[turn as usize % 2];
-        args::Step {
-            turn: turn.wrapping_mul(args.n_phase + 1).wrapping_add(1),
-            ..args
-        }
-    }
-
-    /// Asks for a step.
-    ///
-    /// # Errors
-    /// Those of the driver.
-    pub fn run(&self) -> Result<()> {
-        self.gpu.launch(self.launch, &self.next())
+/// Moves an address inside the first of a pair of buffers to the second.
+fn other_of(at: &mut u64, pairs: &[[View; 2]]) {
+    let inside = |[a, _]: &&[View; 2]| (a.at..a.at + a.bytes() as u64).contains(at);
+    if let Some([a, b]) = pairs.iter().find(inside) {
+        *at = *at - a.at + b.at;
     }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use lemma_cuda::ops::{self, Experts, MatVec, Mode, Quant};
-use lemma_cuda::step::{Builder, Products, Shape};
+use lemma_cuda::step::{Builder, Inputs, Products, Shape};
 use lemma_cuda::{Buffer, Gpu, Source, Uploader, Weight, has_kernels};
 use lemma_quant::GgmlType;
 
@@ -368,7 +368,6 @@ fn batches_on_tensor_cores() {
 
 /// A step of nothing but products; the heads are not used.
 fn run_step(gpu: &Gpu, all: &[Products<'_>]) {
-    let nothing = gpu.alloc(64).unwrap();
     let shape = Shape {
         heads: ops::Heads {
             n_head: 1,
@@ -380,18 +379,22 @@ fn run_step(gpu: &Gpu, all: &[Products<'_>]) {
         neox: false,
         mean: false,
         scale: 1.0,
-        rope: nothing.view(),
-        pos: nothing.view(),
-        token: nothing.view(),
     };
     let mut builder = Builder::new(gpu, shape);
     for p in all {
         builder.products(p);
     }
-    let program = builder.finish().unwrap().unwrap();
+    let mut program = builder.finish().unwrap().unwrap();
+    let inputs = Inputs {
+        pos: 0,
+        token: Some(0),
+        n_pages: &[1],
+        places: &[0],
+        rope: &[0.0; 16],
+    };
     // Twice: what a launch leaves behind must not disturb the next.
     for _ in 0..2 {
-        program.run().unwrap();
+        program.run(&inputs).unwrap();
     }
 }
 

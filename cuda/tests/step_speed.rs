@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use common::*;
 use lemma_cuda::ops::{Attention, Heads, Mode, RopeStore, Store};
-use lemma_cuda::step::{Builder, Products, Program, Shape};
+use lemma_cuda::step::{Builder, Inputs, Products, Program, Shape};
 use lemma_cuda::{Buffer, Gpu, Source, Uploader, View, Weight};
 use lemma_quant::GgmlType::{self, F16, Q4_K, Q6_K};
 
@@ -91,7 +91,7 @@ fn matrix(gpu: &Gpu, up: &mut Uploader, ty: GgmlType, n_in: usize, n_row: usize)
         let x: Vec<f32> = rng.normals(n_in).iter().map(|x| x * 0.03).collect();
         quantize(&x, b);
     }
-    let data: Vec<u8> = some.iter().copied().cycle().take(row * n_row).collect();
+    let data: Vec<u8> = some.repeat(n_row.div_ceil(8))[..row * n_row].to_vec();
     let source = Source {
         ty,
         n_in,
@@ -103,17 +103,22 @@ fn matrix(gpu: &Gpu, up: &mut Uploader, ty: GgmlType, n_in: usize, n_row: usize)
     w
 }
 
+struct Weights {
+    layers: Vec<Layer>,
+    embd: Weight,
+    output: Weight,
+    /// Bytes that a step reads.
+    bytes: usize,
+}
+
 struct Bench {
     program: Program,
     logits: Buffer,
-
-    bytes: usize,
-    _keep: (Vec<Layer>, Vec<Buffer>, Weight, Weight),
+    _keep: Vec<Buffer>,
 }
 
-fn bench(gpu: &Gpu, m: &Model, pages: usize) -> Bench {
+fn weights(gpu: &Gpu, m: &Model) -> Weights {
     let mut up = Uploader::new(gpu).expect("uploader");
-    let mut rng = Rng::new(7);
     let (e, d, h) = (m.n_embd, m.heads.head_dim, m.heads);
     let [ty, better] = m.types;
     let layers: Vec<Layer> = (0..LAYERS.min(m.n_layer))
@@ -134,6 +139,24 @@ fn bench(gpu: &Gpu, m: &Model, pages: usize) -> Bench {
         .collect();
     let embd = matrix(gpu, &mut up, ty, e, 1024);
     let output = matrix(gpu, &mut up, better, e, m.n_vocab);
+    let of = |w: &Weight| w.view().bytes();
+    let layer = |l: &Layer| {
+        let all = [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down];
+        all.map(of).iter().sum::<usize>()
+    };
+    let all = (0..m.n_layer).map(|il| layer(&layers[il % layers.len()]));
+    Weights {
+        bytes: of(&output) + all.sum::<usize>(),
+        layers,
+        embd,
+        output,
+    }
+}
+
+fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize) -> Bench {
+    let mut rng = Rng::new(7);
+    let (e, d, h) = (m.n_embd, m.heads.head_dim, m.heads);
+    let layers = &w.layers;
     let f = |n: usize| gpu.alloc(n * 4).expect("memory");
     let (x, q, k, v) = (
         f(e),
@@ -143,10 +166,10 @@ fn bench(gpu: &Gpu, m: &Model, pages: usize) -> Bench {
     );
     let (att, gate, logits) = (f(h.n_head * d), f(m.n_ff), f(m.n_vocab));
     let mass = f(m.n_layer * MAX_PAGES);
-    let rope = upload(gpu, &rng.normals(d));
-    let pos = upload_u32(gpu, &[(pages * 16 - 3) as u32]);
-    let token = upload_u32(gpu, &[5]);
-    let places = upload_u32(gpu, &[(pages * 16 - 3) as u32]);
+    let (angles, last) = (rng.normals(d), (pages * 16 - 3) as u32);
+    let rope = upload(gpu, &angles);
+    let pos = upload_u32(gpu, &[last]);
+    let places = upload_u32(gpu, &[last]);
     let n_pages = upload_u32(gpu, &vec![pages as u32; m.n_layer]);
     let table: Vec<u32> = (0..MAX_PAGES as u32).flat_map(|p| [p, p * 16]).collect();
     let table = upload_u32(gpu, &table);
@@ -161,12 +184,9 @@ fn bench(gpu: &Gpu, m: &Model, pages: usize) -> Bench {
         neox: true,
         mean: false,
         scale: 0.1,
-        rope: rope.view(),
-        pos: pos.view(),
-        token: token.view(),
     };
     let mut b = Builder::new(gpu, shape);
-    b.embed(x.view(), &embd);
+    b.embed(x.view(), &w.embd);
     for il in 0..m.n_layer {
         let l = &layers[il % layers.len()];
         let norm = Some((l.norm.view(), 1e-5));
@@ -215,35 +235,31 @@ fn bench(gpu: &Gpu, m: &Model, pages: usize) -> Bench {
         products(&mut b, &ffn, &x, norm, Mode::Swiglu);
         products(&mut b, &[(&l.down, None, x.view())], &gate, None, Mode::Add);
     }
-    b.weigh(mass.view(), n_pages.view());
+    b.weigh(mass.view());
     b.products(&Products {
-        parts: &[(&output, None, logits.view())],
+        parts: &[(&w.output, None, logits.view())],
         src: x.view(),
         norm: Some((layers[0].norm.view(), 1e-5)),
         mode: Mode::Store,
     });
-    let program = b.finish().expect("driver").expect("a step of one launch");
-    let of = |w: &Weight| w.view().bytes();
-    let bytes = of(&output)
-        + (0..m.n_layer)
-            .map(|il| &layers[il % layers.len()])
-            .map(|l| {
-                [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]
-                    .map(of)
-                    .iter()
-                    .sum::<usize>()
-            })
-            .sum::<usize>();
+    b.best();
+    let mut program = b.finish().expect("driver").expect("a step of one launch");
+    let inputs = Inputs {
+        pos: last,
+        token: Some(5),
+        n_pages: &vec![pages as u32; m.n_layer],
+        places: &vec![last; m.n_layer],
+        rope: &angles,
+    };
+    program.run(&inputs).expect("step");
     let mut keep = vec![
-        x, q, k, v, att, gate, mass, rope, pos, token, places, n_pages, table,
+        x, q, k, v, att, gate, mass, rope, pos, places, n_pages, table,
     ];
     keep.extend(pools);
     Bench {
         program,
         logits,
-
-        bytes,
-        _keep: (layers, keep, embd, output),
+        _keep: keep,
     }
 }
 
@@ -258,14 +274,15 @@ fn steps() {
     let gpu = Gpu::open(info.ordinal).expect("a device");
     let pages = std::env::var("LEMMA_STEP_PAGES").unwrap_or_else(|_| "1 64 256".to_owned());
     for m in &MODELS {
+        let w = weights(&gpu, m);
         for pages in pages.split_whitespace().map(|p| p.parse().expect("pages")) {
-            let b = bench(&gpu, m, pages);
+            let mut b = bench(&gpu, m, &w, pages);
             let mut times = Vec::new();
             for _ in 0..9 {
                 gpu.synchronize().expect("step");
                 let start = Instant::now();
                 for _ in 0..20 {
-                    b.program.run().expect("step");
+                    b.program.repeat().expect("step");
                 }
                 gpu.synchronize().expect("step");
                 times.push(start.elapsed().as_secs_f64() / 20.0);
@@ -279,10 +296,10 @@ fn steps() {
                 times[4] * 1e6,
                 times[0] * 1e6,
                 1.0 / times[4],
-                b.bytes as f64 / times[4] / 1e12
+                w.bytes as f64 / times[4] / 1e12
             );
             let clocks = b.program.trace().expect("trace");
-            let per = (clocks.len() - 3) / m.n_layer;
+            let per = (clocks.len() - 4) / m.n_layer;
             let mut line = String::from("  clocks");
             for k in 0..per {
                 let of = |f: fn(&(f64, f64)) -> f64| {

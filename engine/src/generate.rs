@@ -180,6 +180,25 @@ pub fn generate(
     o: &GenOptions,
     sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Outcome, Error> {
+    let greedy = sampler.takes_best() && o.grammar.is_none();
+    session.follow(greedy);
+    let out = reply(session, prompt, kept, sampler, greedy, tags, o, sink);
+    session.follow(false);
+    out
+}
+
+/// [`generate`]; `greedy`: the sampler takes the best token and nothing forbids any.
+#[expect(clippy::too_many_arguments, reason = "those of its caller")]
+fn reply(
+    session: &mut Session,
+    prompt: &Prompt,
+    kept: usize,
+    sampler: &mut Sampler,
+    greedy: bool,
+    tags: Option<&ThinkTags>,
+    o: &GenOptions,
+    sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Outcome, Error> {
     let start = Instant::now();
     let model = session.model().clone();
     let tokenizer = model.tokenizer();
@@ -254,7 +273,11 @@ pub fn generate(
         let id = match forced.pop_front() {
             Some(id) => id,
             None => {
-                let s = bound.sample(sampler, session.logits(), before)?;
+                let best = if greedy { session.best() } else { None };
+                let s = match best {
+                    Some(id) => Sampled { id, logprob: 0.0 },
+                    None => bound.sample(sampler, session.logits(), before)?,
+                };
                 if o.logprobs {
                     out.logprobs.push((s.id, s.logprob));
                 }

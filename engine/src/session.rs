@@ -154,6 +154,16 @@ impl Session {
         self.runner.logits()
     }
 
+    /// The token with the largest of these logits, the lowest id on ties; `None` if none is a number.
+    pub fn best(&mut self) -> Option<u32> {
+        self.runner.best()
+    }
+
+    /// Whether the tokens decoded next will be those that [`Session::best`] gives, as far as the caller knows. Devices work ahead then.
+    pub fn follow(&mut self, on: bool) {
+        self.runner.follow(on);
+    }
+
     /// Time spent since the sequence was last cleared.
     pub fn timings(&self) -> Timings {
         self.timings

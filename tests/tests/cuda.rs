@@ -244,6 +244,53 @@ fn a_rewound_sequence_goes_on_as_a_fresh_one() {
 }
 
 #[test]
+fn steps_ahead_of_the_host_change_nothing() {
+    for gpu in gpus() {
+        for case in plain_cases(&gpu).iter().take(2) {
+            let mut o = LoadOptions::default();
+            o.kv.recent = 2;
+            let (hp, _, mut plain) = sides(&case.path, &gpu, &o, 6);
+            let (_, _, mut ahead) = sides(&case.path, &gpu, &o, 6);
+            ahead.runner.follow(true);
+            let (mut id, mut recycled) = (1, 0);
+            for step in 0..if is_slow(&gpu) { 8 * 16 } else { 12 * 16 } {
+                let want = plain.run(&[id], Outputs::Last);
+                ahead.cache.begin(1, false).unwrap();
+                recycled += ahead.cache.recycled().len();
+                let tokens = [id];
+                ahead
+                    .runner
+                    .run(&tokens, &mut ahead.cache, Outputs::Last)
+                    .unwrap();
+                let best = argmax(&want);
+                assert_eq!(ahead.runner.best(), Some(best), "step {step}");
+                // Logits can be had late, while another step is under way.
+                if step % 5 == 0 {
+                    assert!(ahead.runner.logits() == want, "step {step}");
+                }
+                for il in 0..hp.n_layer {
+                    let (a, b) = (plain.cache.layer(il), ahead.cache.layer(il));
+                    assert_eq!(a.pages, b.pages, "step {step}");
+                }
+                // Now and then what comes is not what was computed ahead.
+                id = match step % 7 {
+                    6 => (best + 1) % hp.n_vocab as u32,
+                    _ => best,
+                };
+                if step == 40 {
+                    assert!(plain.cache.rewind(37) && ahead.cache.rewind(37));
+                }
+                if step == 60 {
+                    plain.run(&[5, 6, 7], Outputs::None);
+                    ahead.run(&[5, 6, 7], Outputs::None);
+                }
+            }
+            assert!(recycled > 0);
+        }
+    }
+}
+
+#[test]
 fn pages_are_weighed_and_recycled_alike() {
     for gpu in gpus() {
         for aggregate in [Aggregate::Max, Aggregate::Mean] {

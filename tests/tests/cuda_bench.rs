@@ -76,19 +76,25 @@ impl Bench {
 
     /// Tokens per second of `n` steps, after a few that are not timed.
     fn decode(&mut self, n: u32) -> f64 {
-        for i in 0..8 {
-            self.run(&[i + 3], Outputs::Last);
+        self.runner.follow(true);
+        let mut id = 3;
+        for _ in 0..8 {
+            self.run(&[id], Outputs::Last);
+            id = self.runner.best().unwrap();
         }
         let start = Instant::now();
-        for i in 0..n {
-            self.run(&[i % 1000 + 3], Outputs::Last);
+        for _ in 0..n {
+            self.run(&[id], Outputs::Last);
+            id = self.runner.best().unwrap();
         }
-        f64::from(n) / start.elapsed().as_secs_f64()
+        let took = start.elapsed().as_secs_f64();
+        self.runner.follow(false);
+        f64::from(n) / took
     }
 }
 
 /// Where a step's time goes: clocks of each phase of a layer, until its input is there and working behind that.
-fn phases(runner: &CudaRunner, n_layer: usize) {
+fn phases(runner: &mut CudaRunner, n_layer: usize) {
     let Some(clocks) = runner.trace_step().unwrap() else {
         return;
     };
@@ -149,7 +155,7 @@ fn speed() {
         bench.cache.clear();
         let empty = bench.decode(256);
         let bare_empty = 1.0 / bench.runner.time_steps(128).unwrap();
-        phases(&bench.runner, hp.n_layer);
+        phases(&mut bench.runner, hp.n_layer);
         while bench.cache.pos() < SLOTS as u32 * 16 - 512 {
             bench.run(&prompt, Outputs::None);
         }
@@ -157,7 +163,7 @@ fn speed() {
         let full = bench.decode(256);
         let recycled = bench.cache.layer(0).recycled;
         let bare = 1.0 / bench.runner.time_steps(128).unwrap();
-        phases(&bench.runner, hp.n_layer);
+        phases(&mut bench.runner, hp.n_layer);
         // The embedding matrix is read only where it is the output too.
         let embd = file.tensor("token_embd.weight").map_or(0, |t| t.n_bytes());
         let unread = if file.tensor("output.weight").is_some() {

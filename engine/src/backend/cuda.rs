@@ -1,8 +1,8 @@
 //! The CUDA backend: the verbs over `lemma-cuda`.
 //!
-//! A decode step is one launch ([`step`]) where the model's shapes allow it; where they do not, its launches are recorded once as a graph
-//! and replayed. What differs between steps lies in device memory: one small upload before each pass brings position, token, places and
-//! rotations, and page tables travel when they have changed. The books of the pool
+//! A decode step is one launch ([`step`], [`ahead`]) where the model's shapes allow it; where they do not, its launches are recorded once as a
+//! graph and replayed. What differs between steps travels with the launch, or lies in device memory: one small upload before each pass brings
+//! position, token, places and rotations. Page tables travel when they have changed. The books of the pool
 //! stay with [`Cache`], so CPU and GPU decide alike; the device reduces page masses over the heads and hands over one number a
 //! page.
 //!
@@ -10,6 +10,7 @@
 //! norms over heads and the rotation wait for [`Backend::attention`], which does them while it stores keys and values; gate and up wait
 //! for [`Backend::swiglu`] and become one launch.
 
+mod ahead;
 mod buffers;
 mod pass;
 mod step;
@@ -23,6 +24,7 @@ use lemma_cuda::step::Program;
 use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, Source, Uploader, View, Weight};
 use lemma_quant::GgmlType;
 
+use self::ahead::Ahead;
 use self::buffers::{Moe, Pool};
 use self::pass::{Pass, Pending};
 use super::{Buf, Outputs, Runner, Tensor};
@@ -33,6 +35,7 @@ use crate::kv::{Cache, Layout, PAGE};
 use crate::memory::show;
 use crate::options::{Aggregate, LoadOptions};
 use crate::report;
+use crate::sampling;
 
 /// Pairs of token and expert that a batch of experts takes at once.
 const EXPERT_COLUMNS: usize = 256;
@@ -76,6 +79,8 @@ pub struct CudaRunner {
     warm: bool,
     /// Whether a step may be one launch.
     whole: bool,
+    /// Steps of one launch that overlap with the host.
+    ahead: Ahead,
     model: ArchModel<CudaWeight>,
     pass: Pass,
     host: Host,
@@ -90,9 +95,10 @@ enum Decode {
 }
 
 impl Decode {
-    fn run(&self) -> Result<(), CudaError> {
+    /// Runs the last step once more.
+    fn repeat(&mut self) -> Result<(), CudaError> {
         match self {
-            Self::Whole(program) => program.run(),
+            Self::Whole(program) => program.repeat(),
             Self::Graph(graph) => graph.replay(),
         }
     }
@@ -186,7 +192,7 @@ impl CudaRunner {
             pool,
             step: gpu.alloc(bytes)?,
             layout: StepLayout::new(hp, 1),
-            logits: gpu.alloc(hp.n_vocab * 4)?,
+            logits: [gpu.alloc(hp.n_vocab * 4)?, gpu.alloc(hp.n_vocab * 4)?],
             moe,
             pending: Pending::default(),
             n: 0,
@@ -201,16 +207,16 @@ impl CudaRunner {
             step: None,
             warm: false,
             whole: true,
+            ahead: Ahead::new(gpu, &pass.pool)?,
             model,
             pass,
             host,
         })
     }
 
-    /// Brings the data of a pass to the device.
-    fn prepare(&mut self, tokens: &[u32], cache: &Cache, outputs: Outputs) -> Result<(), Error> {
+    /// Makes ready for a pass of `n` tokens.
+    fn begin(&mut self, n: usize, cache: &Cache, outputs: Outputs) -> Result<(), Error> {
         let (p, host) = (&mut self.pass, &mut self.host);
-        let n = tokens.len();
         assert!(n >= 1 && n <= p.n_ubatch, "a batch of {n} tokens");
         p.n = n;
         p.wants_mass = n == 1 && cache.wants_mass();
@@ -220,14 +226,19 @@ impl CudaRunner {
             Outputs::All => n,
         };
         let wanted = p.n_outputs * p.hp.n_vocab * 4;
-        if p.logits.view().bytes() < wanted {
+        if p.logits[0].view().bytes() < wanted {
             self.step = None;
-            p.logits = p.gpu.alloc(wanted)?;
+            p.logits[0] = p.gpu.alloc(wanted)?;
             host.logits = p.gpu.pinned(wanted)?;
         }
-
         p.layout = StepLayout::new(&p.hp, n);
-        let l = p.layout;
+        Ok(())
+    }
+
+    /// Brings the data of a pass to the device.
+    fn prepare(&mut self, tokens: &[u32], cache: &Cache) -> Result<(), Error> {
+        let (p, host) = (&mut self.pass, &mut self.host);
+        let (n, l) = (tokens.len(), p.layout);
         let first = cache.pos() - n as u32;
         let step = &mut host.step.bytes_mut()?[..l.bytes()];
         put(step, 0, [first]);
@@ -258,14 +269,14 @@ impl CudaRunner {
     /// # Errors
     /// [`Error::Usage`] before two decode steps have been run; those of the driver.
     pub fn time_steps(&mut self, n: usize) -> Result<f64, Error> {
-        let Some((step, _)) = &self.step else {
+        let Some((step, _)) = &mut self.step else {
             return Err(report::usage("no recorded step", "two decode steps before"));
         };
         self.pass.gpu.bind()?;
         self.pass.gpu.synchronize()?;
         let start = Instant::now();
         for _ in 0..n {
-            step.run()?;
+            step.repeat()?;
         }
         self.pass.gpu.synchronize()?;
         Ok(start.elapsed().as_secs_f64() / n as f64)
@@ -275,8 +286,8 @@ impl CudaRunner {
     ///
     /// # Errors
     /// Those of the driver.
-    pub fn trace_step(&self) -> Result<Option<Vec<(f64, f64)>>, Error> {
-        match &self.step {
+    pub fn trace_step(&mut self) -> Result<Option<Vec<(f64, f64)>>, Error> {
+        match &mut self.step {
             Some((Decode::Whole(program), _)) => Ok(Some(program.trace()?)),
             _ => Ok(None),
         }
@@ -285,7 +296,7 @@ impl CudaRunner {
     /// A decode step that can be repeated; nothing while the kernels of one that would be recorded have not been loaded by running it.
     fn make_step(&mut self) -> Result<Option<Decode>, Error> {
         if std::env::var_os("LEMMA_CUDA_STEP").is_none_or(|v| v != "0") && self.whole {
-            match step::program(&self.model, &self.pass)? {
+            match step::program(&self.model, &self.pass, self.ahead.masses())? {
                 Ok(program) => return Ok(Some(Decode::Whole(Box::new(program)))),
                 Err(why) => log::debug!("a decode step is not one launch: {why}"),
             }
@@ -303,7 +314,8 @@ impl CudaRunner {
         let (p, host) = (&mut self.pass, &mut self.host);
         let bytes = p.n_outputs * p.hp.n_vocab * 4;
         if bytes > 0 {
-            host.logits.download(0, p.logits.view().slice(0, bytes))?;
+            host.logits
+                .download(0, p.logits[0].view().slice(0, bytes))?;
         }
         if p.wants_mass {
             host.masses.download(0, p.pool.masses.view())?;
@@ -356,21 +368,45 @@ impl Host {
 impl Runner for CudaRunner {
     fn run(&mut self, tokens: &[u32], cache: &mut Cache, outputs: Outputs) -> Result<(), Error> {
         self.pass.gpu.bind()?;
-        self.prepare(tokens, cache, outputs)?;
+        self.begin(tokens.len(), cache, outputs)?;
         let masses = self.pass.wants_mass;
         let decode = tokens.len() == 1 && outputs == Outputs::Last;
         if decode && self.step.as_ref().is_none_or(|s| s.1 != masses) {
+            self.ahead.forget();
             self.step = self.make_step()?.map(|s| (s, masses));
         }
+        match &mut self.step {
+            Some((Decode::Whole(program), _)) if decode => {
+                let (p, host) = (&self.pass, &mut self.host);
+                return self.ahead.run(program, tokens[0], p, host, cache);
+            }
+            _ => self.ahead.forget(),
+        }
+        self.prepare(tokens, cache)?;
         match &self.step {
-            Some((step, _)) if decode => step.run()?,
+            Some((Decode::Graph(graph), _)) if decode => graph.replay()?,
             _ => self.pass.forward(&self.model)?,
         }
         self.warm |= decode;
         self.fetch(cache)
     }
 
+    fn best(&mut self) -> Option<u32> {
+        match self.ahead.best() {
+            Some(best) => best,
+            None => sampling::best(self.logits()),
+        }
+    }
+
+    fn follow(&mut self, on: bool) {
+        self.ahead.follow(on);
+    }
+
     fn logits(&mut self) -> &[f32] {
+        if let Err(e) = self.ahead.fetch_logits(&self.pass, &mut self.host) {
+            log::error!("{e}");
+            return &[];
+        }
         &self.host.logits.settled_f32()[..self.pass.n_outputs * self.pass.hp.n_vocab]
     }
 
@@ -381,7 +417,9 @@ impl Runner for CudaRunner {
         }
         p.gpu.bind()?;
         self.step = None;
+        self.ahead.forget();
         p.pool.grow(&p.gpu, p.heads, layout)?;
+        self.ahead.grow(&p.gpu, &p.pool)?;
         self.host.tables = p.gpu.pinned(p.pool.tables.view().bytes())?;
         self.host.masses = p.gpu.pinned(p.pool.masses.view().bytes())?;
         self.host.n_pages.fill(0);

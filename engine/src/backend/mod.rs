@@ -22,6 +22,7 @@ use lemma_quant::GgmlType;
 use crate::error::Error;
 use crate::gguf::Bytes;
 use crate::kv::{Cache, Layout};
+use crate::sampling;
 
 /// Names of the activation buffers. All are `[n_tokens, width]` f32, row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -198,6 +199,18 @@ pub trait Runner: Send {
 
     /// Logits of the last pass, `[n_outputs, n_vocab]`.
     fn logits(&mut self) -> &[f32];
+
+    /// The token with the largest logit of the last pass, the first of them; `None` if none is a number. The pass was one of
+    /// [`Outputs::Last`].
+    fn best(&mut self) -> Option<u32> {
+        sampling::best(self.logits())
+    }
+
+    /// Whether the tokens of coming decode steps will be those that [`Runner::best`] gives, as far as the caller knows. A device may
+    /// begin a step ahead of time then; other tokens are computed all the same, only later.
+    fn follow(&mut self, on: bool) {
+        let _ = on;
+    }
 
     /// Enlarges the KV pool to `layout`, which differs from that of before in its number of slots.
     ///

@@ -360,6 +360,17 @@ impl Cache {
         Ok(())
     }
 
+    /// Where the next token will go in each table, into `out`; `false` if a table needs a new page for it.
+    pub fn next_places(&self, out: &mut Vec<Place>) -> bool {
+        out.clear();
+        out.extend(self.tables.iter().map_while(|t| {
+            let current = t.pages.last()?;
+            let room = (current.len as usize) < self.layout.page;
+            room.then(|| self.layout.place(current.slot, current.len))
+        }));
+        out.len() == self.tables.len()
+    }
+
     /// [`Cache::end_table`] for a layer whose heads share a table.
     pub fn end_layer(&mut self, il: usize, mass: &[f32], n_head: usize) {
         debug_assert_eq!(self.layout.groups, 1);

@@ -72,6 +72,17 @@ pub(super) fn argmax(row: &[f32]) -> Option<usize> {
     row.iter().position(|&x| x == best)
 }
 
+/// What greedy sampling takes: the token with the largest of `logits`, shape `[n_vocab]`, the lowest id on ties. NaN counts as impossible;
+/// `None` if no token is possible.
+pub fn best(logits: &[f32]) -> Option<u32> {
+    let best = max(logits).min(f32::MAX);
+    if best == f32::NEG_INFINITY {
+        return None;
+    }
+    let id = logits.iter().position(|&x| x >= best);
+    id.map(|i| i as u32)
+}
+
 /// Copies `logits` to `out`, NaN becoming minus infinity and plus infinity the largest finite number, so that
 /// differences of logits are never NaN.
 pub(super) fn copy_sane(out: &mut [f32], logits: &[f32]) {

@@ -29,7 +29,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use math::{log_prob, top_log_probs};
+pub use math::{best, log_prob, top_log_probs};
 pub use params::{ParamSource, ParamSources, SamplerOverrides, SamplerParams};
 pub use sampler::{Sampled, Sampler, random_seed};
 

@@ -115,6 +115,17 @@ impl Sampler {
         &self.params
     }
 
+    /// Whether each token drawn is the one with the largest logit ([`best`](super::best)), whatever the text.
+    pub fn takes_best(&self) -> bool {
+        let p = &self.params;
+        let off = (1.0, 0.0, 0.0);
+        p.temp <= 0.0
+            && p.logit_bias.is_empty()
+            && (p.repeat_penalty, p.frequency_penalty, p.presence_penalty) == off
+            && self.dry.is_none()
+            && p.top_n_sigma <= 0.0
+    }
+
     /// The seed in use, also when none was given.
     pub fn seed(&self) -> u64 {
         self.seed

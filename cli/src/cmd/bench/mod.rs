@@ -1,8 +1,9 @@
 //! `lemma bench`: how fast a model runs here.
 //!
 //! The tests, their names and the fields of the results are llama-bench's: `pp512` reads a prompt of 512 tokens, `tg128` generates
-//! 128, each as a mean and a standard deviation over repetitions after one that warms up, at one or several depths. Tokens are
-//! drawn from the vocabulary at random, always the same ones.
+//! 128, each as a mean and a standard deviation over repetitions after one that warms up, at one or several depths. Prompts are
+//! drawn from the vocabulary at random, always the same ones; what is generated are the likeliest tokens, each found before the next is
+//! computed.
 //!
 //! `--decode-to N` is about something llama-bench has no number for: how speed and memory behave over a long reply. It generates up
 //! to position N and reports on the way. `--vs COMMAND` alternates with another program, so that a noisy machine is unkind to both.
@@ -300,9 +301,7 @@ impl Bench {
             if t.n_prompt > 0 {
                 session.prefill(now, 0, &mut |_, _| ControlFlow::Continue(()))?;
             } else {
-                for &id in now {
-                    session.decode(id)?;
-                }
+                generate(&mut session, now[0], now.len())?;
             }
             let took = start.elapsed().as_nanos() as f64;
             if i > 0 {
@@ -357,9 +356,8 @@ impl Bench {
         }
         let mut session = self.session(end + 1, n_threads)?;
         self.traced(&mut session, format!("decode@{end}"));
-        // Made as they are needed: a list of them would grow with the run whose memory is measured.
-        let mut ids = self.ids();
-        let start: Vec<u32> = ids.by_ref().take(64.min(end)).collect();
+        let start = self.tokens(64.min(end));
+        let mut id = start[0];
         session.prefill(&start, start.len(), &mut |_, _| ControlFlow::Continue(()))?;
         let mut at = session.pos() as usize;
         let mut next = 256;
@@ -367,13 +365,9 @@ impl Bench {
             let goal = next.min(end);
             // The speed is that of the last stretch: half of the way there at most 512 tokens.
             let stretch = (goal - at).min(512);
-            for id in ids.by_ref().take(goal - at - stretch) {
-                session.decode(id)?;
-            }
+            id = generate(&mut session, id, goal - at - stretch)?;
             let clock = Instant::now();
-            for id in ids.by_ref().take(stretch) {
-                session.decode(id)?;
-            }
+            id = generate(&mut session, id, stretch)?;
             let ns = clock.elapsed().as_nanos() as f64;
             at = goal;
             next = goal * 2;
@@ -399,6 +393,17 @@ impl Bench {
             out::err(&format!("\r\x1b[K{text}"));
         }
     }
+}
+
+/// Decodes `n` tokens: `id`, then always the likeliest; returns what would come next.
+fn generate(session: &mut Session, mut id: u32, n: usize) -> Result<u32> {
+    session.follow(true);
+    for _ in 0..n {
+        session.decode(id)?;
+        id = session.best().unwrap_or(id);
+    }
+    session.follow(false);
+    Ok(id)
 }
 
 /// The type that most of the weights have.

@@ -45,8 +45,8 @@ pub(super) struct Pass {
     /// Data of the pass.
     pub(super) step: Buffer,
     pub(super) layout: StepLayout,
-    /// `[n_outputs, n_vocab]`
-    pub(super) logits: Buffer,
+    /// `[n_outputs, n_vocab]`; the second is of the size of one, for steps that overlap.
+    pub(super) logits: [Buffer; 2],
     pub(super) moe: Option<Moe>,
     /// Weights and activations of large batches, in f16.
     pub(super) half: Option<Half>,
@@ -389,7 +389,7 @@ impl Pass {
         let (mat, bias, out) = (
             w.w.mat(),
             w.bias.as_ref().map(CudaWeight::vec),
-            self.logits.view(),
+            self.logits[0].view(),
         );
         if n > 1 {
             return ops::mul_mat(&self.gpu, out, mat, bias, self.view(Buf::Xn), n, false);

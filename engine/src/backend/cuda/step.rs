@@ -15,10 +15,12 @@ use super::CudaWeight;
 use super::pass::Pass;
 use crate::arch::ArchModel;
 
-/// The decode step of a model over the buffers of a pass, or why it cannot be one launch.
+/// The decode step of a model over the buffers of a pass, or why it cannot be one launch. Launches leave page masses in either of `masses` in
+/// turn.
 pub(super) fn program(
     model: &ArchModel<CudaWeight>,
     pass: &Pass,
+    masses: [View; 2],
 ) -> Result<Result<Program, String>, CudaError> {
     let shape = Shape {
         heads: pass.heads,
@@ -27,13 +29,15 @@ pub(super) fn program(
         neox: pass.rope.mode == RopeMode::Neox,
         mean: pass.mean,
         scale: pass.hp.attn_scale,
-        rope: pass.step_words(pass.layout.rope(), pass.hp.n_rot),
-        pos: pass.step_words(0, 1),
-        token: pass.step_words(pass.layout.tokens(), 1),
     };
+    let mut builder = Builder::new(&pass.gpu, shape);
+    let bytes = pass.hp.n_vocab * 4;
+    builder.alternate(pass.logits.each_ref().map(|l| l.view().slice(0, bytes)));
+    builder.alternate(masses);
     let mut phases = Phases {
         pass,
-        builder: Builder::new(&pass.gpu, shape),
+        builder,
+        masses: masses[0],
         norm: None,
         q_norm: None,
         k_norm: None,
@@ -50,6 +54,7 @@ type OwnedPart = (Arc<Weight>, Option<View>);
 struct Phases<'a> {
     pass: &'a Pass,
     builder: Builder,
+    masses: View,
     /// A norm that has not been used: its result, its input, its weights and epsilon.
     norm: Option<(Buf, Buf, View, f32)>,
     q_norm: Option<(View, f32)>,
@@ -171,13 +176,12 @@ impl Backend for Phases<'_> {
 
     fn output(&mut self, w: &Linear<CudaWeight>, norm: &CudaWeight, x: Buf, eps: f32) {
         // Pages are weighed while the other blocks already multiply.
-        let p = self.pass;
-        if p.wants_mass {
-            let n_pages = p.step_words(1, p.hp.n_layer);
-            self.builder.weigh(p.pool.masses.view(), n_pages);
+        if self.pass.wants_mass {
+            self.builder.weigh(self.masses);
         }
         self.rms_norm(Buf::Xn, x, norm, eps);
-        let parts = [(&**w.w.mat(), bias(w), p.logits.view())];
+        let parts = [(&**w.w.mat(), bias(w), self.pass.logits[0].view())];
         self.products(&parts, Buf::Xn, Mode::Store);
+        self.builder.best();
     }
 }
