@@ -164,6 +164,7 @@ template <int NJ> struct KeysOf {
     __device__ __forceinline__ void wait(int row, const uint16_t* key, int d) const {
         const int u = threadIdx.x % WARP;
         copies_wait();
+        __syncwarp();
         if (row < PAGE && 8 * u < d) *unit(row, u) = reinterpret_cast<const uint4*>(key)[u];
         __syncwarp();
     }
