@@ -82,7 +82,6 @@ __device__ __forceinline__ float4 look(const float4* p) {
     return v;
 }
 __device__ __forceinline__ void show(float* p, float v) { asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory"); }
-
 // Sixteen bytes that are seen together.
 __device__ __forceinline__ uint4 look(const uint4* p) {
     uint64_t lo, hi;
