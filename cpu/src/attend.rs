@@ -100,24 +100,6 @@ for_isa! {
     /// `isa` is available.
     pub(crate) unsafe fn attend<S>(rows: &mut Rows<'_>, page: Page<'_>) attend_s;
 
-    /// Decodes half-precision numbers, a multiple of 16.
-    ///
-    /// # Safety
-    /// `isa` is available.
-    pub(crate) unsafe fn decode_f16<S>(from: &[u8], to: &mut [f32]) decode_f16_s;
-
-    /// Decodes blocks of `q8_0`, as `dequantize_row` does.
-    ///
-    /// # Safety
-    /// `isa` is available.
-    pub(crate) unsafe fn decode_q8_0<S>(from: &[u8], to: &mut [f32]) decode_q8_0_s;
-
-    /// Decodes blocks of `q4_0`, as `dequantize_row` does.
-    ///
-    /// # Safety
-    /// `isa` is available.
-    pub(crate) unsafe fn decode_q4_0<S>(from: &[u8], to: &mut [f32]) decode_q4_0_s;
-
     /// `to += a * from`, a multiple of 16.
     ///
     /// # Safety
@@ -402,64 +384,6 @@ unsafe fn weighted_sum<S: Simd, V: Stored, const R: usize, const T: usize, const
 }
 
 #[inline(always)]
-unsafe fn decode_f16_s<S: Simd>(from: &[u8], to: &mut [f32]) {
-    assert!(from.len() == 2 * to.len() && to.len().is_multiple_of(16));
-    for i in (0..to.len()).step_by(S::N) {
-        // SAFETY: lengths are asserted.
-        unsafe {
-            S::store(
-                to.as_mut_ptr().add(i),
-                S::load_f16(from.as_ptr().add(2 * i).cast()),
-            );
-        }
-    }
-}
-
-/// A block of `q8_0`: a scale, then 32 signed bytes.
-const Q8_0: usize = 2 + 32;
-
-#[inline(always)]
-unsafe fn decode_q8_0_s<S: Simd>(from: &[u8], to: &mut [f32]) {
-    let ((blocks, []), (values, [])) = (from.as_chunks::<Q8_0>(), to.as_chunks_mut::<32>()) else {
-        panic!("whole blocks");
-    };
-    assert_eq!(blocks.len(), values.len());
-    for (block, values) in blocks.iter().zip(values) {
-        // SAFETY: 32 bytes after the scale, and 32 values.
-        unsafe {
-            let d = S::splat_f16(block.as_ptr().cast());
-            for i in (0..32).step_by(S::N) {
-                let q = S::load_i8(block.as_ptr().add(2 + i).cast());
-                S::store(values.as_mut_ptr().add(i), S::mul(q, d));
-            }
-        }
-    }
-}
-
-/// A block of `q4_0`: a scale, then 16 bytes with the first values in their low halves and the others in the high ones.
-const Q4_0: usize = 2 + 16;
-
-#[inline(always)]
-unsafe fn decode_q4_0_s<S: Simd>(from: &[u8], to: &mut [f32]) {
-    let ((blocks, []), (values, [])) = (from.as_chunks::<Q4_0>(), to.as_chunks_mut::<32>()) else {
-        panic!("whole blocks");
-    };
-    assert_eq!(blocks.len(), values.len());
-    for (block, values) in blocks.iter().zip(values) {
-        // SAFETY: 16 bytes after the scale, and 32 values.
-        unsafe {
-            let d = S::splat_f16(block.as_ptr().cast());
-            for i in (0..16).step_by(S::N) {
-                let q = block.as_ptr().add(2 + i);
-                let to = values.as_mut_ptr().add(i);
-                S::store(to, S::mul(S::load_i4::<false>(q), d));
-                S::store(to.add(16), S::mul(S::load_i4::<true>(q), d));
-            }
-        }
-    }
-}
-
-#[inline(always)]
 unsafe fn accumulate_s<S: Simd>(to: &mut [f32], keep: f32, from: &[f32], a: f32) {
     assert!(from.len() == to.len() && to.len().is_multiple_of(16));
     for i in (0..to.len()).step_by(S::N) {
@@ -468,34 +392,6 @@ unsafe fn accumulate_s<S: Simd>(to: &mut [f32], keep: f32, from: &[f32], a: f32)
             let p = to.as_mut_ptr().add(i);
             let kept = S::mul(S::load(p), S::splat(keep));
             S::store(p, S::fma(S::load(from.as_ptr().add(i)), S::splat(a), kept));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Isa;
-    use lemma_quant::GgmlType;
-
-    #[test]
-    fn blocks_are_decoded_as_the_reference_does() {
-        let values: Vec<f32> = (0..256)
-            .map(|i| (i as f32 * 0.7).sin() * (i % 37) as f32)
-            .collect();
-        type Decode = unsafe fn(Isa, &[u8], &mut [f32]);
-        let types: [(_, Decode); 2] =
-            [(GgmlType::Q8_0, decode_q8_0), (GgmlType::Q4_0, decode_q4_0)];
-        for (ty, decode) in types {
-            let mut bytes = vec![0; ty.row_size(values.len()).unwrap()];
-            ty.traits().quantize_row.unwrap()(&values, &mut bytes);
-            let (mut want, mut got) = (values.clone(), values.clone());
-            (ty.traits().dequantize_row)(&bytes, &mut want);
-            for isa in Isa::available() {
-                // SAFETY: it is available.
-                unsafe { decode(isa, &bytes, &mut got) };
-                assert_eq!(got, want, "{ty} on {isa}");
-            }
         }
     }
 }

@@ -14,6 +14,7 @@ mod attend;
 mod barrier;
 pub mod ceiling;
 mod crew;
+mod decode;
 mod float;
 mod isa;
 mod kernels;

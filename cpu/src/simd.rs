@@ -9,6 +9,8 @@ pub(crate) unsafe trait Simd {
     const N: usize;
     /// A vector.
     type V: Copy;
+    /// A vector of unsigned 32-bit numbers.
+    type U: Copy;
 
     /// The same number in all lanes.
     ///
@@ -45,6 +47,26 @@ pub(crate) unsafe trait Simd {
     /// # Safety
     /// See the trait.
     unsafe fn load_i4<const HIGH: bool>(p: *const u8) -> Self::V;
+    /// Reads 32-bit numbers.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn load_u32(p: *const u32) -> Self::U;
+    /// Reads 16-bit numbers.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn load_u16(p: *const u16) -> Self::U;
+    /// `a >> shift_a & mask_a | b >> shift_b & mask_b`
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn bits_of_two(a: (Self::U, u32, u32), b: (Self::U, u32, u32)) -> Self::U;
+    /// The `BITS` bits from `shift` on as numbers; three bits at most.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn code<const BITS: u32>(v: Self::U, shift: u32) -> Self::V;
     /// The same half-precision number in all lanes.
     ///
     /// # Safety
@@ -121,6 +143,7 @@ pub(crate) struct Plain;
 unsafe impl Simd for Plain {
     const N: usize = 1;
     type V = f32;
+    type U = u32;
 
     #[inline(always)]
     unsafe fn splat(a: f32) -> f32 {
@@ -156,6 +179,24 @@ unsafe impl Simd for Plain {
         // SAFETY: by the caller.
         let byte = unsafe { *p };
         f32::from(if HIGH { byte >> 4 } else { byte & 15 }) - 8.0
+    }
+    #[inline(always)]
+    unsafe fn load_u32(p: *const u32) -> u32 {
+        // SAFETY: by the caller.
+        unsafe { p.read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_u16(p: *const u16) -> u32 {
+        // SAFETY: by the caller.
+        u32::from(unsafe { p.read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn bits_of_two(a: (u32, u32, u32), b: (u32, u32, u32)) -> u32 {
+        a.0 >> a.1 & a.2 | b.0 >> b.1 & b.2
+    }
+    #[inline(always)]
+    unsafe fn code<const BITS: u32>(v: u32, shift: u32) -> f32 {
+        (v >> shift & ((1 << BITS) - 1)) as f32
     }
     #[inline(always)]
     unsafe fn splat_f16(p: *const u16) -> f32 {

@@ -9,7 +9,8 @@
 
 use super::{Limits, Pass, id};
 use crate::attend::{self, Page, Rows, Tokens};
-use crate::lanes::{self, LANES, multiversion};
+use crate::decode;
+use crate::lanes::{self, LANES};
 use crate::{KvLayer, PAGE, PageRef, Shared};
 use lemma_quant::GgmlType;
 use lemma_quant::pages::KvType;
@@ -429,12 +430,13 @@ impl Pass<'_> {
     ) -> Tokens<'s> {
         let ty = match ty {
             KvType::Rows(ty) => ty,
-            KvType::K3 => {
-                decode_k3(self.isa, bytes, to);
-                return Tokens::F32(to);
-            }
-            KvType::V2 => {
-                decode_v2(self.isa, bytes, to);
+            pages => {
+                let decode = match pages {
+                    KvType::K3 => decode::decode_k3,
+                    _ => decode::decode_v2,
+                };
+                // SAFETY: `isa` is available.
+                unsafe { decode(self.isa, bytes, to) };
                 return Tokens::F32(to);
             }
         };
@@ -450,9 +452,9 @@ impl Pass<'_> {
         unsafe {
             match ty {
                 GgmlType::F16 if n <= DIRECT => return Tokens::F16(bytes),
-                GgmlType::F16 => attend::decode_f16(self.isa, bytes, to),
-                GgmlType::Q8_0 => attend::decode_q8_0(self.isa, bytes, to),
-                GgmlType::Q4_0 => attend::decode_q4_0(self.isa, bytes, to),
+                GgmlType::F16 => decode::decode_f16(self.isa, bytes, to),
+                GgmlType::Q8_0 => decode::decode_q8_0(self.isa, bytes, to),
+                GgmlType::Q4_0 => decode::decode_q4_0(self.isa, bytes, to),
                 _ => (ty.traits().dequantize_row)(bytes, to),
             }
         }
@@ -524,16 +526,6 @@ impl Pass<'_> {
                 };
             }
         }
-    }
-}
-
-multiversion! {
-    fn decode_k3(page: &[u8], to: &mut [f32]) {
-        lemma_quant::pages::decode_k3(page, to);
-    }
-
-    fn decode_v2(page: &[u8], to: &mut [f32]) {
-        lemma_quant::pages::decode_v2(page, to);
     }
 }
 

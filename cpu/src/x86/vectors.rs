@@ -43,6 +43,7 @@ macro_rules! fold_groups {
 unsafe impl Simd for Avx2 {
     const N: usize = 8;
     type V = __m256;
+    type U = __m256i;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -91,6 +92,36 @@ unsafe impl Simd for Avx2 {
             false => _mm256_and_si256(bytes, _mm256_set1_epi32(15)),
         };
         _mm256_cvtepi32_ps(_mm256_sub_epi32(halves, _mm256_set1_epi32(8)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_u32(p: *const u32) -> __m256i {
+        // SAFETY: by the caller.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_u16(p: *const u16) -> __m256i {
+        // SAFETY: by the caller.
+        _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(p.cast()) })
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn bits_of_two(a: (__m256i, u32, u32), b: (__m256i, u32, u32)) -> __m256i {
+        let [a, b] = [a, b].map(|(v, shift, mask)| {
+            let v = _mm256_srl_epi32(v, _mm_cvtsi32_si128(shift.cast_signed()));
+            _mm256_and_si256(v, _mm256_set1_epi32(mask.cast_signed()))
+        });
+        _mm256_or_si256(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn code<const BITS: u32>(v: __m256i, shift: u32) -> __m256 {
+        // A table of 8 numbers is asked with the lowest bits alone, so nothing has to be masked or converted.
+        let numbers: [f32; 8] = std::array::from_fn(|i| (i & ((1 << BITS) - 1)) as f32);
+        let v = _mm256_srl_epi32(v, _mm_cvtsi32_si128(shift.cast_signed()));
+        // SAFETY: the table has as many numbers.
+        unsafe { _mm256_permutevar8x32_ps(_mm256_loadu_ps(numbers.as_ptr()), v) }
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -215,6 +246,7 @@ unsafe impl Simd for Avx2 {
 unsafe impl Simd for Avx512 {
     const N: usize = 16;
     type V = __m512;
+    type U = __m512i;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
@@ -263,6 +295,36 @@ unsafe impl Simd for Avx512 {
             false => _mm512_and_si512(bytes, _mm512_set1_epi32(15)),
         };
         _mm512_cvtepi32_ps(_mm512_sub_epi32(halves, _mm512_set1_epi32(8)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn load_u32(p: *const u32) -> __m512i {
+        // SAFETY: by the caller.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn load_u16(p: *const u16) -> __m512i {
+        // SAFETY: by the caller.
+        _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(p.cast()) })
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn bits_of_two(a: (__m512i, u32, u32), b: (__m512i, u32, u32)) -> __m512i {
+        let [a, b] = [a, b].map(|(v, shift, mask)| {
+            let v = _mm512_srl_epi32(v, _mm_cvtsi32_si128(shift.cast_signed()));
+            _mm512_and_si512(v, _mm512_set1_epi32(mask.cast_signed()))
+        });
+        _mm512_or_si512(a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn code<const BITS: u32>(v: __m512i, shift: u32) -> __m512 {
+        // A table of 16 numbers is asked with the lowest bits alone, so nothing has to be masked or converted.
+        let numbers: [f32; 16] = std::array::from_fn(|i| (i & ((1 << BITS) - 1)) as f32);
+        let v = _mm512_srl_epi32(v, _mm_cvtsi32_si128(shift.cast_signed()));
+        // SAFETY: the table has as many numbers.
+        unsafe { _mm512_permutexvar_ps(v, _mm512_loadu_ps(numbers.as_ptr())) }
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]

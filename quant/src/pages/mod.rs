@@ -20,6 +20,7 @@ pub use k3::TileK3;
 pub use v2::TileV2;
 
 use crate::types::{GgmlType, TypeTraits};
+use bytemuck::AnyBitPattern;
 
 /// Tokens in a page.
 pub const PAGE: usize = 16;
@@ -86,12 +87,8 @@ impl KvType {
                     (ty.traits().dequantize_row)(&page[i * size..][..size], to);
                 }
             }
-            Self::K3 => {
-                bytemuck::cast_slice::<_, TileK3>(page)[i].decode(to.as_flattened_mut(), TILE, 0)
-            }
-            Self::V2 => {
-                bytemuck::cast_slice::<_, TileV2>(page)[i].decode(to.as_flattened_mut(), TILE, 0)
-            }
+            Self::K3 => *to = tiles::<TileK3>(page)[i].decode(),
+            Self::V2 => *to = tiles::<TileV2>(page)[i].decode(),
         }
     }
 
@@ -120,24 +117,9 @@ fn tile_row(ty: GgmlType) -> usize {
     ty.row_size(TILE).expect("tiles are whole blocks")
 }
 
-/// Reads a page of keys, `[PAGE, dim]`. Panics if they are not whole tiles.
-#[inline(always)]
-pub fn decode_k3(page: &[u8], to: &mut [f32]) {
-    let (tiles, dim) = (bytemuck::cast_slice::<_, TileK3>(page), to.len() / PAGE);
-    assert_eq!(to.len(), PAGE * TILE * tiles.len());
-    for (i, tile) in tiles.iter().enumerate() {
-        tile.decode(to, dim, i * TILE);
-    }
-}
-
-/// Reads a page of values, `[PAGE, dim]`. Panics if they are not whole tiles.
-#[inline(always)]
-pub fn decode_v2(page: &[u8], to: &mut [f32]) {
-    let (tiles, dim) = (bytemuck::cast_slice::<_, TileV2>(page), to.len() / PAGE);
-    assert_eq!(to.len(), PAGE * TILE * tiles.len());
-    for (i, tile) in tiles.iter().enumerate() {
-        tile.decode(to, dim, i * TILE);
-    }
+/// The tiles of a page. Panics if they are not whole.
+pub fn tiles<T: AnyBitPattern>(page: &[u8]) -> &[T] {
+    bytemuck::cast_slice(page)
 }
 
 impl From<GgmlType> for KvType {

@@ -4,7 +4,7 @@
 //!
 //! | bytes | field | content |
 //! |---|---|---|
-//! | 0..128 | `qs` | of 4 tokens each, the first in the lowest bits: the two bits of every channel |
+//! | 0..128 | `qs` | of every channel 32 bits: two of each token, the first in the lowest ones |
 //! | 128..144 | `d` | scale of every token, see [`scale`](super::scale) |
 //! | 144..160 | `zero` | zero of every token, in eighths of a step |
 //!
@@ -23,8 +23,8 @@ const TRIES: u8 = 5;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct TileV2 {
-    /// Quants.
-    pub qs: [[u8; TILE]; PAGE / 4],
+    /// Quants; little-endian.
+    pub qs: [[u8; 4]; TILE],
     /// Scales.
     pub d: [u8; PAGE],
     /// Zeros.
@@ -35,29 +35,39 @@ impl TileV2 {
     /// Stores values.
     pub fn encode(values: &Tile) -> Self {
         let mut tile = Self::zeroed();
+        let mut bits = [0u32; TILE];
         for (t, row) in values.iter().enumerate() {
             let (d, zero, quants) = fit::<TILE, TOP, PARTS, TRIES>(row);
             (tile.d[t], tile.zero[t]) = (d, zero);
-            for (qs, q) in tile.qs[t / 4].iter_mut().zip(quants) {
-                *qs |= q << (2 * (t % 4));
+            for (bits, q) in bits.iter_mut().zip(quants) {
+                *bits |= u32::from(q) << (2 * t);
             }
         }
+        tile.qs = bits.map(u32::to_le_bytes);
         tile
     }
 
-    /// Reads the values to rows of `to`, `[PAGE, dim]`, from channel `first` on.
+    /// The scale and the zero of every token, as `x = d * q + zero`.
     #[inline(always)]
-    pub fn decode(&self, to: &mut [f32], dim: usize, first: usize) {
+    pub fn scales(&self) -> [[f32; PAGE]; 2] {
         let d = self.d.map(scale);
-        for (g, qs) in self.qs.iter().enumerate() {
-            for t in 0..4 {
-                let d = d[4 * g + t];
-                let zero = f32::from(self.zero[4 * g + t]) * (d / f32::from(PARTS));
-                let row = &mut to[(4 * g + t) * dim + first..][..TILE];
-                for c in 0..TILE {
-                    row[c] = f32::from(qs[c] >> (2 * t) & 3) * d + zero;
-                }
+        let mut zero = [0.0; PAGE];
+        for t in 0..PAGE {
+            zero[t] = f32::from(self.zero[t]) * (d[t] / f32::from(PARTS));
+        }
+        [d, zero]
+    }
+
+    /// The values.
+    pub fn decode(&self) -> Tile {
+        let [d, zero] = self.scales();
+        let mut values = [[0.0; TILE]; PAGE];
+        for (t, row) in values.iter_mut().enumerate() {
+            for (x, qs) in row.iter_mut().zip(self.qs) {
+                let q = u32::from_le_bytes(qs) >> (2 * t) & 3;
+                *x = q as f32 * d[t] + zero[t];
             }
         }
+        values
     }
 }

@@ -1,0 +1,208 @@
+//! Keys and values as they are stored, to f32.
+
+use crate::simd::{Simd, for_isa};
+use lemma_quant::pages::{PAGE, TILE, TileK3, TileV2, tiles};
+
+for_isa! {
+    /// Decodes half-precision numbers, a multiple of 16.
+    ///
+    /// # Safety
+    /// `isa` is available.
+    pub(crate) unsafe fn decode_f16<S>(from: &[u8], to: &mut [f32]) decode_f16_s;
+
+    /// Decodes blocks of `q8_0`, as `dequantize_row` does.
+    ///
+    /// # Safety
+    /// `isa` is available.
+    pub(crate) unsafe fn decode_q8_0<S>(from: &[u8], to: &mut [f32]) decode_q8_0_s;
+
+    /// Decodes blocks of `q4_0`, as `dequantize_row` does.
+    ///
+    /// # Safety
+    /// `isa` is available.
+    pub(crate) unsafe fn decode_q4_0<S>(from: &[u8], to: &mut [f32]) decode_q4_0_s;
+
+    /// Decodes a page of `k3`, as the reference does.
+    ///
+    /// # Safety
+    /// `isa` is available.
+    pub(crate) unsafe fn decode_k3<S>(from: &[u8], to: &mut [f32]) decode_k3_s;
+
+    /// Decodes a page of `v2`, as the reference does.
+    ///
+    /// # Safety
+    /// `isa` is available.
+    pub(crate) unsafe fn decode_v2<S>(from: &[u8], to: &mut [f32]) decode_v2_s;
+}
+
+#[inline(always)]
+unsafe fn decode_f16_s<S: Simd>(from: &[u8], to: &mut [f32]) {
+    assert!(from.len() == 2 * to.len() && to.len().is_multiple_of(16));
+    for i in (0..to.len()).step_by(S::N) {
+        // SAFETY: lengths are asserted.
+        unsafe {
+            S::store(
+                to.as_mut_ptr().add(i),
+                S::load_f16(from.as_ptr().add(2 * i).cast()),
+            );
+        }
+    }
+}
+
+/// A block of `q8_0`: a scale, then 32 signed bytes.
+const Q8_0: usize = 2 + 32;
+
+#[inline(always)]
+unsafe fn decode_q8_0_s<S: Simd>(from: &[u8], to: &mut [f32]) {
+    let ((blocks, []), (values, [])) = (from.as_chunks::<Q8_0>(), to.as_chunks_mut::<32>()) else {
+        panic!("whole blocks");
+    };
+    assert_eq!(blocks.len(), values.len());
+    for (block, values) in blocks.iter().zip(values) {
+        // SAFETY: 32 bytes after the scale, and 32 values.
+        unsafe {
+            let d = S::splat_f16(block.as_ptr().cast());
+            for i in (0..32).step_by(S::N) {
+                let q = S::load_i8(block.as_ptr().add(2 + i).cast());
+                S::store(values.as_mut_ptr().add(i), S::mul(q, d));
+            }
+        }
+    }
+}
+
+/// A block of `q4_0`: a scale, then 16 bytes with the first values in their low halves and the others in the high ones.
+const Q4_0: usize = 2 + 16;
+
+#[inline(always)]
+unsafe fn decode_q4_0_s<S: Simd>(from: &[u8], to: &mut [f32]) {
+    let ((blocks, []), (values, [])) = (from.as_chunks::<Q4_0>(), to.as_chunks_mut::<32>()) else {
+        panic!("whole blocks");
+    };
+    assert_eq!(blocks.len(), values.len());
+    for (block, values) in blocks.iter().zip(values) {
+        // SAFETY: 16 bytes after the scale, and 32 values.
+        unsafe {
+            let d = S::splat_f16(block.as_ptr().cast());
+            for i in (0..16).step_by(S::N) {
+                let q = block.as_ptr().add(2 + i);
+                let to = values.as_mut_ptr().add(i);
+                S::store(to, S::mul(S::load_i4::<false>(q), d));
+                S::store(to.add(16), S::mul(S::load_i4::<true>(q), d));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn decode_k3_s<S: Simd>(from: &[u8], to: &mut [f32]) {
+    let tiles = tiles::<TileK3>(from);
+    let dim = tiles.len() * TILE;
+    assert_eq!(to.len(), PAGE * dim);
+    for (i, tile) in tiles.iter().enumerate() {
+        let [d, zero] = tile.scales();
+        for c in (0..TILE).step_by(S::N) {
+            // SAFETY: a tile has `TILE` of each, and rows have room for all tiles.
+            unsafe {
+                let a = S::load_u32(tile.a.as_ptr().add(c).cast());
+                let b = S::load_u16(tile.b.as_ptr().add(c).cast());
+                let (d, zero) = (S::load(d.as_ptr().add(c)), S::load(zero.as_ptr().add(c)));
+                let to = to.as_mut_ptr().add(i * TILE + c);
+                // Every product and sum is exact.
+                for t in 0..10 {
+                    let q = S::code::<3>(a, 3 * t as u32);
+                    S::store(to.add(t * dim), S::fma(q, d, zero));
+                }
+                for t in 0..5 {
+                    let q = S::code::<3>(b, 3 * t as u32);
+                    S::store(to.add((10 + t) * dim), S::fma(q, d, zero));
+                }
+                let last = S::bits_of_two((a, 30, 3), (b, 13, 4));
+                let q = S::code::<3>(last, 0);
+                S::store(to.add(15 * dim), S::fma(q, d, zero));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn decode_v2_s<S: Simd>(from: &[u8], to: &mut [f32]) {
+    let tiles = tiles::<TileV2>(from);
+    let dim = tiles.len() * TILE;
+    assert_eq!(to.len(), PAGE * dim);
+    for (i, tile) in tiles.iter().enumerate() {
+        let [d, zero] = tile.scales();
+        for c in (0..TILE).step_by(S::N) {
+            // SAFETY: a tile has `TILE` of them, and rows have room for all tiles.
+            unsafe {
+                let qs = S::load_u32(tile.qs.as_ptr().add(c).cast());
+                let to = to.as_mut_ptr().add(i * TILE + c);
+                for t in 0..PAGE {
+                    let q = S::code::<2>(qs, 2 * t as u32);
+                    let x = S::fma(q, S::splat(d[t]), S::splat(zero[t]));
+                    S::store(to.add(t * dim), x);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use lemma_quant::GgmlType;
+    use lemma_quant::pages::KvType;
+
+    #[test]
+    fn blocks_are_decoded_as_the_reference_does() {
+        let values: Vec<f32> = (0..256)
+            .map(|i| (i as f32 * 0.7).sin() * (i % 37) as f32)
+            .collect();
+        type Decode = unsafe fn(Isa, &[u8], &mut [f32]);
+        let types: [(_, Decode); 2] =
+            [(GgmlType::Q8_0, decode_q8_0), (GgmlType::Q4_0, decode_q4_0)];
+        for (ty, decode) in types {
+            let mut bytes = vec![0; ty.row_size(values.len()).unwrap()];
+            ty.traits().quantize_row.unwrap()(&values, &mut bytes);
+            let (mut want, mut got) = (values.clone(), values.clone());
+            (ty.traits().dequantize_row)(&bytes, &mut want);
+            for isa in Isa::available() {
+                // SAFETY: it is available.
+                unsafe { decode(isa, &bytes, &mut got) };
+                assert_eq!(got, want, "{ty} on {isa}");
+            }
+        }
+    }
+
+    #[test]
+    fn pages_are_decoded_as_the_reference_does() {
+        let dim = 96;
+        let values: Vec<f32> = (0..PAGE * dim)
+            .map(|i| (i as f32 * 0.37).sin() * (i % 41) as f32 - (i % 7) as f32)
+            .collect();
+        type Decode = unsafe fn(Isa, &[u8], &mut [f32]);
+        let types: [(_, Decode); 2] = [(KvType::K3, decode_k3), (KvType::V2, decode_v2)];
+        for (ty, decode) in types {
+            let mut bytes = vec![0; ty.page_size(dim).unwrap()];
+            let mut want = vec![0.0; values.len()];
+            for i in 0..dim / TILE {
+                let mut tile = [[0.0; TILE]; PAGE];
+                let at = |t: usize| t * dim + i * TILE;
+                for (t, row) in tile.iter_mut().enumerate() {
+                    row.copy_from_slice(&values[at(t)..][..TILE]);
+                }
+                ty.write_tile(&tile, &mut bytes, i);
+                ty.read_tile(&bytes, i, &mut tile);
+                for (t, row) in tile.iter().enumerate() {
+                    want[at(t)..][..TILE].copy_from_slice(row);
+                }
+            }
+            for isa in Isa::available() {
+                let mut got = vec![f32::NAN; values.len()];
+                // SAFETY: it is available.
+                unsafe { decode(isa, &bytes, &mut got) };
+                assert_eq!(got, want, "{ty} on {isa}");
+            }
+        }
+    }
+}
