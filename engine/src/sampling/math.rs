@@ -63,23 +63,23 @@ pub(super) fn sum_exp(row: &[f32], max: f32) -> f64 {
     lanes.iter().sum::<f64>() + tail
 }
 
-/// Index of the largest entry, the lowest one on ties; `None` if all are NaN or minus infinity.
-pub(super) fn argmax(row: &[f32]) -> Option<usize> {
-    let best = max(row);
-    if best == f32::NEG_INFINITY {
-        return None;
-    }
-    row.iter().position(|&x| x == best)
+/// The token with the largest entry, the lowest id on ties; `None` if all are NaN or minus infinity.
+pub(super) fn argmax(row: &[f32]) -> Option<u32> {
+    first_from(row, max(row))
 }
 
-/// What greedy sampling takes: the token with the largest of `logits`, shape `[n_vocab]`, the lowest id on ties. NaN counts as impossible;
-/// `None` if no token is possible.
+/// What greedy sampling takes: the token with the largest of `logits`, shape `[n_vocab]`, the lowest id on ties. NaN counts as impossible,
+/// plus infinity as the largest finite number; `None` if no token is possible.
 pub fn best(logits: &[f32]) -> Option<u32> {
-    let best = max(logits).min(f32::MAX);
-    if best == f32::NEG_INFINITY {
+    first_from(logits, max(logits).min(f32::MAX))
+}
+
+/// The first token whose entry is `least` or larger; none is if that is minus infinity.
+fn first_from(row: &[f32], least: f32) -> Option<u32> {
+    if least == f32::NEG_INFINITY {
         return None;
     }
-    let id = logits.iter().position(|&x| x >= best);
+    let id = row.iter().position(|&x| x >= least);
     id.map(|i| i as u32)
 }
 

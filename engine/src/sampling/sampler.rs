@@ -226,10 +226,7 @@ impl Sampler {
 
     fn greedy(&self) -> Result<Sampled, SamplingError> {
         let id = math::argmax(&self.logits).ok_or(SamplingError::NoCandidate(self.n_vocab))?;
-        Ok(Sampled {
-            id: id as u32,
-            logprob: 0.0,
-        })
+        Ok(Sampled { id, logprob: 0.0 })
     }
 
     /// Stages that shorten the list of candidates.
