@@ -233,6 +233,26 @@ impl KvOptions {
         o
     }
 
+    /// What `auto` means for a policy that recycles, in the words of the options: what a record of a measurement needs beside the
+    /// options as they were given. `demotes`: as for [`Self::decided`].
+    pub(crate) fn what_auto_means(&self, demotes: bool) -> String {
+        let auto = Self {
+            budget_scope: BudgetScope::Auto,
+            demote: Demote::Auto,
+            ..self.clone()
+        };
+        let decided = auto.decided(true, demotes);
+        let tiers = decided.demotions().iter();
+        let tiers: Vec<String> = tiers
+            .map(|d| format!("{}:{}", d.name(), f64::from(d.share) / 1e6))
+            .collect();
+        let demote = match tiers.is_empty() {
+            true => "none".to_owned(),
+            false => tiers.join("+"),
+        };
+        format!("budget_scope={:?},demote={demote}", decided.budget_scope).to_lowercase()
+    }
+
     /// Where pages go before they are forgotten, once that is [decided](Self::decided).
     pub fn demotions(&self) -> &[Demotion] {
         match &self.demote {

@@ -309,6 +309,22 @@ mod tests {
     }
 
     #[test]
+    fn what_auto_means_is_a_specification_of_the_same() {
+        for (given, demotes) in [("raas", true), ("raas:page=8", true), ("raas", false)] {
+            let mut auto = KvOptions::default();
+            auto.apply(given).unwrap();
+            let mut said = auto.clone();
+            said.apply(&format!("raas:{}", auto.what_auto_means(demotes)))
+                .unwrap();
+            assert_ne!(said.demote, Demote::Auto);
+            assert_ne!(said.budget_scope, BudgetScope::Auto);
+            let decided = auto.decided(true, demotes);
+            assert_eq!(said.demote, decided.demote);
+            assert_eq!(said.budget_scope, decided.budget_scope);
+        }
+    }
+
+    #[test]
     fn what_does_not_exist_is_named() {
         let mut o = KvOptions::default();
         for (spec, said) in [

@@ -136,6 +136,7 @@ fn header(
         "lemma": env!("CARGO_PKG_VERSION"),
         "model": { "name": model.name(), "fingerprint": fingerprint(model) },
         "options": describe_options(load),
+        "auto": model.what_auto_means(load),
         "sampling": format!("{sampling:?}"),
         "n_predict": args.grid.n_predict,
     })

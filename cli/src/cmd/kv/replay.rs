@@ -220,6 +220,7 @@ impl Replay {
             "kind": "kv replay",
             "model": { "name": self.setting.model.name(), "fingerprint": fingerprint(&self.setting.model) },
             "options": describe_options(&self.setting.load),
+            "auto": self.setting.model.what_auto_means(&self.setting.load),
             "chains": read.len(),
             "tokens": read.iter().map(|(t, _)| t.tokens.len() - t.n_prompt).sum::<usize>(),
             "rows": rows,
