@@ -116,6 +116,8 @@ __device__ __forceinline__ uint32_t count_up(uint32_t* p) {
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(p) : "memory");
     return v;
 }
+// The same for the threads of a block, in shared memory; nothing else is ordered by it.
+__device__ __forceinline__ uint32_t count_in_block(uint32_t* p) { return atomicAdd(p, 1u); }
 // The larger of two is kept.
 __device__ __forceinline__ void raise(uint64_t* p, uint64_t v) { asm volatile("red.relaxed.gpu.global.max.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
 __device__ __forceinline__ void spin() {}
@@ -209,6 +211,21 @@ constexpr int WARP = 32;
 constexpr unsigned ALL = 0xffffffffu;
 // Tokens in a page of the KV pool.
 constexpr int PAGE = 16;
+
+// No token.
+constexpr uint32_t NOBODY = 0xffffffff;
+
+// Logits as whole numbers of the same order, those of equal logits by falling token, so that all differ; 0 for what is no number. Minus zero is
+// zero, and plus infinity the largest number.
+__device__ __forceinline__ uint64_t logit_key(float x, uint32_t token) {
+    const uint32_t bits = __float_as_uint(fminf(x, 3.402823466e38f) + 0.0f);
+    return x > -INFINITY ? uint64_t(bits & 0x80000000 ? ~bits : bits | 0x80000000) << 32 | (NOBODY - token) : 0;
+}
+__device__ __forceinline__ float key_logit(uint64_t key) {
+    const uint32_t bits = uint32_t(key >> 32);
+    return __uint_as_float(bits & 0x80000000 ? bits & 0x7fffffff : ~bits);
+}
+__device__ __forceinline__ uint32_t key_token(uint64_t key) { return NOBODY - uint32_t(key); }
 
 __device__ __forceinline__ float bf16_to_float(uint16_t b) { return __uint_as_float(uint32_t(b) << 16); }
 

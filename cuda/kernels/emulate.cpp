@@ -188,7 +188,7 @@ template <class T> constexpr size_t size_of_args(void (*)(T)) { return sizeof(T)
 const Entry entries[] = {
     ENTRY(repack), ENTRY(embed), ENTRY(rms_norm), ENTRY(quantize_rows), ENTRY(swiglu), ENTRY(rope_store), ENTRY(mul_mat_vec),
     ENTRY(mul_mat_64), ENTRY(mul_mat_128), ENTRY(attention), ENTRY(attention_combine), ENTRY(moe_route), ENTRY(moe_sum), ENTRY(read_all), ENTRY(step),
-    ENTRY(attention_batch), ENTRY(unpack), ENTRY(to_half), ENTRY(mul_mat_f16),
+    ENTRY(attention_batch), ENTRY(unpack), ENTRY(to_half), ENTRY(mul_mat_f16), ENTRY(draw),
 };
 }  // namespace
 

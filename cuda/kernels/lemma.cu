@@ -1,6 +1,7 @@
 // Every kernel in one module.
 #include "attention.cu"
 #include "attention_batch.cu"
+#include "draw.cu"
 #include "gemm.cu"
 #include "gemm_f16.cu"
 #include "matvec.cu"

@@ -29,13 +29,10 @@ __device__ __noinline__ uint32_t find_best(const uint32_t at) {
     trace(h, 0);
     const int block = blockIdx.x, rest = m.rest, from = m.wide * (m.per_block * block + min(block, rest));
     const int to = min(from + int(m.wide * (m.per_block + (block < rest))), int(m.n_out));
-    // Logits in the order of whole numbers above, the token from behind below; zero is none.
     uint64_t best = 0;
     for (int i = from + threadIdx.x; i < to; i += blockDim.x) {
-        const float x = look(m.out + i);
-        const uint32_t bits = __float_as_uint(fminf(x, 3.402823466e38f) + 0.0f);
-        const uint64_t key = uint64_t(bits & 0x80000000 ? ~bits : bits | 0x80000000) << 32 | (NOBODY - i);
-        if (x > -INFINITY && key > best) best = key;
+        const uint64_t key = logit_key(look(m.out + i), i);
+        best = key > best ? key : best;
     }
     uint64_t* all = reinterpret_cast<uint64_t*>(h.shared);
     for (int o = WARP / 2; o > 0; o /= 2) {
@@ -110,7 +107,7 @@ KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const IN_PLACE Step a) {
     }
     // The last to leave says which token is best and makes the counters ready for the next launch.
     if (threadIdx.x == 0 && count_up(a.left) == gridDim.x - 1) {
-        *a.best = *a.told = NOBODY - uint32_t(acquire(a.top));
+        *a.best = *a.told = key_token(acquire(a.top));
         *a.arrived = 0, *a.left = 0, *a.top = 0;
     }
 }

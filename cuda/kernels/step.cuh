@@ -16,7 +16,6 @@ constexpr int MAX_STAGES = 8;       // pieces that they come in
 constexpr uint32_t SENTINEL = 0xffffffff;  // a number that no sum is: arithmetic answers with another NaN
 
 constexpr int MAX_WORDS = 896;
-constexpr uint32_t NOBODY = 0xffffffff;    // no token
 
 enum PhaseKind : uint32_t { EMBED = 0, PRODUCTS = 1, ATTEND = 2, WEIGH = 3, BEST = 4 };
 

@@ -73,6 +73,8 @@ args! {
         part: u64, part_ml: u64, page_ml: u64, n_pages: u64, out: u64, q: u64, ds: u64, w: u64,
         n_head: u32, head_dim: u32, splits: u32, max_pages: u32, mean: u32, pad: u32,
     }
+    /// `draw.cu`
+    Draw => draw { logits: u64, next: u64, out: u64, n_vocab: u32, top_k: u32, top_p: f32, min_p: f32, inv_temp: f32, lot: f32 }
     /// `moe.cu`
     MoeRoute => moe_route { logits: u64, ids: u64, weights: u64, n_expert: u32, n_used: u32, norm: u32, pad: u32 }
     /// `moe.cu`
@@ -194,5 +196,5 @@ macro_rules! kernels {
 kernels! {
     Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", Swiglu "swiglu", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
-    Combine "attention_combine", MoeRoute "moe_route", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16",
+    Combine "attention_combine", Draw "draw", MoeRoute "moe_route", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16",
 }

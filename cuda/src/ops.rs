@@ -3,9 +3,11 @@
 //! Views hold f32 unless said otherwise; shapes are written row by row, the last index running fastest.
 
 mod attention;
+mod draw;
 mod gemm;
 
 pub use attention::*;
+pub use draw::*;
 pub use gemm::*;
 
 use lemma_quant::GgmlType;

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::grammar::{Constraint, Grammar};
 use crate::options::Pin;
 use crate::repeat::{Circle, circle};
-use crate::sampling::{Sampled, Sampler};
+use crate::sampling::{Choice, Sampled, Sampler};
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
 
@@ -180,21 +180,17 @@ pub fn generate(
     o: &GenOptions,
     sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Outcome, Error> {
-    let greedy = sampler.takes_best() && o.grammar.is_none();
-    session.follow(greedy);
-    let out = reply(session, prompt, kept, sampler, greedy, tags, o, sink);
-    session.follow(false);
+    let out = reply(session, prompt, kept, sampler, tags, o, sink);
+    session.follow(Choice::Open);
     out
 }
 
-/// [`generate`]; `greedy`: the sampler takes the best token and nothing forbids any.
-#[expect(clippy::too_many_arguments, reason = "those of its caller")]
+/// [`generate`], which no device works ahead of afterwards.
 fn reply(
     session: &mut Session,
     prompt: &Prompt,
     kept: usize,
     sampler: &mut Sampler,
-    greedy: bool,
     tags: Option<&ThinkTags>,
     o: &GenOptions,
     sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
@@ -217,6 +213,12 @@ fn reply(
         logprobs: Vec::new(),
         pending: None,
     };
+    // A grammar forbids tokens, and which ones is known only when the one before has come.
+    let choice = |sampler: &Sampler| match o.grammar {
+        None => sampler.choice(),
+        Some(_) => Choice::Open,
+    };
+    session.follow(choice(sampler));
     let fresh = &prompt.tokens[kept..];
     let mut stopped = false;
     if !fresh.is_empty() {
@@ -273,9 +275,13 @@ fn reply(
         let id = match forced.pop_front() {
             Some(id) => id,
             None => {
-                let best = if greedy { session.best() } else { None };
-                let s = match best {
-                    Some(id) => Sampled { id, logprob: 0.0 },
+                let s = match choice(sampler) {
+                    Choice::Best => session.best().map(|id| Sampled { id, logprob: 0.0 }),
+                    Choice::Draw(d) => Some(sampler.sample_top(|list| session.top(d.top_k, list))?),
+                    Choice::Open => None,
+                };
+                let s = match s {
+                    Some(s) => s,
                     None => bound.sample(sampler, session.logits(), before)?,
                 };
                 if o.logprobs {
@@ -323,6 +329,7 @@ fn reply(
             out.finish = Finish::Length;
             break;
         }
+        session.follow(choice(sampler));
         match session.decode(id) {
             Ok(()) => out.pending = None,
             Err(Error::PromptTooLong(_)) => {

@@ -310,6 +310,8 @@ pub struct LoadOptions {
     pub pre_override: Option<String>,
     /// Chat template (source text) that replaces that of the model.
     pub chat_template: Option<String>,
+    /// Called while weights travel to a device: bytes that have gone, and all.
+    pub on_upload: Option<fn(u64, u64)>,
 }
 
 impl Default for LoadOptions {
@@ -324,6 +326,7 @@ impl Default for LoadOptions {
             kv: KvOptions::default(),
             pre_override: None,
             chat_template: None,
+            on_upload: None,
         }
     }
 }

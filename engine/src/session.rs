@@ -21,6 +21,7 @@ use crate::memory::{self, MemoryPlan};
 use crate::model::Model;
 use crate::options::{KvBudget, LoadOptions, Pin};
 use crate::report;
+use crate::sampling::{Candidate, Choice};
 use pool::first_layout;
 pub use pool::{KvStats, TierStats};
 
@@ -159,9 +160,14 @@ impl Session {
         self.runner.best()
     }
 
-    /// Whether the tokens decoded next will be those that [`Session::best`] gives, as far as the caller knows. Devices work ahead then.
-    pub fn follow(&mut self, on: bool) {
-        self.runner.follow(on);
+    /// The `k` tokens with the largest of these logits, as [`sampling::top`](crate::sampling::top) puts them in order.
+    pub fn top(&mut self, k: usize, out: &mut Vec<Candidate>) {
+        self.runner.top(k, out);
+    }
+
+    /// How the token behind the one decoded next will be chosen, as far as the caller knows. Devices work ahead then.
+    pub fn follow(&mut self, choice: Choice) {
+        self.runner.follow(choice);
     }
 
     /// Time spent since the sequence was last cleared.

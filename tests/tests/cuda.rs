@@ -12,6 +12,7 @@ use lemma_engine::backend::{Outputs, Runner};
 use lemma_engine::gguf::GgufFile;
 use lemma_engine::kv::{Cache, Layout, policy};
 use lemma_engine::options::{Aggregate, LoadOptions};
+use lemma_engine::sampling::{self, Candidate, Sampler, SamplerParams};
 use lemma_tests::{argmax, folders, json, nmse};
 
 /// Devices to test on.
@@ -245,25 +246,44 @@ fn a_rewound_sequence_goes_on_as_a_fresh_one() {
 
 #[test]
 fn steps_ahead_of_the_host_change_nothing() {
+    let best = SamplerParams {
+        temp: 0.0,
+        ..SamplerParams::default()
+    };
+    let drawn = SamplerParams {
+        temp: 1.5,
+        top_k: 12,
+        seed: Some(1),
+        ..SamplerParams::default()
+    };
     for gpu in gpus() {
-        for case in plain_cases(&gpu).iter().take(2) {
+        let cases = plain_cases(&gpu);
+        for (case, params) in cases.iter().zip([&best, &drawn]) {
             let mut o = LoadOptions::default();
             o.kv.recent = 2;
             let (hp, _, mut plain) = sides(&case.path, &gpu, &o, 6);
             let (_, _, mut ahead) = sides(&case.path, &gpu, &o, 6);
-            ahead.runner.follow(true);
+            let mut sampler = Sampler::new(params.clone(), hp.n_vocab, |_| Vec::new()).unwrap();
             let (mut id, mut recycled) = (1, 0);
+            let (mut want_top, mut top) = (Vec::new(), Vec::new());
+            let listed = |list: &[Candidate]| -> Vec<(u32, u32)> {
+                list.iter().map(|c| (c.id, c.logit.to_bits())).collect()
+            };
             for step in 0..if is_slow(&gpu) { 8 * 16 } else { 12 * 16 } {
                 let want = plain.run(&[id], Outputs::Last);
                 ahead.cache.begin(1, false).unwrap();
                 recycled += ahead.cache.recycled().len();
                 let tokens = [id];
+                ahead.runner.follow(sampler.choice());
                 ahead
                     .runner
                     .run(&tokens, &mut ahead.cache, Outputs::Last)
                     .unwrap();
-                let best = argmax(&want);
-                assert_eq!(ahead.runner.best(), Some(best), "step {step}");
+                assert_eq!(ahead.runner.best(), Some(argmax(&want)), "step {step}");
+                sampling::top(&want, 12, &mut want_top);
+                ahead.runner.top(12, &mut top);
+                assert_eq!(listed(&top), listed(&want_top), "step {step}");
+                let sampled = sampler.sample(&want).unwrap().id;
                 // Logits can be had late, while another step is under way.
                 if step % 5 == 0 {
                     assert!(ahead.runner.logits() == want, "step {step}");
@@ -274,8 +294,8 @@ fn steps_ahead_of_the_host_change_nothing() {
                 }
                 // Now and then what comes is not what was computed ahead.
                 id = match step % 7 {
-                    6 => (best + 1) % hp.n_vocab as u32,
-                    _ => best,
+                    6 => (sampled + 1) % hp.n_vocab as u32,
+                    _ => sampled,
                 };
                 if step == 40 {
                     assert!(plain.cache.rewind(37) && ahead.cache.rewind(37));

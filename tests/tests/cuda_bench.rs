@@ -14,6 +14,7 @@ use lemma_engine::backend::{Outputs, Runner};
 use lemma_engine::gguf::GgufFile;
 use lemma_engine::kv::{Cache, Layout, policy};
 use lemma_engine::options::LoadOptions;
+use lemma_engine::sampling::{Choice, Sampler, SamplerParams};
 use lemma_engine::synth;
 
 const MODELS: &str = "r1-distill-qwen-1.5b:q4_k_m llama-3.1-8b:q4_k_m";
@@ -66,6 +67,7 @@ fn write_models() {
 struct Bench {
     runner: CudaRunner,
     cache: Cache,
+    n_vocab: usize,
 }
 
 impl Bench {
@@ -75,20 +77,25 @@ impl Bench {
     }
 
     /// Tokens per second of `n` steps, after a few that are not timed.
-    fn decode(&mut self, n: u32) -> f64 {
-        self.runner.follow(true);
-        let mut id = 3;
-        for _ in 0..8 {
+    fn decode(&mut self, n: u32, params: &SamplerParams) -> f64 {
+        let mut sampler = Sampler::new(params.clone(), self.n_vocab, |_| Vec::new()).unwrap();
+        let (mut id, mut start) = (3, Instant::now());
+        for i in 0..8 + n {
+            if i == 8 {
+                start = Instant::now();
+            }
+            let choice = sampler.choice();
+            self.runner.follow(choice);
             self.run(&[id], Outputs::Last);
-            id = self.runner.best().unwrap();
-        }
-        let start = Instant::now();
-        for _ in 0..n {
-            self.run(&[id], Outputs::Last);
-            id = self.runner.best().unwrap();
+            let runner = &mut self.runner;
+            id = match choice {
+                Choice::Best => runner.best().unwrap(),
+                Choice::Draw(d) => sampler.sample_top(|l| runner.top(d.top_k, l)).unwrap().id,
+                Choice::Open => sampler.sample(runner.logits()).unwrap().id,
+            };
         }
         let took = start.elapsed().as_secs_f64();
-        self.runner.follow(false);
+        self.runner.follow(Choice::Open);
         f64::from(n) / took
     }
 }
@@ -134,7 +141,24 @@ fn speed() {
         let runner = CudaRunner::new(&gpu, &file, &hp, &o, &layout, 512).unwrap();
         let load = start.elapsed().as_secs_f64();
         let cache = Cache::with_layout(&o.kv, policy::find("raas").unwrap(), layout);
-        let mut bench = Bench { runner, cache };
+        let mut bench = Bench {
+            runner,
+            cache,
+            n_vocab: hp.n_vocab,
+        };
+        let greedy = SamplerParams {
+            temp: 0.0,
+            ..SamplerParams::default()
+        };
+        // What is drawn from the 40 largest logits by default, and from all of them.
+        let default = SamplerParams {
+            seed: Some(1),
+            ..SamplerParams::default()
+        };
+        let from_all = SamplerParams {
+            top_k: 0,
+            ..default.clone()
+        };
         let prompt: Vec<u32> = (0..512)
             .map(|i| (i * 7919 + 13) % hp.n_vocab as u32)
             .collect();
@@ -153,14 +177,18 @@ fn speed() {
         }
         // Decode from an empty context; then with the pool full and recycling.
         bench.cache.clear();
-        let empty = bench.decode(256);
+        let empty = bench.decode(256, &greedy);
         let bare_empty = 1.0 / bench.runner.time_steps(128).unwrap();
         phases(&mut bench.runner, hp.n_layer);
+        let [sampled, from_all] = [&default, &from_all].map(|p| {
+            bench.cache.clear();
+            bench.decode(256, p)
+        });
         while bench.cache.pos() < SLOTS as u32 * 16 - 512 {
             bench.run(&prompt, Outputs::None);
         }
-        bench.decode(300);
-        let full = bench.decode(256);
+        bench.decode(300, &greedy);
+        let full = bench.decode(256, &greedy);
         let recycled = bench.cache.layer(0).recycled;
         let bare = 1.0 / bench.runner.time_steps(128).unwrap();
         phases(&mut bench.runner, hp.n_layer);
@@ -174,7 +202,7 @@ fn speed() {
         let bytes = (file.n_tensor_bytes() - unread as u64) as f64;
         table.push(format!(
             "{model}: loaded {load:.1} s, prefill 512 {:.0} tok/s\n  decode empty {empty:.0} tok/s \
-             ({:.0} % of the ceiling {:.0}), alone {bare_empty:.0}, full pool {full:.0} tok/s ({recycled} recycled), alone {bare:.0} tok/s",
+             ({:.0} % of the ceiling {:.0}), alone {bare_empty:.0}, sampled {sampled:.0}, from all logits {from_all:.0}, full pool {full:.0} tok/s ({recycled} recycled), alone {bare:.0} tok/s",
             512.0 / prefill,
             100.0 * empty * bytes / read,
             read / bytes,

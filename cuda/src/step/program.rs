@@ -1,7 +1,7 @@
 //! A step in device memory, to be run any number of times.
 
 use crate::args::{self, Words};
-use crate::gpu::{Buffer, Gpu, Launch, Mark, Pinned, Result};
+use crate::gpu::{Buffer, Gpu, Launch, Mark, Pinned, Result, View};
 
 /// What differs between steps.
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +123,20 @@ impl Program {
     /// What went wrong on the device in the meantime.
     pub fn wait(&self, set: usize) -> Result<()> {
         self.done[set].wait()
+    }
+
+    /// Where the next launch behind the last of a set finds its token if it is given none: what writes there is asked for between the two,
+    /// and [`Program::mark`] follows.
+    pub fn next_token(&self, set: usize) -> View {
+        self.best.view().slice(4 * set, 4)
+    }
+
+    /// What has been asked for since the last launch of a set belongs to that launch: [`Program::wait`] waits for it too.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn mark(&self, set: usize) -> Result<()> {
+        self.done[set].set()
     }
 
     /// The token with the largest logit, the first of them, of the last launch of a set, which must be [done](Self::wait). `None` if there

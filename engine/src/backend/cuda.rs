@@ -35,7 +35,7 @@ use crate::kv::{Cache, Layout, PAGE};
 use crate::memory::show;
 use crate::options::{Aggregate, LoadOptions};
 use crate::report;
-use crate::sampling;
+use crate::sampling::{self, Candidate, Choice};
 
 /// Pairs of token and expert that a batch of experts takes at once.
 const EXPERT_COLUMNS: usize = 256;
@@ -140,7 +140,7 @@ impl CudaRunner {
         let widths = Widths::of(hp);
         let n_ubatch = n_ubatch.max(1);
         check_memory(gpu, file, hp, &widths, layout, n_ubatch)?;
-        let model = upload(gpu, file, hp)?;
+        let model = upload(gpu, file, hp, o.on_upload)?;
         let heads = Heads {
             n_head: hp.n_head,
             n_head_kv: hp.n_head_kv,
@@ -398,8 +398,14 @@ impl Runner for CudaRunner {
         }
     }
 
-    fn follow(&mut self, on: bool) {
-        self.ahead.follow(on);
+    fn top(&mut self, k: usize, out: &mut Vec<Candidate>) {
+        if !self.ahead.top(k, out) {
+            sampling::top(self.logits(), k, out);
+        }
+    }
+
+    fn follow(&mut self, choice: Choice) {
+        self.ahead.follow(choice);
     }
 
     fn logits(&mut self) -> &[f32] {
@@ -547,8 +553,14 @@ fn check_memory(
 }
 
 /// Binds every tensor to device memory; one that is bound twice (a tied output) is uploaded once.
-fn upload(gpu: &Gpu, file: &GgufFile, hp: &HParams) -> Result<ArchModel<CudaWeight>, Error> {
+fn upload(
+    gpu: &Gpu,
+    file: &GgufFile,
+    hp: &HParams,
+    on_upload: Option<fn(u64, u64)>,
+) -> Result<ArchModel<CudaWeight>, Error> {
     let start = Instant::now();
+    let all = file.n_tensor_bytes();
     let mut uploader = Uploader::new(gpu)?;
     let mut known: HashMap<*const u8, CudaWeight> = HashMap::new();
     let mut bytes = 0;
@@ -573,13 +585,20 @@ fn upload(gpu: &Gpu, file: &GgufFile, hp: &HParams) -> Result<ArchModel<CudaWeig
                 data: &t.bytes,
             })?))
         };
-        bytes += t.bytes.len();
+        bytes += t.bytes.len() as u64;
+        if let Some(report) = on_upload {
+            report(bytes, all);
+        }
         known.insert(at, made.clone());
         Ok(made)
     };
     let model = ArchModel::bind(hp, &mut Binder::new(file, &mut make))?;
     gpu.synchronize()?;
+    // Not every tensor of a file is one that the model uses.
+    if let Some(report) = on_upload {
+        report(all, all);
+    }
     let s = start.elapsed().as_secs_f64();
-    log::info!("{} of weights uploaded in {s:.2} s", show(bytes as u64));
+    log::info!("{} of weights uploaded in {s:.2} s", show(bytes));
     Ok(model)
 }

@@ -22,7 +22,7 @@ use lemma_quant::GgmlType;
 use crate::error::Error;
 use crate::gguf::Bytes;
 use crate::kv::{Cache, Layout};
-use crate::sampling;
+use crate::sampling::{self, Candidate, Choice};
 
 /// Names of the activation buffers. All are `[n_tokens, width]` f32, row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -206,10 +206,15 @@ pub trait Runner: Send {
         sampling::best(self.logits())
     }
 
-    /// Whether the tokens of coming decode steps will be those that [`Runner::best`] gives, as far as the caller knows. A device may
-    /// begin a step ahead of time then; other tokens are computed all the same, only later.
-    fn follow(&mut self, on: bool) {
-        let _ = on;
+    /// The `k` tokens with the largest logits of the last pass, as [`sampling::top`] puts them in order. The pass was one of [`Outputs::Last`].
+    fn top(&mut self, k: usize, out: &mut Vec<Candidate>) {
+        sampling::top(self.logits(), k, out);
+    }
+
+    /// How the token behind the coming step will be chosen, as far as the caller knows. A device may begin the step of that token ahead of
+    /// time then; other tokens are computed all the same, only later.
+    fn follow(&mut self, choice: Choice) {
+        let _ = choice;
     }
 
     /// Enlarges the KV pool to `layout`, which differs from that of before in its number of slots.

@@ -51,11 +51,7 @@ pub(super) fn top_k(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
             for (i, &logit) in block.iter().enumerate() {
                 // Ties lose: the ids in `out` are lower.
                 if logit > threshold {
-                    out.push(Candidate {
-                        id: base + i as u32,
-                        logit,
-                        p: 0.0,
-                    });
+                    out.push(Candidate::new(base + i as u32, logit));
                 }
             }
             if out.len() >= limit {
@@ -72,6 +68,13 @@ pub(super) fn top_k(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
     }
 }
 
+/// The `k` largest of `logits`, best first, lower ids first on ties; NaN and minus infinity are never taken, plus infinity counts as
+/// the largest finite number. Nothing is allocated if `out` has room for `2 k + 320`.
+pub fn top(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
+    top_k(logits, k, out);
+    out.sort_unstable_by(best_first);
+}
+
 /// All tokens with a logit of at least `floor`, in order of id.
 pub(super) fn at_least(logits: &[f32], floor: f32, out: &mut Vec<Candidate>) {
     const BLOCK: usize = 64;
@@ -82,11 +85,7 @@ pub(super) fn at_least(logits: &[f32], floor: f32, out: &mut Vec<Candidate>) {
         if block.iter().fold(false, |any, &x| any | (x >= floor)) {
             for (i, &logit) in block.iter().enumerate() {
                 if logit >= floor {
-                    out.push(Candidate {
-                        id: base + i as u32,
-                        logit,
-                        p: 0.0,
-                    });
+                    out.push(Candidate::new(base + i as u32, logit));
                 }
             }
         }

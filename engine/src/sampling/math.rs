@@ -127,8 +127,7 @@ pub fn log_prob(logits: &[f32], id: u32) -> f32 {
 pub fn top_log_probs(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
     let lse = log_sum_exp(logits);
     let mut best = Vec::new();
-    super::filter::top_k(logits, n, &mut best);
-    best.sort_unstable_by(super::best_first);
+    super::filter::top(logits, n, &mut best);
     best.iter()
         .map(|c| (c.id, (f64::from(c.logit) - lse) as f32))
         .collect()

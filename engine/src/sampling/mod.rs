@@ -16,6 +16,7 @@
 //! The same parameters, seed and logits give the same tokens on every machine: the generator is PCG32, and `exp`
 //! is computed here instead of by the platform's libm (see `math`).
 
+mod choice;
 mod dry;
 mod filter;
 mod history;
@@ -29,6 +30,8 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+pub use choice::{Choice, Draw, MAX_TOP};
+pub use filter::top;
 pub use math::{best, log_prob, top_log_probs};
 pub use params::{ParamSource, ParamSources, SamplerOverrides, SamplerParams};
 pub use sampler::{Sampled, Sampler, random_seed};
@@ -65,12 +68,24 @@ pub enum SamplingError {
 
 /// One token that may still be drawn.
 #[derive(Debug, Clone, Copy)]
-struct Candidate {
-    id: u32,
+pub struct Candidate {
+    /// The token.
+    pub id: u32,
     /// Adjusted logit; finite.
-    logit: f32,
+    pub logit: f32,
     /// Probability or weight; only valid right after the stage that fills it in.
     p: f32,
+}
+
+impl Candidate {
+    /// A token with its logit, which is a number; plus infinity becomes the largest finite one, minus zero becomes zero.
+    pub fn new(id: u32, logit: f32) -> Self {
+        Self {
+            id,
+            logit: logit.min(f32::MAX) + 0.0,
+            p: 0.0,
+        }
+    }
 }
 
 /// The order "most probable first"; equal logits in order of id, so that every result is unique.

@@ -9,7 +9,7 @@ use super::dry::Dry;
 use super::filter::{self, Ranked};
 use super::history::History;
 use super::mirostat::Mirostat;
-use super::{Candidate, SamplerParams, SamplingError, best_first, math};
+use super::{Candidate, Choice, Draw, MAX_TOP, SamplerParams, SamplingError, best_first, math};
 
 /// PCG32 has 2^63 streams; any fixed one will do.
 const STREAM: u64 = 0x006c_656d_6d61;
@@ -115,15 +115,39 @@ impl Sampler {
         &self.params
     }
 
-    /// Whether each token drawn is the one with the largest logit ([`best`](super::best)), whatever the text.
-    pub fn takes_best(&self) -> bool {
+    /// How the next token will be chosen, if that does not hang on the text.
+    pub fn choice(&self) -> Choice {
         let p = &self.params;
         let off = (1.0, 0.0, 0.0);
-        p.temp <= 0.0
-            && p.logit_bias.is_empty()
+        let plain = p.logit_bias.is_empty()
             && (p.repeat_penalty, p.frequency_penalty, p.presence_penalty) == off
             && self.dry.is_none()
-            && p.top_n_sigma <= 0.0
+            && self.mirostat.is_none()
+            && p.top_n_sigma <= 0.0;
+        if !plain {
+            return Choice::Open;
+        }
+        if p.temp <= 0.0 {
+            return Choice::Best;
+        }
+        let only = p.typical >= 1.0 && p.xtc_probability <= 0.0 && p.dynatemp_range <= 0.0;
+        match self.top_k() {
+            Some(top_k) if only && top_k <= MAX_TOP => Choice::Draw(Draw {
+                top_k,
+                top_p: p.top_p,
+                min_p: p.min_p,
+                temp: p.temp,
+                lot: uniform(&mut self.rng.clone()),
+            }),
+            _ => Choice::Open,
+        }
+    }
+
+    /// The candidates that top-k leaves; `None` if that is all of them.
+    fn top_k(&self) -> Option<usize> {
+        let k = usize::try_from(self.params.top_k).ok().filter(|&k| k > 0);
+        let k = k.map(|k| k.max(self.params.min_keep));
+        k.filter(|&k| k < self.n_vocab)
     }
 
     /// The seed in use, also when none was given.
@@ -196,6 +220,21 @@ impl Sampler {
         self.draw(temp)
     }
 
+    /// As [`sample`](Self::sample) where [`choice`](Self::choice) is a draw: `fill` puts the `top_k` candidates with the largest logits into an
+    /// empty list, best first ([`top`](super::top)).
+    ///
+    /// # Errors
+    /// [`SamplingError::NoCandidate`] if there is none.
+    pub fn sample_top(
+        &mut self,
+        fill: impl FnOnce(&mut Vec<Candidate>),
+    ) -> Result<Sampled, SamplingError> {
+        self.candidates.clear();
+        fill(&mut self.candidates);
+        self.shorten(false)?;
+        self.draw(self.params.temp)
+    }
+
     /// Stages that change logits.
     fn adjust(&mut self) {
         for &(id, bias) in &self.params.logit_bias {
@@ -229,26 +268,28 @@ impl Sampler {
         Ok(Sampled { id, logprob: 0.0 })
     }
 
-    /// Stages that shorten the list of candidates.
+    /// Stages that make a list of candidates and shorten it.
     fn truncate(&mut self) -> Result<(), SamplingError> {
+        let (top_k, candidates) = (self.top_k(), &mut self.candidates);
+        let mut have_p = false;
+        match top_k {
+            Some(k) if k <= SORT_UP_TO => filter::top(&self.logits, k, candidates),
+            Some(k) => filter::top_k(&self.logits, k, candidates),
+            None => have_p = gather(&self.params, &self.logits, candidates),
+        }
+        self.shorten(have_p)
+    }
+
+    /// Stages that shorten the list of candidates; `have_p`: their probabilities are there.
+    fn shorten(&mut self, have_p: bool) -> Result<(), SamplingError> {
         let Self {
             params: p,
-            logits,
             candidates,
             ranked,
             rng,
             n_vocab,
             ..
         } = self;
-        let top_k = usize::try_from(p.top_k)
-            .ok()
-            .filter(|&k| k > 0)
-            .map(|k| k.max(p.min_keep));
-        let mut have_p = false;
-        match top_k {
-            Some(k) if k < *n_vocab => filter::top_k(logits, k, candidates),
-            _ => have_p = gather(p, logits, candidates),
-        }
         if candidates.is_empty() {
             return Err(SamplingError::NoCandidate(*n_vocab));
         }

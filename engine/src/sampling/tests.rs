@@ -1,4 +1,5 @@
 mod best;
+mod top;
 
 use super::reference;
 use super::*;

@@ -19,6 +19,7 @@ use std::time::Instant;
 use lemma_engine::backend::cpu;
 use lemma_engine::model::Model;
 use lemma_engine::options::LoadOptions;
+use lemma_engine::sampling::Choice;
 use lemma_engine::session::{Rewind, Session};
 use serde_json::{Map, Value, json};
 
@@ -397,12 +398,12 @@ impl Bench {
 
 /// Decodes `n` tokens: `id`, then always the likeliest; returns what would come next.
 fn generate(session: &mut Session, mut id: u32, n: usize) -> Result<u32> {
-    session.follow(true);
+    session.follow(Choice::Best);
     for _ in 0..n {
         session.decode(id)?;
         id = session.best().unwrap_or(id);
     }
-    session.follow(false);
+    session.follow(Choice::Open);
     Ok(id)
 }
 

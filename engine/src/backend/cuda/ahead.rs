@@ -1,11 +1,12 @@
 //! Decode steps of one launch that overlap with the host.
 //!
-//! When the caller [follows](super::Runner::follow) the best token, the step behind the present one is asked for before the host has seen
-//! what came of this one: the device knows the token, and where it goes is known as long as no page is needed. The host then works on
-//! masses and text of a step while the next one runs. What the pool decides is not touched by that: a page is taken, and another given up
+//! When the caller [says](super::Runner::follow) that it will take the best token, or draw one of the best, the device does that too, and the
+//! step behind the present one is asked for before the host has seen what came of this one: where it goes is known as long as no page is
+//! needed. The host then works on masses and text of a step while the next one runs. What the pool decides is not touched by that: a page is taken, and another given up
 //! for it, only when the masses of all steps before have been seen. A step that was asked for in vain has written to rows that hold
 //! nothing yet, and to buffers of its own.
 
+use lemma_cuda::ops::{self, Shortlist};
 use lemma_cuda::step::{Inputs, Program};
 use lemma_cuda::{CudaError, Gpu, Pinned, View};
 
@@ -14,10 +15,15 @@ use super::buffers::Pool;
 use super::pass::Pass;
 use crate::error::Error;
 use crate::kv::{Cache, PAGE, Place};
+use crate::sampling::{Candidate, Choice, Draw, MAX_TOP};
+
+const _: () = assert!(MAX_TOP == ops::MAX_TOP);
 
 /// Steps in flight, and what the last one left.
 pub(super) struct Ahead {
-    follows: bool,
+    choice: Choice,
+    /// What was drawn among the largest logits of launches of either set, and those.
+    lists: [Shortlist; 2],
     /// The step that was asked for before its token was known.
     flight: Option<Flight>,
     /// What the last step left, if that was one launch.
@@ -37,6 +43,10 @@ struct Flight {
 
 struct Last {
     best: Option<u32>,
+    /// The token that the device goes on with.
+    next: Option<u32>,
+    /// The set it wrote to, if it has left a list of so many logits.
+    list: Option<(usize, usize)>,
     /// The logits that have not been fetched yet.
     logits: Option<usize>,
 }
@@ -45,7 +55,8 @@ impl Ahead {
     pub(super) fn new(gpu: &Gpu, pool: &Pool) -> Result<Self, CudaError> {
         let bytes = pool.masses.view().bytes();
         Ok(Self {
-            follows: false,
+            choice: Choice::Open,
+            lists: [Shortlist::new(gpu)?, Shortlist::new(gpu)?],
             flight: None,
             last: None,
             masses: [gpu.pinned(bytes)?, gpu.pinned(bytes)?],
@@ -68,8 +79,8 @@ impl Ahead {
         Ok(())
     }
 
-    pub(super) fn follow(&mut self, on: bool) {
-        self.follows = on;
+    pub(super) fn follow(&mut self, choice: Choice) {
+        self.choice = choice;
     }
 
     /// The last pass was another one, or the step is gone.
@@ -80,6 +91,20 @@ impl Ahead {
     /// The best token of the last step, if that was one launch.
     pub(super) fn best(&self) -> Option<Option<u32>> {
         self.last.as_ref().map(|l| l.best)
+    }
+
+    /// The `k` largest logits of the last step, if there is a list of so many; whether there is.
+    pub(super) fn top(&self, k: usize, out: &mut Vec<Candidate>) -> bool {
+        let list = self.last.as_ref().and_then(|l| l.list);
+        let list = list.filter(|&(_, n)| k <= n);
+        match list.and_then(|(set, _)| self.lists[set].list()) {
+            Some(list) => {
+                out.clear();
+                out.extend(list.take(k).map(|(id, logit)| Candidate::new(id, logit)));
+                true
+            }
+            None => false,
+        }
     }
 
     /// Brings the logits of the last step to the host.
@@ -104,7 +129,7 @@ impl Ahead {
         cache: &mut Cache,
     ) -> Result<(), Error> {
         let pos = cache.pos() - 1;
-        let guessed = self.best() == Some(Some(token));
+        let guessed = self.last.as_ref().and_then(|l| l.next) == Some(token);
         let flight = self.flight.take();
         let set = match flight.filter(|f| guessed && f.pos == pos) {
             // Its page has had room, so that the tables are as they were.
@@ -117,12 +142,18 @@ impl Ahead {
                 self.launch(program, p, cache, pos, Some(token))?
             }
         };
-        if self.follows && cache.next_places(&mut self.next) {
+        let mut list = None;
+        if let Choice::Draw(d) = &self.choice {
+            self.draw(program, p, set, d)?;
+            list = Some((set, d.top_k));
+        }
+        let follows = self.choice != Choice::Open;
+        if follows && cache.next_places(&mut self.next) {
             let set = self.launch(program, p, cache, pos + 1, None)?;
             self.flight = Some(Flight { set, pos: pos + 1 });
         }
         let mut logits = Some(set);
-        if self.follows {
+        if follows {
             program.wait(set)?;
         } else {
             // Behind the step; what waits for them waits for it as well.
@@ -133,7 +164,16 @@ impl Ahead {
             logits = None;
         }
         let best = program.best(set);
-        self.last = Some(Last { best, logits });
+        let next = match list {
+            Some((set, _)) => self.lists[set].drawn(),
+            None => best,
+        };
+        self.last = Some(Last {
+            best,
+            next,
+            list,
+            logits,
+        });
         if p.wants_mass {
             let (max, masses) = (p.pool.max_pages, self.masses[set].settled_f32());
             for il in 0..cache.n_layer() {
@@ -142,6 +182,20 @@ impl Ahead {
             }
         }
         Ok(())
+    }
+
+    /// Draws the token behind the last launch of a set.
+    fn draw(&self, program: &Program, p: &Pass, set: usize, d: &Draw) -> Result<(), CudaError> {
+        let (n_vocab, next) = (p.hp.n_vocab, program.next_token(set));
+        let d = ops::Draw {
+            top_k: d.top_k,
+            top_p: d.top_p,
+            min_p: d.min_p,
+            temp: d.temp,
+            lot: d.lot as f32,
+        };
+        self.lists[set].draw(&p.gpu, next, p.logits[set].view(), n_vocab, &d)?;
+        program.mark(set)
     }
 
     /// Asks for the step at `pos`, whose places are in `next`; the set that it writes to.

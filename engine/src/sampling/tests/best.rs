@@ -9,7 +9,7 @@ fn the_best_is_what_greedy_samplers_take() {
         ..plain()
     };
     let mut s = Sampler::new(greedy(), 5, no_text).unwrap();
-    assert!(s.takes_best());
+    assert_eq!(s.choice(), Choice::Best);
     let (inf, nan) = (f32::INFINITY, f32::NAN);
     let rows = [
         [0.0, 2.0, 2.0, 1.0, nan],
@@ -39,6 +39,7 @@ fn the_best_is_what_greedy_samplers_take() {
             ..greedy()
         },
     ] {
-        assert!(!Sampler::new(other, 5, no_text).unwrap().takes_best());
+        let s = Sampler::new(other, 5, no_text).unwrap();
+        assert_ne!(s.choice(), Choice::Best);
     }
 }
