@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use lemma_engine::gguf::GgufFile;
+use lemma_engine::memory::show;
 use lemma_engine::model::Model;
 use lemma_engine::options::LoadOptions;
 
@@ -12,6 +14,7 @@ use crate::args::argv::nearest;
 use crate::args::config::ModelSource;
 use crate::bundled;
 use crate::fail::{Failure, NOT_FOUND, Result};
+use crate::out;
 
 /// A model and how long it took to open.
 pub(crate) struct Loaded {
@@ -30,6 +33,22 @@ pub(crate) fn model(source: &ModelSource, o: &LoadOptions) -> Result<Loaded> {
         model: Arc::new(model),
         load_ms: start.elapsed().as_secs_f64() * 1e3,
     })
+}
+
+/// Draws how much of the weights has gone to a device, if that takes long enough to be looked at.
+pub(crate) fn show_upload(done: u64, all: u64) {
+    /// Below this it is over before anybody wonders.
+    const LARGE: u64 = 1 << 30;
+    static SHOWN: AtomicU64 = AtomicU64::new(u64::MAX);
+    if all < LARGE {
+        return;
+    }
+    let percent = done.min(all) * 100 / all;
+    if done >= all {
+        out::err("\r\x1b[K");
+    } else if SHOWN.swap(percent, Ordering::Relaxed) != percent {
+        out::err(&format!("\r\x1b[Kto the GPU: {percent} % of {}", show(all)));
+    }
 }
 
 /// Opens a file to look at it: one that holds a vocabulary and nothing else will do.

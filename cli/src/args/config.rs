@@ -4,6 +4,7 @@
 //! recommendation, built-in default; the first two meet here (clap reads both and says which it was), the last two where the
 //! model is known.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use clap::ArgMatches;
@@ -211,6 +212,9 @@ pub(crate) fn load_options(
         kv: kv_options(kv)?,
         pre_override: model.pre.clone(),
         chat_template,
+        on_upload: std::io::stderr()
+            .is_terminal()
+            .then_some(crate::load::show_upload as fn(u64, u64)),
     })
 }
 
