@@ -19,7 +19,7 @@
 // Arguments that are read where the launch has put them.
 #define IN_PLACE __grid_constant__
 // Dynamic shared memory of a block, as an array of T.
-#define DYNAMIC_SHARED(T, name) extern __shared__ __align__(128) unsigned char name##_bytes[]; T* name = reinterpret_cast<T*>(name##_bytes)
+#define DYNAMIC_SHARED(T, name) extern __shared__ __align__(1024) unsigned char name##_bytes[]; T* name = reinterpret_cast<T*>(name##_bytes)
 
 // The first thing in every kernel. With programmatic dependent launch the next kernel becomes resident once every block of this one
 // has begun, and waits here until this one is done and its writes can be seen; without it, this does nothing.
@@ -205,6 +205,49 @@ __device__ __forceinline__ void mma_16816(float (&c)[4], const uint32_t (&a)[4],
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+// Products of four warps, whose factors the tensor cores read from shared memory: rows of 64 halves, whose units of 16 bytes are mixed by the
+// row's number, aligned to 1,024 bytes. `copies_shown` makes what this thread has written there visible to them, ahead of a barrier.
+// Behind `group_products_begin` several may be asked for, and `group_products_end`; sums are there behind `group_products_wait`.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+__device__ __forceinline__ void copies_shown() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void group_products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void group_products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void group_products_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+// Elements 16 ks .. 16 ks + 16 of rows that begin at `p`: eight rows have 1,024 bytes, the swizzle is that of 128.
+__device__ __forceinline__ uint64_t group_factor(const uint16_t* p, int ks) {
+    return uint64_t((shared_at(p) + 32 * ks) >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+}
+// d[64 x 128] = a[64 x 16] b[128 x 16]^T, added to what is there if `add`; d as fragments of 16 x 8, 16 rows a warp.
+__device__ __forceinline__ void mma_group(float (&d)[16][4], const uint16_t* a, const uint16_t* b, int ks, bool add) {
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, add, 1, 1, 0, 0;\n}"
+        : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
+          "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
+          "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
+          "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]),
+          "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
+          "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
+          "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
+          "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]),
+          "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]), "+f"(d[8][3]),
+          "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]),
+          "+f"(d[10][0]), "+f"(d[10][1]), "+f"(d[10][2]), "+f"(d[10][3]),
+          "+f"(d[11][0]), "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3]),
+          "+f"(d[12][0]), "+f"(d[12][1]), "+f"(d[12][2]), "+f"(d[12][3]),
+          "+f"(d[13][0]), "+f"(d[13][1]), "+f"(d[13][2]), "+f"(d[13][3]),
+          "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]),
+          "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3])
+        : "l"(group_factor(a, ks)), "l"(group_factor(b, ks)), "r"(int(add)));
+}
+#else
+__device__ __forceinline__ void copies_shown() {}
+__device__ __forceinline__ void group_products_begin() {}
+__device__ __forceinline__ void group_products_end() {}
+__device__ __forceinline__ void group_products_wait() {}
+__device__ __forceinline__ void mma_group(float (&)[16][4], const uint16_t*, const uint16_t*, int, bool) {}
+#endif
 #endif
 
 constexpr int WARP = 32;

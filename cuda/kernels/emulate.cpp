@@ -25,7 +25,7 @@ struct Barrier { unsigned arrived = 0, generation = 0; };
 
 // A block's dynamic shared memory, aligned as on a GPU.
 struct Shared {
-    static constexpr size_t ALIGN = 128;
+    static constexpr size_t ALIGN = 1024;
     std::unique_ptr<unsigned char[]> all{new unsigned char[MAX_SHARED + MAX_GUARD + ALIGN]};
     unsigned char* get() const { return all.get() + (ALIGN - uintptr_t(all.get()) % ALIGN) % ALIGN; }
     unsigned char operator[](size_t i) const { return get()[i]; }
@@ -188,7 +188,7 @@ template <class T> constexpr size_t size_of_args(void (*)(T)) { return sizeof(T)
 const Entry entries[] = {
     ENTRY(repack), ENTRY(embed), ENTRY(rms_norm), ENTRY(quantize_rows), ENTRY(swiglu), ENTRY(rope_store), ENTRY(mul_mat_vec),
     ENTRY(mul_mat_64), ENTRY(mul_mat_128), ENTRY(attention), ENTRY(attention_combine), ENTRY(moe_route), ENTRY(moe_sum), ENTRY(read_all), ENTRY(step),
-    ENTRY(attention_batch), ENTRY(unpack), ENTRY(to_half), ENTRY(mul_mat_f16), ENTRY(draw),
+    ENTRY(attention_batch), ENTRY(unpack), ENTRY(to_half), ENTRY(mul_mat_f16), ENTRY(mul_mat_f16_hopper), ENTRY(draw),
 };
 }  // namespace
 

@@ -2,7 +2,8 @@
 //
 // Unpacking costs four bytes of traffic an element, some of it in the L2 cache; in return the product is nothing but copies and mma. A block computes 128 tokens x 128 rows. It goes over k in steps of 64,
 // three of them in shared memory: one is multiplied while the next two are on their way. Rows there have 128 bytes whose units of 16
-// are mixed by the row's number, so that the eight rows of a fragment lie in different banks.
+// are mixed by the row's number, so that the eight rows of a fragment lie in different banks; it is the order that Hopper's products of four
+// warps know as a swizzle of 128 bytes.
 #include "types.cuh"
 
 struct Unpack {
@@ -82,40 +83,16 @@ __device__ __forceinline__ void copy_tile(uint16_t* to, const uint16_t* from, in
     }
 }
 
-// Grid: (ceil(n / 128) * sum over parts of ceil(n_out / 128)). Block: 256. Dynamic shared memory: 96 KiB.
-KERNEL __launch_bounds__(256, 2) mul_mat_f16(const MulMatF16 a) {
-    begin();
-    DYNAMIC_SHARED(uint16_t, tiles);
-    const int width = a.width, n = a.n, steps = width / F16_K;
-    // Tiles of tokens are neighbours in the grid, so that they read a tile of weights while it is in the L2 cache.
-    const int of = (n + F16_TILE - 1) / F16_TILE, m0 = (blockIdx.x % of) * F16_TILE;
-    int tile = blockIdx.x / of, which = 0;
-    const uint16_t* w = a.w + size_t(tile) * F16_TILE * width;
-    while (which + 1 < int(a.n_part) && tile >= int(a.part[which].n_out + F16_TILE - 1) / F16_TILE) {
-        tile -= (a.part[which].n_out + F16_TILE - 1) / F16_TILE, which++;
-    }
-    const PartF16 part = which == 0 ? a.part[0] : which == 1 ? a.part[1] : a.part[2];
-    const int n0 = tile * F16_TILE, n_out = part.n_out;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / 4, t = lane % 4;
-    const int wm = (warp % 2) * 64, wn = (warp / 2) * 32;
-    auto fetch = [&](int step) {
-        if (step < steps) {
-            uint16_t* to = tiles + (step % F16_STAGES) * F16_STAGE;
-            copy_tile(to, a.x, width, m0, n, step * F16_K);
-            copy_tile(to + F16_TILE * F16_K, w, width, 0, n_out - n0, step * F16_K);
-        }
-        copies_commit();
-    };
-    fetch(0);
-    fetch(1);
+// What 256 threads have of a tile, as fragments of warps that read shared memory themselves.
+struct Fragments {
     float acc[4][4][4] = {};
-    // The row of a fragment that this lane points at, and which half of its 16 elements.
-    const int row_a = wm + lane % 16, half_a = lane / 16, row_b = wn + lane % 8 + 8 * (lane / 16), half_b = (lane / 8) % 2;
-    for (int step = 0; step < steps; step++) {
-        copies_wait_but_one();
-        __syncthreads();
-        fetch(step + 2);
-        const uint16_t *xs = tiles + (step % F16_STAGES) * F16_STAGE, *ws = xs + F16_TILE * F16_K;
+
+    static __device__ __forceinline__ int warp() { return threadIdx.x / WARP; }
+    // Adds the products of a stage, which are all there.
+    __device__ __forceinline__ void add(const uint16_t* xs, const uint16_t* ws) {
+        const int lane = threadIdx.x % WARP, wm = (warp() % 2) * 64, wn = (warp() / 2) * 32;
+        // The row of a fragment that this lane points at, and which half of its 16 elements.
+        const int row_a = wm + lane % 16, half_a = lane / 16, row_b = wn + lane % 8 + 8 * (lane / 16), half_b = (lane / 8) % 2;
 #pragma unroll
         for (int ks = 0; ks < F16_K / 16; ks++) {
             uint32_t fa[4][4], fb[2][4];
@@ -136,18 +113,98 @@ KERNEL __launch_bounds__(256, 2) mul_mat_f16(const MulMatF16 a) {
             }
         }
     }
+    // Behind it nobody reads the stage before any more, once all threads are here.
+    __device__ __forceinline__ void settle() {}
+    // Does something with every token and row of the tile that this thread has, and their sum.
+    template <class F> __device__ __forceinline__ void each(F f) const {
+        const int lane = threadIdx.x % WARP, group = lane / 4, t = lane % 4, wm = (warp() % 2) * 64, wn = (warp() / 2) * 32;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 4; i++) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
+            for (int j = 0; j < 4; j++) {
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const int token = m0 + wm + 16 * i + group + 8 * (e / 2), col = n0 + wn + 8 * j + 2 * t + e % 2;
-                if (token >= n || col >= n_out) continue;
-                float* out = part.out + size_t(token) * part.stride + col;
-                const float v = acc[i][j][e] + (part.bias ? part.bias[col] : 0.0f);
-                *out = a.add ? *out + v : v;
+                for (int e = 0; e < 4; e++) f(wm + 16 * i + group + 8 * (e / 2), wn + 8 * j + 2 * t + e % 2, acc[i][j][e]);
             }
         }
     }
+};
+
+// The same with Hopper's products of four warps, which read shared memory on their own while the threads go on.
+struct Groups {
+    float acc[16][4];  // nothing else may write there while a product is under way, not even zeros: the first product does
+    bool begun = false;
+
+    __device__ __forceinline__ void add(const uint16_t* xs, const uint16_t* ws) {
+        const uint16_t* x = xs + threadIdx.x / 128 * 64 * F16_K;
+        group_products_begin();
+#pragma unroll
+        for (int ks = 0; ks < F16_K / 16; ks++) mma_group(acc, x, ws, ks, begun || ks > 0);
+        group_products_end();
+        begun = true;
+    }
+    __device__ __forceinline__ void settle() {
+        group_products_wait();
+        copies_shown();
+    }
+    template <class F> __device__ __forceinline__ void each(F f) const {
+        const int lane = threadIdx.x % WARP, row = 16 * (threadIdx.x / WARP) + lane / 4, t = lane % 4;
+#pragma unroll
+        for (int j = 0; j < 16; j++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) f(row + 8 * (e / 2), 8 * j + 2 * t + e % 2, acc[j][e]);
+        }
+    }
+};
+
+template <class Sums> __device__ __forceinline__ void mul_mat_f16_with(const MulMatF16& a) {
+    DYNAMIC_SHARED(uint16_t, tiles);
+    const int width = a.width, n = a.n, steps = width / F16_K;
+    // Tiles of tokens are neighbours in the grid, so that they read a tile of weights while it is in the L2 cache.
+    const int of = (n + F16_TILE - 1) / F16_TILE, m0 = (blockIdx.x % of) * F16_TILE;
+    int tile = blockIdx.x / of, which = 0;
+    const uint16_t* w = a.w + size_t(tile) * F16_TILE * width;
+    while (which + 1 < int(a.n_part) && tile >= int(a.part[which].n_out + F16_TILE - 1) / F16_TILE) {
+        tile -= (a.part[which].n_out + F16_TILE - 1) / F16_TILE, which++;
+    }
+    const PartF16 part = which == 0 ? a.part[0] : which == 1 ? a.part[1] : a.part[2];
+    const int n0 = tile * F16_TILE, n_out = part.n_out;
+    auto fetch = [&](int step) {
+        if (step < steps) {
+            uint16_t* to = tiles + (step % F16_STAGES) * F16_STAGE;
+            copy_tile(to, a.x, width, m0, n, step * F16_K);
+            copy_tile(to + F16_TILE * F16_K, w, width, 0, n_out - n0, step * F16_K);
+        }
+        copies_commit();
+    };
+    fetch(0);
+    fetch(1);
+    Sums sums;
+    for (int step = 0; step < steps; step++) {
+        copies_wait_but_one();
+        sums.settle();
+        __syncthreads();
+        fetch(step + 2);
+        const uint16_t* xs = tiles + (step % F16_STAGES) * F16_STAGE;
+        sums.add(xs, xs + F16_TILE * F16_K);
+    }
+    sums.settle();
+    sums.each([&](int i, int j, float sum) {
+        const int token = m0 + i, col = n0 + j;
+        if (token >= n || col >= n_out) return;
+        float* out = part.out + size_t(token) * part.stride + col;
+        const float v = sum + (part.bias ? part.bias[col] : 0.0f);
+        *out = a.add ? *out + v : v;
+    });
+}
+
+// Grid: (ceil(n / 128) * sum over parts of ceil(n_out / 128)). Block: 256. Dynamic shared memory: 96 KiB.
+KERNEL __launch_bounds__(256, 2) mul_mat_f16(const MulMatF16 a) {
+    begin();
+    mul_mat_f16_with<Fragments>(a);
+}
+
+// The same for compute capability 9.0.
+KERNEL __launch_bounds__(256, 2) mul_mat_f16_hopper(const MulMatF16 a) {
+    begin();
+    mul_mat_f16_with<Groups>(a);
 }

@@ -57,7 +57,7 @@ args! {
     /// `gemm_f16.cu`
     ToHalf => to_half { x: u64, out: u64, n_in: u32, width: u32 }
     /// `gemm_f16.cu`
-    MulMatF16 => mul_mat_f16 { part: [PartF16; 3], w: u64, x: u64, width: u32, n: u32, add: u32, n_part: u32 }
+    MulMatF16 => mul_mat_f16, mul_mat_f16_hopper { part: [PartF16; 3], w: u64, x: u64, width: u32, n: u32, add: u32, n_part: u32 }
     /// `attention.cu`
     Attention => attention {
         q: u64, pool_k: u64, pool_v: u64, pages: u64, n_pages: u64, pos: u64, out: u64, part: u64, part_ml: u64, page_ml: u64,
@@ -182,6 +182,11 @@ impl Default for Words {
 #[derive(Clone, Copy)]
 pub(crate) struct MulMat128(pub(crate) MulMat);
 
+/// [`MulMatF16`] for the kernel of compute capability 9.0.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct MulMatF16Hopper(pub(crate) MulMatF16);
+
 macro_rules! kernels {
     ($($args:ident $name:literal),* $(,)?) => {
         $(
@@ -196,5 +201,5 @@ macro_rules! kernels {
 kernels! {
     Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", Swiglu "swiglu", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
-    Combine "attention_combine", Draw "draw", MoeRoute "moe_route", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16",
+    Combine "attention_combine", Draw "draw", MoeRoute "moe_route", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16", MulMatF16Hopper "mul_mat_f16_hopper",
 }

@@ -42,7 +42,8 @@ impl Emulator {
         let info = DeviceInfo {
             ordinal: 0,
             name: "emulator".to_owned(),
-            sm: (8, 0),
+            // Both kinds of kernels have their turn.
+            sm: if descending { (9, 0) } else { (8, 0) },
             n_sm: 4,
             memory: 1 << 34,
             driver: (0, 0),

@@ -10,7 +10,7 @@
 
 mod program;
 
-pub use program::{Inputs, Program};
+pub use program::{Clocks, Inputs, Program};
 
 use crate::args::{self, Matrix, Phase, Words};
 use crate::gpu::{Buffer, Gpu, Launch, Result, View};

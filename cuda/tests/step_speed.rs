@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use common::*;
 use lemma_cuda::ops::{Attention, Heads, Mode, RopeStore, Store};
-use lemma_cuda::step::{Builder, Inputs, Products, Program, Shape};
+use lemma_cuda::step::{Builder, Clocks, Inputs, Products, Program, Shape};
 use lemma_cuda::{Buffer, Gpu, Source, Uploader, View, Weight};
 use lemma_quant::GgmlType::{self, F16, Q4_K, Q6_K};
 
@@ -302,13 +302,12 @@ fn steps() {
             let per = (clocks.len() - 4) / m.n_layer;
             let mut line = String::from("  clocks");
             for k in 0..per {
-                let of = |f: fn(&(f64, f64)) -> f64| {
-                    (1..m.n_layer)
-                        .map(|il| f(&clocks[1 + il * per + k]))
-                        .sum::<f64>()
-                        / (m.n_layer - 1) as f64
+                let of = |f: fn(&Clocks) -> f64| {
+                    let all = (1..m.n_layer).map(|il| f(&clocks[1 + il * per + k]));
+                    all.sum::<f64>() / (m.n_layer - 1) as f64
                 };
-                line += &format!(" {:.0}+{:.0}", of(|c| c.0), of(|c| c.1));
+                let (wait, least) = (of(|c| c.wait), of(|c| c.least));
+                line += &format!(" {wait:.0} (least {least:.0}) + {:.0},", of(|c| c.work));
             }
             println!("{line}");
         }

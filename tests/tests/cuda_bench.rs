@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use lemma_cuda::step::Clocks;
 use lemma_cuda::{Gpu, ops};
 use lemma_engine::arch::HParams;
 use lemma_engine::backend::cuda::CudaRunner;
@@ -111,14 +112,14 @@ fn phases(runner: &mut CudaRunner, n_layer: usize) {
     let names = ["qkv", "attend", "o", "gate+up", "down"];
     let mut line = String::from("  clocks");
     for (k, name) in names.iter().enumerate() {
-        let of = |f: fn(&(f64, f64)) -> f64| {
+        let of = |f: fn(&Clocks) -> f64| {
             let all = (1..n_layer).map(|il| f(&clocks[1 + il * 5 + k]));
             all.sum::<f64>() / (n_layer - 1) as f64
         };
-        line += &format!(" {name} {:.0}+{:.0}", of(|c| c.0), of(|c| c.1));
+        line += &format!(" {name} {:.0}+{:.0}", of(|c| c.wait), of(|c| c.work));
     }
     for c in &clocks[1 + n_layer * 5..] {
-        line += &format!(", then {:.0}+{:.0}", c.0, c.1);
+        line += &format!(", then {:.0}+{:.0}", c.wait, c.work);
     }
     println!("{line}");
 }

@@ -169,6 +169,11 @@ impl Half {
             .map(|p| (p.n_out as usize).div_ceil(TILE))
             .sum();
         let shared = 3 * 2 * TILE * STEP * 2;
-        gpu.launch(launch([n.div_ceil(TILE) * tiles, 1, 1], 256, shared), &a)
+        let launch = launch([n.div_ceil(TILE) * tiles, 1, 1], 256, shared);
+        if gpu.info().sm == (9, 0) {
+            gpu.launch(launch, &args::MulMatF16Hopper(a))
+        } else {
+            gpu.launch(launch, &a)
+        }
     }
 }

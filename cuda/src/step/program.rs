@@ -18,6 +18,17 @@ pub struct Inputs<'a> {
     pub rope: &'a [f32],
 }
 
+/// Clocks of a phase.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clocks {
+    /// Until blocks had its input, mean over the blocks.
+    pub wait: f64,
+    /// Those of the block that waited least: since all have it at nearly the same time, the one that was through with the phase before last.
+    pub least: f64,
+    /// That blocks worked behind that, mean.
+    pub work: f64,
+}
+
 /// A step in device memory.
 pub struct Program {
     pub(super) gpu: Gpu,
@@ -37,12 +48,11 @@ pub struct Program {
 }
 
 impl Program {
-    /// Runs the last step once more and says what took how long: for each phase, clocks until blocks had its input and clocks that they worked behind
-    /// that, both the mean over the blocks.
+    /// Runs the last step once more and says what took how long, for each phase.
     ///
     /// # Errors
     /// Those of the driver.
-    pub fn trace(&mut self) -> Result<Vec<(f64, f64)>> {
+    pub fn trace(&mut self) -> Result<Vec<Clocks>> {
         let (n, blocks) = (self.args[0].n_phase as usize, self.launch.grid[0] as usize);
         let clocks = self.gpu.alloc(n * 2 * blocks * 8)?;
         let args = args::Step {
@@ -53,16 +63,17 @@ impl Program {
         let bytes = self.gpu.read(clocks.view())?;
         let word = |b: &[u8]| b.iter().rev().fold(0, |n, &b| n << 8 | i64::from(b));
         let clocks: Vec<i64> = bytes.chunks_exact(8).map(word).collect();
-        let between = |from: usize, to: usize| {
-            let at = |k: usize| clocks[k * blocks..][..blocks].iter().sum::<i64>();
-            (at(to) - at(from)) as f64 / blocks as f64
-        };
+        let at = |k: usize| clocks[k * blocks..][..blocks].iter();
         // The end of a phase is the beginning of the next.
+        let between = |from: usize, to: usize| at(from).zip(at(to)).map(|(a, b)| (b - a) as f64);
+        let mean = |from: usize, to: usize| between(from, to).sum::<f64>() / blocks as f64;
         let phase = |p: usize| {
-            (
-                between((2 * p).saturating_sub(1), 2 * p),
-                between(2 * p, 2 * p + 1),
-            )
+            let before = (2 * p).saturating_sub(1);
+            Clocks {
+                wait: mean(before, 2 * p),
+                least: between(before, 2 * p).fold(f64::INFINITY, f64::min),
+                work: mean(2 * p, 2 * p + 1),
+            }
         };
         Ok((0..n).map(phase).collect())
     }

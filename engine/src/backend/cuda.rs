@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lemma_cuda::ops::{self, Half, Heads};
-use lemma_cuda::step::Program;
+use lemma_cuda::step::{Clocks, Program};
 use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, Source, Uploader, View, Weight};
 use lemma_quant::GgmlType;
 
@@ -286,7 +286,7 @@ impl CudaRunner {
     ///
     /// # Errors
     /// Those of the driver.
-    pub fn trace_step(&mut self) -> Result<Option<Vec<(f64, f64)>>, Error> {
+    pub fn trace_step(&mut self) -> Result<Option<Vec<Clocks>>, Error> {
         match &mut self.step {
             Some((Decode::Whole(program), _)) => Ok(Some(program.trace()?)),
             _ => Ok(None),
