@@ -5,10 +5,10 @@
 //! are cut into units, which workers take as they get to them.
 
 use super::{Limits, Pass, id};
-use crate::activations::{X32, X256, quantize_32, quantize_256};
+use crate::activations::{X32, X32x4, X256, quantize_32, quantize_256};
 use crate::kernels::{self, Form, Kernel, MAX_ROWS, Tile, look_ahead};
 use crate::tensor::row_size;
-use crate::{Mat, MulMat, Shared, float};
+use crate::{Isa, Mat, MulMat, Shared, float};
 use lemma_quant::GgmlType;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -268,14 +268,16 @@ impl Pass<'_> {
         }
     }
 
-    /// This worker's share of the activations, to `X32` or `X256`.
+    /// This worker's share of the activations, to `X32` (of one token to `X32x4` as far as they go, where that is what is read)
+    /// or `X256`.
     fn arrange(&self, form: Form, x: &Shared<f32>, n_tokens: usize, n_in: usize) {
         let scratch = &self.scratch.matmul;
         let (len, align) = match form {
             Form::X32 => (32, 4),
             Form::X256 => (256, 1),
         };
-        for i in self.w.range(n_tokens * n_in / len, align) {
+        let range = self.w.range(n_tokens * n_in / len, align);
+        for i in range.clone() {
             let at = i % n_tokens * n_in + i / n_tokens * len;
             // SAFETY: `x` is only read, the block is this worker's; blocks are aligned and any bytes are one.
             unsafe {
@@ -293,6 +295,13 @@ impl Pass<'_> {
                         }
                     }
                 }
+            }
+        }
+        if form == Form::X32 && n_tokens == 1 && self.isa >= Isa::Avx512 {
+            for i in range.clone().step_by(4).filter(|i| i + 4 <= range.end) {
+                let four: *mut [X32; 4] = block::<X32>(&scratch.x32, i).cast();
+                // SAFETY: the four blocks were written above, and take as many bytes in the other form.
+                unsafe { four.cast::<X32x4>().write(X32x4::new(&*four)) };
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Kernels for x86-64.
 //!
 //! One file per format has what is special to it: how a block is multiplied with activations, and how it is unpacked
-//! for batches. What formats share is in `rows` (a few rows with one token: memory-bound) and `gemm` (a tile of rows
+//! for batches. What formats share is in `rows` and `fours` (a few rows with one token: memory-bound) and `gemm` (a tile of rows
 //! with many tokens: compute-bound).
 //!
 //! # One order of sums
@@ -12,6 +12,7 @@
 
 pub(crate) mod amx;
 mod bytes;
+mod fours;
 mod gemm;
 mod gemm_amx;
 mod gemm_avx2;
@@ -113,8 +114,8 @@ pub(crate) struct Kernel {
 pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
     let (form, rows) = match isa {
         Isa::Scalar => None,
-        Isa::Avx2 => rows::avx2::kernel(ty),
-        Isa::Avx512 | Isa::Amx => rows::avx512::kernel(ty),
+        Isa::Avx2 => rows::kernel_avx2(ty),
+        Isa::Avx512 | Isa::Amx => fours::kernel(ty),
     }?;
     Some(Kernel {
         form,
