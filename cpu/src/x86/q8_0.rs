@@ -76,11 +76,13 @@ pub(super) mod avx512 {
         unsafe fn quants(w: *const u8) -> [__m512i; 2] {
             // SAFETY: by the caller.
             unsafe {
+                let blocks = |at: usize| [0, 1, 2, 3].map(|i| w.add(at + i * Self::SIZE));
+                let (first, last) = (sixteen_of(blocks(2)), sixteen_of(blocks(18)));
                 let sign = _mm512_set1_epi8(-128);
-                [2, 18].map(|at| {
-                    let blocks = [0, 1, 2, 3].map(|i| w.add(at + i * Self::SIZE));
-                    _mm512_xor_si512(sixteen_of(blocks), sign)
-                })
+                [
+                    _mm512_xor_si512(first, sign),
+                    _mm512_xor_si512(last, sign),
+                ]
             }
         }
 
