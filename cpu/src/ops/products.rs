@@ -3,14 +3,14 @@
 use super::Pass;
 use super::matmul::{COLUMNS, FLOAT_BATCH, MAX_UNIT, Plan, Scratch, TILES, Way, X_TYPES, block};
 use crate::activations::{X32, X256};
-use crate::kernels::{Form, Kernel, MAX_ROWS, Rows, Tile, TilesFn, UnpackFn};
+use crate::kernels::{Form, Kernel, MAX_ROWS, Next, Rows, Tile, TilesFn, UnpackFn};
 use crate::shared::Plain;
 use crate::tensor::row_size;
 use crate::{MulMat, Shared, float, lanes};
 use std::ops::Range;
 
 impl Pass<'_> {
-    /// Some rows of weights, which are this worker's, with all tokens. `next` is read after them, if it is not null.
+    /// Some rows of weights, which are this worker's, with all tokens. `next` is read after them.
     pub(super) fn mul_rows(
         &self,
         plan: &Plan,
@@ -18,7 +18,7 @@ impl Pass<'_> {
         x: &Shared<f32>,
         rows: Range<usize>,
         n_tokens: usize,
-        next: *const u8,
+        next: Next,
     ) {
         match (plan.way, plan.kernel) {
             (Way::Rows(form), Some(kernel)) => {
@@ -29,9 +29,9 @@ impl Pass<'_> {
                     Some((from, unpack, mul)) if n_tokens >= from => (unpack, mul),
                     _ => kernel.gemm,
                 };
-                self.mul_tiles(mat, form, gemm, rows, n_tokens, next);
+                self.mul_tiles(mat, form, gemm, rows, n_tokens, next.at);
             }
-            (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens, next),
+            (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens, next.at),
             (Way::Scalar(i), _) => {
                 let n_in = mat.w.n_in;
                 let size = row_size(X_TYPES[i], n_in);
@@ -133,7 +133,7 @@ impl Pass<'_> {
         form: Form,
         kernel: Kernel,
         rows: Range<usize>,
-        next: *const u8,
+        next: Next,
     ) {
         let row_size = mat.w.row_size();
         let (x, n_blocks) = match form {

@@ -4,12 +4,16 @@
 //! multiply. Scales of four rows share vectors; so do the sums of lanes, and, where blocks have 32 values, those of
 //! four blocks. Sums are those of `rows`, bit for bit.
 
-use super::rows::{Ahead, Rows32, avx512};
+use super::rows::{Rows32, avx512, prefetch};
 use super::{Form, Rows, RowsFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{X32, X32x4, X256};
+use crate::kernels::run;
 use lemma_quant::GgmlType;
 use std::arch::x86_64::*;
+
+/// How far each run is read ahead, in bytes.
+const AHEAD: usize = 1 << 10;
 
 /// What four blocks of 256 values, one of each row, come to.
 pub(super) struct Dots {
@@ -73,14 +77,57 @@ pub(super) fn kernel(ty: GgmlType) -> Option<(Form, RowsFn)> {
     })
 }
 
-/// Rows from `first` on; those that are missing repeat the last one.
-///
-/// # Safety
-/// There are `n` rows, at least one.
-#[inline]
-unsafe fn four_rows(first: *const u8, row_size: usize, n: usize) -> [*const u8; 4] {
-    // SAFETY: by the caller.
-    std::array::from_fn(|r| unsafe { first.add(r.min(n - 1) * row_size) })
+/// Rows as four runs beside each other: the processor sees four places from which memory is read in order for long, and reads
+/// ahead by itself. Rows that are neighbours would be places that end again soon.
+struct Runs {
+    /// Where the runs begin, and end.
+    starts: [*const u8; 4],
+    ends: [*const u8; 4],
+    /// From the end of a run to the place that is read next.
+    jumps: [usize; 4],
+    /// The number of the first row of each.
+    first: [usize; 4],
+    /// Which run is read ahead in.
+    turn: usize,
+}
+
+impl Runs {
+    /// `n` rows; runs overlap if there are no four times as many.
+    fn new(job: &Rows<'_>, n: usize) -> Self {
+        let len = run(n);
+        let first = [0, 1, 2, 3].map(|r: usize| (r * len).min(n - len));
+        let starts = first.map(|row| job.w.as_ptr().wrapping_add(row * job.row_size));
+        let ends = starts.map(|p| p.wrapping_add(len * job.row_size));
+        Self {
+            starts,
+            ends,
+            jumps: std::array::from_fn(|r| {
+                let next = job.next.at.wrapping_add(r * job.next.stride);
+                if job.next.at.is_null() {
+                    0
+                } else {
+                    next.addr().wrapping_sub(ends[r].addr())
+                }
+            }),
+            first,
+            turn: 0,
+        }
+    }
+
+    /// What is `at` bytes from the starts of all runs. Begins to read what will be there the next four times, for one of them:
+    /// `4 n` bytes.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn at(&mut self, at: usize, n: usize) -> [*const u8; 4] {
+        let turn = self.turn % 4;
+        self.turn += 1;
+        let mut ahead = self.starts[turn].wrapping_add(at + AHEAD);
+        if ahead >= self.ends[turn] {
+            ahead = ahead.wrapping_add(self.jumps[turn]);
+        }
+        prefetch(ahead, 4 * n);
+        self.starts.map(|p| p.wrapping_add(at))
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -88,22 +135,20 @@ unsafe fn rows_256<F: Four256>(job: &Rows<'_>, out: &mut [f32]) {
     // SAFETY: by the caller.
     unsafe {
         let x: &[X256] = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);
-        let mut ahead = Ahead::new(job);
-        for (i, out) in out.chunks_mut(4).enumerate() {
-            let first = job.w.as_ptr().add(4 * i * job.row_size);
-            let mut w = four_rows(first, job.row_size, out.len());
+        let mut runs = Runs::new(job, out.len());
+        for i in 0..run(out.len()) {
+            let mut at = i * job.row_size;
             let mut acc = _mm_setzero_ps();
             for x in x {
-                ahead.read(4 * F::SIZE);
-                let dots = F::dots(w, x);
+                let dots = F::dots(runs.at(at, F::SIZE), x);
                 let dx = _mm_set1_ps(x.d);
                 acc = _mm_fmadd_ps(_mm_cvtepi32_ps(dots.sums), _mm_mul_ps(dots.d, dx), acc);
                 if let Some((sums, dmin)) = dots.mins {
                     acc = _mm_fnmadd_ps(_mm_cvtepi32_ps(sums), _mm_mul_ps(dmin, dx), acc);
                 }
-                w = w.map(|w| w.wrapping_add(F::SIZE));
+                at += F::SIZE;
             }
-            store(out, acc);
+            store(out, &runs, i, acc);
         }
     }
 }
@@ -116,22 +161,19 @@ unsafe fn rows_32<F: Four32>(job: &Rows<'_>, out: &mut [f32]) {
         let x: &[X32x4] = std::slice::from_raw_parts(job.x.cast(), n);
         let rest: &[X32] =
             std::slice::from_raw_parts(job.x.cast::<X32>().add(4 * n), job.n_blocks % 4);
-        let mut ahead = Ahead::new(job);
-        for (i, out) in out.chunks_mut(4).enumerate() {
-            let first = job.w.as_ptr().add(4 * i * job.row_size);
-            let mut w = four_rows(first, job.row_size, out.len());
+        let mut runs = Runs::new(job, out.len());
+        for i in 0..run(out.len()) {
+            let mut at = i * job.row_size;
             let mut acc = _mm_setzero_ps();
             for x in x {
-                ahead.read(4 * 4 * F::SIZE);
-                acc = four_blocks::<F>(w, x, acc);
-                w = w.map(|w| w.wrapping_add(4 * F::SIZE));
+                acc = four_blocks::<F>(runs.at(at, 4 * F::SIZE), x, acc);
+                at += 4 * F::SIZE;
             }
             for x in rest {
-                ahead.read(4 * F::SIZE);
-                acc = avx512::block_32::<F, 4>(w, x, acc);
-                w = w.map(|w| w.wrapping_add(F::SIZE));
+                acc = avx512::block_32::<F, 4>(runs.at(at, F::SIZE), x, acc);
+                at += F::SIZE;
             }
-            store(out, acc);
+            store(out, &runs, i, acc);
         }
     }
 }
@@ -172,13 +214,16 @@ unsafe fn four_blocks<F: Four32>(w: [*const u8; 4], x: &X32x4, mut acc: __m128) 
     }
 }
 
+/// Writes the results of row `i` of each run.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn store(out: &mut [f32], acc: __m128) {
+fn store(out: &mut [f32], runs: &Runs, i: usize, acc: __m128) {
     let mut four = [0.0; 4];
     // SAFETY: four values.
     unsafe { _mm_storeu_ps(four.as_mut_ptr(), acc) };
-    out.copy_from_slice(&four[..out.len()]);
+    for (first, value) in runs.first.iter().zip(four) {
+        out[first + i] = value;
+    }
 }
 
 /// The four parts of a vector.

@@ -42,6 +42,7 @@ pub(crate) use unpack::Tile;
 pub(crate) use vectors::{Avx2, Avx512};
 
 use crate::Isa;
+use crate::kernels::Next;
 use lemma_quant::GgmlType;
 
 /// The form of activations that a kernel reads.
@@ -63,13 +64,8 @@ pub(crate) struct Rows<'a> {
     pub(crate) x: *const u8,
     /// How many there are.
     pub(crate) n_blocks: usize,
-    /// What will be read after these rows, if that is known; not null then.
-    pub(crate) next: *const u8,
-}
-
-/// How far kernels read ahead, in bytes.
-pub(crate) fn look_ahead(row_size: usize) -> usize {
-    (4 * row_size).max(8 << 10)
+    /// What will be read after these rows, if that is known.
+    pub(crate) next: Next,
 }
 
 /// Multiplies rows with one token: as many as `out` is long.

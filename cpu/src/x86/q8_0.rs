@@ -79,10 +79,7 @@ pub(super) mod avx512 {
                 let blocks = |at: usize| [0, 1, 2, 3].map(|i| w.add(at + i * Self::SIZE));
                 let (first, last) = (sixteen_of(blocks(2)), sixteen_of(blocks(18)));
                 let sign = _mm512_set1_epi8(-128);
-                [
-                    _mm512_xor_si512(first, sign),
-                    _mm512_xor_si512(last, sign),
-                ]
+                [_mm512_xor_si512(first, sign), _mm512_xor_si512(last, sign)]
             }
         }
 

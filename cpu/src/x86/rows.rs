@@ -5,7 +5,7 @@
 //! memory, whatever the order in which four rows are read: left to itself, the processor sees four streams that end
 //! again soon, and gets half of the speed.
 
-use super::{Form, Rows, RowsFn, look_ahead};
+use super::{Form, Rows, RowsFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{X32, X256};
 use lemma_quant::GgmlType;
@@ -73,28 +73,33 @@ fn one_by_one(sum: &mut __m256i) {
     };
 }
 
+/// How far kernels read ahead, in bytes.
+fn look_ahead(row_size: usize) -> usize {
+    (4 * row_size).max(8 << 10)
+}
+
 /// Reads ahead, in the order of memory.
-pub(super) struct Ahead {
+struct Ahead {
     at: *const u8,
     end: *const u8,
     next: *const u8,
 }
 
 impl Ahead {
-    pub(super) fn new(job: &Rows<'_>) -> Self {
+    fn new(job: &Rows<'_>) -> Self {
         let end = job.w.as_ptr_range().end;
         let start = job.w.as_ptr().wrapping_add(look_ahead(job.row_size));
         if start < end {
             Self {
                 at: start,
                 end,
-                next: job.next,
+                next: job.next.at,
             }
         } else {
             Self {
-                at: job.next,
+                at: job.next.at,
                 end: std::ptr::null(),
-                next: job.next,
+                next: job.next.at,
             }
         }
     }
@@ -102,7 +107,7 @@ impl Ahead {
     /// Begins to read `n` bytes more.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn read(&mut self, n: usize) {
+    fn read(&mut self, n: usize) {
         if self.at.is_null() {
             return;
         }
