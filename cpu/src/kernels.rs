@@ -17,6 +17,11 @@ pub(crate) fn run(n: usize) -> usize {
     n.div_ceil(4)
 }
 
+/// The first rows of such runs, which overlap if there are no four times as many rows.
+pub(crate) fn first_rows(n: usize) -> [usize; 4] {
+    [0, 1, 2, 3].map(|r| (r * run(n)).min(n - run(n)))
+}
+
 /// Begins to read `n` bytes from `p` on, which may be anywhere.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn prefetch(isa: crate::Isa, p: *const u8, n: usize) {

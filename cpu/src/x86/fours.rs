@@ -8,7 +8,7 @@ use super::rows::{Rows32, avx512, prefetch};
 use super::{Form, Rows, RowsFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{X32, X32x4, X256};
-use crate::kernels::run;
+use crate::kernels::{first_rows, run};
 use lemma_quant::GgmlType;
 use std::arch::x86_64::*;
 
@@ -92,10 +92,10 @@ struct Runs {
 }
 
 impl Runs {
-    /// `n` rows; runs overlap if there are no four times as many.
+    /// `n` rows.
     fn new(job: &Rows<'_>, n: usize) -> Self {
         let len = run(n);
-        let first = [0, 1, 2, 3].map(|r: usize| (r * len).min(n - len));
+        let first = first_rows(n);
         let starts = first.map(|row| job.w.as_ptr().wrapping_add(row * job.row_size));
         let ends = starts.map(|p| p.wrapping_add(len * job.row_size));
         Self {
