@@ -38,6 +38,34 @@ pub(crate) struct X256 {
     pub(crate) unused: [u32; 3],
 }
 
+/// Four neighbours of 32 values each, in the order in which AVX-512 reads those of one token.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub(crate) struct X32x4 {
+    /// The first 16 quants of each.
+    pub(crate) low: [[i8; 16]; 4],
+    /// The others.
+    pub(crate) high: [[i8; 16]; 4],
+    pub(crate) d: [f32; 4],
+    pub(crate) s: [f32; 4],
+    pub(crate) sum: [i32; 4],
+    pub(crate) unused: [u32; 4],
+}
+
+impl X32x4 {
+    pub(crate) fn new(x: &[X32; 4]) -> Self {
+        let half = |i: usize| x.map(|x| x.q.as_chunks().0[i]);
+        Self {
+            low: half(0),
+            high: half(1),
+            d: x.map(|x| x.d),
+            s: x.map(|x| x.s),
+            sum: x.map(|x| x.sum),
+            unused: [0; 4],
+        }
+    }
+}
+
 impl X32 {
     #[cfg(test)]
     pub(crate) const ZERO: Self = Self {

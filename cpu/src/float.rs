@@ -10,6 +10,8 @@ use lemma_quant::GgmlType;
 pub(crate) const ROWS: usize = 4;
 /// Tokens of a tile.
 pub(crate) const TOKENS: usize = 6;
+/// How far rows of a tile are read ahead, in bytes.
+const AHEAD: usize = 1 << 10;
 /// Rows of a block: for these, activations are read once.
 pub(crate) const BLOCK: usize = 8;
 /// Columns of a block: together with as many of the activations of a tile it fits the first-level cache.
@@ -22,8 +24,8 @@ pub(crate) const LANES: usize = 16;
 pub(crate) struct Tile<'a> {
     /// `F32`, `F16` or `BF16`.
     pub(crate) ty: GgmlType,
-    /// `n_rows` rows: 1 to `ROWS`.
-    pub(crate) w: &'a [u8],
+    /// Rows, each of which belongs to a run that is read to its end.
+    pub(crate) w: [&'a [u8]; ROWS],
     /// `[n_tokens, n_in]`: 1 to `TOKENS`.
     pub(crate) x: &'a [f32],
     pub(crate) n_in: usize,
@@ -149,7 +151,7 @@ unsafe fn mul_block<S: Simd, T: Number>(b: Block<'_>, store: &dyn Fn(usize, &[f3
                 for i in (0..width).step_by(S::N) {
                     let at = from + i * T::SIZE;
                     if at % 64 < S::N * T::SIZE {
-                        prefetch(b.next.wrapping_add(at));
+                        prefetch::<false>(b.next.wrapping_add(at));
                     }
                     S::store(plain.add(r * COLUMNS + i), T::load::<S>(w.add(at)));
                 }
@@ -239,12 +241,10 @@ unsafe fn add_tile<S: Simd, const N: usize>(
 #[inline(always)]
 unsafe fn mul_numbers<S: Simd, T: Number>(tile: Tile<'_>, out: &mut [[f32; ROWS]; TOKENS]) {
     let n_in = tile.n_in;
-    assert!(tile.w.len().is_multiple_of(n_in * T::SIZE) && tile.x.len().is_multiple_of(n_in));
-    let (n_rows, n) = (tile.w.len() / (n_in * T::SIZE), tile.x.len() / n_in);
-    assert!((1..=ROWS).contains(&n_rows) && (1..=TOKENS).contains(&n));
-    // Rows that are missing repeat the last one; their results are not used.
-    let w = std::array::from_fn(|r| r.min(n_rows - 1) * n_in * T::SIZE)
-        .map(|at: usize| tile.w.as_ptr().wrapping_add(at));
+    assert!(tile.w.iter().all(|w| w.len() == n_in * T::SIZE) && tile.x.len().is_multiple_of(n_in));
+    let n = tile.x.len() / n_in;
+    assert!((1..=TOKENS).contains(&n));
+    let w = tile.w.map(<[u8]>::as_ptr);
     let x = |t: usize| tile.x.as_ptr().wrapping_add(t.min(n - 1) * n_in);
     // SAFETY: by the caller; rows and tokens are within their slices.
     unsafe {
@@ -273,15 +273,13 @@ unsafe fn mul_tile<S: Simd, T: Number, const N: usize>(
     unsafe {
         let mut sums = [[S::splat(0.0); ROWS]; N];
         let whole = n_in / S::N * S::N;
-        // With one token, the speed is that of the memory: the next rows are asked for in the order of their places.
-        let mut ahead = w[0].wrapping_add(ROWS * n_in * T::SIZE);
         let mut i = 0;
         while i < whole {
-            if N == 1 && S::N > 1 {
-                for line in (0..ROWS * S::N * T::SIZE).step_by(64) {
-                    prefetch(ahead.wrapping_add(line));
+            // With few tokens, the speed is that of the memory.
+            if N <= 3 && S::N > 1 && i * T::SIZE % 64 < S::N * T::SIZE {
+                for w in w {
+                    prefetch::<true>(w.wrapping_add(i * T::SIZE + AHEAD));
                 }
-                ahead = ahead.wrapping_add(ROWS * S::N * T::SIZE);
             }
             let w = w.map(|w| T::load::<S>(w.add(i * T::SIZE)));
             for (sums, x) in sums.iter_mut().zip(x) {
@@ -303,16 +301,20 @@ unsafe fn mul_tile<S: Simd, T: Number, const N: usize>(
     }
 }
 
-/// Begins to read from `p` on, which may be anywhere.
+/// Begins to read from `p` on, which may be anywhere; to the first-level cache if that is `NEAR`, or to the second.
 #[inline(always)]
-fn prefetch(p: *const u8) {
+fn prefetch<const NEAR: bool>(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch cannot fault.
         #[allow(unused_unsafe, reason = "older compilers ask for it")]
         unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(p.cast());
+            if NEAR {
+                _mm_prefetch::<_MM_HINT_T0>(p.cast());
+            } else {
+                _mm_prefetch::<_MM_HINT_T1>(p.cast());
+            }
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

@@ -2,8 +2,25 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use crate::x86::{
-    Form, Kernel, ROWS as MAX_ROWS, Rows, Tile, TilesFn, UnpackFn, kernel, look_ahead,
+    Form, Kernel, ROWS as MAX_ROWS, Rows, Tile, TilesFn, UnpackFn, kernel,
 };
+
+/// Where the rows begin that are read next: at `at`, or nowhere if that is null, in four runs that are `stride` bytes apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Next {
+    pub(crate) at: *const u8,
+    pub(crate) stride: usize,
+}
+
+/// Rows of a run, where `n` rows of a product with one token are read as four runs beside each other.
+pub(crate) fn run(n: usize) -> usize {
+    n.div_ceil(4)
+}
+
+/// The first rows of such runs, which overlap if there are no four times as many rows.
+pub(crate) fn first_rows(n: usize) -> [usize; 4] {
+    [0, 1, 2, 3].map(|r| (r * run(n)).min(n - run(n)))
+}
 
 /// Begins to read `n` bytes from `p` on, which may be anywhere.
 #[cfg(target_arch = "x86_64")]
@@ -34,6 +51,7 @@ pub(crate) use none::*;
 #[allow(dead_code, reason = "nothing makes kernels")]
 #[cfg(not(target_arch = "x86_64"))]
 mod none {
+    use super::Next;
     use crate::Isa;
     use lemma_quant::GgmlType;
 
@@ -52,11 +70,7 @@ mod none {
         pub(crate) row_size: usize,
         pub(crate) x: *const u8,
         pub(crate) n_blocks: usize,
-        pub(crate) next: *const u8,
-    }
-
-    pub(crate) fn look_ahead(row_size: usize) -> usize {
-        row_size
+        pub(crate) next: Next,
     }
 
     pub(crate) fn peak(_: Isa, _: crate::ceiling::Numbers, _: u64) -> u64 {

@@ -5,24 +5,29 @@
 //! are cut into units, which workers take as they get to them.
 
 use super::{Limits, Pass, id};
-use crate::activations::{X32, X256, quantize_32, quantize_256};
-use crate::kernels::{self, Form, Kernel, MAX_ROWS, Tile, look_ahead};
+use crate::activations::{X32, X32x4, X256, quantize_32, quantize_256};
+use crate::kernels::{self, Form, Kernel, MAX_ROWS, Next, Tile, run};
 use crate::tensor::row_size;
-use crate::{Mat, MulMat, Shared, float};
+use crate::{Isa, Mat, MulMat, Shared, float};
 use lemma_quant::GgmlType;
-use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicPtr, AtomicUsize};
 
 /// From so many tokens on, weights that are numbers are converted for all of them.
 pub(super) const FLOAT_BATCH: usize = 4;
 /// Columns that are unpacked at a time.
 pub(super) const COLUMNS: usize = 256;
 /// Bytes of weights that a worker takes at a time with few tokens.
-const UNIT_BYTES: usize = 32 << 10;
+const UNIT_BYTES: usize = 256 << 10;
 /// Rows that a worker takes at most, other than tiles.
-pub(super) const MAX_UNIT: usize = 128;
+pub(super) const MAX_UNIT: usize = 512;
 /// Bytes that a worker reads ahead for the next product.
-const LEAD: usize = 32 << 10;
+const LEAD: usize = 16 << 10;
+/// Where nobody knows what is next.
+const NOWHERE: Next = Next {
+    at: std::ptr::null(),
+    stride: 0,
+};
 /// Products with one input.
 const MAX_PRODUCTS: usize = 8;
 /// Products of a step whose order is remembered.
@@ -48,7 +53,7 @@ pub(crate) struct Scratch {
     /// `Tile`s: `[nth, TILES]`, or numbers: `[nth, float::BLOCK, float::COLUMNS]`.
     pub(super) tiles: Shared<u8>,
     /// Where workers began to read in the last step, to read ahead from one product to the next: `[MAX_PLACES, nth]`.
-    places: Vec<AtomicPtr<u8>>,
+    places: Vec<(AtomicPtr<u8>, AtomicUsize)>,
 }
 
 impl Scratch {
@@ -61,9 +66,7 @@ impl Scratch {
             row: Shared::zeroed(row),
             acc: Shared::zeroed(acc),
             tiles: Shared::zeroed(tiles),
-            places: (0..MAX_PLACES * nth)
-                .map(|_| AtomicPtr::default())
-                .collect(),
+            places: (0..MAX_PLACES * nth).map(|_| Default::default()).collect(),
         }
     }
 
@@ -181,14 +184,17 @@ impl Pass<'_> {
         };
         let address = |u: usize| {
             let (_, mat, rows) = locate(u);
-            mat.w.data[rows.start * mat.w.row_size()..].as_ptr()
+            let size = mat.w.row_size();
+            Next {
+                at: mat.w.data[rows.start * size..].as_ptr(),
+                stride: run(rows.len()) * size,
+            }
         };
         let first = if self.ith() < n_units {
             address(self.ith())
         } else {
-            std::ptr::null()
+            NOWHERE
         };
-        let first_row_size = mats[0].w.row_size();
         let follows = self.follow(first);
         let mut units = self.w.claim(n_units, 1).map(|u| u.start).peekable();
         while let Some(u) = units.next() {
@@ -196,13 +202,12 @@ impl Pass<'_> {
             let (plan, mat, rows) = locate(u);
             self.mul_rows(plan, mat, x, rows, n_tokens, next);
         }
-        if n_tokens == 1 && !follows.is_null() {
+        if n_tokens == 1 && !follows.at.is_null() {
             // Memory has nothing to do until the next product.
-            kernels::prefetch(
-                self.isa,
-                follows.wrapping_add(look_ahead(first_row_size)),
-                LEAD,
-            );
+            for r in 0..4 {
+                let at = follows.at.wrapping_add(r * follows.stride);
+                kernels::prefetch(self.isa, at, LEAD / 4);
+            }
         }
         self.barrier();
     }
@@ -240,16 +245,20 @@ impl Pass<'_> {
     }
 
     /// Notes where this worker begins to read for this product, and says where it will for the next one, if the last
-    /// step is anything to go by, or null.
-    fn follow(&self, first: *const u8) -> *const u8 {
+    /// step is anything to go by.
+    fn follow(&self, first: Next) -> Next {
         let n = self.n_products.get();
         self.n_products.set(n + 1);
         let places = &self.scratch.matmul.places;
         let place = |n: usize| places.get(n * self.nth() + self.ith());
-        if let Some(place) = place(n) {
-            place.store(first.cast_mut(), Relaxed);
+        if let Some((at, stride)) = place(n) {
+            at.store(first.at.cast_mut(), Relaxed);
+            stride.store(first.stride, Relaxed);
         }
-        place(n + 1).map_or(std::ptr::null(), |p| p.load(Relaxed).cast_const())
+        place(n + 1).map_or(NOWHERE, |(at, stride)| Next {
+            at: at.load(Relaxed).cast_const(),
+            stride: stride.load(Relaxed),
+        })
     }
 
     /// This worker's share of `n` activations, to the blocks of `ty`.
@@ -268,14 +277,16 @@ impl Pass<'_> {
         }
     }
 
-    /// This worker's share of the activations, to `X32` or `X256`.
+    /// This worker's share of the activations, to `X32` (of one token to `X32x4` as far as they go, where that is what is read)
+    /// or `X256`.
     fn arrange(&self, form: Form, x: &Shared<f32>, n_tokens: usize, n_in: usize) {
         let scratch = &self.scratch.matmul;
         let (len, align) = match form {
             Form::X32 => (32, 4),
             Form::X256 => (256, 1),
         };
-        for i in self.w.range(n_tokens * n_in / len, align) {
+        let range = self.w.range(n_tokens * n_in / len, align);
+        for i in range.clone() {
             let at = i % n_tokens * n_in + i / n_tokens * len;
             // SAFETY: `x` is only read, the block is this worker's; blocks are aligned and any bytes are one.
             unsafe {
@@ -293,6 +304,13 @@ impl Pass<'_> {
                         }
                     }
                 }
+            }
+        }
+        if form == Form::X32 && n_tokens == 1 && self.isa >= Isa::Avx512 {
+            for i in range.clone().step_by(4).filter(|i| i + 4 <= range.end) {
+                let four: *mut [X32; 4] = block::<X32>(&scratch.x32, i).cast();
+                // SAFETY: the four blocks were written above, and take as many bytes in the other form.
+                unsafe { four.cast::<X32x4>().write(X32x4::new(&*four)) };
             }
         }
     }

@@ -3,14 +3,16 @@
 use super::Pass;
 use super::matmul::{COLUMNS, FLOAT_BATCH, MAX_UNIT, Plan, Scratch, TILES, Way, X_TYPES, block};
 use crate::activations::{X32, X256};
-use crate::kernels::{Form, Kernel, MAX_ROWS, Rows, Tile, TilesFn, UnpackFn};
+use crate::kernels::{
+    Form, Kernel, MAX_ROWS, Next, Rows, Tile, TilesFn, UnpackFn, first_rows, run,
+};
 use crate::shared::Plain;
 use crate::tensor::row_size;
 use crate::{MulMat, Shared, float, lanes};
 use std::ops::Range;
 
 impl Pass<'_> {
-    /// Some rows of weights, which are this worker's, with all tokens. `next` is read after them, if it is not null.
+    /// Some rows of weights, which are this worker's, with all tokens. `next` is read after them.
     pub(super) fn mul_rows(
         &self,
         plan: &Plan,
@@ -18,7 +20,7 @@ impl Pass<'_> {
         x: &Shared<f32>,
         rows: Range<usize>,
         n_tokens: usize,
-        next: *const u8,
+        next: Next,
     ) {
         match (plan.way, plan.kernel) {
             (Way::Rows(form), Some(kernel)) => {
@@ -29,9 +31,9 @@ impl Pass<'_> {
                     Some((from, unpack, mul)) if n_tokens >= from => (unpack, mul),
                     _ => kernel.gemm,
                 };
-                self.mul_tiles(mat, form, gemm, rows, n_tokens, next);
+                self.mul_tiles(mat, form, gemm, rows, n_tokens, next.at);
             }
-            (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens, next),
+            (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens, next.at),
             (Way::Scalar(i), _) => {
                 let n_in = mat.w.n_in;
                 let size = row_size(X_TYPES[i], n_in);
@@ -102,26 +104,27 @@ impl Pass<'_> {
             let n = (n_tokens - t).min(float::TOKENS);
             // SAFETY: `x` is only read.
             let x = unsafe { x.slice(t * n_in..(t + n) * n_in) };
-            for row in rows.clone().step_by(float::ROWS) {
-                let n_rows = (rows.end - row).min(float::ROWS);
-                let w = &mat.w.data[row * size..(row + n_rows) * size];
+            let first = first_rows(rows.len());
+            // Runs may overlap, but a result is stored once.
+            let mut results = [[0.0; MAX_UNIT]; float::TOKENS];
+            for i in 0..run(rows.len()) {
                 let mut sums = [[0.0; float::ROWS]; float::TOKENS];
-                // SAFETY: the instruction set is available.
-                unsafe {
-                    float::mul(
-                        self.isa,
-                        float::Tile {
-                            ty: mat.w.ty,
-                            w,
-                            x,
-                            n_in,
-                        },
-                        &mut sums,
-                    )
+                let tile = float::Tile {
+                    ty: mat.w.ty,
+                    w: first.map(|row| mat.w.row(rows.start + row + i)),
+                    x,
+                    n_in,
                 };
-                for (t, sums) in (t..t + n).zip(&sums) {
-                    self.store(mat, t, row, &sums[..n_rows]);
+                // SAFETY: the instruction set is available.
+                unsafe { float::mul(self.isa, tile, &mut sums) };
+                for (results, sums) in results.iter_mut().zip(&sums).take(n) {
+                    for (row, sum) in first.into_iter().zip(sums) {
+                        results[row + i] = *sum;
+                    }
                 }
+            }
+            for (t, results) in (t..t + n).zip(&results) {
+                self.store(mat, t, rows.start, &results[..rows.len()]);
             }
         }
     }
@@ -133,7 +136,7 @@ impl Pass<'_> {
         form: Form,
         kernel: Kernel,
         rows: Range<usize>,
-        next: *const u8,
+        next: Next,
     ) {
         let row_size = mat.w.row_size();
         let (x, n_blocks) = match form {

@@ -50,6 +50,7 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
+    use super::super::fours::{Four32, dwords, halves, second_upper};
     use super::super::rows::Rows32;
     use super::*;
 
@@ -77,6 +78,30 @@ pub(super) mod avx512 {
         unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
             // SAFETY: by the caller.
             unsafe { (f16x4(w), _mm_setzero_ps()) }
+        }
+    }
+
+    // SAFETY: offsets are within four blocks: 72 bytes.
+    unsafe impl Four32 for IQ4NL {
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn quants(w: *const u8) -> [__m512i; 2] {
+            // SAFETY: by the caller.
+            unsafe {
+                let table = _mm_add_epi8(_mm256_castsi256_si128(table()), _mm_set1_epi8(-128));
+                let table = _mm512_broadcast_i32x4(table);
+                nibbles_512(w.add(2), Self::SIZE).map(|q| _mm512_shuffle_epi8(table, q))
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn all_scales(w: [*const u8; 4]) -> (__m512, __m512) {
+            // SAFETY: by the caller.
+            unsafe {
+                let v = second_upper(dwords(w, 0, [0, 4, 9, 13]));
+                (halves(v), _mm512_setzero_ps())
+            }
         }
     }
 }

@@ -39,51 +39,119 @@ unsafe fn sub_scales(w: *const u8) -> __m128i {
     _mm_sub_epi16(six, _mm_set1_epi16(32))
 }
 
-macro_rules! rows {
-    ($isa:ident, $features:literal) => {
-        pub(super) mod $isa {
-            use super::super::q4_k::avx2::scale;
-            use super::super::rows::Rows256;
-            use super::*;
+pub(super) mod avx2 {
+    use super::super::q4_k::avx2::scale;
+    use super::super::rows::Rows256;
+    use super::*;
 
-            pub(in super::super) struct IQ4XS;
+    pub(in super::super) struct IQ4XS;
 
-            // SAFETY: offsets are within the 136 bytes.
-            unsafe impl Rows256 for IQ4XS {
-                const SIZE: usize = SIZE;
-                const MINS: bool = false;
+    // SAFETY: offsets are within the 136 bytes.
+    unsafe impl Rows256 for IQ4XS {
+        const SIZE: usize = SIZE;
+        const MINS: bool = false;
 
-                #[inline]
-                #[target_feature(enable = $features)]
-                unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
-                    // SAFETY: by the caller; offsets into `x` end at 256.
-                    unsafe {
-                        let scales = sub_scales(w);
-                        let mut sum = _mm256_setzero_si256();
-                        for j in 0..8 {
-                            let v = _mm256_shuffle_epi8(table(), nibbles_32(w.add(QS + 16 * j)));
-                            let x = _mm256_load_si256(x.q.as_ptr().add(32 * j).cast());
-                            let magnitude = _mm256_abs_epi8(v);
-                            let p = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, v));
-                            let p = _mm256_madd_epi16(p, scale(scales, j));
-                            sum = _mm256_add_epi32(sum, p);
-                        }
-                        (sum, _mm_setzero_si128())
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+            // SAFETY: by the caller; offsets into `x` end at 256.
+            unsafe {
+                let scales = sub_scales(w);
+                let mut sum = _mm256_setzero_si256();
+                for j in 0..8 {
+                    let v = _mm256_shuffle_epi8(table(), nibbles_32(w.add(QS + 16 * j)));
+                    let x = _mm256_load_si256(x.q.as_ptr().add(32 * j).cast());
+                    let magnitude = _mm256_abs_epi8(v);
+                    let p = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, v));
+                    let p = _mm256_madd_epi16(p, scale(scales, j));
+                    sum = _mm256_add_epi32(sum, p);
+                }
+                (sum, _mm_setzero_si128())
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { (f16x4(w), _mm_setzero_ps()) }
+        }
+    }
+}
+
+pub(super) mod avx512 {
+    use super::super::fours::{Dots, Four256, sums_of_rows};
+    use super::*;
+
+    pub(in super::super) struct IQ4XS;
+
+    // SAFETY: offsets are within the 136 bytes.
+    unsafe impl Four256 for IQ4XS {
+        const SIZE: usize = SIZE;
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+        unsafe fn dots(w: [*const u8; 4], x: &X256) -> Dots {
+            // SAFETY: by the caller; offsets into `x` end at 256.
+            unsafe {
+                let zero = _mm512_setzero_si512();
+                let mask = _mm512_set1_epi8(15);
+                let table = _mm512_broadcast_i32x4(_mm_loadu_si128(UNSIGNED.as_ptr().cast()));
+                // Of each half: the first 16 of four runs of 32, the others, and what 128 times both comes to.
+                let x: [[__m512i; 3]; 2] = std::array::from_fn(|h| {
+                    let [a, b] =
+                        [0, 64].map(|i| _mm512_load_si512(x.q.as_ptr().add(128 * h + i).cast()));
+                    let low = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+                    let high = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
+                    let offset = _mm512_set1_epi8(-128);
+                    let offset =
+                        _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, offset, low), offset, high);
+                    [low, high, _mm512_sub_epi32(zero, offset)]
+                });
+                let mut sums = [zero; 4];
+                for (sum, w) in sums.iter_mut().zip(w) {
+                    let scales = scales(w);
+                    for (h, [x_low, x_high, offset]) in x.into_iter().enumerate() {
+                        let q = _mm512_loadu_si512(w.add(QS + 64 * h).cast());
+                        let low = _mm512_shuffle_epi8(table, _mm512_and_si512(q, mask));
+                        let high = _mm512_and_si512(_mm512_srli_epi64::<4>(q), mask);
+                        let high = _mm512_shuffle_epi8(table, high);
+                        let p = _mm512_dpbusd_epi32(offset, low, x_low);
+                        let p = _mm512_dpbusd_epi32(p, high, x_high);
+                        *sum = _mm512_add_epi32(*sum, _mm512_mullo_epi32(p, scales[h]));
                     }
                 }
-
-                #[inline]
-                #[target_feature(enable = "avx2,f16c")]
-                unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
-                    // SAFETY: by the caller.
-                    unsafe { (f16x4(w), _mm_setzero_ps()) }
+                Dots {
+                    sums: sums_of_rows(sums),
+                    d: f16x4(w),
+                    mins: None,
                 }
             }
         }
-    };
+    }
+
+    /// The signed scales, each for a quarter.
+    ///
+    /// # Safety
+    /// `w` is valid for 8 bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn scales(w: *const u8) -> [__m512i; 2] {
+        // SAFETY: by the caller.
+        let [high, low] =
+            [2, 4].map(|i| unsafe { _mm512_set1_epi32(i32::from_le_bytes(bytes(w.add(i)))) });
+        let j = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+        [0, 4].map(|first| {
+            let j = _mm512_add_epi32(j, _mm512_set1_epi32(first));
+            let four = _mm512_srlv_epi32(low, _mm512_slli_epi32::<2>(j));
+            let four = _mm512_and_si512(four, _mm512_set1_epi32(15));
+            let two = _mm512_srlv_epi32(high, _mm512_slli_epi32::<1>(j));
+            let two = _mm512_and_si512(two, _mm512_set1_epi32(3));
+            let six = _mm512_or_si512(four, _mm512_slli_epi32::<4>(two));
+            _mm512_sub_epi32(six, _mm512_set1_epi32(32))
+        })
+    }
 }
-rows!(avx2, "avx2");
-rows!(avx512, "avx2,avx512f,avx512bw,avx512vl,avx512vnni");
 
 /// For batches.
 pub(super) struct IQ4XS;

@@ -1,7 +1,7 @@
 //! Kernels for x86-64.
 //!
 //! One file per format has what is special to it: how a block is multiplied with activations, and how it is unpacked
-//! for batches. What formats share is in `rows` (a few rows with one token: memory-bound) and `gemm` (a tile of rows
+//! for batches. What formats share is in `rows` and `fours` (a few rows with one token: memory-bound) and `gemm` (a tile of rows
 //! with many tokens: compute-bound).
 //!
 //! # One order of sums
@@ -12,6 +12,7 @@
 
 pub(crate) mod amx;
 mod bytes;
+mod fours;
 mod gemm;
 mod gemm_amx;
 mod gemm_avx2;
@@ -41,6 +42,7 @@ pub(crate) use unpack::Tile;
 pub(crate) use vectors::{Avx2, Avx512};
 
 use crate::Isa;
+use crate::kernels::Next;
 use lemma_quant::GgmlType;
 
 /// The form of activations that a kernel reads.
@@ -62,13 +64,8 @@ pub(crate) struct Rows<'a> {
     pub(crate) x: *const u8,
     /// How many there are.
     pub(crate) n_blocks: usize,
-    /// What will be read after these rows, if that is known; not null then.
-    pub(crate) next: *const u8,
-}
-
-/// How far kernels read ahead, in bytes.
-pub(crate) fn look_ahead(row_size: usize) -> usize {
-    (4 * row_size).max(8 << 10)
+    /// What will be read after these rows, if that is known.
+    pub(crate) next: Next,
 }
 
 /// Multiplies rows with one token: as many as `out` is long.
@@ -113,8 +110,8 @@ pub(crate) struct Kernel {
 pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
     let (form, rows) = match isa {
         Isa::Scalar => None,
-        Isa::Avx2 => rows::avx2::kernel(ty),
-        Isa::Avx512 | Isa::Amx => rows::avx512::kernel(ty),
+        Isa::Avx2 => rows::kernel_avx2(ty),
+        Isa::Avx512 | Isa::Amx => fours::kernel(ty),
     }?;
     Some(Kernel {
         form,

@@ -54,6 +54,7 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
+    use super::super::fours::{Four32, dwords};
     use super::super::rows::Rows32;
     use super::*;
 
@@ -83,6 +84,38 @@ pub(super) mod avx512 {
             unsafe {
                 let d = w.map(|w| e8m0_half_to_f32(*w));
                 (_mm_set_ps(d[3], d[2], d[1], d[0]), _mm_setzero_ps())
+            }
+        }
+    }
+
+    // SAFETY: offsets are within four blocks: 68 bytes.
+    unsafe impl Four32 for MXFP4 {
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn quants(w: *const u8) -> [__m512i; 2] {
+            // SAFETY: by the caller.
+            unsafe {
+                let table = _mm_add_epi8(_mm256_castsi256_si128(table()), _mm_set1_epi8(16));
+                let table = _mm512_broadcast_i32x4(table);
+                nibbles_512(w.add(1), Self::SIZE).map(|q| _mm512_shuffle_epi8(table, q))
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn all_scales(w: [*const u8; 4]) -> (__m512, __m512) {
+            // SAFETY: by the caller.
+            unsafe {
+                // Byte i of what is picked for block i; then as `e8m0_half_to_f32`.
+                let v = dwords(w, 0, [0, 4, 8, 12]);
+                let byte = _mm512_set_epi32(24, 24, 24, 24, 16, 16, 16, 16, 8, 8, 8, 8, 0, 0, 0, 0);
+                let e = _mm512_and_si512(_mm512_srlv_epi32(v, byte), _mm512_set1_epi32(0xff));
+                let one = _mm512_set1_epi32(1);
+                let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(e, one));
+                let small = _mm512_sllv_epi32(_mm512_set1_epi32(0x0020_0000), e);
+                let is_small = _mm512_cmple_epu32_mask(e, one);
+                let d = _mm512_mask_mov_epi32(normal, is_small, small);
+                (_mm512_castsi512_ps(d), _mm512_setzero_ps())
             }
         }
     }

@@ -64,6 +64,7 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
+    use super::super::fours::{Four32, dwords, halves, second_upper};
     use super::super::rows::Rows32;
     use super::*;
 
@@ -116,6 +117,46 @@ pub(super) mod avx512 {
         unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
             // SAFETY: by the caller.
             unsafe { super::super::q4_k::scale_pairs(w) }
+        }
+    }
+
+    // SAFETY: offsets are within four blocks: 72 bytes.
+    unsafe impl Four32 for Q4_0 {
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn quants(w: *const u8) -> [__m512i; 2] {
+            // SAFETY: by the caller.
+            unsafe { nibbles_512(w.add(2), Self::SIZE) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn all_scales(w: [*const u8; 4]) -> (__m512, __m512) {
+            // SAFETY: by the caller.
+            unsafe {
+                let v = second_upper(dwords(w, 0, [0, 4, 9, 13]));
+                (halves(v), _mm512_setzero_ps())
+            }
+        }
+    }
+
+    // SAFETY: offsets are within four blocks: 80 bytes.
+    unsafe impl Four32 for Q4_1 {
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn quants(w: *const u8) -> [__m512i; 2] {
+            // SAFETY: by the caller.
+            unsafe { nibbles_512(w.add(4), Self::SIZE) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn all_scales(w: [*const u8; 4]) -> (__m512, __m512) {
+            // SAFETY: by the caller.
+            unsafe {
+                let v = dwords(w, 0, [0, 5, 10, 15]);
+                (halves(v), halves(_mm512_srli_epi32::<16>(v)))
+            }
         }
     }
 }

@@ -64,56 +64,105 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
-    use super::super::rows::Rows256;
-    use super::super::util::fold_512;
+    use super::super::fours::{
+        Dots, Four256, sixteen_of, spread_quarters, sums_of_quarters, sums_of_rows,
+    };
     use super::*;
 
     pub(in super::super) struct Q4K;
 
     // SAFETY: offsets are within the 144 bytes.
-    unsafe impl Rows256 for Q4K {
+    unsafe impl Four256 for Q4K {
         const SIZE: usize = SIZE;
-        const MINS: bool = true;
 
         #[inline]
-        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
-            // SAFETY: by the caller; offsets into `x` end at 256.
-            unsafe {
-                let (scales, mins) = scales_and_mins(w, x);
-                let scales = _mm512_broadcast_i32x4(scales);
-                let mut sum = [_mm512_setzero_si512(); 2];
-                let mask = _mm512_set1_epi8(15);
-                for g in 0..2 {
-                    let q = _mm512_loadu_si512(w.add(QS + 64 * g).cast());
-                    let low = _mm512_and_si512(q, mask);
-                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(q), mask);
-                    let x_low = _mm512_load_si512(x.swapped.as_ptr().add(128 * g).cast());
-                    let x_high = _mm512_load_si512(x.swapped.as_ptr().add(128 * g + 64).cast());
-                    let low = _mm512_maddubs_epi16(low, x_low);
-                    let high = _mm512_maddubs_epi16(high, x_high);
-                    let (s_low, s_high) = (pick(4 * g, 4 * g + 2), pick(4 * g + 1, 4 * g + 3));
-                    sum[0] = _mm512_dpwssd_epi32(sum[0], low, _mm512_shuffle_epi8(scales, s_low));
-                    sum[1] = _mm512_dpwssd_epi32(sum[1], high, _mm512_shuffle_epi8(scales, s_high));
-                }
-                (fold_512(_mm512_add_epi32(sum[0], sum[1])), mins)
-            }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dots(w: [*const u8; 4], x: &X256) -> Dots {
             // SAFETY: by the caller.
-            unsafe { scale_pairs(w) }
+            unsafe {
+                dots(w, x, |w| {
+                    let mask = _mm512_set1_epi8(15);
+                    [0, 1].map(|g| {
+                        let q = _mm512_loadu_si512(w.add(QS + 64 * g).cast());
+                        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(q), mask);
+                        [_mm512_and_si512(q, mask), high]
+                    })
+                })
+            }
         }
     }
 
-    /// Picks 16-bit scale `a` for the lower half and `b` for the upper one.
+    /// Blocks with scales and minimums as here, `quants` being 64 low and 64 high ones of each half of a block.
+    ///
+    /// # Safety
+    /// Pointers are valid for 16 bytes and for what `quants` reads.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    pub(in super::super) unsafe fn dots(
+        w: [*const u8; 4],
+        x: &X256,
+        quants: impl Fn(*const u8) -> [[__m512i; 2]; 2],
+    ) -> Dots {
+        // SAFETY: by the caller; offsets into `x` end at 256.
+        unsafe {
+            let header = sixteen_of(w);
+            let six = scales_and_mins(header);
+            let mut sums = [_mm512_setzero_si512(); 4];
+            let scales = spread_quarters(six);
+            for r in 0..4 {
+                for (g, quants) in quants(w[r]).into_iter().enumerate() {
+                    for (i, q) in quants.into_iter().enumerate() {
+                        let at = 128 * g + 64 * i;
+                        let x = _mm512_load_si512(x.swapped.as_ptr().add(at).cast());
+                        let scale = _mm512_shuffle_epi8(scales[r], pick(4 * g + i));
+                        let p = _mm512_maddubs_epi16(q, x);
+                        sums[r] = _mm512_dpwssd_epi32(sums[r], p, scale);
+                    }
+                }
+            }
+            // The last eight bytes of each quarter.
+            let eight = _mm_set_epi64x(
+                0x800f_800e_800d_800c_u64 as i64,
+                0x800b_800a_8009_8008_u64 as i64,
+            );
+            let mins = _mm512_shuffle_epi8(six, _mm512_broadcast_i32x4(eight));
+            let of_x = _mm512_broadcast_i32x4(_mm_loadu_si128(x.sum32.as_ptr().cast()));
+            let min_sums = sums_of_quarters(_mm512_madd_epi16(mins, of_x));
+            // The first two halves of each quarter.
+            let d = _mm512_permutexvar_epi32(
+                _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0),
+                header,
+            );
+            let (d, dmin) = pairs(_mm512_castsi512_si128(d));
+            Dots {
+                sums: sums_of_rows(sums),
+                d,
+                mins: Some((min_sums, dmin)),
+            }
+        }
+    }
+
+    /// Eight scales of each row, then eight minimums, from the first 16 bytes of blocks. See `k_scales`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn scales_and_mins(header: __m512i) -> __m512i {
+        let four = |a, b, c, d| _mm512_broadcast_i32x4(_mm_set_epi32(d, c, b, a));
+        // Dwords are: d and dmin, a, b, c.
+        let ab = _mm512_shuffle_epi32::<0b10_10_01_01>(header);
+        let ab = _mm512_srlv_epi32(ab, four(0, 2, 0, 2));
+        let ab = _mm512_and_si512(ab, four(0x3f3f_3f3f, 0x3030_3030, 0x3f3f_3f3f, 0x3030_3030));
+        let c = _mm512_shuffle_epi32::<0b11_11_11_11>(header);
+        let c = _mm512_srlv_epi32(c, four(0, 0, 0, 4));
+        let c = _mm512_and_si512(c, four(0, 0x0f0f_0f0f, 0, 0x0f0f_0f0f));
+        _mm512_or_si512(ab, c)
+    }
+
+    /// Picks byte `j` as a 16-bit number for the lower half, and byte `j + 2` for the upper one.
     #[inline]
     #[target_feature(enable = "avx2,avx512f")]
-    pub(in super::super) fn pick(a: usize, b: usize) -> __m512i {
-        let half = |j: usize| _mm256_set1_epi16((0x0100 + 0x0202 * j) as i16);
-        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(a)), half(b))
+    fn pick(j: usize) -> __m512i {
+        let half = |j: usize| _mm256_set1_epi16((0x8000 + j) as i16);
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(j)), half(j + 2))
     }
 }
 
@@ -142,7 +191,14 @@ pub(super) unsafe fn scales_and_mins(w: *const u8, x: &X256) -> (__m128i, __m128
 pub(super) unsafe fn scale_pairs(w: [*const u8; 4]) -> (__m128, __m128) {
     // SAFETY: by the caller.
     let h = w.map(|p| unsafe { p.cast::<i32>().read_unaligned() });
-    let pairs = _mm256_cvtph_ps(_mm_set_epi32(h[3], h[2], h[1], h[0]));
+    pairs(_mm_set_epi32(h[3], h[2], h[1], h[0]))
+}
+
+/// Four pairs of half-precision numbers: the first of each, and the second.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn pairs(h: __m128i) -> (__m128, __m128) {
+    let pairs = _mm256_cvtph_ps(h);
     let (low, high) = (
         _mm256_castps256_ps128(pairs),
         _mm256_extractf128_ps::<1>(pairs),

@@ -81,6 +81,7 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
+    use super::super::fours::{Four32, dwords, halves, second_upper};
     use super::super::rows::Rows32;
     use super::*;
 
@@ -133,6 +134,70 @@ pub(super) mod avx512 {
         unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
             // SAFETY: by the caller.
             unsafe { super::super::q4_k::scale_pairs(w) }
+        }
+    }
+
+    // SAFETY: offsets are within four blocks: 88 bytes.
+    unsafe impl Four32 for Q5_0 {
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn quants(w: *const u8) -> [__m512i; 2] {
+            // SAFETY: by the caller.
+            unsafe { quants_512(w.add(2), Self::SIZE) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn all_scales(w: [*const u8; 4]) -> (__m512, __m512) {
+            // SAFETY: by the caller.
+            unsafe {
+                let v = second_upper(dwords(w, 24, [0, 5, 11, 26]));
+                (halves(v), _mm512_setzero_ps())
+            }
+        }
+    }
+
+    // SAFETY: offsets are within four blocks: 96 bytes.
+    unsafe impl Four32 for Q5_1 {
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn quants(w: *const u8) -> [__m512i; 2] {
+            // SAFETY: by the caller.
+            unsafe { quants_512(w.add(4), Self::SIZE) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn all_scales(w: [*const u8; 4]) -> (__m512, __m512) {
+            // SAFETY: by the caller.
+            unsafe {
+                let v = dwords(w, 32, [0, 6, 12, 26]);
+                (halves(v), halves(_mm512_srli_epi32::<16>(v)))
+            }
+        }
+    }
+
+    /// Four times fifth bits and nibbles, `stride` bytes apart: the first 16 of each, then the others.
+    ///
+    /// # Safety
+    /// `p` is valid for four times 20 bytes.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+    unsafe fn quants_512(p: *const u8, stride: usize) -> [__m512i; 2] {
+        // SAFETY: by the caller.
+        unsafe {
+            let mut fifth = [0; 2];
+            for i in 0..4 {
+                let bits = u64::from(u32::from_le_bytes(bytes(p.add(i * stride))));
+                fifth[0] |= (bits & 0xffff) << (16 * i);
+                fifth[1] |= (bits >> 16) << (16 * i);
+            }
+            let [low, high] = nibbles_512(p.add(4), stride);
+            let sixteen = _mm512_set1_epi8(16);
+            [
+                _mm512_mask_add_epi8(low, fifth[0], low, sixteen),
+                _mm512_mask_add_epi8(high, fifth[1], high, sixteen),
+            ]
         }
     }
 }

@@ -78,58 +78,41 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
-    use super::super::q4_k::avx512::pick;
-    use super::super::rows::Rows256;
-    use super::super::util::fold_512;
+    use super::super::fours::{Dots, Four256};
+    use super::super::q4_k::avx512::dots;
     use super::*;
 
     pub(in super::super) struct Q5K;
 
     // SAFETY: offsets are within the 176 bytes.
-    unsafe impl Rows256 for Q5K {
+    unsafe impl Four256 for Q5K {
         const SIZE: usize = SIZE;
-        const MINS: bool = true;
 
         #[inline]
-        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
-            // SAFETY: by the caller; offsets into `x` end at 256.
-            unsafe {
-                let (scales, mins) = scales_and_mins(w, x);
-                let scales = _mm512_broadcast_i32x4(scales);
-                let qh = _mm256_loadu_si256(w.add(QH).cast());
-                // The upper half of 64 bytes of nibbles takes the bits two further.
-                let qh =
-                    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(qh), _mm256_srli_epi16::<2>(qh));
-                let mut sum = [_mm512_setzero_si512(); 2];
-                let (mask, fifth) = (_mm512_set1_epi8(15), _mm512_set1_epi8(16));
-                for g in 0..2 {
-                    let q = _mm512_loadu_si512(w.add(QS + 64 * g).cast());
-                    let qh = _mm512_srl_epi16(qh, _mm_cvtsi32_si128(4 * g as i32));
-                    // a & b | c
-                    let low = _mm512_and_si512(q, mask);
-                    let low =
-                        _mm512_or_si512(low, _mm512_and_si512(_mm512_slli_epi16::<4>(qh), fifth));
-                    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(q), mask);
-                    let high =
-                        _mm512_or_si512(high, _mm512_and_si512(_mm512_slli_epi16::<3>(qh), fifth));
-                    let x_low = _mm512_load_si512(x.swapped.as_ptr().add(128 * g).cast());
-                    let x_high = _mm512_load_si512(x.swapped.as_ptr().add(128 * g + 64).cast());
-                    let low = _mm512_maddubs_epi16(low, x_low);
-                    let high = _mm512_maddubs_epi16(high, x_high);
-                    let (s_low, s_high) = (pick(4 * g, 4 * g + 2), pick(4 * g + 1, 4 * g + 3));
-                    sum[0] = _mm512_dpwssd_epi32(sum[0], low, _mm512_shuffle_epi8(scales, s_low));
-                    sum[1] = _mm512_dpwssd_epi32(sum[1], high, _mm512_shuffle_epi8(scales, s_high));
-                }
-                (fold_512(_mm512_add_epi32(sum[0], sum[1])), mins)
-            }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dots(w: [*const u8; 4], x: &X256) -> Dots {
             // SAFETY: by the caller.
-            unsafe { scale_pairs(w) }
+            unsafe {
+                dots(w, x, |w| {
+                    let (mask, fifth) = (_mm512_set1_epi8(15), _mm512_set1_epi8(16));
+                    // The upper half of 64 bytes of nibbles takes the bits two further.
+                    let qh = _mm512_broadcast_i64x4(_mm256_loadu_si256(w.add(QH).cast()));
+                    let two = _mm512_set_epi64(2, 2, 2, 2, 0, 0, 0, 0);
+                    let qh = _mm512_srlv_epi64(qh, two);
+                    let bits = [
+                        [_mm512_slli_epi64::<4>(qh), _mm512_slli_epi64::<3>(qh)],
+                        [qh, _mm512_srli_epi64::<1>(qh)],
+                    ];
+                    std::array::from_fn(|g| {
+                        let q = _mm512_loadu_si512(w.add(QS + 64 * g).cast());
+                        let four = [q, _mm512_srli_epi64::<4>(q)];
+                        std::array::from_fn(|i| {
+                            let bit = _mm512_and_si512(bits[g][i], fifth);
+                            _mm512_or_si512(_mm512_and_si512(four[i], mask), bit)
+                        })
+                    })
+                })
+            }
         }
     }
 }

@@ -98,64 +98,87 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
-    use super::super::rows::Rows256;
-    use super::super::util::fold_512;
+    use super::super::fours::{Dots, Four256, sums_of_rows};
     use super::*;
 
     pub(in super::super) struct Q6K;
 
     // SAFETY: offsets are within the 210 bytes.
-    unsafe impl Rows256 for Q6K {
+    unsafe impl Four256 for Q6K {
         const SIZE: usize = SIZE;
-        const MINS: bool = false;
 
         #[inline]
-        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn dots(w: [*const u8; 4], x: &X256) -> Dots {
             // SAFETY: by the caller; offsets into `x` end at 256.
             unsafe {
-                let scales = _mm_loadu_si128(w.add(SCALES).cast());
-                let mut sums = [_mm512_setzero_si512(); 2];
-                let (low, upper) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
-                for h in 0..2 {
-                    let ql = _mm512_loadu_si512(w.add(64 * h).cast());
-                    let qh = _mm256_loadu_si256(w.add(QH + 32 * h).cast());
-                    // Bits 0..4 of both halves belong to the low nibbles, bits 4..8 to the high ones.
-                    let qh = _mm512_inserti64x4::<1>(
-                        _mm512_castsi256_si512(_mm256_slli_epi16::<2>(qh)),
-                        qh,
-                    );
-                    let a = _mm512_or_si512(
-                        _mm512_and_si512(ql, low),
-                        _mm512_and_si512(_mm512_slli_epi16::<2>(qh), upper),
-                    );
-                    let b = _mm512_or_si512(
-                        _mm512_and_si512(_mm512_srli_epi16::<4>(ql), low),
-                        _mm512_and_si512(_mm512_srli_epi16::<2>(qh), upper),
-                    );
-                    for (i, q) in [a, b].into_iter().enumerate() {
-                        let x = _mm512_load_si512(x.q.as_ptr().add(128 * h + 64 * i).cast());
-                        let first = 8 * h + 4 * i;
-                        let pick = _mm256_set_m128i(pick(first + 2), pick(first));
-                        let s = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(scales), pick);
-                        let p = _mm512_maddubs_epi16(q, x);
-                        sums[i] = _mm512_dpwssd_epi32(sums[i], p, _mm512_cvtepi8_epi16(s));
+                let x: [__m512i; 4] =
+                    std::array::from_fn(|i| _mm512_load_si512(x.q.as_ptr().add(64 * i).cast()));
+                // What the offset of 32 contributes to four products.
+                let zero = _mm512_setzero_si512();
+                let offset = x.map(|x| {
+                    let of_four = _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(32), x);
+                    _mm512_sub_epi32(zero, of_four)
+                });
+                let mut sums = [zero; 4];
+                for (sum, w) in sums.iter_mut().zip(w) {
+                    // A scale in the lower half of each dword.
+                    let scales = _mm512_cvtepi8_epi32(_mm_loadu_si128(w.add(SCALES).cast()));
+                    let scales = _mm512_and_si512(scales, _mm512_set1_epi32(0xffff));
+                    for (i, q) in quants(w).into_iter().enumerate() {
+                        // Four products fit 16 bits, so the upper half of their sum is its sign and meets zero.
+                        let p = _mm512_dpbusd_epi32(offset[i], q, x[i]);
+                        let scale = _mm512_permutexvar_epi32(pick(4 * i as i32), scales);
+                        *sum = _mm512_dpwssd_epi32(*sum, p, scale);
                     }
                 }
-                let sum = fold_512(_mm512_add_epi32(sums[0], sums[1]));
-                (
-                    _mm256_sub_epi32(sum, offset(scales, x)),
-                    _mm_setzero_si128(),
-                )
+                Dots {
+                    sums: sums_of_rows(sums),
+                    d: f16x4(w.map(|w| w.add(D))),
+                    mins: None,
+                }
             }
         }
+    }
 
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+    /// Quants plus 32, in order.
+    ///
+    /// # Safety
+    /// `w` is valid for a block.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw")]
+    unsafe fn quants(w: *const u8) -> [__m512i; 4] {
+        let (low, six) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x3f));
+        let two = _mm512_set_epi64(2, 2, 2, 2, 0, 0, 0, 0);
+        let mut quants = [_mm512_setzero_si512(); 4];
+        for h in 0..2 {
             // SAFETY: by the caller.
-            unsafe { (f16x4(w.map(|w| w.add(D))), _mm_setzero_ps()) }
+            let (ql, qh) = unsafe {
+                let qh = _mm256_loadu_si256(w.add(QH + 32 * h).cast());
+                (
+                    _mm512_loadu_si512(w.add(64 * h).cast()),
+                    _mm512_broadcast_i64x4(qh),
+                )
+            };
+            // Bits 0..4 of both halves belong to the low nibbles, bits 4..8 to the high ones.
+            let qh = _mm512_srlv_epi64(qh, two);
+            // Below from the first, above from the second.
+            let join = |a, b| {
+                let both = _mm512_ternarylogic_epi64::<0xca>(low, a, b);
+                _mm512_and_si512(both, six)
+            };
+            quants[2 * h] = join(ql, _mm512_slli_epi64::<4>(qh));
+            quants[2 * h + 1] = join(_mm512_srli_epi64::<4>(ql), qh);
         }
+        quants
+    }
+
+    /// Picks dwords `j` to `j + 3`, each for a quarter.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn pick(j: i32) -> __m512i {
+        let quarter = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+        _mm512_add_epi32(quarter, _mm512_set1_epi32(j))
     }
 }
 

@@ -38,6 +38,7 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
+    use super::super::fours::{Four32, dwords, halves, second_upper, sixteen_of};
     use super::super::rows::Rows32;
     use super::*;
 
@@ -65,6 +66,31 @@ pub(super) mod avx512 {
         unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
             // SAFETY: by the caller.
             unsafe { (f16x4(w), _mm_setzero_ps()) }
+        }
+    }
+
+    // SAFETY: offsets are within four blocks: 136 bytes.
+    unsafe impl Four32 for Q8_0 {
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn quants(w: *const u8) -> [__m512i; 2] {
+            // SAFETY: by the caller.
+            unsafe {
+                let blocks = |at: usize| [0, 1, 2, 3].map(|i| w.add(at + i * Self::SIZE));
+                let (first, last) = (sixteen_of(blocks(2)), sixteen_of(blocks(18)));
+                let sign = _mm512_set1_epi8(-128);
+                [_mm512_xor_si512(first, sign), _mm512_xor_si512(last, sign)]
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn all_scales(w: [*const u8; 4]) -> (__m512, __m512) {
+            // SAFETY: by the caller.
+            unsafe {
+                let v = second_upper(dwords(w, 68, [0, 8, 16, 24]));
+                (halves(v), _mm512_setzero_ps())
+            }
         }
     }
 }

@@ -5,8 +5,10 @@
 //! memory, whatever the order in which four rows are read: left to itself, the processor sees four streams that end
 //! again soon, and gets half of the speed.
 
-use super::{Rows, look_ahead};
+use super::{Form, Rows, RowsFn};
+use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{X32, X256};
+use lemma_quant::GgmlType;
 use std::arch::x86_64::*;
 
 /// What is special to a format of 256 values.
@@ -71,6 +73,11 @@ fn one_by_one(sum: &mut __m256i) {
     };
 }
 
+/// How far kernels read ahead, in bytes.
+fn look_ahead(row_size: usize) -> usize {
+    (4 * row_size).max(8 << 10)
+}
+
 /// Reads ahead, in the order of memory.
 struct Ahead {
     at: *const u8,
@@ -86,13 +93,13 @@ impl Ahead {
             Self {
                 at: start,
                 end,
-                next: job.next,
+                next: job.next.at,
             }
         } else {
             Self {
-                at: job.next,
+                at: job.next.at,
                 end: std::ptr::null(),
-                next: job.next,
+                next: job.next.at,
             }
         }
     }
@@ -130,33 +137,10 @@ macro_rules! drivers {
     ($isa:ident, $features:literal) => {
         pub(super) mod $isa {
             use super::super::util::{sum_half_lanes, sum_lanes};
-            use super::super::{
-                Form, RowsFn, iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0,
-            };
             use super::*;
-            use lemma_quant::GgmlType;
-
-            pub(in super::super) fn kernel(ty: GgmlType) -> Option<(Form, RowsFn)> {
-                Some(match ty {
-                    GgmlType::Q4_0 => (Form::X32, rows_32::<q4_0::$isa::Q4_0> as _),
-                    GgmlType::Q4_1 => (Form::X32, rows_32::<q4_0::$isa::Q4_1> as _),
-                    GgmlType::Q5_0 => (Form::X32, rows_32::<q5_0::$isa::Q5_0> as _),
-                    GgmlType::Q5_1 => (Form::X32, rows_32::<q5_0::$isa::Q5_1> as _),
-                    GgmlType::Q8_0 => (Form::X32, rows_32::<q8_0::$isa::Q8_0> as _),
-                    GgmlType::IQ4_NL => (Form::X32, rows_32::<iq4_nl::$isa::IQ4NL> as _),
-                    GgmlType::MXFP4 => (Form::X32, rows_32::<mxfp4::$isa::MXFP4> as _),
-                    GgmlType::Q2_K => (Form::X256, rows_256::<q2_k::$isa::Q2K> as _),
-                    GgmlType::Q3_K => (Form::X256, rows_256::<q3_k::$isa::Q3K> as _),
-                    GgmlType::Q4_K => (Form::X256, rows_256::<q4_k::$isa::Q4K> as _),
-                    GgmlType::Q5_K => (Form::X256, rows_256::<q5_k::$isa::Q5K> as _),
-                    GgmlType::Q6_K => (Form::X256, rows_256::<q6_k::$isa::Q6K> as _),
-                    GgmlType::IQ4_XS => (Form::X256, rows_256::<iq4_xs::$isa::IQ4XS> as _),
-                    _ => return None,
-                })
-            }
 
             #[target_feature(enable = $features)]
-            unsafe fn rows_256<F: Rows256>(job: &Rows<'_>, out: &mut [f32]) {
+            pub(in super::super) unsafe fn rows_256<F: Rows256>(job: &Rows<'_>, out: &mut [f32]) {
                 // SAFETY: by the caller.
                 unsafe {
                     let x = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);
@@ -213,63 +197,34 @@ macro_rules! drivers {
                 out
             }
 
+            /// Adds the products of a block of `R` rows to `acc`.
+            ///
+            /// # Safety
+            /// Pointers are valid for a block.
+            #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn rows_32<F: Rows32>(job: &Rows<'_>, out: &mut [f32]) {
+            pub(in super::super) unsafe fn block_32<F: Rows32, const R: usize>(
+                w: [*const u8; 4],
+                x: &X32,
+                acc: __m128,
+            ) -> __m128 {
                 // SAFETY: by the caller.
                 unsafe {
-                    let x = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);
-                    let mut ahead = Ahead::new(job);
-                    for (i, out) in out.chunks_mut(4).enumerate() {
-                        let w = job.w.as_ptr().add(4 * i * job.row_size);
-                        let sums = match out.len() {
-                            4 => some_rows_32::<F, 4>(w, job.row_size, x, &mut ahead),
-                            3 => some_rows_32::<F, 3>(w, job.row_size, x, &mut ahead),
-                            2 => some_rows_32::<F, 2>(w, job.row_size, x, &mut ahead),
-                            _ => some_rows_32::<F, 1>(w, job.row_size, x, &mut ahead),
-                        };
-                        out.copy_from_slice(&sums[..out.len()]);
-                    }
-                }
-            }
-
-            #[target_feature(enable = $features)]
-            unsafe fn some_rows_32<F: Rows32, const R: usize>(
-                w: *const u8,
-                row_size: usize,
-                x: &[X32],
-                ahead: &mut Ahead,
-            ) -> [f32; 4] {
-                let mut acc = _mm_setzero_ps();
-                let mut at = w;
-                for (b, x) in x.iter().enumerate() {
-                    // Blocks are small: not for each of them.
-                    if b % 4 == 0 {
-                        ahead.read(4 * R * F::SIZE);
-                    }
                     let mut sums = [_mm256_setzero_si256(); 4];
-                    let mut blocks = [at; 4];
                     for r in 0..R {
-                        // SAFETY: the block of row r, by the caller.
-                        unsafe {
-                            blocks[r] = at.add(r * row_size);
-                            sums[r] = F::dot(blocks[r], x);
-                        }
+                        sums[r] = F::dot(w[r], x);
                     }
-                    // SAFETY: the blocks from above.
-                    let (d, m) = unsafe { F::scales(blocks) };
+                    let (d, m) = F::scales(w);
                     let sum = sum_lanes(sums);
                     let sum = _mm_sub_epi32(sum, _mm_set1_epi32(F::OFFSET * x.sum));
                     let d = _mm_mul_ps(d, _mm_set1_ps(x.d));
-                    acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), d, acc);
+                    let acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), d, acc);
                     if F::MINS {
-                        acc = _mm_fmadd_ps(m, _mm_set1_ps(x.s), acc);
+                        _mm_fmadd_ps(m, _mm_set1_ps(x.s), acc)
+                    } else {
+                        acc
                     }
-                    at = at.wrapping_add(F::SIZE);
                 }
-                let mut out = [0.0; 4];
-                // SAFETY: four values.
-                unsafe { _mm_storeu_ps(out.as_mut_ptr(), acc) };
-                out
             }
         }
     };
@@ -280,3 +235,66 @@ drivers!(
     avx512,
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 );
+
+pub(super) fn kernel_avx2(ty: GgmlType) -> Option<(Form, RowsFn)> {
+    Some(match ty {
+        GgmlType::Q4_0 => (Form::X32, rows_32::<q4_0::avx2::Q4_0> as _),
+        GgmlType::Q4_1 => (Form::X32, rows_32::<q4_0::avx2::Q4_1> as _),
+        GgmlType::Q5_0 => (Form::X32, rows_32::<q5_0::avx2::Q5_0> as _),
+        GgmlType::Q5_1 => (Form::X32, rows_32::<q5_0::avx2::Q5_1> as _),
+        GgmlType::Q8_0 => (Form::X32, rows_32::<q8_0::avx2::Q8_0> as _),
+        GgmlType::IQ4_NL => (Form::X32, rows_32::<iq4_nl::avx2::IQ4NL> as _),
+        GgmlType::MXFP4 => (Form::X32, rows_32::<mxfp4::avx2::MXFP4> as _),
+        GgmlType::Q2_K => (Form::X256, avx2::rows_256::<q2_k::avx2::Q2K> as _),
+        GgmlType::Q3_K => (Form::X256, avx2::rows_256::<q3_k::avx2::Q3K> as _),
+        GgmlType::Q4_K => (Form::X256, avx2::rows_256::<q4_k::avx2::Q4K> as _),
+        GgmlType::Q5_K => (Form::X256, avx2::rows_256::<q5_k::avx2::Q5K> as _),
+        GgmlType::Q6_K => (Form::X256, avx2::rows_256::<q6_k::avx2::Q6K> as _),
+        GgmlType::IQ4_XS => (Form::X256, avx2::rows_256::<iq4_xs::avx2::IQ4XS> as _),
+        _ => return None,
+    })
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn rows_32<F: Rows32>(job: &Rows<'_>, out: &mut [f32]) {
+    // SAFETY: by the caller.
+    unsafe {
+        let x = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);
+        let mut ahead = Ahead::new(job);
+        for (i, out) in out.chunks_mut(4).enumerate() {
+            let w = job.w.as_ptr().add(4 * i * job.row_size);
+            let sums = match out.len() {
+                4 => some_rows_32::<F, 4>(w, job.row_size, x, &mut ahead),
+                3 => some_rows_32::<F, 3>(w, job.row_size, x, &mut ahead),
+                2 => some_rows_32::<F, 2>(w, job.row_size, x, &mut ahead),
+                _ => some_rows_32::<F, 1>(w, job.row_size, x, &mut ahead),
+            };
+            out.copy_from_slice(&sums[..out.len()]);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn some_rows_32<F: Rows32, const R: usize>(
+    first: *const u8,
+    row_size: usize,
+    x: &[X32],
+    ahead: &mut Ahead,
+) -> [f32; 4] {
+    let mut acc = _mm_setzero_ps();
+    // Rows that are missing repeat the first one.
+    let mut w = std::array::from_fn(|r| first.wrapping_add(if r < R { r * row_size } else { 0 }));
+    for (b, x) in x.iter().enumerate() {
+        // Blocks are small: not for each of them.
+        if b % 4 == 0 {
+            ahead.read(4 * R * F::SIZE);
+        }
+        // SAFETY: blocks of the rows, by the caller.
+        acc = unsafe { avx2::block_32::<F, R>(w, x, acc) };
+        w = w.map(|w| w.wrapping_add(F::SIZE));
+    }
+    let mut out = [0.0; 4];
+    // SAFETY: four values.
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), acc) };
+    out
+}

@@ -22,13 +22,6 @@ pub(super) fn sum_half_lanes(v: [__m128i; 4]) -> __m128i {
     _mm_hadd_epi32(_mm_hadd_epi32(v[0], v[1]), _mm_hadd_epi32(v[2], v[3]))
 }
 
-/// Adds the upper half to the lower one.
-#[inline]
-#[target_feature(enable = "avx2,avx512f")]
-pub(super) fn fold_512(v: __m512i) -> __m256i {
-    _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v))
-}
-
 /// Sums of four neighbouring products of unsigned and signed bytes. Pairs of products must fit 16 bits, which
 /// holds for factors below 128.
 #[inline]
@@ -63,6 +56,22 @@ pub(super) unsafe fn nibbles_32(p: *const u8) -> __m256i {
     let packed = unsafe { _mm_loadu_si128(p.cast()) };
     let both = _mm256_set_m128i(_mm_srli_epi16::<4>(packed), packed);
     _mm256_and_si256(both, _mm256_set1_epi8(15))
+}
+
+/// Four times 16 bytes of nibbles, `stride` bytes apart: all low ones, then the high ones.
+///
+/// # Safety
+/// `p` is valid for them.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn nibbles_512(p: *const u8, stride: usize) -> [__m512i; 2] {
+    // SAFETY: by the caller.
+    let packed = unsafe { super::fours::sixteen_of([0, 1, 2, 3].map(|i| p.add(i * stride))) };
+    let mask = _mm512_set1_epi8(15);
+    [
+        _mm512_and_si512(packed, mask),
+        _mm512_and_si512(_mm512_srli_epi32::<4>(packed), mask),
+    ]
 }
 
 /// 32 bits to 32 bytes of 0 or -1.
