@@ -241,12 +241,7 @@ __device__ __forceinline__ void mma_group(float (&d)[16][4], const uint16_t* a, 
           "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3])
         : "l"(group_factor(a, ks)), "l"(group_factor(b, ks)), "r"(int(add)));
 }
-#else
-__device__ __forceinline__ void copies_shown() {}
-__device__ __forceinline__ void group_products_begin() {}
-__device__ __forceinline__ void group_products_end() {}
-__device__ __forceinline__ void group_products_wait() {}
-__device__ __forceinline__ void mma_group(float (&)[16][4], const uint16_t*, const uint16_t*, int, bool) {}
+#define HAS_GROUP_PRODUCTS
 #endif
 #endif
 

@@ -129,6 +129,7 @@ struct Fragments {
     }
 };
 
+#ifdef HAS_GROUP_PRODUCTS
 // The same with Hopper's products of four warps, which read shared memory on their own while the threads go on.
 struct Groups {
     float acc[16][4];  // nothing else may write there while a product is under way, not even zeros: the first product does
@@ -155,6 +156,10 @@ struct Groups {
         }
     }
 };
+#else
+// What was compiled for any device of compute capability 9 has to do without.
+using Groups = Fragments;
+#endif
 
 template <class Sums> __device__ __forceinline__ void mul_mat_f16_with(const MulMatF16& a) {
     DYNAMIC_SHARED(uint16_t, tiles);
