@@ -1,0 +1,103 @@
+//! Weights on their way to the device.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lemma_cuda::ops::Half;
+use lemma_cuda::{Gpu, Source, Uploader};
+
+use super::super::{Buf, Tensor};
+use super::{CudaWeight, pool_bytes};
+use crate::arch::{ArchModel, Binder, HParams, Widths};
+use crate::error::Error;
+use crate::gguf::GgufFile;
+use crate::kv::Layout;
+use crate::memory::show;
+use crate::report;
+
+/// Refuses a model that the device cannot hold.
+pub(super) fn check_memory(
+    gpu: &Gpu,
+    file: &GgufFile,
+    hp: &HParams,
+    widths: &Widths,
+    layout: &Layout,
+    n_ubatch: usize,
+) -> Result<(), Error> {
+    let weights = file.n_tensor_bytes();
+    let pool = pool_bytes(hp, layout);
+    let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();
+    let widest = Buf::ALL.iter().map(|&b| widths.get(b)).max().unwrap_or(0);
+    let half = Half::bytes(n_ubatch, widest);
+    let scratch = (n_ubatch * token * 6 + hp.n_vocab * 4 + half) as u64 + (64 << 20);
+    let need = weights.saturating_add(pool).saturating_add(scratch);
+    let (free, _) = gpu.memory()?;
+    if need > free as u64 {
+        return Err(report::memory(
+            format!(
+                "weights of {}, a KV pool of {} and {} of scratch",
+                show(weights),
+                show(pool),
+                show(scratch)
+            ),
+            format!(
+                "at most the {} that are free on {}",
+                show(free as u64),
+                gpu.info()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Binds every tensor to device memory; one that is bound twice (a tied output) is uploaded once.
+pub(super) fn upload(
+    gpu: &Gpu,
+    file: &GgufFile,
+    hp: &HParams,
+    on_upload: Option<fn(u64, u64)>,
+) -> Result<ArchModel<CudaWeight>, Error> {
+    let start = Instant::now();
+    let all = file.n_tensor_bytes();
+    let mut uploader = Uploader::new(gpu)?;
+    let mut known: HashMap<*const u8, CudaWeight> = HashMap::new();
+    let mut bytes = 0;
+    let mut converted: Vec<&str> = Vec::new();
+    let mut make = |t: Tensor| -> Result<CudaWeight, Error> {
+        let at = t.bytes.as_ptr();
+        if let Some(w) = known.get(&at) {
+            return Ok(w.clone());
+        }
+        let made = if t.vector {
+            let data: Vec<u8> = t.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect();
+            CudaWeight::Vec(Arc::new(gpu.buffer_of(&data)?))
+        } else {
+            if !lemma_cuda::has_kernels(t.ty) && !converted.contains(&t.ty.name()) {
+                converted.push(t.ty.name());
+                log::info!("{} has no CUDA kernels yet: converted to f16", t.ty.name());
+            }
+            CudaWeight::Mat(Arc::new(uploader.upload(Source {
+                ty: t.ty,
+                n_in: t.n_in,
+                n_row: t.n_out,
+                data: &t.bytes,
+            })?))
+        };
+        bytes += t.bytes.len() as u64;
+        if let Some(report) = on_upload {
+            report(bytes, all);
+        }
+        known.insert(at, made.clone());
+        Ok(made)
+    };
+    let model = ArchModel::bind(hp, &mut Binder::new(file, &mut make))?;
+    gpu.synchronize()?;
+    // Not every tensor of a file is one that the model uses.
+    if let Some(report) = on_upload {
+        report(all, all);
+    }
+    let s = start.elapsed().as_secs_f64();
+    log::info!("{} of weights uploaded in {s:.2} s", show(bytes));
+    Ok(model)
+}
