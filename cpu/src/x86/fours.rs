@@ -193,7 +193,7 @@ unsafe fn four_blocks<F: Four32>(w: [*const u8; 4], x: &X32x4, mut acc: __m128) 
             }
         }
         let mut sums = lanes_of_rows(sums);
-        let block = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+        let block = quarter_numbers();
         let spread =
             |p: *const f32| _mm512_permutexvar_ps(block, _mm512_castps128_ps512(_mm_loadu_ps(p)));
         if F::OFFSET != 0 {
@@ -275,8 +275,22 @@ pub(super) fn sums_of_rows(v: [__m512i; 4]) -> __m128i {
 pub(super) fn sums_of_quarters(v: __m512i) -> __m128i {
     let v = _mm512_add_epi32(v, _mm512_shuffle_epi32::<0b10_11_00_01>(v));
     let v = _mm512_add_epi32(v, _mm512_shuffle_epi32::<0b01_00_11_10>(v));
+    firsts_of_quarters(v)
+}
+
+/// The first dword of each quarter.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn firsts_of_quarters(v: __m512i) -> __m128i {
     let first = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
     _mm512_castsi512_si128(_mm512_permutexvar_epi32(first, v))
+}
+
+/// In each dword the number of its quarter.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn quarter_numbers() -> __m512i {
+    _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0)
 }
 
 /// Each quarter of a vector, four times.

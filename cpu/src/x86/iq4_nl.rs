@@ -50,7 +50,8 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
-    use super::super::fours::{Four32, dwords, halves, second_upper};
+    use super::super::fours::Four32;
+    use super::super::q4_0::avx512::Q4_0;
     use super::super::rows::Rows32;
     use super::*;
 
@@ -97,11 +98,8 @@ pub(super) mod avx512 {
         #[inline]
         #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
         unsafe fn all_scales(w: [*const u8; 4]) -> (__m512, __m512) {
-            // SAFETY: by the caller.
-            unsafe {
-                let v = second_upper(dwords(w, 0, [0, 4, 9, 13]));
-                (halves(v), _mm512_setzero_ps())
-            }
+            // SAFETY: by the caller; blocks are laid out alike.
+            unsafe { Q4_0::all_scales(w) }
         }
     }
 }

@@ -80,7 +80,7 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
-    use super::super::fours::{Dots, Four256, sums_of_rows};
+    use super::super::fours::{Dots, Four256, quarter_numbers, sums_of_rows};
     use super::*;
 
     pub(in super::super) struct IQ4XS;
@@ -140,7 +140,7 @@ pub(super) mod avx512 {
         // SAFETY: by the caller.
         let [high, low] =
             [2, 4].map(|i| unsafe { _mm512_set1_epi32(i32::from_le_bytes(bytes(w.add(i)))) });
-        let j = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+        let j = quarter_numbers();
         [0, 4].map(|first| {
             let j = _mm512_add_epi32(j, _mm512_set1_epi32(first));
             let four = _mm512_srlv_epi32(low, _mm512_slli_epi32::<2>(j));

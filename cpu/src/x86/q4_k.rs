@@ -65,7 +65,8 @@ pub(super) mod avx2 {
 
 pub(super) mod avx512 {
     use super::super::fours::{
-        Dots, Four256, sixteen_of, spread_quarters, sums_of_quarters, sums_of_rows,
+        Dots, Four256, firsts_of_quarters, sixteen_of, spread_quarters, sums_of_quarters,
+        sums_of_rows,
     };
     use super::*;
 
@@ -129,11 +130,7 @@ pub(super) mod avx512 {
             let of_x = _mm512_broadcast_i32x4(_mm_loadu_si128(x.sum32.as_ptr().cast()));
             let min_sums = sums_of_quarters(_mm512_madd_epi16(mins, of_x));
             // The first two halves of each quarter.
-            let d = _mm512_permutexvar_epi32(
-                _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0),
-                header,
-            );
-            let (d, dmin) = pairs(_mm512_castsi512_si128(d));
+            let (d, dmin) = pairs(firsts_of_quarters(header));
             Dots {
                 sums: sums_of_rows(sums),
                 d,

@@ -98,7 +98,7 @@ pub(super) mod avx2 {
 }
 
 pub(super) mod avx512 {
-    use super::super::fours::{Dots, Four256, sums_of_rows};
+    use super::super::fours::{Dots, Four256, quarter_numbers, sums_of_rows};
     use super::*;
 
     pub(in super::super) struct Q6K;
@@ -177,8 +177,7 @@ pub(super) mod avx512 {
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn pick(j: i32) -> __m512i {
-        let quarter = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-        _mm512_add_epi32(quarter, _mm512_set1_epi32(j))
+        _mm512_add_epi32(quarter_numbers(), _mm512_set1_epi32(j))
     }
 }
 
