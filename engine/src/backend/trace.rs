@@ -100,6 +100,8 @@ struct TracePass {
     masses: Vec<Vec<f32>>,
     /// Of each table: the pages that are attended in any case, and how many are in all.
     attends: Vec<(Vec<bool>, Option<usize>)>,
+    /// Of each table: the pages that the last token attended to.
+    attended: Vec<Vec<bool>>,
     outputs: Outputs,
     logits: Vec<f32>,
     named: BTreeMap<String, Vec<f32>>,
@@ -125,6 +127,7 @@ impl TraceRunner {
             tables: Vec::new(),
             masses: Vec::new(),
             attends: Vec::new(),
+            attended: Vec::new(),
             outputs: Outputs::Last,
             logits: Vec::new(),
             named: BTreeMap::new(),
@@ -144,6 +147,11 @@ impl TraceRunner {
     /// Page masses of table `t` after the last pass, `[heads, n_spans]`.
     pub fn masses(&self, t: usize) -> &[f32] {
         &self.pass.masses[t]
+    }
+
+    /// Which pages of table `t` the last token attended to, `[n_spans]`: all of them unless the policy selects.
+    pub fn attended(&self, t: usize) -> &[bool] {
+        &self.pass.attended[t]
     }
 }
 
@@ -170,6 +178,7 @@ impl Runner for TraceRunner {
             })
             .collect();
         p.masses = vec![Vec::new(); p.tables.len()];
+        p.attended = vec![Vec::new(); p.tables.len()];
         for b in Buf::ALL {
             p.bufs[b as usize] = vec![0.0; tokens.len() * p.widths.get(b)];
         }
@@ -349,17 +358,16 @@ impl TracePass {
         let bounds = self.layout.bounds && self.n() == 1;
         let (d, group) = (self.hp.head_dim, self.hp.n_head / self.hp.n_head_kv);
         let pos = self.pos + t as u32;
-        let mut keep = Vec::new();
         for table in self.layout.tables_of(il) {
             self.masses[table].clear();
             if bounds {
                 self.masses[table] = self.bound_masses(q, t, il, table);
             }
-            keep.push(if bounds {
+            self.attended[table] = if bounds {
                 self.choose(table, &self.masses[table])
             } else {
                 vec![true; self.tables[table].0.len()]
-            });
+            };
         }
         for h in 0..self.hp.n_head {
             let kv = h / group;
@@ -368,7 +376,7 @@ impl TracePass {
             let mut scores = Vec::new();
             let mut at = Vec::new();
             for (i, s) in self.tables[table].0.iter().enumerate() {
-                if !keep[table - self.layout.tables_of(il).start][i] {
+                if !self.attended[table][i] {
                     continue;
                 }
                 for row in (0..s.len).filter(|row| s.first_pos + row <= pos) {
