@@ -67,7 +67,7 @@ fn cases() -> Vec<Case> {
             }
         }
     }
-    assert!(all.len() >= 18, "only {} models", all.len());
+    assert!(all.len() >= 19, "only {} models", all.len());
     all
 }
 

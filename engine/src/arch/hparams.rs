@@ -142,7 +142,24 @@ impl HParams {
                 format!("1 to expert_count ({n_expert}, at most 4096)"),
             ));
         }
-        let n_ff = k.count("feed_forward_length", MAX_DIM)?;
+        let n_ff = if arch == "qwen3moe" {
+            if n_expert == 0 {
+                return Err(k.bad("expert_count", 0, "1 to 4096".to_owned()));
+            }
+            if let Some(s) = k.float("expert_weights_scale")?
+                && s != 0.0
+                && s != 1.0
+            {
+                return Err(k.bad("expert_weights_scale", s, "1".to_owned()));
+            }
+            match k.optional_count("expert_feed_forward_length", MAX_DIM)? {
+                Some(n) => n,
+                // Together the experts of a token are as wide as the block says.
+                None => (k.count("feed_forward_length", MAX_DIM)? / n_expert_used as usize).max(1),
+            }
+        } else {
+            k.count("feed_forward_length", MAX_DIM)?
+        };
         let eps = k.positive("attention.layer_norm_rms_epsilon", None)?;
         let n_ctx_train = k.count("context_length", u32::MAX >> 1)? as u32;
         let attn_scale = match k.float("attention.scale")? {

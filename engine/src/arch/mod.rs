@@ -7,6 +7,7 @@ mod hparams;
 mod llama;
 mod qwen2;
 mod qwen3;
+mod qwen3moe;
 mod rope;
 
 pub use bind::{Binder, Shape};
@@ -55,6 +56,7 @@ archs! {
     llama => Llama,
     qwen2 => Qwen2,
     qwen3 => Qwen3,
+    qwen3moe => Qwen3Moe,
 }
 
 /// The error for an architecture that is not in the table.
