@@ -130,7 +130,7 @@ impl CudaRunner {
         layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Self, Error> {
-        supports(o, layout)?;
+        supports(hp, o, layout)?;
         if !hp.head_dim.is_multiple_of(2) || hp.head_dim > ops::MAX_HEAD_DIM {
             let found = format!("heads of {} elements on a GPU", hp.head_dim);
             let expected = format!("an even number of at most {}", ops::MAX_HEAD_DIM);
@@ -441,8 +441,8 @@ impl Runner for CudaRunner {
     }
 }
 
-/// Refuses options of the pool that have no kernels here.
-fn supports(o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
+/// Refuses models and options of the pool that have no kernels here.
+fn supports(hp: &HParams, o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
     let kv = &o.kv;
     for (flag, ty) in [("-ctk", kv.ty_k), ("-ctv", kv.ty_v)] {
         if ty != GgmlType::F16 {
@@ -451,6 +451,7 @@ fn supports(o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
         }
     }
     let asked = [
+        (hp.sliding_window.is_some(), "sliding windows"),
         (layout.page != PAGE, "--kv-page other than 16"),
         (layout.groups > 1, "--kv-scope head"),
         (layout.dense > 0, "--kv-dense-layers"),
