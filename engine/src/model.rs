@@ -205,14 +205,9 @@ impl Model {
         }
     }
 
-    /// Whether sessions can store pages anew as other types: on the CPU, if heads are whole blocks of them.
+    /// Whether sessions can store pages anew as other types: if heads are whole blocks of them. The reference does so only when asked.
     pub(crate) fn demotes(&self, backend: BackendKind) -> bool {
-        let device = match backend {
-            BackendKind::Cuda(_) => true,
-            BackendKind::Auto => !lemma_cuda::devices().list.is_empty(),
-            BackendKind::Cpu | BackendKind::Trace => false,
-        };
-        !device && self.hp.head_dim.is_multiple_of(32)
+        backend != BackendKind::Trace && self.hp.head_dim.is_multiple_of(32)
     }
 
     /// What `auto` stands for in the pool's options when a session of this model is made with a policy that recycles, as a specification
