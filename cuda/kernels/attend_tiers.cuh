@@ -17,14 +17,25 @@ __device__ __forceinline__ uint4 eight_to_halves(uint32_t w0, uint32_t w1, uint3
     return make_uint4(a.x, a.y, b.x, b.y);
 }
 
+// Eight values as they were loaded: bytes, then the scale of their block.
+template <class T> __device__ __forceinline__ uint4 scaled_values(const uint4& raw) {
+    const uint32_t s = raw.z | raw.z << 16;
+    return each(T::eight(make_uint2(raw.x, raw.y), threadIdx.x % WARP / 4 % 4), [&](uint32_t w) { return mul_halves(w, s); });
+}
+struct RowsF16 {
+    static __device__ __forceinline__ uint4 values(const uint4& raw) { return raw; }
+};
+
 // Keys g and g + 8 of a page, dimensions 32 c + 8 t .. of them; lane = 4 g + t. Where they are SCALED, `scales` are those of the scores that
 // a lane has.
 struct RowsQ8 {
     static constexpr bool SCALED = true;
     static __device__ __forceinline__ uint4 eight(const uint2& q, int) { return eight_to_halves(q.x ^ 0x80808080u, q.y ^ 0x80808080u, 0x64806480u); }
+    static __device__ __forceinline__ uint4 values(const uint4& raw) { return scaled_values<RowsQ8>(raw); }
     static __device__ __forceinline__ int at(int d, int row, int e) { return row * d + e; }
     static __device__ __forceinline__ int scales_at(int d) { return PAGE * d; }
-    static __device__ __forceinline__ void keys(const uint8_t* page, int d, int c, uint4 (&k)[2]) {
+    static __device__ __forceinline__ void prepare(const uint8_t*, int, uint32_t*) {}
+    static __device__ __forceinline__ void keys(const uint8_t* page, int d, int c, const uint32_t*, uint4 (&k)[2]) {
         const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll
         for (int i = 0; i < 2; i++) k[i] = eight(*reinterpret_cast<const uint2*>(page + at(d, g + 8 * i, 32 * c + 8 * t)), t);
@@ -37,9 +48,11 @@ struct RowsQ4 {
         const int by = u / 2 * 4;
         return eight_to_halves(q.x >> by & 0x0f0f0f0fu, q.y >> by & 0x0f0f0f0fu, 0x64086408u);
     }
+    static __device__ __forceinline__ uint4 values(const uint4& raw) { return scaled_values<RowsQ4>(raw); }
     static __device__ __forceinline__ int at(int d, int row, int e) { return (row * d + e / TILE_ROW * TILE_ROW) / 2 + e % 16; }
     static __device__ __forceinline__ int scales_at(int d) { return PAGE * d / 2; }
-    static __device__ __forceinline__ void keys(const uint8_t* page, int d, int c, uint4 (&k)[2]) {
+    static __device__ __forceinline__ void prepare(const uint8_t*, int, uint32_t*) {}
+    static __device__ __forceinline__ void keys(const uint8_t* page, int d, int c, const uint32_t*, uint4 (&k)[2]) {
         const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
 #pragma unroll
         for (int i = 0; i < 2; i++) k[i] = eight(*reinterpret_cast<const uint2*>(page + at(d, g + 8 * i, 32 * c + 8 * t)), t);
@@ -48,44 +61,54 @@ struct RowsQ4 {
 struct TilesK3 {
     static constexpr bool SCALED = false;
     static __device__ __forceinline__ int scales_at(int) { return 0; }
-    static __device__ __forceinline__ void keys(const uint8_t* page, int, int c, uint4 (&k)[2]) {
+    // Scales of pairs of channels, then what is added, as halves: the lanes decode them once for all.
+    static __device__ __forceinline__ void prepare(const uint8_t* page, int d, uint32_t* pairs) {
+        for (int i = threadIdx.x % WARP; i < d / 2; i += WARP) {
+            const uint16_t* tile = reinterpret_cast<const uint16_t*>(page + tile_bytes(K3) * (i / 16)) + i % 16;
+            const uint32_t scales = tile[96], zeros = tile[112];
+            const float s0 = byte_scale(scales & 0xff), s1 = byte_scale(scales >> 8);
+            pairs[i] = halves(s0, s1), pairs[d / 2 + i] = halves(byte_zero(zeros, s0, 0.5f), byte_zero(zeros >> 8, s1, 0.5f));
+        }
+        __syncwarp();
+    }
+    static __device__ __forceinline__ void keys(const uint8_t* page, int d, int c, const uint32_t* pairs, uint4 (&k)[2]) {
         const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
         const uint8_t* tile = page + tile_bytes(K3) * c;
         const uint4 lo = reinterpret_cast<const uint4*>(tile)[2 * t], hi = reinterpret_cast<const uint4*>(tile)[2 * t + 1];
         const uint4 b = reinterpret_cast<const uint4*>(tile + 128)[t];
-        const uint2 ds = reinterpret_cast<const uint2*>(tile + 192)[t], zeros = reinterpret_cast<const uint2*>(tile + 224)[t];
+        const uint4 scales = reinterpret_cast<const uint4*>(pairs)[4 * c + t], zeros = reinterpret_cast<const uint4*>(pairs + d / 2)[4 * c + t];
         // Key g + 8 lies in the first bits (8, 9), in the second (10 to 14), or in both (15).
         const bool second = g >= 2 && g < 7;
-        const int by = g < 2 ? 24 + 3 * g : second ? 3 * (g - 2) : 30;
+        const int by = g < 2 ? 24 + 3 * g : second ? 3 * (g - 2) : 30, turn = (3 * g + 16) % 32;
+        uint32_t w0[4], w1[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const uint4& a = i < 2 ? lo : hi;
             const uint32_t a0 = word(a, 2 * i % 4), a1 = word(a, 2 * i % 4 + 1), both = word(b, i);
-            const uint32_t d2 = (i < 2 ? ds.x : ds.y) >> 16 * (i % 2), z2 = (i < 2 ? zeros.x : zeros.y) >> 16 * (i % 2);
-            const float d0 = byte_scale(d2 & 0xff), d1 = byte_scale(d2 >> 8 & 0xff);
-            const uint32_t d = halves(d0, d1), zero = halves(byte_zero(z2, d0, 0.5f), byte_zero(z2 >> 8, d1, 0.5f));
-            auto decode = [&](uint32_t x0, uint32_t x1) { return fma_halves(sub_halves((x0 & 7) | (x1 & 7) << 16 | WIDE, WIDE), d, zero); };
-            const uint32_t first = decode(a0 >> 3 * g, a1 >> 3 * g);
-            const uint32_t last = decode(shift_right(second ? both : a0, both >> 15, by), shift_right(second ? both >> 16 : a1, both >> 31, by));
-            if (i == 0) k[0].x = first, k[1].x = last;
-            if (i == 1) k[0].y = first, k[1].y = last;
-            if (i == 2) k[0].z = first, k[1].z = last;
-            if (i == 3) k[0].w = first, k[1].w = last;
+            // The code of one channel in the lowest bits, that of the next 16 bits above.
+            auto decode = [&](uint32_t x0, uint32_t x1) {
+                return fma_halves(sub_halves((x0 & 7) | (x1 & 0x70000) | WIDE, WIDE), word(scales, i), word(zeros, i));
+            };
+            w0[i] = decode(a0 >> 3 * g, shift_right(a1, a1, turn));
+            const uint32_t last = shift_right(second ? both >> 16 : a1, both >> 31, by);
+            w1[i] = decode(shift_right(second ? both : a0, both >> 15, by), last << 16);
         }
+        k[0] = make_uint4(w0[0], w0[1], w0[2], w0[3]), k[1] = make_uint4(w1[0], w1[1], w1[2], w1[3]);
     }
 };
 
-// Scores of a page's keys of type T.
-template <class T, int NC> __device__ __forceinline__ Scores scores_of(const uint8_t* page, int d, const Queries& q) {
+// Scores of a page's keys of type T; `pairs` is shared memory of the warp, a word for each dimension.
+template <class T, int NC> __device__ __forceinline__ Scores scores_of(const uint8_t* page, int d, const Queries& q, uint32_t* pairs) {
     const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     float c0[4] = {}, c1[4] = {};
+    T::prepare(page, d, pairs);
 #pragma unroll
     for (int c = 0; c < NC; c++) {
         if (32 * c >= d) break;
         const uint4 hi = *reinterpret_cast<const uint4*>(&q[0][g][32 * c + 8 * t]);
         const uint4 lo = *reinterpret_cast<const uint4*>(&q[1][g][32 * c + 8 * t]);
         uint4 k[2];
-        T::keys(page, d, c, k);
+        T::keys(page, d, c, pairs, k);
         float p0[4] = {}, p1[4] = {};
         float(&s0)[4] = T::SCALED ? p0 : c0;
         float(&s1)[4] = T::SCALED ? p1 : c1;
@@ -108,8 +131,9 @@ template <class T, int NC> __device__ __forceinline__ Scores scores_of(const uin
 }
 
 // The keys of a page that is not f16.
-template <int NC> __device__ __forceinline__ Scores scores_of(uint32_t type, const uint8_t* page, int d, const Queries& q) {
-    return type == K3 ? scores_of<TilesK3, NC>(page, d, q) : type == Q8_0 ? scores_of<RowsQ8, NC>(page, d, q) : scores_of<RowsQ4, NC>(page, d, q);
+template <int NC> __device__ __forceinline__ Scores scores_of(uint32_t type, const uint8_t* page, int d, const Queries& q, uint32_t* pairs) {
+    if (type == K3) return scores_of<TilesK3, NC>(page, d, q, pairs);
+    return type == Q8_0 ? scores_of<RowsQ8, NC>(page, d, q, pairs) : scores_of<RowsQ4, NC>(page, d, q, pairs);
 }
 
 // Values of a page of a head as a warp's lanes hold them, not yet decoded. HALF: they may be f16.
@@ -149,46 +173,59 @@ template <int NJ, bool HALF> struct StoredValues {
             }
         }
     }
-    // Four rows of eight dimensions as f16.
-    template <class T> __device__ __forceinline__ void decode(int j) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const uint32_t s = raw[i][j].z | raw[i][j].z << 16;
-            raw[i][j] = each(T::eight(make_uint2(raw[i][j].x, raw[i][j].y), threadIdx.x % WARP / 4 % 4), [&](uint32_t w) { return mul_halves(w, s); });
+    // Their products with the shares, added up.
+    __device__ __forceinline__ void add(uint32_t type, const Shares& s, Sums<NJ>& sum) {
+        if (type == V2) {
+            add_tiles(s, sum);
+        } else if (type == Q8_0) {
+            add_rows<RowsQ8>(s, sum);
+        } else if (type == Q4_0) {
+            add_rows<RowsQ4>(s, sum);
+        } else {
+            add_rows<RowsF16>(s, sum);
         }
     }
-    __device__ __forceinline__ void add(uint32_t type, const Shares& s, Sums<NJ>& sum) {
+
+private:
+    static __device__ __forceinline__ void add_product(float (&o)[4], const uint32_t (&a)[4], const Shares& s) {
+        o[0] *= s.old[0], o[1] *= s.old[1], o[2] *= s.old[0], o[3] *= s.old[1];
+        mma_16816(o, a, s.b);
+    }
+    template <class T> __device__ __forceinline__ void add_rows(const Shares& s, Sums<NJ>& sum) {
+#pragma unroll
+        for (int j = 0; j < NJ; j++) {
+            uint4 v[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) v[i] = T::values(raw[i][j]);
+#pragma unroll
+            for (int w = 0; w < 4; w++) {
+                const uint32_t v0 = word(v[0], w), v1 = word(v[1], w), v2 = word(v[2], w), v3 = word(v[3], w);
+                const uint32_t a[4] = {low_halves(v0, v1), high_halves(v0, v1), low_halves(v2, v3), high_halves(v2, v3)};
+                add_product(sum.o[4 * j + w], a, s);
+            }
+        }
+    }
+    __device__ __forceinline__ void add_tiles(const Shares& s, Sums<NJ>& sum) {
         const int t = threadIdx.x % 4;
 #pragma unroll
         for (int j = 0; j < NJ; j++) {
-            if (type == Q8_0) decode<RowsQ8>(j);
-            if (type == Q4_0) decode<RowsQ4>(j);
             uint32_t d[2], zero[2];
-            if (type == V2) {
 #pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    const uint32_t ds = k ? raw[2][j].y : raw[2][j].x, zeros = k ? raw[2][j].w : raw[2][j].z;
-                    const float d0 = byte_scale(ds & 0xff), d1 = byte_scale(ds >> 8);
-                    d[k] = halves(d0, d1), zero[k] = halves(byte_zero(zeros, d0, 0.125f), byte_zero(zeros >> 8, d1, 0.125f));
-                }
+            for (int k = 0; k < 2; k++) {
+                const uint32_t scales = k ? raw[2][j].y : raw[2][j].x, zeros = k ? raw[2][j].w : raw[2][j].z;
+                const float s0 = byte_scale(scales & 0xff), s1 = byte_scale(scales >> 8);
+                d[k] = halves(s0, s1), zero[k] = halves(byte_zero(zeros, s0, 0.125f), byte_zero(zeros >> 8, s1, 0.125f));
             }
 #pragma unroll
             for (int w = 0; w < 4; w++) {
-                float(&o)[4] = sum.o[4 * j + w];
-                o[0] *= s.old[0], o[1] *= s.old[1], o[2] *= s.old[0], o[3] *= s.old[1];
                 uint32_t a[4];
-                if (type == V2) {
-                    // Two tokens of a dimension are neighbours: codes 2t, 2t + 1 and 2t + 8, 2t + 9.
+                // Two tokens of a dimension are neighbours: codes 2t, 2t + 1 and 2t + 8, 2t + 9.
 #pragma unroll
-                    for (int k = 0; k < 4; k++) {
-                        const uint32_t bits = word(raw[w / 2][j], w % 2 * 2 + k % 2) >> (4 * t + k / 2 * 16);
-                        a[k] = fma_halves(sub_halves((bits & 3) | (bits & 12) << 14 | WIDE, WIDE), d[k / 2], zero[k / 2]);
-                    }
-                } else {
-                    const uint32_t v0 = word(raw[0][j], w), v1 = word(raw[1][j], w), v2 = word(raw[2][j], w), v3 = word(raw[3][j], w);
-                    a[0] = low_halves(v0, v1), a[1] = high_halves(v0, v1), a[2] = low_halves(v2, v3), a[3] = high_halves(v2, v3);
+                for (int k = 0; k < 4; k++) {
+                    const uint32_t bits = word(raw[w / 2][j], w % 2 * 2 + k % 2) >> (4 * t + k / 2 * 16);
+                    a[k] = fma_halves(sub_halves((bits & 3) | (bits & 12) << 14 | WIDE, WIDE), d[k / 2], zero[k / 2]);
                 }
-                mma_16816(o, a, s.b);
+                add_product(sum.o[4 * j + w], a, s);
             }
         }
     }

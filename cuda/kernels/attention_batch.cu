@@ -33,7 +33,11 @@ __device__ __forceinline__ void attend_page(const AttentionBatch& a, const Queri
         page.load_keys({reinterpret_cast<const uint16_t*>(tier.k), nullptr, n_kv, d}, slot_of(entry), kv);
         shares = attend_keys<NC>(page, q, seen, sum, ml);
     } else {
-        shares = share_out(scores_of<NC>(tier.type_k, page_at(tier.k, tier.type_k, slot_of(entry), n_kv, kv, d), d, q), seen, sum, ml);
+        __shared__ __align__(16) uint32_t pairs[BATCH_WARPS][MAX_D];
+        const uint8_t* keys = page_at(tier.k, tier.type_k, slot_of(entry), n_kv, kv, d);
+        const Scores scores = scores_of<NC>(tier.type_k, keys, d, q, pairs[threadIdx.x / WARP]);
+        __syncwarp();
+        shares = share_out(scores, seen, sum, ml);
     }
     values.add(tier.type_v, shares, sum);
 }

@@ -164,6 +164,8 @@ template <int NJ> struct KeysOf {
     __device__ __forceinline__ void ask_stored(const uint8_t* page, int bytes) const {
         for (int i = threadIdx.x % WARP; i < bytes / 16; i += WARP) copy16(to + 16 * i, page + 16 * i);
     }
+    // Room behind a page of k3.
+    __device__ __forceinline__ uint32_t* pairs() const { return reinterpret_cast<uint32_t*>(to + PAGE * 64 * NJ); }
     // Waits for them, and puts a key of d elements in the place of row `row` if that is one of a page.
     __device__ __forceinline__ void wait(int row, const uint16_t* key, int d) const {
         const int u = threadIdx.x % WARP;
@@ -255,7 +257,7 @@ template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __noinline__ uint32
                 const Tier tier = tiers.of(entry);
                 const uint8_t* at = tiers.page(tier.v, tier.type_v, entry);
                 keys.wait(PAGE, s.q[0][UNIT], d);
-                const Scores scores = scores_of<NC>(tier.type_k, keys.to, d, s.q);
+                const Scores scores = scores_of<NC>(tier.type_k, keys.to, d, s.q, keys.pairs());
                 __syncwarp();
                 StoredValues<NJ, false> values;
                 values.load(tier.type_v, at, 0, d, PAGE);

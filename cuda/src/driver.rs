@@ -192,12 +192,11 @@ fn grain(device: sys::CUdevice) -> usize {
     if unsafe { result::device::get_attribute(device, can) }.unwrap_or(0) == 0 {
         return 0;
     }
-    let mut bytes = 0;
+    let (mut bytes, memory) = (0, memory_of(device));
     let least = G::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
     // SAFETY: both pointers are good for the call.
-    let answer = unsafe {
-        sys::cuMemGetAllocationGranularity(&raw mut bytes, &raw const memory_of(device), least)
-    };
+    let answer =
+        unsafe { sys::cuMemGetAllocationGranularity(&raw mut bytes, &raw const memory, least) };
     answer.result().map_or(0, |()| bytes)
 }
 
@@ -277,7 +276,7 @@ impl Device for Driver {
 
     unsafe fn back(&self, at: u64, bytes: usize) -> Result<u64> {
         self.bind()?;
-        let mut name = 0;
+        let (mut name, memory) = (0, memory_of(self.device));
         let access = sys::CUmemAccessDesc_st {
             location: place_of(self.device),
             flags: sys::CUmemAccess_flags_enum::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
@@ -285,7 +284,7 @@ impl Device for Driver {
         // SAFETY: pointers are good for the calls; the address is reserved and free, by the caller's promise. Memory that was made is
         // released if it cannot be brought there.
         unsafe {
-            let made = sys::cuMemCreate(&raw mut name, bytes, &raw const memory_of(self.device), 0);
+            let made = sys::cuMemCreate(&raw mut name, bytes, &raw const memory, 0);
             made.result()
                 .map_err(|e| error(&format!("{} MiB of device memory", bytes >> 20), e))?;
             let mapped = sys::cuMemMap(at, bytes, 0, name, 0).result();

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
 pub mod pages;
+pub mod pool;
 
 use lemma_cuda::{Buffer, Gpu, View};
 

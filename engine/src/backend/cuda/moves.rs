@@ -119,3 +119,108 @@ impl Moves {
         self.first[region * layout.n_tiers() + usize::from(tier)] + slot as usize
     }
 }
+
+#[cfg(all(test, feature = "cuda-emulate"))]
+mod tests {
+    use std::collections::HashMap;
+
+    use lemma_cuda::ops::Tier;
+
+    use super::*;
+    use crate::kv::policy;
+    use crate::options::KvOptions;
+
+    type Slots = HashMap<(u32, u32), usize>;
+
+    /// What is in a slot; a page that has no tokens yet may be moved as well.
+    fn held(slots: &Slots, at: (u32, u32)) -> usize {
+        slots.get(&at).copied().unwrap_or(usize::MAX)
+    }
+
+    #[test]
+    fn moves_of_a_launch_have_nothing_in_common() {
+        let gpu = Gpu::emulated(false);
+        let h = Heads {
+            n_head: 1,
+            n_head_kv: 1,
+            head_dim: 32,
+        };
+        let memory = gpu.alloc(1024).unwrap();
+        let tiers = Tier::f16(memory.view(), memory.view()).alone();
+        for spec in [
+            "raas:demote=q8_0+q4_0+k3/v2",
+            "random:demote=q8_0:0.2+k3/v2:0.7",
+            "lrfu:demote=q8_0+k3/v2,budget_scope=model",
+            "window:demote=q4_0,budget_scope=model",
+        ] {
+            let mut o = KvOptions::default();
+            o.apply(spec).unwrap();
+            o.recent = 2;
+            let layout = Layout::new(&o, 4, 1, 12, 4096);
+            let policy = policy::find(&o.policy).unwrap();
+            let mut cache = Cache::with_layout(&o, policy, layout.clone());
+            let regions = vec![tiers; layout.n_regions()];
+            let mut moves = Moves::new(&gpu, h, &regions, &layout).unwrap();
+            let (mut together, mut launches) = (0, 0);
+            // What is in each slot, by order and by launches.
+            let mut slots = Slots::new();
+            for step in 0..900 {
+                let n = if step % 50 == 0 {
+                    cache.batch().min(70)
+                } else {
+                    1
+                };
+                cache.begin(n, false).unwrap();
+                moves.plan(&cache);
+                let mut want = slots.clone();
+                for d in cache.demoted() {
+                    let region = layout.region_of(d.il) as u32;
+                    let at = |tier, slot| (region, ops::slot_of(tier, slot));
+                    let page = held(&want, at(d.page.tier, d.page.slot));
+                    want.insert(at(d.tier, d.slot), page);
+                    if let Some(h) = d.heir {
+                        let page = held(&want, at(0, h.slot));
+                        want.insert(at(0, d.page.slot), page);
+                    }
+                }
+                for launch in moves.list.chunk_by(|a, b| a.0 == b.0) {
+                    let ends = launch
+                        .iter()
+                        .flat_map(|m| [(m.1[0], m.1[1]), (m.1[0], m.1[2])]);
+                    let mut ends: Vec<_> = ends.collect();
+                    let all = ends.len();
+                    ends.sort_unstable();
+                    ends.dedup();
+                    assert_eq!(ends.len(), all, "{spec}, step {step}");
+                    together += launch.len();
+                    launches += 1;
+                    for (_, [region, from, to, _]) in launch {
+                        let page = held(&slots, (*region, *from));
+                        slots.insert((*region, *to), page);
+                    }
+                }
+                assert_eq!(slots, want, "{spec}, step {step}");
+                // New tokens are stored behind the moves.
+                for (t, table) in cache.tables().iter().enumerate() {
+                    let region = layout.region_of(t) as u32;
+                    for p in &table.places {
+                        slots.insert((region, p.slot), 1000 * step + t);
+                    }
+                }
+                assert!(moves.launches.iter().all(|&n| n == 0));
+                for t in 0..cache.tables().len() {
+                    let n = cache.tables()[t].pages.len();
+                    let mass: Vec<f32> = (0..n)
+                        .map(|i| ((i * 7 + step + t) % 11) as f32 / 11.0)
+                        .collect();
+                    cache.end_table(t, &mass, 1);
+                }
+            }
+            // How many there are of one launch is up to the policy: what has just come may go on at once.
+            assert!(
+                launches > 30 && together > launches,
+                "{spec}: {together} in {launches}"
+            );
+        }
+    }
+}
