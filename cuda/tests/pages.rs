@@ -243,6 +243,9 @@ fn memory_comes_and_goes_at_the_same_address() {
             if gpu.can_stretch() {
                 assert!(all.backed().bytes() < n + (4 << 20));
             }
+            if n == 0 {
+                continue;
+            }
             let got = gpu.read(at.slice(0, n)).expect("read");
             assert!(got[..kept] == what[..kept], "{gpu:?}: what was there stays");
             // Pieces are larger than what was asked for, so that more may stay.

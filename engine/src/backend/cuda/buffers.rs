@@ -172,7 +172,9 @@ impl Pool {
                 let mut new = part(gpu, layout, i % n, bytes)?;
                 let kept = old.backed();
                 new.back(new.backed().bytes().max(kept.bytes()))?;
-                gpu.copy(new.view().slice(0, kept.bytes()), kept)?;
+                if kept.bytes() > 0 {
+                    gpu.copy(new.view().slice(0, kept.bytes()), kept)?;
+                }
                 *old = new;
             }
         }
