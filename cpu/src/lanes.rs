@@ -131,6 +131,14 @@ multiversion! {
         }
     }
 
+    /// `gate[i] = g * sigmoid(1.702 g) * (u + 1)`, `g` at most 7 and `u` within 7 of zero: what gpt-oss has for `swiglu`.
+    pub(crate) fn swiglu_oai(gate: &mut [f32], up: &[f32]) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            let (x, u) = (g.min(7.0), u.clamp(-7.0, 7.0));
+            *g = x / (1.0 + exp::<FMA>(-1.702 * x)) * (u + 1.0);
+        }
+    }
+
     /// `x[i] = gelu(x[i])` by the tanh formula.
     pub(crate) fn gelu(x: &mut [f32]) {
         for x in x {
@@ -296,12 +304,16 @@ mod tests {
                 let want = f64::from(x[i]) / (mean + 1e-6).sqrt() * f64::from(w[i]);
                 assert!((f64::from(y[i]) - want).abs() < 3e-7 * want.abs().max(0.1));
             }
-            let (mut s, mut g) = (x.clone(), x.clone());
+            let (mut s, mut g, mut o) = (x.clone(), x.clone(), x.clone());
             swiglu(isa, &mut s, &w);
+            swiglu_oai(isa, &mut o, &w);
             geglu(isa, &mut g, &w);
             for i in 0..133 {
                 let (x, w) = (f64::from(x[i]), f64::from(w[i]));
                 assert!((f64::from(s[i]) - x / (1.0 + (-x).exp()) * w).abs() < 1e-6);
+                let (most, up) = (x.min(7.0), w.clamp(-7.0, 7.0) + 1.0);
+                let want = most / (1.0 + (-1.702 * most).exp()) * up;
+                assert!((f64::from(o[i]) - want).abs() < 1e-5 * want.abs().max(1.0));
                 let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
                 assert!((f64::from(g[i]) - 0.5 * x * (1.0 + u.tanh()) * w).abs() < 1e-6);
             }

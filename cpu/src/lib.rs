@@ -30,7 +30,9 @@ mod x86;
 
 pub use isa::{Isa, IsaFlags};
 pub use kv::{KvLayer, KvShape, Move, PAGE, PageRef, Place};
-pub use ops::{Attention, Estimate, Gating, KeyBounds, Limits, MoeFfn, Ops, Pass, RopeMode};
+pub use ops::{
+    Act, Attention, Estimate, Gating, KeyBounds, Limits, MoeBias, MoeFfn, Ops, Pass, RopeMode,
+};
 pub use shared::Shared;
 pub use team::{Team, Worker, default_threads};
 pub use tensor::{Experts, Mat, MulMat};

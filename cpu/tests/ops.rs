@@ -2,7 +2,7 @@
 
 mod common;
 use common::*;
-use lemma_cpu::{Experts, Gating, Isa, Limits, Mat, MoeFfn, Pass, RopeMode, Shared};
+use lemma_cpu::{Act, Experts, Gating, Isa, Limits, Mat, MoeBias, MoeFfn, Pass, RopeMode, Shared};
 use lemma_quant::GgmlType;
 
 /// Runs `step` everywhere; returns what is in `out` afterwards, which must be the same for any number of workers.
@@ -199,16 +199,24 @@ fn mixtures_of_experts() {
     let mut random = Random(25);
     let (n_embd, n_ff, n_expert, n_used) = (64, 96, 7, 3);
     for n_tokens in [1, 2, 9] {
-        for (gating, norm_topk, with_bias) in [
-            (Gating::Softmax, true, false),
-            (Gating::Softmax, false, false),
-            (Gating::Sigmoid, true, true),
+        for (gating, norm_topk, with_bias, act) in [
+            (Gating::Softmax, true, false, Act::Swiglu),
+            (Gating::Softmax, false, false, Act::Swiglu),
+            (Gating::Sigmoid, true, true, Act::Swiglu),
+            (Gating::Softmax, true, true, Act::SwigluOai),
         ] {
             let ty = GgmlType::F16;
             let router = quantize(GgmlType::F32, &random.vec(n_expert * n_embd));
             let [gate, up, down] =
                 [0; 3].map(|_| quantize(ty, &random.vec(n_expert * n_ff * n_embd)));
             let choice_bias = random.vec(n_expert);
+            let [r, g, u, d] = [1, n_ff, n_ff, n_embd].map(|n| random.vec(n_expert * n));
+            let bias = (act == Act::SwigluOai).then_some(MoeBias {
+                router: &r,
+                gate: &g,
+                up: &u,
+                down: &d,
+            });
             let x = random.vec(n_tokens * n_embd);
             let start = random.vec(n_tokens * n_embd);
             let experts = |n_in, n_out, data| Experts {
@@ -223,6 +231,8 @@ fn mixtures_of_experts() {
                 gate: experts(n_embd, n_ff, &gate),
                 up: experts(n_embd, n_ff, &up),
                 down: experts(n_ff, n_embd, &down),
+                bias,
+                act,
                 n_expert_used: n_used,
                 gating,
                 choice_bias: with_bias.then_some(&choice_bias[..]),
@@ -258,16 +268,16 @@ fn mixtures_of_experts() {
 
 fn moe(f: &MoeFfn<'_>, x: &[f32], start: &[f32]) -> Vec<f64> {
     let n_embd = f.gate.n_in;
-    let times = |w: Mat<'_>, x: &[f64]| -> Vec<f64> {
+    let times = |w: Mat<'_>, x: &[f64], bias: Option<&[f32]>| -> Vec<f64> {
         let row = |r| dequantize(w.ty, w.row(r), w.n_in);
-        (0..w.n_out)
-            .map(|r| row(r).iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum())
-            .collect()
+        let product = |r| -> f64 { row(r).iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum() };
+        let bias = |r: usize| bias.map_or(0.0, |b| f64::from(b[r]));
+        (0..w.n_out).map(|r| product(r) + bias(r)).collect()
     };
     let mut out: Vec<f64> = start.iter().map(|x| f64::from(*x)).collect();
     for (x, out) in x.chunks_exact(n_embd).zip(out.chunks_exact_mut(n_embd)) {
         let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-        let logits = times(f.router, &x);
+        let logits = times(f.router, &x, f.bias.map(|b| b.router));
         let total: f64 = logits.iter().map(|l| l.exp()).sum();
         let p: Vec<f64> = logits
             .iter()
@@ -283,9 +293,27 @@ fn moe(f: &MoeFfn<'_>, x: &[f32], start: &[f32]) -> Vec<f64> {
         let sum: f64 = chosen.iter().map(|e| p[*e]).sum();
         for e in chosen {
             let weight = p[*e] / if f.norm_topk { sum } else { 1.0 } * f64::from(f.weights_scale);
-            let (gate, up) = (times(f.gate.expert(*e), &x), times(f.up.expert(*e), &x));
-            let hidden: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| silu(*g) * u).collect();
-            for (out, y) in out.iter_mut().zip(times(f.down.expert(*e), &hidden)) {
+            let part = |i: usize| {
+                let all = f.bias.map(|b| [b.gate, b.up, b.down][i])?;
+                let n = all.len() / f.gate.n_expert;
+                Some(&all[e * n..(e + 1) * n])
+            };
+            let (gate, up) = (
+                times(f.gate.expert(*e), &x, part(0)),
+                times(f.up.expert(*e), &x, part(1)),
+            );
+            let act = |(g, u): (&f64, &f64)| match f.act {
+                Act::Swiglu => silu(*g) * u,
+                Act::SwigluOai => {
+                    let g = g.min(7.0);
+                    g / (1.0 + (-1.702 * g).exp()) * (u.clamp(-7.0, 7.0) + 1.0)
+                }
+            };
+            let hidden: Vec<f64> = gate.iter().zip(&up).map(act).collect();
+            for (out, y) in out
+                .iter_mut()
+                .zip(times(f.down.expert(*e), &hidden, part(2)))
+            {
                 *out += weight * y;
             }
         }

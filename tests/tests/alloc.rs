@@ -51,6 +51,7 @@ fn a_decode_step_allocates_nothing() {
         "llama-moe",
         "qwen2-gqa-tied",
         "qwen3-tied",
+        "gpt-oss",
     ] {
         // Every policy, and every option that has a path of its own in a step.
         let options = [

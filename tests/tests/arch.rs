@@ -67,7 +67,7 @@ fn cases() -> Vec<Case> {
             }
         }
     }
-    assert!(all.len() >= 18, "only {} models", all.len());
+    assert!(all.len() >= 20, "only {} models", all.len());
     all
 }
 
@@ -218,6 +218,8 @@ fn each_arch() -> Vec<Case> {
         "llama-q-q4_k_m.gguf",
         "qwen2-gqa-tied.gguf",
         "qwen3-tied.gguf",
+        "qwen3moe.gguf",
+        "gpt-oss.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

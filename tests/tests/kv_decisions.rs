@@ -5,13 +5,18 @@
 //! which time stamp and what mass. The traces in `data/kv` were written with `--trace` and `--gguf` (the weights of the bundled file,
 //! arithmetic in f32), so the engine runs its scalar reference here, whose pool is f32 too.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use lemma_engine::kv::Recycled;
+use lemma_engine::arch::HParams;
+use lemma_engine::backend::trace::TraceRunner;
+use lemma_engine::backend::{Outputs, Runner};
+use lemma_engine::gguf::GgufFile;
+use lemma_engine::kv::{Attend, Cache, Layout, Recycled, policy};
 use lemma_engine::model::Model;
-use lemma_engine::options::{BackendKind, KvBudget, LoadOptions};
+use lemma_engine::options::{BackendKind, KvBudget, KvOptions, LoadOptions};
 use lemma_engine::session::Session;
 use serde_json::Value;
 
@@ -35,31 +40,41 @@ struct Eviction {
     w: f32,
 }
 
+/// A number of a line of a trace; 0 if it is not there.
+fn number(line: &Value, key: &str) -> u32 {
+    line[key].as_u64().unwrap_or(0) as u32
+}
+
+/// A list of numbers of a line of a trace.
+fn numbers(line: &Value, key: &str) -> Vec<u32> {
+    let all = line[key].as_array().unwrap().iter();
+    all.map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+/// The first line of a trace and the others.
+fn lines(name: &str) -> (Value, Vec<Value>) {
+    let path = lemma_tests::data().join("kv").join(name);
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut lines = text.lines().map(|l| serde_json::from_str(l).unwrap());
+    (lines.next().unwrap(), lines.collect())
+}
+
 impl Trace {
-    fn read(path: &Path) -> Self {
-        let text = std::fs::read_to_string(path).unwrap();
-        let mut lines = text
-            .lines()
-            .map(|l| serde_json::from_str::<Value>(l).unwrap());
-        let head = lines.next().unwrap();
-        let number = |v: &Value, key: &str| v[key].as_u64().unwrap_or(0) as u32;
-        let ids = |key: &str| {
-            let ids = head[key].as_array().unwrap().iter();
-            ids.map(|v| v.as_u64().unwrap() as u32).collect()
-        };
+    fn read(name: &str) -> Self {
+        let (head, lines) = lines(name);
         Self {
             policy: head["policy"].as_str().unwrap().to_owned(),
             n_slots: number(&head, "pages"),
             page: number(&head, "page"),
-            prompt: ids("prompt"),
-            reply: ids("reply"),
-            evicted: lines
+            prompt: numbers(&head, "prompt"),
+            reply: numbers(&head, "reply"),
+            evicted: (lines.iter())
                 .map(|v| Eviction {
-                    step: number(&v, "step"),
-                    layer: number(&v, "layer"),
-                    group: number(&v, "head"),
-                    page: number(&v, "page"),
-                    stamp: number(&v, "stamp"),
+                    step: number(v, "step"),
+                    layer: number(v, "layer"),
+                    group: number(v, "head"),
+                    page: number(v, "page"),
+                    stamp: number(v, "stamp"),
                     w: v["w"].as_f64().unwrap() as f32,
                 })
                 .collect(),
@@ -117,8 +132,7 @@ fn recycled(trace: &Trace) -> Vec<Eviction> {
 }
 
 fn compare(name: &str) {
-    let path = lemma_tests::data().join("kv").join(name);
-    let trace = Trace::read(&path);
+    let trace = Trace::read(name);
     let got = recycled(&trace);
     assert!(trace.evicted.len() > 100, "{name}: too few to tell");
     for (i, (a, b)) in got.iter().zip(&trace.evicted).enumerate() {
@@ -128,6 +142,51 @@ fn compare(name: &str) {
         assert!(same, "{name}, number {i}: {a:?}, the reference has {b:?}");
     }
     assert_eq!(got.len(), trace.evicted.len(), "{name}");
+}
+
+/// `quest` forgets nothing; what is compared is which pages each layer attends to in each step, the prompt's aside.
+#[test]
+fn quest() {
+    let (head, lines) = lines("rec-500-256-quest.jsonl");
+    let (prompt, reply) = (numbers(&head, "prompt"), numbers(&head, "reply"));
+    let file = GgufFile::open(&model()).unwrap();
+    let hp = HParams::read(&file).unwrap();
+    let kv = KvOptions::default();
+    let all = (prompt.len() + reply.len()).div_ceil(number(&head, "page") as usize);
+    let mut layout = Layout::new(&kv, hp.n_layer, hp.n_head_kv, all, hp.n_ctx_train as usize);
+    layout.bounds = true;
+    layout.attend = Some(Attend {
+        pages: number(&head, "pages") as usize,
+        beside_pinned: false,
+    });
+    let mut runner = TraceRunner::new(&file, &hp, &layout).unwrap();
+    let mut cache = Cache::with_layout(&kv, policy::find("quest").unwrap(), layout);
+    let mut run = |tokens: &[u32], pin| {
+        cache.begin(tokens.len(), pin).unwrap();
+        runner.run(tokens, &mut cache, Outputs::Last).unwrap();
+        let attended = |il: usize| {
+            let pages = cache.tables()[il].pages.iter().zip(runner.attended(il));
+            let chosen = pages.filter(|(p, yes)| !p.pinned && **yes);
+            chosen.map(|(p, _)| p.first_pos).collect()
+        };
+        (0..hp.n_layer)
+            .map(attended)
+            .collect::<Vec<BTreeSet<u32>>>()
+    };
+    run(&prompt, true);
+    let mut want = vec![BTreeSet::new(); hp.n_layer];
+    let mut left = lines.iter().peekable();
+    for (step, &token) in (prompt.len() as u32..).zip(&reply) {
+        while let Some(line) = left.next_if(|line| number(line, "step") == step) {
+            let pages = &mut want[number(line, "layer") as usize];
+            pages.extend(numbers(line, "in"));
+            for page in numbers(line, "out") {
+                assert!(pages.remove(&page), "{line}");
+            }
+        }
+        assert_eq!(run(&[token], false), want, "step {step}");
+    }
+    assert!(left.next().is_none() && lines.len() > 1000);
 }
 
 #[test]

@@ -99,6 +99,21 @@ impl Pass<'_> {
         self.barrier();
     }
 
+    /// `out = g * sigmoid(1.702 g) * (u + 1)` for `n` elements, where `g` is the gate, 7 at most, and `u` is `up`, within 7 of zero.
+    /// `out` may be `gate`.
+    pub fn swiglu_oai(&self, out: &Shared<f32>, gate: &Shared<f32>, up: &Shared<f32>, n: usize) {
+        self.check("swiglu_oai", &[id(out), id(gate), id(up), n]);
+        assert!(
+            !out.is(up),
+            "swiglu_oai: the output is not the second factor"
+        );
+        let range = self.w.range(n, LANES);
+        // SAFETY: `up` is only read.
+        let up = unsafe { up.slice(range.clone()) };
+        lanes::swiglu_oai(self.isa, self.start_from(out, gate, range), up);
+        self.barrier();
+    }
+
     /// `out = gelu(gate) * up` for `n` elements, gelu by the tanh formula. `out` may be `gate`.
     pub fn geglu(&self, out: &Shared<f32>, gate: &Shared<f32>, up: &Shared<f32>, n: usize) {
         self.check("geglu", &[id(out), id(gate), id(up), n]);

@@ -33,7 +33,7 @@ mod products;
 pub use attention::Attention;
 pub use bounds::{Estimate, KeyBounds};
 pub use elementwise::RopeMode;
-pub use moe::{Gating, MoeFfn};
+pub use moe::{Act, Gating, MoeBias, MoeFfn};
 
 use crate::{Isa, Shared, Team, Worker};
 use std::cell::Cell;

@@ -16,7 +16,29 @@ pub enum Gating {
     Sigmoid,
 }
 
-/// A feed-forward layer of experts: `sum over the best experts of weight * down(silu(gate x) * up x)`.
+/// What an expert makes of its gate and what goes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// [`Pass::swiglu`]
+    Swiglu,
+    /// [`Pass::swiglu_oai`]
+    SwigluOai,
+}
+
+/// What is added to the products of a layer of experts.
+#[derive(Clone, Copy, Debug)]
+pub struct MoeBias<'a> {
+    /// `[n_expert]`
+    pub router: &'a [f32],
+    /// `[n_expert, n_ff]`
+    pub gate: &'a [f32],
+    /// `[n_expert, n_ff]`
+    pub up: &'a [f32],
+    /// `[n_expert, n_embd]`
+    pub down: &'a [f32],
+}
+
+/// A feed-forward layer of experts: `sum over the best experts of weight * down(act(gate x, up x))`.
 #[derive(Clone, Copy)]
 pub struct MoeFfn<'a> {
     /// `n_embd` to a logit for each expert.
@@ -27,6 +49,10 @@ pub struct MoeFfn<'a> {
     pub up: Experts<'a>,
     /// `n_ff` to `n_embd`.
     pub down: Experts<'a>,
+    /// Added to products.
+    pub bias: Option<MoeBias<'a>>,
+    /// Between them.
+    pub act: Act,
     /// Experts that a token uses.
     pub n_expert_used: usize,
     /// From logits to weights.
@@ -108,13 +134,14 @@ impl Pass<'_> {
         let (n_embd, n_ff, n_used) = (f.gate.n_in, f.gate.n_out, f.n_expert_used);
         assert!(n_tokens * n_embd <= s.x.len() && n_tokens * n_ff <= s.gate.len() && !out.is(x));
         assert!(n_used <= self.limits.n_expert_used && f.router.n_out <= self.limits.n_expert);
-        let product = |out, w| MulMat {
+        let product = |out, w, bias| MulMat {
             out,
             out_add: false,
             w,
-            bias: None,
+            bias,
         };
-        self.mul_mat(product(&s.logits, f.router), x, n_tokens);
+        let router = product(&s.logits, f.router, f.bias.map(|b| b.router));
+        self.mul_mat(router, x, n_tokens);
         for t in self.w.range(n_tokens, 1) {
             let n_expert = f.router.n_out;
             // SAFETY: a token's rows are this worker's.
@@ -129,13 +156,22 @@ impl Pass<'_> {
         }
         self.barrier();
         let expert = |e: usize, x: &Shared<f32>, n: usize| {
+            let hidden = e * n_ff..(e + 1) * n_ff;
+            let [gate, up] = [
+                f.bias.map(|b| &b.gate[hidden.clone()]),
+                f.bias.map(|b| &b.up[hidden.clone()]),
+            ];
+            let down = f.bias.map(|b| &b.down[e * n_embd..(e + 1) * n_embd]);
             let hidden = [
-                product(&s.gate, f.gate.expert(e)),
-                product(&s.up, f.up.expert(e)),
+                product(&s.gate, f.gate.expert(e), gate),
+                product(&s.up, f.up.expert(e), up),
             ];
             self.mul_mats(&hidden, x, n);
-            self.swiglu(&s.gate, &s.gate, &s.up, n * n_ff);
-            self.mul_mat(product(&s.y, f.down.expert(e)), &s.gate, n);
+            match f.act {
+                Act::Swiglu => self.swiglu(&s.gate, &s.gate, &s.up, n * n_ff),
+                Act::SwigluOai => self.swiglu_oai(&s.gate, &s.gate, &s.up, n * n_ff),
+            }
+            self.mul_mat(product(&s.y, f.down.expert(e), down), &s.gate, n);
         };
         let columns = self.w.range(n_embd, LANES);
         // Columns of `out` that are this worker's: `+= weight * y` for a token and the `j`th of its experts.

@@ -4,7 +4,7 @@ use lemma_quant::GgmlType;
 
 use super::HParams;
 pub use super::hparams::Shape;
-use crate::backend::{Linear, Moe, Tensor};
+use crate::backend::{Act, Linear, Moe, MoeBias, Tensor};
 use crate::error::Error;
 use crate::gguf::GgufFile;
 use crate::report;
@@ -92,21 +92,46 @@ impl<'a, W> Binder<'a, W> {
             n_expert_used: hp.n_expert_used,
             n_ff,
             norm_topk,
+            bias: None,
+            act: Act::Swiglu,
         })
     }
 
+    /// Biases of a mixture-of-experts block; all of them.
+    pub(super) fn moe_bias(&mut self, hp: &HParams) -> Result<MoeBias<W>, Error> {
+        let (n_embd, n_ff, n_expert) = (hp.n_embd, hp.n_ff, hp.n_expert);
+        Ok(MoeBias {
+            gate_inp: self.table("ffn_gate_inp.bias", &[n_expert])?,
+            gate_exps: self.table("ffn_gate_exps.bias", &[n_ff, n_expert])?,
+            up_exps: self.table("ffn_up_exps.bias", &[n_ff, n_expert])?,
+            down_exps: self.table("ffn_down_exps.bias", &[n_embd, n_expert])?,
+        })
+    }
+
+    /// Numbers that are added, not multiplied with, whatever their shape; bound as one vector.
+    fn table(&mut self, name: &str, dims: &[usize]) -> Result<W, Error> {
+        let found = self.find(name, dims, true)?;
+        found.ok_or_else(|| self.missing(name, dims))
+    }
+
     fn required(&mut self, name: &str, dims: &[usize]) -> Result<W, Error> {
-        match self.optional(name, dims)? {
-            Some(w) => Ok(w),
-            None => Err(report::malformed(
-                self.file.name(),
-                format!("tensor {}{name} is missing", self.prefix),
-                format!("a tensor of shape {}", show(dims)),
-            )),
-        }
+        let found = self.optional(name, dims)?;
+        found.ok_or_else(|| self.missing(name, dims))
+    }
+
+    fn missing(&self, name: &str, dims: &[usize]) -> Error {
+        report::malformed(
+            self.file.name(),
+            format!("tensor {}{name} is missing", self.prefix),
+            format!("a tensor of shape {}", show(dims)),
+        )
     }
 
     fn optional(&mut self, name: &str, dims: &[usize]) -> Result<Option<W>, Error> {
+        self.find(name, dims, dims.len() == 1)
+    }
+
+    fn find(&mut self, name: &str, dims: &[usize], vector: bool) -> Result<Option<W>, Error> {
         let full = format!("{}{name}", self.prefix);
         let Some(t) = self.file.tensor(&full) else {
             return Ok(None);
@@ -123,7 +148,6 @@ impl<'a, W> Binder<'a, W> {
                 show(dims),
             ));
         }
-        let vector = dims.len() == 1;
         let fits = if vector {
             matches!(t.ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
         } else {
@@ -141,7 +165,10 @@ impl<'a, W> Binder<'a, W> {
                 expected,
             ));
         }
-        let (n_in, n_out) = (dims[0], dims[1..].iter().product());
+        let (n_in, n_out) = match vector {
+            true => (dims.iter().product(), 1),
+            false => (dims[0], dims[1..].iter().product()),
+        };
         (self.make)(Tensor {
             ty: t.ty,
             n_in,

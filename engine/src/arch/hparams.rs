@@ -36,6 +36,8 @@ pub struct HParams {
     pub n_expert: usize,
     /// Experts that a token is sent to.
     pub n_expert_used: usize,
+    /// Tokens that layers with a window see, the current one included; see [`HParams::window`].
+    pub sliding_window: Option<u32>,
     /// Factor of the attention scores, usually `1 / sqrt(head_dim)`.
     pub attn_scale: f32,
     /// Elements of a head that rotate.
@@ -142,7 +144,29 @@ impl HParams {
                 format!("1 to expert_count ({n_expert}, at most 4096)"),
             ));
         }
-        let n_ff = k.count("feed_forward_length", MAX_DIM)?;
+        let n_ff = if matches!(arch, "qwen3moe" | "gpt-oss") {
+            if n_expert == 0 {
+                return Err(k.bad("expert_count", 0, "1 to 4096".to_owned()));
+            }
+            if let Some(s) = k.float("expert_weights_scale")?
+                && s != 0.0
+                && s != 1.0
+            {
+                return Err(k.bad("expert_weights_scale", s, "1".to_owned()));
+            }
+            match k.optional_count("expert_feed_forward_length", MAX_DIM)? {
+                Some(n) => n,
+                // Together the experts of a token are as wide as the block says.
+                None => (k.count("feed_forward_length", MAX_DIM)? / n_expert_used as usize).max(1),
+            }
+        } else {
+            k.count("feed_forward_length", MAX_DIM)?
+        };
+        let sliding_window = if arch == "gpt-oss" {
+            Some(k.count("attention.sliding_window", u32::MAX >> 1)? as u32)
+        } else {
+            None
+        };
         let eps = k.positive("attention.layer_norm_rms_epsilon", None)?;
         let n_ctx_train = k.count("context_length", u32::MAX >> 1)? as u32;
         let attn_scale = match k.float("attention.scale")? {
@@ -180,6 +204,7 @@ impl HParams {
             eps,
             n_expert: n_expert as usize,
             n_expert_used: n_expert_used as usize,
+            sliding_window,
             attn_scale,
             n_rot,
             rope_freq_base,
@@ -190,6 +215,11 @@ impl HParams {
                 RopeMode::Neox
             },
         })
+    }
+
+    /// Tokens that layer `il` sees, the current one included, if not all: every other layer, from the first on, has the window.
+    pub fn window(&self, il: usize) -> Option<u32> {
+        self.sliding_window.filter(|_| il.is_multiple_of(2))
     }
 
     /// Row lengths of the tensors.

@@ -3,10 +3,12 @@
 //! To add one: a file with `Model<W>`, its `bind` and its `forward`, and a line in [`archs!`] below.
 
 mod bind;
+mod gpt_oss;
 mod hparams;
 mod llama;
 mod qwen2;
 mod qwen3;
+mod qwen3moe;
 mod rope;
 
 pub use bind::{Binder, Shape};
@@ -19,14 +21,14 @@ use crate::gguf::GgufFile;
 use crate::report;
 
 macro_rules! archs {
-    ($($module:ident => $variant:ident),* $(,)?) => {
+    ($($name:literal => $module:ident::$variant:ident),* $(,)?) => {
         /// Names of the architectures (`general.architecture`) that can be run.
-        pub const NAMES: &[&str] = &[$(stringify!($module)),*];
+        pub const NAMES: &[&str] = &[$($name),*];
 
         /// A model of one of the architectures, its weights bound to a backend.
         #[derive(Debug)]
         pub enum ArchModel<W> {
-            $(#[doc = concat!("`", stringify!($module), "`")] $variant($module::Model<W>)),*
+            $(#[doc = concat!("`", $name, "`")] $variant($module::Model<W>)),*
         }
 
         impl<W> ArchModel<W> {
@@ -36,7 +38,7 @@ macro_rules! archs {
             /// [`Error::Malformed`] for a missing tensor or one of another shape, naming it; whatever binding a tensor yields.
             pub fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
                 match hp.arch {
-                    $(stringify!($module) => Ok(Self::$variant($module::Model::bind(hp, b)?)),)*
+                    $($name => Ok(Self::$variant($module::Model::bind(hp, b)?)),)*
                     _ => Err(unknown(b.file(), hp.arch)),
                 }
             }
@@ -52,9 +54,11 @@ macro_rules! archs {
 }
 
 archs! {
-    llama => Llama,
-    qwen2 => Qwen2,
-    qwen3 => Qwen3,
+    "llama" => llama::Llama,
+    "qwen2" => qwen2::Qwen2,
+    "qwen3" => qwen3::Qwen3,
+    "qwen3moe" => qwen3moe::Qwen3Moe,
+    "gpt-oss" => gpt_oss::GptOss,
 }
 
 /// The error for an architecture that is not in the table.

@@ -69,7 +69,7 @@ impl<W> Model<W> {
             b.note("Qcur", il, Q);
             b.note("Kcur", il, K);
             b.note("Vcur", il, V);
-            b.attention(Att, Q, K, V, il);
+            b.attention(Att, [Q, K, V], il, None);
             b.note("kqv_out", il, Att);
             b.mul_mat_add(X, &l.attn_output, Att);
             b.note("ffn_inp", il, X);

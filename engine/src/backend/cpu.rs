@@ -1,90 +1,24 @@
 //! The CPU backend: the verbs over `lemma-cpu`, every worker of the team running the same pass.
 
 mod pool;
+mod weight;
 
 use lemma_cpu::{
-    Attention, Estimate, Experts, Gating, Isa, KeyBounds, KvLayer, KvShape, Limits, Mat, MoeFfn,
-    Move, MulMat, Ops, PageRef, Pass, Place, Shared, Team,
+    Attention, Estimate, Isa, KeyBounds, KvLayer, KvShape, Limits, Move, Ops, PageRef, Pass, Place,
+    Shared, Team,
 };
-use lemma_quant::GgmlType;
 
 pub(crate) use self::pool::bound_bytes;
 use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, moved, n_bounds};
-use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
+pub use self::weight::CpuWeight;
+use self::weight::{moe_ffn, product};
+use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
-use crate::gguf::{Bytes, GgufFile};
+use crate::gguf::GgufFile;
 use crate::kv::{self, Cache, Layout, PAGE, Part};
 use crate::options::LoadOptions;
 use crate::report;
-
-/// A weight of the CPU backend: where it lies in the file, or a small vector decoded once.
-#[derive(Debug)]
-pub enum CpuWeight {
-    /// A matrix, used in place.
-    Mat {
-        /// How values are encoded.
-        ty: GgmlType,
-        /// Values in a row.
-        n_in: usize,
-        /// Rows.
-        n_out: usize,
-        /// The rows.
-        bytes: Bytes,
-    },
-    /// A vector.
-    Vec(Vec<f32>),
-}
-
-impl CpuWeight {
-    fn new(t: Tensor) -> Self {
-        if t.vector {
-            Self::Vec(t.to_f32())
-        } else {
-            Self::Mat {
-                ty: t.ty,
-                n_in: t.n_in,
-                n_out: t.n_out,
-                bytes: t.bytes,
-            }
-        }
-    }
-
-    fn mat(&self) -> Mat<'_> {
-        match self {
-            Self::Mat {
-                ty,
-                n_in,
-                n_out,
-                bytes,
-            } => Mat {
-                ty: *ty,
-                n_in: *n_in,
-                n_out: *n_out,
-                data: bytes,
-            },
-            Self::Vec(_) => unreachable!("bound as a matrix"),
-        }
-    }
-
-    fn experts(&self, n_expert: usize) -> Experts<'_> {
-        let m = self.mat();
-        Experts {
-            ty: m.ty,
-            n_in: m.n_in,
-            n_out: m.n_out / n_expert,
-            n_expert,
-            data: m.data,
-        }
-    }
-
-    fn vec(&self) -> &[f32] {
-        match self {
-            Self::Vec(v) => v,
-            Self::Mat { .. } => unreachable!("bound as a vector"),
-        }
-    }
-}
 
 /// A model bound to the CPU.
 pub struct CpuRunner {
@@ -463,15 +397,6 @@ impl CpuPass<'_> {
     }
 }
 
-fn product<'a>(out: &'a Shared<f32>, out_add: bool, w: &'a Linear<CpuWeight>) -> MulMat<'a> {
-    MulMat {
-        out,
-        out_add,
-        w: w.w.mat(),
-        bias: w.bias.as_ref().map(CpuWeight::vec),
-    }
-}
-
 impl Backend for CpuPass<'_> {
     type Weight = CpuWeight;
 
@@ -523,7 +448,7 @@ impl Backend for CpuPass<'_> {
         }
     }
 
-    fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
+    fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, sinks: Option<&CpuWeight>) {
         let (s, tiers) = (self.s, self.s.tiers(il));
         // New tokens go to the first tier.
         let layer = &tiers[0];
@@ -543,9 +468,9 @@ impl Backend for CpuPass<'_> {
             keep: chosen.then_some(&s.keep),
             q_pos: &s.step.positions,
             scale: s.hp.attn_scale,
-            sinks: None,
+            sinks: sinks.map(CpuWeight::vec),
             softcap: None,
-            window: None,
+            window: s.hp.window(il),
             mass: (s.step.wants_mass && !s.layout.bounds).then_some(&s.mass[il]),
         };
         self.pass.attention(s.buf(out), s.buf(q), tiers, &a);
@@ -557,17 +482,7 @@ impl Backend for CpuPass<'_> {
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<CpuWeight>) {
-        let f = MoeFfn {
-            router: moe.gate_inp.mat(),
-            gate: moe.gate_exps.experts(moe.n_expert),
-            up: moe.up_exps.experts(moe.n_expert),
-            down: moe.down_exps.experts(moe.n_expert),
-            n_expert_used: moe.n_expert_used,
-            gating: Gating::Softmax,
-            choice_bias: None,
-            norm_topk: moe.norm_topk,
-            weights_scale: 1.0,
-        };
+        let f = moe_ffn(moe);
         self.pass
             .moe_ffn(self.s.buf(acc), self.s.buf(x), &f, self.n());
     }

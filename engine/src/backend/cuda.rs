@@ -139,7 +139,7 @@ impl CudaRunner {
         layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Self, Error> {
-        supports(o, layout)?;
+        supports(hp, o, layout)?;
         let heads = Heads {
             n_head: hp.n_head,
             n_head_kv: hp.n_head_kv,
@@ -465,10 +465,11 @@ impl Runner for CudaRunner {
     }
 }
 
-/// Refuses options of the pool that have no kernels here.
-fn supports(o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
+/// Refuses models and options of the pool that have no kernels here.
+fn supports(hp: &HParams, o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
     let kv = &o.kv;
     let asked = [
+        (hp.sliding_window.is_some(), "sliding windows"),
         (layout.page != PAGE, "--kv-page other than 16"),
         (layout.groups > 1, "--kv-scope head"),
         (layout.dense > 0, "--kv-dense-layers"),

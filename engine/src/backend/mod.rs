@@ -87,6 +87,32 @@ pub struct Moe<W> {
     pub n_ff: usize,
     /// Whether the chosen experts' weights are made to sum to one.
     pub norm_topk: bool,
+    /// What is added to the products, for experts that have it.
+    pub bias: Option<MoeBias<W>>,
+    /// What an expert makes of its gate and what goes up.
+    pub act: Act,
+}
+
+/// Biases of a mixture-of-experts block.
+#[derive(Debug)]
+pub struct MoeBias<W> {
+    /// `[n_expert]`
+    pub gate_inp: W,
+    /// `[n_expert, n_ff]`
+    pub gate_exps: W,
+    /// `[n_expert, n_ff]`
+    pub up_exps: W,
+    /// `[n_expert, n_embd]`
+    pub down_exps: W,
+}
+
+/// Activation of an expert; `gate` and `up` are its two products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// `silu(gate) * up`
+    Swiglu,
+    /// `g * sigmoid(1.702 g) * (u + 1)`, where `g` is the gate, 7 at most, and `u` is `up`, within 7 of zero: ggml's `swiglu_oai`.
+    SwigluOai,
 }
 
 /// Which elements of a head rotate together.
@@ -123,9 +149,11 @@ pub trait Backend {
     /// Rotates queries and keys by the positions of the pass.
     fn rope(&mut self, q: Buf, k: Buf);
 
-    /// Stores `k` and `v` of the pass in their slots of layer `il`, attends with `q` over the live pages up to each token's
-    /// position, and leaves the page masses of the last token if the policy wants them.
-    fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize);
+    /// `qkv`: queries, keys and values. Stores keys and values of the pass in their slots of layer `il`, attends over the live pages up to
+    /// each token's position, and leaves the page masses of the last token if the policy wants them. A layer with a window
+    /// ([`HParams::window`](crate::arch::HParams::window)) sees so many tokens, the token itself included. `sinks`, `[n_head]`: a score of
+    /// each head that takes part in the softmax and has no value.
+    fn attention(&mut self, out: Buf, qkv: [Buf; 3], il: usize, sinks: Option<&Self::Weight>);
 
     /// `gate = silu(gate) * up`.
     fn swiglu(&mut self, gate: Buf, up: Buf);

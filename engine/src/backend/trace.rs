@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
+use super::{Act, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
 use lemma_quant::pages::{KvType, TILE};
 
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
@@ -100,6 +100,8 @@ struct TracePass {
     masses: Vec<Vec<f32>>,
     /// Of each table: the pages that are attended in any case, and how many are in all.
     attends: Vec<(Vec<bool>, Option<usize>)>,
+    /// Of each table: the pages that the last token attended to.
+    attended: Vec<Vec<bool>>,
     outputs: Outputs,
     logits: Vec<f32>,
     named: BTreeMap<String, Vec<f32>>,
@@ -125,6 +127,7 @@ impl TraceRunner {
             tables: Vec::new(),
             masses: Vec::new(),
             attends: Vec::new(),
+            attended: Vec::new(),
             outputs: Outputs::Last,
             logits: Vec::new(),
             named: BTreeMap::new(),
@@ -144,6 +147,11 @@ impl TraceRunner {
     /// Page masses of table `t` after the last pass, `[heads, n_spans]`.
     pub fn masses(&self, t: usize) -> &[f32] {
         &self.pass.masses[t]
+    }
+
+    /// Which pages of table `t` the last token attended to, `[n_spans]`: all of them unless the policy selects.
+    pub fn attended(&self, t: usize) -> &[bool] {
+        &self.pass.attended[t]
     }
 }
 
@@ -170,6 +178,7 @@ impl Runner for TraceRunner {
             })
             .collect();
         p.masses = vec![Vec::new(); p.tables.len()];
+        p.attended = vec![Vec::new(); p.tables.len()];
         for b in Buf::ALL {
             p.bufs[b as usize] = vec![0.0; tokens.len() * p.widths.get(b)];
         }
@@ -345,21 +354,24 @@ impl TracePass {
         keep
     }
 
-    fn attend(&mut self, q: Buf, t: usize, il: usize, out: &mut [f32]) {
+    fn attend(&mut self, q: Buf, t: usize, il: usize, sinks: Option<&[f32]>, out: &mut [f32]) {
         let bounds = self.layout.bounds && self.n() == 1;
         let (d, group) = (self.hp.head_dim, self.hp.n_head / self.hp.n_head_kv);
         let pos = self.pos + t as u32;
-        let mut keep = Vec::new();
+        let first = self
+            .hp
+            .window(il)
+            .map_or(0, |w| (pos + 1).saturating_sub(w));
         for table in self.layout.tables_of(il) {
             self.masses[table].clear();
             if bounds {
                 self.masses[table] = self.bound_masses(q, t, il, table);
             }
-            keep.push(if bounds {
+            self.attended[table] = if bounds {
                 self.choose(table, &self.masses[table])
             } else {
                 vec![true; self.tables[table].0.len()]
-            });
+            };
         }
         for h in 0..self.hp.n_head {
             let kv = h / group;
@@ -368,16 +380,18 @@ impl TracePass {
             let mut scores = Vec::new();
             let mut at = Vec::new();
             for (i, s) in self.tables[table].0.iter().enumerate() {
-                if !keep[table - self.layout.tables_of(il).start][i] {
+                if !self.attended[table][i] {
                     continue;
                 }
-                for row in (0..s.len).filter(|row| s.first_pos + row <= pos) {
+                for row in (0..s.len).filter(|row| (first..=pos).contains(&(s.first_pos + row))) {
                     let (region, base) = self.at(s.tier, il, kv, s.slot, s.row + row);
                     let product = dot(qh, &self.k[region][base..][..d]);
                     scores.push(f64::from(product) * f64::from(self.hp.attn_scale));
                     at.push((i, region, base));
                 }
             }
+            // A sink takes its part of the softmax and gives nothing.
+            scores.extend(sinks.map(|s| f64::from(s[h])));
             softmax(&mut scores);
             let mut sum = vec![0.0f64; d];
             let mut mass = vec![0.0; self.tables[table].0.len()];
@@ -459,7 +473,8 @@ impl Backend for TracePass {
         }
     }
 
-    fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
+    fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, sinks: Option<&TraceWeight>) {
+        let sinks = sinks.map(TraceWeight::vector);
         let d = self.hp.head_dim;
         for t in 0..self.n() {
             for kv in 0..self.hp.n_head_kv {
@@ -473,7 +488,7 @@ impl Backend for TracePass {
         let width = self.widths.get(out);
         let mut all = vec![0.0; self.n() * width];
         for (t, row) in all.chunks_exact_mut(width).enumerate() {
-            self.attend(q, t, il, row);
+            self.attend(q, t, il, sinks.as_deref(), row);
         }
         self.bufs[out as usize] = all;
     }
@@ -486,10 +501,20 @@ impl Backend for TracePass {
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<TraceWeight>) {
+        let n_ff = moe.n_ff;
+        let bias = moe.bias.as_ref();
+        let [router, gates, ups, downs] = match bias {
+            Some(b) => [&b.gate_inp, &b.gate_exps, &b.up_exps, &b.down_exps].map(|w| w.vector()),
+            None => Default::default(),
+        };
+        // The product of a row, with what is added to it.
+        let product = |w: &TraceWeight, bias: &[f32], r: usize, x: &[f32]| {
+            dot(&w.row(r), x) + bias.get(r).copied().unwrap_or(0.0)
+        };
         for t in 0..self.n() {
             let xn = self.row(x, t).to_vec();
             let mut probs: Vec<f64> = (0..moe.n_expert)
-                .map(|e| f64::from(dot(&moe.gate_inp.row(e), &xn)))
+                .map(|e| f64::from(product(&moe.gate_inp, &router, e, &xn)))
                 .collect();
             softmax(&mut probs);
             let mut order: Vec<usize> = (0..moe.n_expert).collect();
@@ -500,24 +525,26 @@ impl Backend for TracePass {
             } else {
                 1.0
             };
-            let mut y = vec![0.0f64; xn.len()];
+            let width = xn.len();
+            let mut y = vec![0.0f64; width];
             for e in order {
-                let hidden: Vec<f32> = (0..moe.n_ff)
-                    .map(|i| {
-                        let r = e * moe.n_ff + i;
-                        silu(dot(&moe.gate_exps.row(r), &xn)) * dot(&moe.up_exps.row(r), &xn)
+                let hidden: Vec<f32> = (e * n_ff..(e + 1) * n_ff)
+                    .map(|r| {
+                        let gate = product(&moe.gate_exps, &gates, r, &xn);
+                        let up = product(&moe.up_exps, &ups, r, &xn);
+                        match moe.act {
+                            Act::Swiglu => silu(gate) * up,
+                            Act::SwigluOai => swiglu_oai(gate, up),
+                        }
                     })
                     .collect();
                 for (o, y) in y.iter_mut().enumerate() {
-                    *y += probs[e] / sum
-                        * f64::from(dot(&moe.down_exps.row(e * xn.len() + o), &hidden));
+                    let down = product(&moe.down_exps, &downs, e * width + o, &hidden);
+                    *y += probs[e] / sum * f64::from(down);
                 }
             }
-            let width = xn.len();
-            for (a, y) in self.bufs[acc as usize][t * width..][..width]
-                .iter_mut()
-                .zip(y)
-            {
+            let acc = &mut self.bufs[acc as usize][t * width..][..width];
+            for (a, y) in acc.iter_mut().zip(y) {
                 *a += y as f32;
             }
         }
@@ -559,4 +586,9 @@ fn norm(row: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
 fn silu(x: f32) -> f32 {
     let x = f64::from(x);
     (x / (1.0 + (-x).exp())) as f32
+}
+
+fn swiglu_oai(gate: f32, up: f32) -> f32 {
+    let (g, u) = (f64::from(gate.min(7.0)), f64::from(up.clamp(-7.0, 7.0)));
+    (g / (1.0 + (-1.702 * g).exp()) * (u + 1.0)) as f32
 }

@@ -478,7 +478,7 @@ impl Backend for Pass {
         self.pending.rope = true;
     }
 
-    fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
+    fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, _: Option<&CudaWeight>) {
         let done = self.attend(out, q, k, v, il);
         self.note_failure(done);
     }

@@ -128,7 +128,7 @@ impl Backend for Phases<'_> {
         self.rope = true;
     }
 
-    fn attention(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) {
+    fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, _: Option<&Self::Weight>) {
         let p = self.pass;
         let first = p.pool.first(il);
         let store = Store {

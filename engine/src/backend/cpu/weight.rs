@@ -1,0 +1,113 @@
+//! Weights as they lie in the file, and what kernels take for them.
+
+use lemma_cpu::{Experts, Gating, Mat, MoeBias, MoeFfn, MulMat, Shared};
+use lemma_quant::GgmlType;
+
+use crate::backend::{Act, Linear, Moe, Tensor};
+use crate::gguf::Bytes;
+
+/// A weight of the CPU backend: where it lies in the file, or a small vector decoded once.
+#[derive(Debug)]
+pub enum CpuWeight {
+    /// A matrix, used in place.
+    Mat {
+        /// How values are encoded.
+        ty: GgmlType,
+        /// Values in a row.
+        n_in: usize,
+        /// Rows.
+        n_out: usize,
+        /// The rows.
+        bytes: Bytes,
+    },
+    /// A vector.
+    Vec(Vec<f32>),
+}
+
+impl CpuWeight {
+    pub(super) fn new(t: Tensor) -> Self {
+        if t.vector {
+            Self::Vec(t.to_f32())
+        } else {
+            Self::Mat {
+                ty: t.ty,
+                n_in: t.n_in,
+                n_out: t.n_out,
+                bytes: t.bytes,
+            }
+        }
+    }
+
+    pub(super) fn mat(&self) -> Mat<'_> {
+        match self {
+            Self::Mat {
+                ty,
+                n_in,
+                n_out,
+                bytes,
+            } => Mat {
+                ty: *ty,
+                n_in: *n_in,
+                n_out: *n_out,
+                data: bytes,
+            },
+            Self::Vec(_) => unreachable!("bound as a matrix"),
+        }
+    }
+
+    fn experts(&self, n_expert: usize) -> Experts<'_> {
+        let m = self.mat();
+        Experts {
+            ty: m.ty,
+            n_in: m.n_in,
+            n_out: m.n_out / n_expert,
+            n_expert,
+            data: m.data,
+        }
+    }
+
+    pub(super) fn vec(&self) -> &[f32] {
+        match self {
+            Self::Vec(v) => v,
+            Self::Mat { .. } => unreachable!("bound as a vector"),
+        }
+    }
+}
+
+pub(super) fn product<'a>(
+    out: &'a Shared<f32>,
+    out_add: bool,
+    w: &'a Linear<CpuWeight>,
+) -> MulMat<'a> {
+    MulMat {
+        out,
+        out_add,
+        w: w.w.mat(),
+        bias: w.bias.as_ref().map(CpuWeight::vec),
+    }
+}
+
+/// A mixture of experts.
+pub(super) fn moe_ffn(moe: &Moe<CpuWeight>) -> MoeFfn<'_> {
+    MoeFfn {
+        router: moe.gate_inp.mat(),
+        gate: moe.gate_exps.experts(moe.n_expert),
+        up: moe.up_exps.experts(moe.n_expert),
+        down: moe.down_exps.experts(moe.n_expert),
+        bias: moe.bias.as_ref().map(|b| MoeBias {
+            router: b.gate_inp.vec(),
+            gate: b.gate_exps.vec(),
+            up: b.up_exps.vec(),
+            down: b.down_exps.vec(),
+        }),
+        act: match moe.act {
+            Act::Swiglu => lemma_cpu::Act::Swiglu,
+            Act::SwigluOai => lemma_cpu::Act::SwigluOai,
+        },
+        n_expert_used: moe.n_expert_used,
+        gating: Gating::Softmax,
+        choice_bias: None,
+        norm_topk: moe.norm_topk,
+        weights_scale: 1.0,
+    }
+}
