@@ -34,6 +34,7 @@ fn main() {
         .flag("-U_FORTIFY_SOURCE")
         .flag("-Wno-unknown-pragmas")
         .flag("-fno-strict-aliasing")
+        .flag("-ffp-contract=off")
         .flag("-Wno-clobbered")
         .file("kernels/emulate.cpp")
         .compile("lemma_emulate");

@@ -106,26 +106,16 @@ struct Shares {
     float old[2];
 };
 
-// The keys of a page, `key(c, i)` as `PageOf` has them. `rows`: rows that query g may see; `ml` becomes maximum and sum of exponentials of
-// the page.
-template <int NC, int NJ, class Keys>
-__device__ __forceinline__ Shares attend_keys(const Keys& keys, const Queries& q, int rows, Sums<NJ>& sum, float2& ml) {
-    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    float c0[4] = {}, c1[4] = {};
-#pragma unroll
-    for (int c = 0; c < NC; c++) {
-        const uint4 hi = *reinterpret_cast<const uint4*>(&q[0][g][32 * c + 8 * t]);
-        const uint4 lo = *reinterpret_cast<const uint4*>(&q[1][g][32 * c + 8 * t]);
-        const uint4 k0 = keys.key(c, 0), k1 = keys.key(c, 1);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const uint32_t a[4] = {word(hi, 2 * i), word(lo, 2 * i), word(hi, 2 * i + 1), word(lo, 2 * i + 1)};
-            mma_16816(c0, a, {word(k0, 2 * i), word(k0, 2 * i + 1)});
-            mma_16816(c1, a, {word(k1, 2 * i), word(k1, 2 * i + 1)});
-        }
-    }
-    // Scores of head g with keys 2t, 2t + 1, 2t + 8, 2t + 9.
-    float e[4] = {c0[0] + c0[2], c0[1] + c0[3], c1[0] + c1[2], c1[1] + c1[3]};
+// Scores of head g with keys 2t, 2t + 1, 2t + 8, 2t + 9 of a page, from products with the two parts of the queries.
+struct Scores {
+    float e[4];
+    __device__ __forceinline__ Scores(const float (&c0)[4], const float (&c1)[4]) : e{c0[0] + c0[2], c0[1] + c0[3], c1[0] + c1[2], c1[1] + c1[3]} {}
+};
+
+// What the keys of a page come to. `rows`: rows that query g may see; `ml` becomes maximum and sum of exponentials of the page.
+template <int NJ> __device__ __forceinline__ Shares share_out(Scores scores, int rows, Sums<NJ>& sum, float2& ml) {
+    const int t = threadIdx.x % 4;
+    float(&e)[4] = scores.e;
     float mp = -INFINITY;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -145,9 +135,28 @@ __device__ __forceinline__ Shares attend_keys(const Keys& keys, const Queries& q
     sum.m = m_new, sum.l = sum.l * f_old + lp * f_new;
 #pragma unroll
     for (int i = 0; i < 4; i++) e[i] *= f_new;
-    auto pair = [](float x, float y) { return uint32_t(float_to_half(x)) | uint32_t(float_to_half(y)) << 16; };
     ml = make_float2(mp, lp);
-    return {{pair(e[0], e[1]), pair(e[2], e[3])}, {__shfl_sync(ALL, f_old, 8 * t), __shfl_sync(ALL, f_old, 8 * t + 4)}};
+    return {{halves(e[0], e[1]), halves(e[2], e[3])}, {__shfl_sync(ALL, f_old, 8 * t), __shfl_sync(ALL, f_old, 8 * t + 4)}};
+}
+
+// The keys of a page, `key(c, i)` as `PageOf` has them.
+template <int NC, int NJ, class Keys>
+__device__ __forceinline__ Shares attend_keys(const Keys& keys, const Queries& q, int rows, Sums<NJ>& sum, float2& ml) {
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    float c0[4] = {}, c1[4] = {};
+#pragma unroll
+    for (int c = 0; c < NC; c++) {
+        const uint4 hi = *reinterpret_cast<const uint4*>(&q[0][g][32 * c + 8 * t]);
+        const uint4 lo = *reinterpret_cast<const uint4*>(&q[1][g][32 * c + 8 * t]);
+        const uint4 k0 = keys.key(c, 0), k1 = keys.key(c, 1);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint32_t a[4] = {word(hi, 2 * i), word(lo, 2 * i), word(hi, 2 * i + 1), word(lo, 2 * i + 1)};
+            mma_16816(c0, a, {word(k0, 2 * i), word(k0, 2 * i + 1)});
+            mma_16816(c1, a, {word(k1, 2 * i), word(k1, 2 * i + 1)});
+        }
+    }
+    return share_out(Scores(c0, c1), rows, sum, ml);
 }
 
 // The values of a page.

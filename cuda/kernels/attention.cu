@@ -7,15 +7,15 @@
 // launch serves every step.
 //
 // What may be seen is said by positions: key position <= query position. Pages are in position order and all but the last are full.
-#include "types.cuh"
+//
+// A pool of f16 alone has kernels of its own: here, and for batches in attention_batch.cu.
+#include "pages.cuh"
 
 constexpr int TILE = 8;
 constexpr int ATT_WARPS = 4;
 
 struct Attention {
     const float* q;           // (n, n_head, head_dim)
-    const uint16_t* pool_k;   // (slots, PAGE, n_head_kv, head_dim) f16
-    const uint16_t* pool_v;   // likewise
     const uint2* pages;       // (n_pages) slot, first position
     const uint32_t* n_pages;  // (1)
     const uint32_t* pos;      // (1) position of the first token
@@ -23,6 +23,7 @@ struct Attention {
     float* part;              // (n_head, splits, head_dim) sums not yet normalised, or null; then n is 1
     float2* part_ml;          // (n_head, splits) maximum and sum of exponentials
     float2* page_ml;          // (n_head, max_pages) the same of each page, or null
+    Tier tiers[MAX_TIERS];
     uint32_t n;
     uint32_t n_head;
     uint32_t n_head_kv;
@@ -44,8 +45,8 @@ __device__ __forceinline__ void load8(const uint16_t* x, int c, int d, float (&o
 }
 
 // Dynamic shared memory in floats: queries (TILE, d rounded up to 8), then sums of the warps (ATT_WARPS, TILE, d).
-// PAIRS: pairs of elements of a lane, head_dim <= 64 * PAIRS.
-template <int PAIRS> __device__ __forceinline__ void attend(const Attention& a) {
+// PAIRS: pairs of elements of a lane, head_dim <= 64 * PAIRS. TIERS: pages may be of any tier and type; if not, all are of the first, in f16.
+template <int PAIRS, bool TIERS> __device__ __forceinline__ void attend(const Attention& a) {
     const int d = a.head_dim, n_chunk = (d + 7) / 8, dp = 8 * n_chunk, n_kv = a.n_head_kv, group = a.n_head / n_kv;
     const int kv = blockIdx.x, q0 = blockIdx.y * TILE, split = blockIdx.z, n_split = gridDim.z;
     const int nq = min(TILE, int(a.n) * group - q0);
@@ -81,11 +82,17 @@ template <int PAIRS> __device__ __forceinline__ void attend(const Attention& a) 
         if (first > last_pos) break;
         // Scores: lanes 2r and 2r + 1 share key r, each takes every second chunk of 8 elements.
         const int r = lane / 2;
-        const uint16_t* k = a.pool_k + ((size_t(page.x) * PAGE + r) * n_kv + kv) * d;
+        const Tier& tier = a.tiers[TIERS ? tier_of(page) : 0];
+        const uint32_t slot = TIERS ? slot_of(page) : page.x, type_k = TIERS ? tier.type_k : F16, type_v = TIERS ? tier.type_v : F16;
+        const uint8_t* k = page_at(tier.k, type_k, slot, n_kv, kv, d);
         float s[TILE] = {};
         for (int c = lane % 2; c < n_chunk; c += 2) {
             float kf[8];
-            load8(k, c, d, kf);
+            if (TIERS) {
+                stored8(k, type_k, n_kv * d, d, r, 8 * c, kf);
+            } else {
+                load8(reinterpret_cast<const uint16_t*>(k) + r * n_kv * d, c, d, kf);
+            }
 #pragma unroll
             for (int g = 0; g < TILE; g++) {
                 if (g >= nq) break;
@@ -116,14 +123,13 @@ template <int PAIRS> __device__ __forceinline__ void attend(const Attention& a) 
         }
         // Values: a lane takes elements 2 lane + 64 j of every row; rows nobody has written are not read.
         const int rows = min(PAGE, last_pos - first + 1);
+        const uint8_t* v = page_at(tier.v, type_v, slot, n_kv, kv, d);
         for (int i = 0; i < rows; i++) {
-            const uint16_t* v = a.pool_v + ((size_t(page.x) * PAGE + i) * n_kv + kv) * d;
             float2 vf[PAIRS];
 #pragma unroll
             for (int j = 0; j < PAIRS; j++) {
                 const int e = 2 * lane + 64 * j;
-                const uint32_t w = e < d ? *reinterpret_cast<const uint32_t*>(v + e) : 0;
-                vf[j] = make_float2(half_to_float(w & 0xffff), half_to_float(w >> 16));
+                vf[j] = e < d ? Columns(v, type_v, n_kv * d, d, e).row(i) : make_float2(0.0f, 0.0f);
             }
 #pragma unroll
             for (int g = 0; g < TILE; g++) {
@@ -167,17 +173,21 @@ template <int PAIRS> __device__ __forceinline__ void attend(const Attention& a) 
     }
 }
 
-// Grid: (n_head_kv, ceil(n * n_head / n_head_kv / TILE), splits); splits is 1 where part is null. Block: 32 * ATT_WARPS.
-KERNEL __launch_bounds__(WARP* ATT_WARPS) attention(const Attention a) {
+template <bool TIERS> __device__ __forceinline__ void attend_any(const Attention& a) {
     begin();
     if (a.head_dim <= 64) {
-        attend<1>(a);
+        attend<1, TIERS>(a);
     } else if (a.head_dim <= 128) {
-        attend<2>(a);
+        attend<2, TIERS>(a);
     } else {
-        attend<4>(a);
+        attend<4, TIERS>(a);
     }
 }
+
+// Grid: (n_head_kv, ceil(n * n_head / n_head_kv / TILE), splits); splits is 1 where part is null. Block: 32 * ATT_WARPS.
+KERNEL __launch_bounds__(WARP* ATT_WARPS) attention(const Attention a) { attend_any<false>(a); }
+// The same of pages of any tier and type.
+KERNEL __launch_bounds__(WARP* ATT_WARPS) attention_tiers(const IN_PLACE Attention a) { attend_any<true>(a); }
 
 struct Combine {
     const float* part;        // (n_head, splits, head_dim)

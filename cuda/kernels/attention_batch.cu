@@ -1,17 +1,16 @@
 // Attention of a batch of a prompt on tensor cores: a warp takes eight queries that share a key/value head (the heads of its group, of one or
 // several tokens) over all pages that the last of them sees. attention.cu has the same for heads of any width.
-#include "attend.cuh"
+#include "attend_tiers.cuh"
 
 constexpr int BATCH_WARPS = 4;
 
 struct AttentionBatch {
     const float* q;           // (n, n_head, head_dim)
-    const uint16_t* pool_k;   // (slots, PAGE, n_head_kv, head_dim) f16
-    const uint16_t* pool_v;   // likewise
     const uint2* pages;       // (n_pages) slot, first position, in position order
     const uint32_t* n_pages;  // (1)
     const uint32_t* pos;      // (1) position of the first token
     float* out;               // (n, n_head, head_dim)
+    Tier tiers[MAX_TIERS];
     uint32_t n;
     uint32_t n_head;
     uint32_t n_head_kv;
@@ -20,7 +19,30 @@ struct AttentionBatch {
     uint32_t pad;
 };
 
-template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_batch(const AttentionBatch& a, Queries& q) {
+// A page of any tier. `rows` of it have been written, of which query g sees `seen`.
+template <int NC, int NJ, bool EXACT>
+__device__ __forceinline__ void attend_page(const AttentionBatch& a, const Queries& q, const uint2& entry, int rows, int seen, Sums<NJ>& sum) {
+    const int n_kv = a.n_head_kv, kv = blockIdx.x, d = EXACT ? 32 * NC : int(a.head_dim);
+    const Tier& tier = a.tiers[tier_of(entry)];
+    StoredValues<NJ, true> values;
+    values.load(tier.type_v, page_at(tier.v, tier.type_v, slot_of(entry), n_kv, kv, d), n_kv * d, d, rows);
+    Shares shares;
+    float2 ml;
+    if (tier.type_k == F16) {
+        PageOf<NC, NJ, EXACT> page;
+        page.load_keys({reinterpret_cast<const uint16_t*>(tier.k), nullptr, n_kv, d}, slot_of(entry), kv);
+        shares = attend_keys<NC>(page, q, seen, sum, ml);
+    } else {
+        __shared__ __align__(16) uint32_t pairs[BATCH_WARPS][MAX_D];
+        const uint8_t* keys = page_at(tier.k, tier.type_k, slot_of(entry), n_kv, kv, d);
+        const Scores scores = scores_of<NC>(tier.type_k, keys, d, q, pairs[threadIdx.x / WARP]);
+        __syncwarp();
+        shares = share_out(scores, seen, sum, ml);
+    }
+    values.add(tier.type_v, shares, sum);
+}
+
+template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __forceinline__ void attend_batch(const AttentionBatch& a, Queries& q) {
     const int d = a.head_dim, group = a.n_head / a.n_head_kv, kv = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int all = a.n * group, q0 = (blockIdx.y * BATCH_WARPS + warp) * UNIT, nq = min(UNIT, all - q0), g = lane / 4, t = lane % 4;
     if (nq <= 0) return;
@@ -30,11 +52,15 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_bat
     }
     __syncwarp();
     const int n_pages = *a.n_pages, pos0 = *a.pos, last = pos0 + (q0 + nq - 1) / group, seen = pos0 + min(q0 + g, all - 1) / group;
-    const Pool pool = {a.pool_k, a.pool_v, int(a.n_head_kv), d};
+    const Pool pool = {reinterpret_cast<const uint16_t*>(a.tiers[0].k), reinterpret_cast<const uint16_t*>(a.tiers[0].v), int(a.n_head_kv), d};
     Sums<NJ> sum;
     for (int p = 0; p < n_pages; p++) {
         const uint2 entry = a.pages[p];
         if (int(entry.y) > last) break;
+        if (TIERS) {
+            attend_page<NC, NJ, EXACT>(a, q, entry, min(PAGE, last - int(entry.y) + 1), min(PAGE, seen - int(entry.y) + 1), sum);
+            continue;
+        }
         PageOf<NC, NJ, EXACT> page;
         page.load(pool, entry.x, kv, min(PAGE, last - int(entry.y) + 1));
         float2 ml;
@@ -54,16 +80,20 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_bat
     }
 }
 
-// Grid: (n_head_kv, ceil(n * n_head / n_head_kv / UNIT / BATCH_WARPS)). Block: 32 * BATCH_WARPS.
-KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch(const AttentionBatch a) {
+template <bool TIERS> __device__ __forceinline__ void attend_any(const AttentionBatch& a) {
     begin();
     __shared__ __align__(16) Queries queries[BATCH_WARPS];
     Queries& q = queries[threadIdx.x / WARP];
     if (a.head_dim == 64) {
-        attend_batch<2, 1, true>(a, q);
+        attend_batch<2, 1, true, TIERS>(a, q);
     } else if (a.head_dim == 128) {
-        attend_batch<4, 2, true>(a, q);
+        attend_batch<4, 2, true, TIERS>(a, q);
     } else {
-        attend_batch<4, 2, false>(a, q);
+        attend_batch<4, 2, false, TIERS>(a, q);
     }
 }
+
+// Grid: (n_head_kv, ceil(n * n_head / n_head_kv / UNIT / BATCH_WARPS)). Block: 32 * BATCH_WARPS.
+KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch(const AttentionBatch a) { attend_any<false>(a); }
+// The same of pages of any tier and type.
+KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch_tiers(const IN_PLACE AttentionBatch a) { attend_any<true>(a); }

@@ -33,6 +33,21 @@ __device__ __forceinline__ void begin() {
 __device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 __device__ __forceinline__ uint16_t float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
 __device__ __forceinline__ int dot4(int a, int b, int c) { return __dp4a(a, b, c); }
+// Each rounded by itself: the compiler does not make one operation of two.
+__device__ __forceinline__ float add_rn(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+// Two numbers of half precision in a word.
+__device__ __forceinline__ uint32_t halves(float x, float y) { return uint32_t(float_to_half(x)) | uint32_t(float_to_half(y)) << 16; }
+__device__ __forceinline__ __half2 as_halves(uint32_t w) { return *reinterpret_cast<const __half2*>(&w); }
+__device__ __forceinline__ uint32_t as_word(const __half2& h) { return *reinterpret_cast<const uint32_t*>(&h); }
+__device__ __forceinline__ uint32_t sub_halves(uint32_t a, uint32_t b) { return as_word(__hsub2(as_halves(a), as_halves(b))); }
+__device__ __forceinline__ uint32_t mul_halves(uint32_t a, uint32_t b) { return as_word(__hmul2(as_halves(a), as_halves(b))); }
+__device__ __forceinline__ uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+    return as_word(__hfma2(as_halves(a), as_halves(b), as_halves(c)));
+}
+// The low word of (hi, lo) shifted to the right by fewer than 32 bits.
+__device__ __forceinline__ uint32_t shift_right(uint32_t lo, uint32_t hi, int by) { return __funnelshift_r(lo, hi, by); }
 // The same with bytes of `a` that have no sign.
 __device__ __forceinline__ int dot4_unsigned(uint32_t a, int b, int c) {
     int d;
@@ -195,6 +210,9 @@ __device__ __forceinline__ int opaque(int x) {
 __device__ __forceinline__ uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
+// Bytes 0 and 1 of `w`, or 2 and 3, with 0x64 above each: halves of 1024 and the byte.
+__device__ __forceinline__ uint32_t low_wide(uint32_t w) { return __byte_perm(w, 0x64646464, 0x4140); }
+__device__ __forceinline__ uint32_t high_wide(uint32_t w) { return __byte_perm(w, 0x64646464, 0x4342); }
 // Two bytes of each operand: bytes 0, 1 or bytes 2, 3.
 __device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 __device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
@@ -289,6 +307,11 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
     float sum = 0.0f;
     for (int w = 0; w < n_warp; w++) sum += scratch[w];
     return sum;
+}
+
+// A number without its fraction, within bounds; what is not a number is 0.
+__device__ __forceinline__ int whole(float x, int lo, int hi) {
+    return x == x ? min(max(int(fminf(fmaxf(x, float(lo) - 1.0f), float(hi) + 1.0f)), lo), hi) : 0;
 }
 
 // Activations of one token quantized for integer dot products: blocks of 32 elements.

@@ -111,6 +111,8 @@ inline int opaque(int x) { return x; }
 inline uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return (a & 0xff) | (b & 0xff) << 8 | (c & 0xff) << 16 | d << 24;
 }
+inline uint32_t low_wide(uint32_t w) { return 0x64006400u | (w & 0xff) | (w & 0xff00) << 8; }
+inline uint32_t high_wide(uint32_t w) { return low_wide(w >> 16); }
 inline uint32_t low_halves(uint32_t a, uint32_t b) { return (a & 0xffff) | b << 16; }
 inline uint32_t high_halves(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
 
@@ -128,6 +130,19 @@ struct HalfTable {
 extern const HalfTable half_table;
 inline float half_to_float(uint16_t h) { return half_table.value[h]; }
 inline uint16_t float_to_half(float f) { _Float16 x = _Float16(f); uint16_t h; memcpy(&h, &x, 2); return h; }
+
+inline float add_rn(float a, float b) { return a + b; }
+inline float mul_rn(float a, float b) { return a * b; }
+inline float div_rn(float a, float b) { return a / b; }
+inline uint32_t halves(float x, float y) { return uint32_t(float_to_half(x)) | uint32_t(float_to_half(y)) << 16; }
+template <class F> inline uint32_t each_half(uint32_t a, uint32_t b, uint32_t c, F f) {
+    auto at = [](uint32_t w, int i) { return half_to_float(uint16_t(w >> 16 * i)); };
+    return halves(f(at(a, 0), at(b, 0), at(c, 0)), f(at(a, 1), at(b, 1), at(c, 1)));
+}
+inline uint32_t sub_halves(uint32_t a, uint32_t b) { return each_half(a, b, 0, [](float x, float y, float) { return x - y; }); }
+inline uint32_t mul_halves(uint32_t a, uint32_t b) { return each_half(a, b, 0, [](float x, float y, float) { return x * y; }); }
+inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) { return each_half(a, b, c, [](float x, float y, float z) { return x * y + z; }); }
+inline uint32_t shift_right(uint32_t lo, uint32_t hi, int by) { return uint32_t((uint64_t(hi) << 32 | lo) >> by); }
 
 inline int dot4(int a, int b, int c) {
     for (int i = 0; i < 4; i++) c += int8_t(uint32_t(a) >> (8 * i)) * int8_t(uint32_t(b) >> (8 * i));

@@ -6,5 +6,6 @@
 #include "gemm_f16.cu"
 #include "matvec.cu"
 #include "moe.cu"
+#include "pages.cu"
 #include "rows.cu"
 #include "step.cu"

@@ -49,9 +49,7 @@ __device__ __noinline__ uint32_t find_best(const uint32_t at) {
     return at;
 }
 
-// Grid: as many blocks as are resident at once. Block: 32 * (1 .. STEP_WARPS).
-// Dynamic shared memory: StepShared, then what the largest of the phases wants.
-KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const IN_PLACE Step a) {
+template <bool TIERS> __device__ __forceinline__ void run_step(const Step& a) {
     DYNAMIC_SHARED(StepShared, s);
     static_assert(sizeof(Phase) % 16 == 0 && sizeof(Step) % 16 == 0, "phases are copied in bulk");
     auto fetch = [&](uint32_t i) {
@@ -93,11 +91,11 @@ KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const IN_PLACE Step a) {
             if (!is_attending(at / 2)) {
                 trace(here(at / 2), 0), trace(here(at / 2), 1);
             } else if (a.head_dim == 64) {
-                at = attend<2, 1, true>(at);
+                at = attend<2, 1, true, TIERS>(at);
             } else if (a.head_dim == 128) {
-                at = attend<4, 2, true>(at);
+                at = attend<4, 2, true, TIERS>(at);
             } else {
-                at = attend<4, 2, false>(at);
+                at = attend<4, 2, false, TIERS>(at);
             }
             if (s->p[at / 2 % 4].arrive && threadIdx.x == 0) release_add(a.arrived);
         }
@@ -111,3 +109,9 @@ KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const IN_PLACE Step a) {
         *a.arrived = 0, *a.left = 0, *a.top = 0;
     }
 }
+
+// Grid: as many blocks as are resident at once. Block: 32 * (1 .. STEP_WARPS).
+// Dynamic shared memory: StepShared, then what the largest of the phases wants.
+KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const IN_PLACE Step a) { run_step<false>(a); }
+// The same with pages of any tier, the first of which is f16.
+KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step_tiers(const IN_PLACE Step a) { run_step<true>(a); }

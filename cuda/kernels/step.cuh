@@ -35,7 +35,7 @@ struct Matrix {
 };
 
 struct Phase {
-    Matrix m[3];
+    Matrix m[3];           // ATTEND: of each tier after the first, keys (w) and values (bias) and their types (type, n_out)
     const float* src;      // PRODUCTS: input (n_in)
     const float* norm;     // PRODUCTS: (n_in) weights of an RMS norm of the input, or null
     const float* q;        // ATTEND: (n_head, head_dim) not yet normed nor rotated
@@ -45,7 +45,7 @@ struct Phase {
     const float* k_norm;   // (head_dim) or null
     uint16_t* pool_k;      // (slots, PAGE, n_head_kv, head_dim) f16
     uint16_t* pool_v;      // likewise
-    const uint2* pages;    // (n_pages) slot, first position, in position order
+    const uint2* pages;    // (n_pages) slot (and tier, pages.cuh), first position, in position order
     float* out;            // (n_head, head_dim)
     float2* page_ml;       // (n_head, max_pages) maximum and sum of exponentials of each page, or null
     float2* head_ml;       // (n_head) the same over all pages

@@ -6,7 +6,7 @@
 // token were written by earlier steps. That row is computed here (norm, rotation), used from shared memory, and put in its place by the
 // block of a unit that attends to the last page. The blocks of a unit join their parts together, each some of the elements.
 #pragma once
-#include "attend.cuh"
+#include "attend_tiers.cuh"
 #include "step.cuh"
 
 // Shared memory of the phase: queries as the sum of two f16, maximum and sum of each warp; then sums of each warp (STEP_WARPS, heads of the
@@ -160,6 +160,12 @@ template <int NJ> struct KeysOf {
             }
         }
     }
+    // Asks for a page of a type that has it in one piece, which is not mixed.
+    __device__ __forceinline__ void ask_stored(const uint8_t* page, int bytes) const {
+        for (int i = threadIdx.x % WARP; i < bytes / 16; i += WARP) copy16(to + 16 * i, page + 16 * i);
+    }
+    // Room behind a page of k3.
+    __device__ __forceinline__ uint32_t* pairs() const { return reinterpret_cast<uint32_t*>(to + PAGE * 64 * NJ); }
     // Waits for them, and puts a key of d elements in the place of row `row` if that is one of a page.
     __device__ __forceinline__ void wait(int row, const uint16_t* key, int d) const {
         const int u = threadIdx.x % WARP;
@@ -172,7 +178,40 @@ template <int NJ> struct KeysOf {
     static __device__ __forceinline__ int bytes(int n, int d) { return (max(4 * n * (d + 1), PAGE * 128 * NJ) + 15) / 16 * 16; }
 };
 
-template <int NC, int NJ, bool EXACT> __device__ __noinline__ uint32_t attend(const uint32_t at) {
+// The tiers of a pool, and a page of a head in one of them.
+struct Tiers {
+    const Phase& p;
+    int n_kv, kv, d;
+
+    __device__ __forceinline__ Tier of(const uint2& page) const {
+        const uint32_t tier = tier_of(page);
+        if (tier == 0) return {reinterpret_cast<const uint8_t*>(p.pool_k), reinterpret_cast<const uint8_t*>(p.pool_v), F16, F16};
+        const Matrix& m = p.m[tier - 1];
+        return {m.w, reinterpret_cast<const uint8_t*>(m.bias), m.type, m.n_out};
+    }
+    __device__ __forceinline__ const uint8_t* page(const uint8_t* pool, uint32_t type, const uint2& page) const {
+        return page_at(pool, type, slot_of(page), n_kv, kv, d);
+    }
+    __device__ __forceinline__ int bytes(uint32_t type) const { return d / TILE_ROW * tile_bytes(type); }
+    template <int NJ> __device__ __forceinline__ void ask(const KeysOf<NJ>& keys, const uint2& entry) const {
+        const Tier tier = of(entry);
+        if (tier.type_k == F16) {
+            keys.ask({reinterpret_cast<const uint16_t*>(tier.k), nullptr, n_kv, d}, slot_of(entry), kv);
+        } else {
+            keys.ask_stored(page(tier.k, tier.type_k, entry), bytes(tier.type_k));
+        }
+    }
+    // Brings a page to the L2 cache.
+    __device__ __forceinline__ void bring_stored(const uint2& entry) const {
+        const Tier tier = of(entry);
+        if (tier.type_k == F16) return bring_page({reinterpret_cast<const uint16_t*>(tier.k), reinterpret_cast<const uint16_t*>(tier.v), n_kv, d}, slot_of(entry), kv);
+        for (int i = 128 * (threadIdx.x % WARP); i < bytes(tier.type_k); i += 128 * WARP) bring(page(tier.k, tier.type_k, entry) + i);
+        for (int i = 128 * (threadIdx.x % WARP); i < bytes(tier.type_v); i += 128 * WARP) bring(page(tier.v, tier.type_v, entry) + i);
+    }
+};
+
+// TIERS: pages may be of any tier; the first is of f16. If not, all are of the first.
+template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __noinline__ uint32_t attend(const uint32_t at) {
     const uint32_t phase = at / 2;
     const Here h = here(phase);
     const Step& a = h.a;
@@ -192,14 +231,19 @@ template <int NC, int NJ, bool EXACT> __device__ __noinline__ uint32_t attend(co
         const int bytes = KeysOf<NJ>::bytes(nq, d);
         auto sums_of = [&](int w) { return reinterpret_cast<float*>(h.shared + sizeof(AttendShared) + w * bytes); };
         const KeysOf<NJ> keys = {reinterpret_cast<unsigned char*>(sums_of(warp))};
+        const Tiers tiers = {h.p, int(a.n_head_kv), kv, d};
         int p = from + warp;
         // Keys of the first page, as earlier steps have written them, while queries are not there yet.
         uint2 entry = make_uint2(0, 0);
         if (p < to) {
             entry = h.p.pages[p];
-            keys.ask(pool, entry.x, kv);
+            if (TIERS) tiers.ask(keys, entry);
+            else keys.ask(pool, entry.x, kv);
         }
-        for (int later = p; later < to; later += n_warp) bring_page(pool, h.p.pages[later].x, kv);
+        for (int later = p; later < to; later += n_warp) {
+            if (TIERS) tiers.bring_stored(h.p.pages[later]);
+            else bring_page(pool, h.p.pages[later].x, kv);
+        }
         current_token(h, s, kv, head0, nq);
         block_barrier();
         if (task == int(blockIdx.x)) trace(h, 0);
@@ -207,17 +251,38 @@ template <int NC, int NJ, bool EXACT> __device__ __noinline__ uint32_t attend(co
 #pragma unroll 1
         while (p < to) {
             const int rows = min(PAGE, pos - int(entry.y) + 1), current = p == n_pages - 1 ? rows - 1 : PAGE;
+            float2 ml;
+            if (TIERS && tier_of(entry) > 0) {
+                // Values are loaded behind the scores: registers are few.
+                const Tier tier = tiers.of(entry);
+                const uint8_t* at = tiers.page(tier.v, tier.type_v, entry);
+                keys.wait(PAGE, s.q[0][UNIT], d);
+                const Scores scores = scores_of<NC>(tier.type_k, keys.to, d, s.q, keys.pairs());
+                __syncwarp();
+                StoredValues<NJ, false> values;
+                values.load(tier.type_v, at, 0, d, PAGE);
+                const int seen = p;
+                p += n_warp;
+                if (p < to) {
+                    entry = h.p.pages[p];
+                    tiers.ask(keys, entry);
+                }
+                const Shares shares = share_out(scores, PAGE, sum, ml);
+                if (h.p.page_ml && t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + seen] = ml;
+                values.add(tier.type_v, shares, sum);
+                continue;
+            }
             PageOf<NC, NJ, EXACT> page;
             page.load_values(pool, entry.x, kv, current);
             keys.wait(current, s.q[0][UNIT], d);
-            float2 ml;
             const Shares shares = attend_keys<NC>(keys, s.q, rows, sum, ml);
             __syncwarp();
             if (h.p.page_ml && t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + p] = ml;
             p += n_warp;
             if (p < to) {
                 entry = h.p.pages[p];
-                keys.ask(pool, entry.x, kv);
+                if (TIERS) tiers.ask(keys, entry);
+                else keys.ask(pool, entry.x, kv);
             }
             if (current < PAGE) page.replace_value(current, s.q[1][UNIT], d);
             attend_values(page, shares, sum);

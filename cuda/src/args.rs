@@ -10,7 +10,7 @@ pub(crate) unsafe trait Args: Copy {
 }
 
 macro_rules! args {
-    ($($(#[$doc:meta])* $name:ident => $($kernel:ident),+ { $($field:ident: $ty:ty),* $(,)? })*) => {
+    ($($(#[$doc:meta])* $name:ident => $($kernel:ident),* { $($field:ident: $ty:ty),* $(,)? })*) => {
         $(
             $(#[$doc])*
             #[repr(C)]
@@ -20,9 +20,12 @@ macro_rules! args {
         )*
         /// Every kernel.
         #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "the emulator has its own table"))]
-        pub(crate) const KERNELS: &[&str] = &[$($(stringify!($kernel)),+),*];
+        pub(crate) const KERNELS: &[&str] = &[$($(stringify!($kernel),)*)*];
     };
 }
+
+/// Tiers of a pool at most, `pages.cuh`.
+pub(crate) const MAX_TIERS: usize = 4;
 
 args! {
     /// `rows.cu`
@@ -58,14 +61,20 @@ args! {
     ToHalf => to_half { x: u64, out: u64, n_in: u32, width: u32 }
     /// `gemm_f16.cu`
     MulMatF16 => mul_mat_f16, mul_mat_f16_hopper { part: [PartF16; 3], w: u64, x: u64, width: u32, n: u32, add: u32, n_part: u32 }
+    /// `pages.cuh`
+    Tier => { k: u64, v: u64, ty_k: u32, ty_v: u32 }
+    /// `pages.cu`
+    StoreRows => store_rows { k: u64, v: u64, places: u64, tier: Tier, n_head_kv: u32, head_dim: u32 }
+    /// `pages.cu`
+    MovePages => move_pages { tiers: u64, moves: u64, n_head_kv: u32, head_dim: u32 }
     /// `attention.cu`
-    Attention => attention {
-        q: u64, pool_k: u64, pool_v: u64, pages: u64, n_pages: u64, pos: u64, out: u64, part: u64, part_ml: u64, page_ml: u64,
+    Attention => attention, attention_tiers {
+        q: u64, pages: u64, n_pages: u64, pos: u64, out: u64, part: u64, part_ml: u64, page_ml: u64, tiers: [Tier; MAX_TIERS],
         n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, max_pages: u32, scale: f32,
     }
     /// `attention_batch.cu`
-    AttentionBatch => attention_batch {
-        q: u64, pool_k: u64, pool_v: u64, pages: u64, n_pages: u64, pos: u64, out: u64,
+    AttentionBatch => attention_batch, attention_batch_tiers {
+        q: u64, pages: u64, n_pages: u64, pos: u64, out: u64, tiers: [Tier; MAX_TIERS],
         n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, scale: f32, pad: u32,
     }
     /// `attention.cu`
@@ -80,7 +89,7 @@ args! {
     /// `moe.cu`
     MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32 }
     /// `step.cu`
-    Step => step {
+    Step => step, step_tiers {
         phases: u64, unused: u64, arrived: u64, left: u64, part: u64, top: u64, best: u64, told: u64, follows: u64, trace: u64,
         n_unused: u32, turn: u32, n_phase: u32, n_head: u32, n_head_kv: u32, group: u32, tiles: u32, units: u32, head_dim: u32, max_pages: u32,
         max_splits: u32, neox: u32, mean: u32, warp_bits: u32, scale: f32, n_layer: u32, n_words: u32, each: u32, pad: [u32; 2],
@@ -187,6 +196,21 @@ pub(crate) struct MulMat128(pub(crate) MulMat);
 #[derive(Clone, Copy)]
 pub(crate) struct MulMatF16Hopper(pub(crate) MulMatF16);
 
+/// [`Attention`] over pages of any tier.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct AttentionTiers(pub(crate) Attention);
+
+/// [`AttentionBatch`] over pages of any tier.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct AttentionBatchTiers(pub(crate) AttentionBatch);
+
+/// [`Step`] over pages of any tier.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct StepTiers(pub(crate) Step);
+
 macro_rules! kernels {
     ($($args:ident $name:literal),* $(,)?) => {
         $(
@@ -202,4 +226,6 @@ kernels! {
     Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", Swiglu "swiglu", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
     Combine "attention_combine", Draw "draw", MoeRoute "moe_route", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16", MulMatF16Hopper "mul_mat_f16_hopper",
+    StoreRows "store_rows", MovePages "move_pages", AttentionTiers "attention_tiers", AttentionBatchTiers "attention_batch_tiers",
+    StepTiers "step_tiers",
 }

@@ -101,6 +101,8 @@ pub(crate) struct Driver {
     kernels: HashMap<&'static str, sys::CUfunction>,
     /// Whether a kernel may become resident while the one before it ends (programmatic dependent launch).
     overlap: bool,
+    /// Bytes that memory comes in where addresses are reserved before; 0 if the device cannot do that.
+    grain: usize,
     /// Kernels that have been allowed more than [`PLAIN_SHARED`], and how much.
     large: Mutex<HashMap<&'static str, u32>>,
 }
@@ -145,6 +147,7 @@ impl Driver {
             Ok(Self {
                 overlap,
                 info: info.clone(),
+                grain: grain(device),
                 device,
                 context,
                 stream,
@@ -155,6 +158,46 @@ impl Driver {
         };
         open().map_err(|e| error(&info.to_string(), e))
     }
+}
+
+/// Memory of a device that is brought to addresses.
+fn memory_of(device: sys::CUdevice) -> sys::CUmemAllocationProp {
+    sys::CUmemAllocationProp_st {
+        type_: sys::CUmemAllocationType_enum::CU_MEM_ALLOCATION_TYPE_PINNED,
+        requestedHandleTypes: sys::CUmemAllocationHandleType_enum::CU_MEM_HANDLE_TYPE_NONE,
+        location: place_of(device),
+        win32HandleMetaData: std::ptr::null_mut(),
+        allocFlags: sys::CUmemAllocationProp_st__bindgen_ty_1 {
+            compressionType: 0,
+            gpuDirectRDMACapable: 0,
+            usage: 0,
+            reserved: [0; 4],
+        },
+    }
+}
+
+fn place_of(device: sys::CUdevice) -> sys::CUmemLocation {
+    sys::CUmemLocation_st {
+        type_: sys::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE,
+        id: device,
+    }
+}
+
+/// Bytes that memory comes in where addresses are reserved before; 0 if the device cannot do that.
+fn grain(device: sys::CUdevice) -> usize {
+    use sys::CUdevice_attribute as A;
+    use sys::CUmemAllocationGranularity_flags_enum as G;
+    let can = A::CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED;
+    // SAFETY: the device is valid.
+    if unsafe { result::device::get_attribute(device, can) }.unwrap_or(0) == 0 {
+        return 0;
+    }
+    let (mut bytes, memory) = (0, memory_of(device));
+    let least = G::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
+    // SAFETY: both pointers are good for the call.
+    let answer =
+        unsafe { sys::cuMemGetAllocationGranularity(&raw mut bytes, &raw const memory, least) };
+    answer.result().map_or(0, |()| bytes)
 }
 
 impl Drop for Driver {
@@ -207,6 +250,68 @@ impl Device for Driver {
         let freed = unsafe { result::free_sync(at) };
         if let Err(e) = freed {
             log::warn!("{}", error("cuMemFree", e));
+        }
+    }
+
+    fn grain(&self) -> usize {
+        self.grain
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        let mut at = 0;
+        // SAFETY: the pointer is good for the call.
+        let answer = unsafe { sys::cuMemAddressReserve(&raw mut at, bytes, 0, 0, 0) };
+        let done = answer.result().map(|()| at);
+        done.map_err(|e| error("cuMemAddressReserve", e))
+    }
+
+    unsafe fn unreserve(&self, at: u64, bytes: usize) {
+        // SAFETY: the caller's promise.
+        let freed = unsafe { sys::cuMemAddressFree(at, bytes) }.result();
+        if let Err(e) = freed {
+            log::warn!("{}", error("cuMemAddressFree", e));
+        }
+    }
+
+    unsafe fn back(&self, at: u64, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        let (mut name, memory) = (0, memory_of(self.device));
+        let access = sys::CUmemAccessDesc_st {
+            location: place_of(self.device),
+            flags: sys::CUmemAccess_flags_enum::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        // SAFETY: pointers are good for the calls; the address is reserved and free, by the caller's promise. Memory that was made is
+        // released if it cannot be brought there.
+        unsafe {
+            let made = sys::cuMemCreate(&raw mut name, bytes, &raw const memory, 0);
+            made.result()
+                .map_err(|e| error(&format!("{} MiB of device memory", bytes >> 20), e))?;
+            let mapped = sys::cuMemMap(at, bytes, 0, name, 0).result();
+            let opened = mapped.and_then(|()| {
+                let opened = sys::cuMemSetAccess(at, bytes, &raw const access, 1).result();
+                opened
+                    .and_then(|()| result::memset_d8_async(at, 0, bytes, self.stream))
+                    .inspect_err(|_| {
+                        let _ = sys::cuMemUnmap(at, bytes);
+                    })
+            });
+            opened.map_err(|e| {
+                let _ = sys::cuMemRelease(name);
+                error("device memory that is brought to addresses", e)
+            })?;
+        }
+        Ok(name)
+    }
+
+    unsafe fn unback(&self, at: u64, bytes: usize, name: u64) {
+        // SAFETY: the caller's promise.
+        let freed = unsafe {
+            let unmapped = sys::cuMemUnmap(at, bytes).result();
+            unmapped.and(sys::cuMemRelease(name).result())
+        };
+        if let Err(e) = freed {
+            log::warn!("{}", error("cuMemUnmap", e));
         }
     }
 

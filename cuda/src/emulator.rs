@@ -119,6 +119,29 @@ impl Device for Emulator {
         unsafe { guard::free(at as *mut u8, bytes) };
     }
 
+    fn grain(&self) -> usize {
+        guard::PAGE
+    }
+
+    fn reserve(&self, bytes: usize) -> Result<u64> {
+        guard::reserve(bytes).map(|p| p as u64)
+    }
+
+    unsafe fn unreserve(&self, at: u64, bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { guard::unreserve(at as *mut u8, bytes) };
+    }
+
+    unsafe fn back(&self, at: u64, bytes: usize) -> Result<u64> {
+        // SAFETY: the caller's promise.
+        unsafe { guard::open(at as *mut u8, bytes) }.map(|()| 0)
+    }
+
+    unsafe fn unback(&self, at: u64, bytes: usize, _: u64) {
+        // SAFETY: the caller's promise.
+        unsafe { guard::close(at as *mut u8, bytes) };
+    }
+
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
@@ -213,7 +236,7 @@ mod guard {
 
     use crate::gpu::{CudaError, Result};
 
-    const PAGE: usize = 4096;
+    pub(super) const PAGE: usize = 4096;
     const ALIGN: usize = 256;
 
     unsafe extern "C" {
@@ -227,6 +250,7 @@ mod guard {
         ) -> *mut c_void;
         fn mprotect(at: *mut c_void, n: usize, prot: c_int) -> c_int;
         fn munmap(at: *mut c_void, n: usize) -> c_int;
+        fn madvise(at: *mut c_void, n: usize, advice: c_int) -> c_int;
     }
 
     /// Mapped bytes without the guard, and where the buffer begins in them.
@@ -244,6 +268,47 @@ mod guard {
                 return Err(CudaError(format!("{bytes} bytes of emulated memory")));
             }
             Ok(base.cast::<u8>().add(at))
+        }
+    }
+
+    /// Addresses that cannot be touched.
+    pub(super) fn reserve(bytes: usize) -> Result<*mut u8> {
+        // SAFETY: a fresh private mapping (PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS).
+        let base = unsafe { mmap(std::ptr::null_mut(), bytes, 0, 0x22, -1, 0) };
+        if base as isize == -1 {
+            return Err(CudaError(format!("{bytes} emulated addresses")));
+        }
+        Ok(base.cast())
+    }
+
+    /// # Safety
+    /// From `reserve` with the same size.
+    pub(super) unsafe fn unreserve(p: *mut u8, bytes: usize) {
+        // SAFETY: the mapping that `reserve` made.
+        unsafe { munmap(p.cast(), bytes) };
+    }
+
+    /// Makes whole pages of what was reserved memory of zeros.
+    ///
+    /// # Safety
+    /// They are closed.
+    pub(super) unsafe fn open(p: *mut u8, bytes: usize) -> Result<()> {
+        // SAFETY: inside a mapping of ours (PROT_READ | PROT_WRITE).
+        if unsafe { mprotect(p.cast(), bytes, 3) } != 0 {
+            return Err(CudaError(format!("{bytes} bytes of emulated memory")));
+        }
+        Ok(())
+    }
+
+    /// Makes them addresses again.
+    ///
+    /// # Safety
+    /// They are open, and nobody uses them.
+    pub(super) unsafe fn close(p: *mut u8, bytes: usize) {
+        // SAFETY: inside a mapping of ours; MADV_DONTNEED gives the memory back.
+        unsafe {
+            madvise(p.cast(), bytes, 4);
+            mprotect(p.cast(), bytes, 0);
         }
     }
 

@@ -49,6 +49,21 @@ pub(crate) trait Device: Send + Sync {
     /// # Safety
     /// `at` came from `alloc` and is not used again.
     unsafe fn free(&self, at: u64, bytes: usize);
+    /// Bytes that [`Device::back`] takes, or multiples of them; 0 if the device cannot.
+    fn grain(&self) -> usize;
+    /// Addresses without memory.
+    fn reserve(&self, bytes: usize) -> Result<u64>;
+    /// # Safety
+    /// `at` came from `reserve`, has no memory, and is not used again.
+    unsafe fn unreserve(&self, at: u64, bytes: usize);
+    /// Zeroed memory at an address, and its name.
+    ///
+    /// # Safety
+    /// Inside a reserved range, at a multiple of [`Device::grain`] from its beginning, where there is none yet.
+    unsafe fn back(&self, at: u64, bytes: usize) -> Result<u64>;
+    /// # Safety
+    /// As `back` has made it; nothing uses it any more.
+    unsafe fn unback(&self, at: u64, bytes: usize, name: u64);
     /// # Safety
     /// Both lie inside live buffers.
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
@@ -161,6 +176,11 @@ impl Gpu {
             gpu: self.clone(),
             view: View { at, bytes },
         })
+    }
+
+    /// Whether a [`Stretch`](crate::Stretch) can have less memory than addresses.
+    pub fn can_stretch(&self) -> bool {
+        self.device.grain() > 0
     }
 
     /// Page-locked host memory of zeros.
@@ -297,7 +317,7 @@ impl Drop for Buffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
     pub(crate) at: u64,
-    bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 impl View {

@@ -28,6 +28,8 @@ pub mod ops;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub mod step;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
+mod stretch;
+#[cfg(any(feature = "cuda", feature = "emulate"))]
 mod types;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 mod weight;
@@ -35,6 +37,8 @@ mod weight;
 pub use devices::{DeviceInfo, Devices, devices};
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub use gpu::{Buffer, CudaError, Gpu, Graph, Mark, Pinned, View};
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+pub use stretch::Stretch;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub use types::{has_kernels, row_bytes};
 #[cfg(any(feature = "cuda", feature = "emulate"))]

@@ -5,10 +5,12 @@
 mod attention;
 mod draw;
 mod gemm;
+mod pages;
 
 pub use attention::*;
 pub use draw::*;
 pub use gemm::*;
+pub use pages::*;
 
 use lemma_quant::GgmlType;
 

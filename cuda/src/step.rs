@@ -14,7 +14,7 @@ pub use program::{Clocks, Inputs, Program};
 
 use crate::args::{self, Matrix, Phase, Words};
 use crate::gpu::{Buffer, Gpu, Launch, Result, View};
-use crate::ops::{Attention, Heads, Mode, Part, RopeStore};
+use crate::ops::{Attention, Heads, Mode, Part, RopeStore, Tiers, only_f16};
 use crate::weight::Weight;
 
 /// Threads of a block.
@@ -79,6 +79,8 @@ pub struct Builder {
     memory: Option<Memory>,
     /// Pairs of buffers that launches write in turn.
     pairs: Vec<[View; 2]>,
+    /// Pages may be of any tier.
+    tiered: bool,
     /// Why the step cannot be one launch.
     refused: Option<String>,
 }
@@ -127,6 +129,7 @@ impl Builder {
             shared: n_head * 8,
             memory: None,
             pairs: Vec::new(),
+            tiered: false,
             refused: None,
         };
         let (sm, emulated) = (gpu.info().sm, gpu.info().name == "emulator");
@@ -315,6 +318,7 @@ impl Builder {
             eps_q: call.q_norm.map_or(0.0, |n| n.1),
             eps_k: call.k_norm.map_or(0.0, |n| n.1),
             rope: u32::from(call.rope.is_some()),
+            m: self.tiers(&c.tiers),
             pool_k: store.k.at,
             pool_v: store.v.at,
             pages: c.pages.at,
@@ -326,6 +330,24 @@ impl Builder {
             ..Phase::default()
         };
         self.phases.push(phase);
+    }
+
+    /// The tiers after the first, as a phase of attention has them.
+    fn tiers(&mut self, tiers: &Tiers) -> [Matrix; 3] {
+        self.want(tiers[0].is_some_and(|t| t.is_f16()), || {
+            "a pool whose first tier is not f16".to_owned()
+        });
+        self.tiered |= !only_f16(tiers);
+        [1, 2, 3].map(|i| {
+            let t = tiers[i].map_or(args::Tier::default(), |t| t.args());
+            Matrix {
+                w: t.k,
+                bias: t.v,
+                ty: t.ty_k,
+                n_out: t.ty_v,
+                ..Matrix::default()
+            }
+        })
     }
 
     /// Masses of the pages of every layer: `[n_layer, max_pages]`.
@@ -458,6 +480,7 @@ impl Builder {
             gpu: self.gpu,
             args,
             launches: 0,
+            tiered: self.tiered,
             launch,
             words: Words::default(),
             best,

@@ -1,6 +1,7 @@
 //! Speed of a decode step on made-up weights, without a model file: shapes of models that people run. Ignored: it measures.
 //!
-//! `LEMMA_STEP_PAGES` are the live pages of a layer (`1 64 256`).
+//! `LEMMA_STEP_PAGES` are the live pages of a layer (`1 64 256`). With more than 16 all of a table is measured in lower tiers too, but for its last
+//! page.
 #![cfg(feature = "cuda")]
 #![allow(clippy::print_stdout, reason = "what was measured")]
 
@@ -9,10 +10,13 @@ mod common;
 use std::time::Instant;
 
 use common::*;
-use lemma_cuda::ops::{Attention, Heads, Mode, RopeStore, Store};
+use lemma_cuda::ops::{
+    Attention, Heads, MAX_TIERS, Mode, RopeStore, Store, Tier, page_bytes, slot_of,
+};
 use lemma_cuda::step::{Builder, Clocks, Inputs, Products, Program, Shape};
 use lemma_cuda::{Buffer, Gpu, Source, Uploader, View, Weight};
-use lemma_quant::GgmlType::{self, F16, Q4_K, Q6_K};
+use lemma_quant::GgmlType::{self, F16, Q4_K, Q6_K, Q8_0};
+use lemma_quant::pages::KvType;
 
 struct Model {
     name: &'static str,
@@ -68,7 +72,7 @@ const MODELS: [Model; 3] = [
 ];
 /// Layers with weights of their own; the others take them again.
 const LAYERS: usize = 8;
-const MAX_PAGES: usize = 256;
+const MAX_PAGES: usize = 2048;
 
 struct Layer {
     norm: Buffer,
@@ -153,7 +157,8 @@ fn weights(gpu: &Gpu, m: &Model) -> Weights {
     }
 }
 
-fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize) -> Bench {
+/// A step over `pages` pages a layer; all but the last are in a lower tier of these types if there is one.
+fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize, lower: Option<[KvType; 2]>) -> Bench {
     let mut rng = Rng::new(7);
     let (e, d, h) = (m.n_embd, m.heads.head_dim, m.heads);
     let layers = &w.layers;
@@ -171,11 +176,21 @@ fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize) -> Bench {
     let pos = upload_u32(gpu, &[last]);
     let places = upload_u32(gpu, &[last]);
     let n_pages = upload_u32(gpu, &vec![pages as u32; m.n_layer]);
-    let table: Vec<u32> = (0..MAX_PAGES as u32).flat_map(|p| [p, p * 16]).collect();
+    let table: Vec<u32> = (0..pages as u32)
+        .flat_map(|p| {
+            let low = lower.is_some() && p as usize + 1 < pages;
+            [slot_of(u8::from(low), p), p * 16]
+        })
+        .collect();
     let table = upload_u32(gpu, &table);
-    let pool = MAX_PAGES * 16 * h.n_head_kv * d * 2;
-    let pools: Vec<Buffer> = (0..2 * m.n_layer)
-        .map(|_| gpu.alloc(pool).expect("pool"))
+    let f16 = [KvType::from(F16); 2];
+    let tiers: Vec<[KvType; 2]> = std::iter::once(f16).chain(lower).collect();
+    let pools: Vec<Buffer> = (0..m.n_layer)
+        .flat_map(|_| tiers.iter().flatten())
+        .map(|ty| {
+            let page = page_bytes(*ty, h).expect("a type of the pool");
+            gpu.alloc(pages * page).expect("pool")
+        })
         .collect();
     let shape = Shape {
         heads: h,
@@ -205,9 +220,20 @@ fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize) -> Bench {
             (&l.v, None, v.view()),
         ];
         products(&mut b, &qkv, &x, norm, Mode::Store);
+        let mut all = [None; MAX_TIERS];
+        let kv = pools[2 * tiers.len() * il..].chunks_exact(2);
+        for ((to, kv), [ty_k, ty_v]) in all.iter_mut().zip(kv).zip(&tiers) {
+            *to = Some(Tier {
+                k: kv[0].view(),
+                v: kv[1].view(),
+                ty_k: *ty_k,
+                ty_v: *ty_v,
+            });
+        }
+        let first = all[0].expect("a first tier");
         let store = Store {
-            k: pools[2 * il].view(),
-            v: pools[2 * il + 1].view(),
+            k: first.k,
+            v: first.v,
             places: places.view(),
         };
         let call = RopeStore {
@@ -222,8 +248,7 @@ fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize) -> Bench {
         };
         let attention = Attention {
             q: q.view(),
-            k: store.k,
-            v: store.v,
+            tiers: all,
             pages: table.view(),
             n_pages: n_pages.view().slice(il * 4, 4),
             pos: pos.view(),
@@ -275,8 +300,18 @@ fn steps() {
     let pages = std::env::var("LEMMA_STEP_PAGES").unwrap_or_else(|_| "1 64 256".to_owned());
     for m in &MODELS {
         let w = weights(&gpu, m);
-        for pages in pages.split_whitespace().map(|p| p.parse().expect("pages")) {
-            let mut b = bench(&gpu, m, &w, pages);
+        let counts = pages.split_whitespace().map(|p| p.parse().expect("pages"));
+        let counts: Vec<usize> = counts.collect();
+        let kinds = [
+            ("f16", None),
+            ("q8_0", Some([KvType::from(Q8_0); 2])),
+            ("k3/v2", Some([KvType::K3, KvType::V2])),
+        ];
+        let all = counts
+            .iter()
+            .flat_map(|n| kinds.iter().map(move |k| (*n, k)));
+        for (pages, (kind, lower)) in all.filter(|(n, k)| *n > 16 || k.1.is_none()) {
+            let mut b = bench(&gpu, m, &w, pages, *lower);
             let mut times = Vec::new();
             for _ in 0..9 {
                 gpu.synchronize().expect("step");
@@ -291,7 +326,7 @@ fn steps() {
             let logits = read(&gpu, b.logits.view());
             let sum: f64 = logits.iter().map(|x| f64::from(x.abs())).sum();
             println!(
-                "{} {pages} pages: {:.1} us a step (best {:.1}), {:.0} steps/s, {:.2} TB/s, logits {sum:.4}",
+                "{} {pages} pages {kind}: {:.1} us a step (best {:.1}), {:.0} steps/s, {:.2} TB/s, logits {sum:.4}",
                 m.name,
                 times[4] * 1e6,
                 times[0] * 1e6,

@@ -19,7 +19,7 @@ use crate::gguf::GgufFile;
 use crate::grammar::Vocabulary;
 use crate::kv::Layout;
 use crate::memory::MemoryPlan;
-use crate::options::{BackendKind, KvOptions, LoadOptions};
+use crate::options::{BackendKind, DEFAULT_BUDGET, KvOptions, LoadOptions};
 use crate::report;
 use crate::tokenizer::{Tokenizer, TokenizerOptions};
 
@@ -205,14 +205,18 @@ impl Model {
         }
     }
 
-    /// Whether sessions can store pages anew as other types: on the CPU, if heads are whole blocks of them.
-    pub(crate) fn demotes(&self, backend: BackendKind) -> bool {
-        let device = match backend {
-            BackendKind::Cuda(_) => true,
-            BackendKind::Auto => !lemma_cuda::devices().list.is_empty(),
-            BackendKind::Cpu | BackendKind::Trace => false,
+    /// How many tokens a pool may hold by storing pages anew as other types if nobody says, where that can be: heads are whole blocks of
+    /// those types, and it is not the reference, which does so only when asked. A GPU, which is there for its speed, holds no more than
+    /// the default budget; small pools gain as much as on a CPU.
+    pub(crate) fn demotes(&self, backend: BackendKind) -> Option<u32> {
+        let most = match backend {
+            BackendKind::Trace => return None,
+            BackendKind::Cpu => u32::MAX,
+            BackendKind::Cuda(_) => DEFAULT_BUDGET,
+            BackendKind::Auto if lemma_cuda::devices().list.is_empty() => u32::MAX,
+            BackendKind::Auto => DEFAULT_BUDGET,
         };
-        !device && self.hp.head_dim.is_multiple_of(32)
+        self.hp.head_dim.is_multiple_of(32).then_some(most)
     }
 
     /// What `auto` stands for in the pool's options when a session of this model is made with a policy that recycles, as a specification

@@ -123,11 +123,12 @@ pub struct Demotion {
 /// Where pages go before they are forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Demote {
-    /// To `q8_0` and `k3/v2`, where the policy is `raas`, pages are of `f16`, heads are whole blocks, and the CPU runs it; to `q8_0` alone
-    /// where pages are of 8 tokens.
+    /// To `q8_0` and `k3/v2` (on a GPU to no more than [`DEFAULT_BUDGET`] tokens in all), where the policy is `raas`, pages are of `f16` and heads are whole blocks; to `q8_0` alone where pages are of
+    /// 8 tokens.
     Auto,
-    /// To these, one after the other; nowhere if there are none. What the shares leave is the first tier's.
-    To(Vec<Demotion>),
+    /// To these, one after the other; nowhere if there are none. What the shares leave is the first tier's. Where all tiers together would
+    /// hold more tokens than the number says, more of the first stays.
+    To(Vec<Demotion>, Option<u32>),
 }
 
 impl Demotion {
@@ -207,22 +208,27 @@ pub struct KvOptions {
 
 impl KvOptions {
     /// The options with what is [`BudgetScope::Auto`] and [`Demote::Auto`] decided: one budget for the model, unless nothing is
-    /// `ever_recycled`; then nothing is demoted either. `demotes`: whether pages of the model can be, for all that the options do not say.
-    pub(crate) fn decided(&self, ever_recycled: bool, demotes: bool) -> Self {
+    /// `ever_recycled`; then nothing is demoted either. `demotes`: [`Model::demotes`](crate::model::Model::demotes).
+    pub(crate) fn decided(&self, ever_recycled: bool, demotes: Option<u32>) -> Self {
         let mut o = self.clone();
         let plain = o.policy == "raas" && o.score == Score::Exact;
         let half = o.ty_k == GgmlType::F16 && o.ty_v == GgmlType::F16;
         if !ever_recycled {
-            o.demote = Demote::To(Vec::new());
+            o.demote = Demote::To(Vec::new(), None);
         } else if o.demote == Demote::Auto {
-            o.demote = Demote::To(match demotes && plain && half {
-                true if o.page as usize >= PAGE => AUTO.to_vec(),
-                true => vec![Demotion {
-                    share: AUTO.iter().map(|d| d.share).sum(),
-                    ..AUTO[0]
-                }],
-                false => Vec::new(),
-            });
+            o.demote = match demotes.filter(|_| plain && half) {
+                Some(most) => {
+                    let list = match o.page as usize >= PAGE {
+                        true => AUTO.to_vec(),
+                        false => vec![Demotion {
+                            share: AUTO.iter().map(|d| d.share).sum(),
+                            ..AUTO[0]
+                        }],
+                    };
+                    Demote::To(list, (most < u32::MAX).then_some(most))
+                }
+                None => Demote::To(Vec::new(), None),
+            };
         }
         if o.budget_scope == BudgetScope::Auto {
             o.budget_scope = match ever_recycled {
@@ -235,7 +241,7 @@ impl KvOptions {
 
     /// What `auto` means for a policy that recycles, in the words of the options: what a record of a measurement needs beside the
     /// options as they were given. `demotes`: as for [`Self::decided`].
-    pub(crate) fn what_auto_means(&self, demotes: bool) -> String {
+    pub(crate) fn what_auto_means(&self, demotes: Option<u32>) -> String {
         let auto = Self {
             budget_scope: BudgetScope::Auto,
             demote: Demote::Auto,
@@ -250,14 +256,28 @@ impl KvOptions {
             true => "none".to_owned(),
             false => tiers.join("+"),
         };
-        format!("budget_scope={:?},demote={demote}", decided.budget_scope).to_lowercase()
+        let most = decided.most_held().map(|n| format!("@{n}"));
+        let most = most.unwrap_or_default();
+        format!(
+            "budget_scope={:?},demote={demote}{most}",
+            decided.budget_scope
+        )
+        .to_lowercase()
     }
 
     /// Where pages go before they are forgotten, once that is [decided](Self::decided).
     pub fn demotions(&self) -> &[Demotion] {
         match &self.demote {
             Demote::Auto => &[],
-            Demote::To(list) => list,
+            Demote::To(list, _) => list,
+        }
+    }
+
+    /// Tokens that all tiers together may hold, if there is a limit, once that is decided.
+    pub fn most_held(&self) -> Option<u32> {
+        match self.demote {
+            Demote::Auto => None,
+            Demote::To(_, most) => most,
         }
     }
 }

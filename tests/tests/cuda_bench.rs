@@ -104,6 +104,41 @@ impl Bench {
     }
 }
 
+/// What a pool of the same bytes costs whose pages go through tiers, once all of them are full.
+fn tiers(gpu: &Gpu, file: &GgufFile, hp: &HParams, params: &SamplerParams) -> String {
+    let mut o = LoadOptions::default();
+    let spec = "raas:demote=q8_0:0.15+k3/v2:0.75,budget_scope=model";
+    o.kv.apply(spec).unwrap();
+    let mut layout = Layout::new(&o.kv, hp.n_layer, hp.n_head_kv, SLOTS, SLOTS * 16 * 8);
+    layout.head_dim = hp.head_dim;
+    let runner = CudaRunner::new(gpu, file, hp, &o, &layout, 512).unwrap();
+    let mut bench = Bench {
+        runner,
+        cache: Cache::with_layout(&o.kv, policy::find("raas").unwrap(), layout),
+        n_vocab: hp.n_vocab,
+    };
+    let start = Instant::now();
+    while bench.cache.tables().iter().all(|t| t.recycled == 0) {
+        let n = bench.cache.batch().min(512);
+        let prompt: Vec<u32> = (0..n as u32)
+            .map(|i| (i * 7919 + 13) % hp.n_vocab as u32)
+            .collect();
+        bench.run(&prompt, Outputs::Last);
+    }
+    bench.runner.logits();
+    let (pos, took) = (bench.cache.pos(), start.elapsed().as_secs_f64());
+    bench.decode(300, params, true);
+    let full = bench.decode(256, params, true);
+    let bare = 1.0 / bench.runner.time_steps(128).unwrap();
+    phases(&mut bench.runner, hp.n_layer);
+    let held = bench.cache.tables().iter().map(|t| t.pages.len());
+    format!(
+        "  tiers: filled with {pos} tokens at {:.0} tok/s, {} held, decode {full:.0} tok/s, alone {bare:.0}",
+        f64::from(pos) / took,
+        held.sum::<usize>() * 16 / hp.n_layer
+    )
+}
+
 /// Where a step's time goes: clocks of each phase of a layer, until its input is there and working behind that.
 fn phases(runner: &mut CudaRunner, n_layer: usize) {
     let Some(clocks) = runner.trace_step().unwrap() else {
@@ -207,6 +242,11 @@ fn speed() {
             read / bytes,
         ));
         println!("{}", table.last().unwrap());
+        drop(bench);
+        if hp.head_dim.is_multiple_of(32) {
+            table.push(tiers(&gpu, &file, &hp, &greedy));
+            println!("{}", table.last().unwrap());
+        }
     }
     println!("\n=== speed ===\n{}", table.join("\n"));
 }

@@ -1,7 +1,6 @@
 //! Attention, for batches and for one token.
 
-use super::{Heads, MAX_HEAD_DIM, Quant, at, check, launch};
-use crate::PAGE;
+use super::{Heads, MAX_HEAD_DIM, Quant, Tiers, at, check, launch, only_f16, tier_args};
 use crate::args;
 use crate::gpu::{Gpu, Result, View};
 
@@ -19,11 +18,9 @@ const BATCH_MAX_D: usize = 128;
 pub struct Attention {
     /// `[n, n_head, head_dim]`
     pub q: View,
-    /// `[slots, PAGE, n_head_kv, head_dim]` f16.
-    pub k: View,
-    /// The same for values.
-    pub v: View,
-    /// `[max_pages]` pairs of u32: slot and first position, in position order.
+    /// Keys and values; the first tier is there. Kernels for f16 alone serve a first tier of it without others.
+    pub tiers: Tiers,
+    /// `[max_pages]` pairs of u32: [slot](super::slot_of) and first position, in position order.
     pub pages: View,
     /// `[1]` u32: live pages.
     pub n_pages: View,
@@ -59,8 +56,7 @@ fn attention_batch(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> R
     check_operands(h, c, n);
     let a = args::AttentionBatch {
         q: c.q.at,
-        pool_k: c.k.at,
-        pool_v: c.v.at,
+        tiers: tier_args(&c.tiers),
         pages: c.pages.at,
         n_pages: c.n_pages.at,
         pos: c.pos.at,
@@ -74,7 +70,12 @@ fn attention_batch(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> R
     };
     let queries = n * (h.n_head / h.n_head_kv);
     let grid = [h.n_head_kv, queries.div_ceil(UNIT * ATT_WARPS), 1];
-    gpu.launch(launch(grid, 32 * ATT_WARPS as u32, 0), &a)
+    let launch = launch(grid, 32 * ATT_WARPS as u32, 0);
+    if only_f16(&c.tiers) {
+        gpu.launch(launch, &a)
+    } else {
+        gpu.launch(launch, &args::AttentionBatchTiers(a))
+    }
 }
 
 /// Room for the parts of a decode step's attention.
@@ -166,7 +167,8 @@ fn check_operands(h: Heads, c: &Attention, n: usize) {
     let d = h.head_dim;
     check(c.q, n * h.n_head * d);
     assert!(d.is_multiple_of(2) && d <= MAX_HEAD_DIM && h.n_head.is_multiple_of(h.n_head_kv));
-    assert!(c.k.bytes() == c.v.bytes() && c.k.bytes().is_multiple_of(2 * PAGE * h.n_head_kv * d));
+    assert!(c.tiers[0].is_some(), "a first tier");
+    c.tiers.iter().flatten().for_each(|t| t.check(h));
     check(c.n_pages, 1);
     check(c.pos, 1);
 }
@@ -181,17 +183,19 @@ fn launch_attention(
 ) -> Result<()> {
     let d = h.head_dim;
     check_operands(h, c, n);
-    (a.q, a.pool_k, a.pool_v) = (c.q.at, c.k.at, c.v.at);
+    (a.q, a.tiers) = (c.q.at, tier_args(&c.tiers));
     (a.pages, a.n_pages, a.pos) = (c.pages.at, c.n_pages.at, c.pos.at);
     (a.n, a.n_head, a.n_head_kv, a.head_dim) =
         (n as u32, h.n_head as u32, h.n_head_kv as u32, d as u32);
     (a.max_pages, a.scale) = ((c.pages.bytes() / 8) as u32, c.scale);
     let shared = (ATT_TILE * d.next_multiple_of(8) + ATT_WARPS * ATT_TILE * d) * 4;
     let tiles = (n * (h.n_head / h.n_head_kv)).div_ceil(ATT_TILE);
-    gpu.launch(
-        launch([h.n_head_kv, tiles, splits], 32 * ATT_WARPS as u32, shared),
-        &a,
-    )
+    let launch = launch([h.n_head_kv, tiles, splits], 32 * ATT_WARPS as u32, shared);
+    if only_f16(&c.tiers) {
+        gpu.launch(launch, &a)
+    } else {
+        gpu.launch(launch, &args::AttentionTiers(a))
+    }
 }
 
 /// Blocks that should share the pages of a head, so that one token's attention occupies the device.

@@ -36,6 +36,8 @@ pub struct Program {
     pub(super) args: [args::Step; 2],
     /// Launches so far.
     pub(super) launches: u32,
+    /// Pages may be of any tier.
+    pub(super) tiered: bool,
     pub(super) launch: Launch,
     /// What the last launch was given.
     pub(super) words: Words,
@@ -59,7 +61,7 @@ impl Program {
             trace: clocks.view().at,
             ..self.next(false)
         };
-        self.gpu.launch(self.launch, &args)?;
+        self.start(args)?;
         let bytes = self.gpu.read(clocks.view())?;
         let word = |b: &[u8]| b.iter().rev().fold(0, |n, &b| n << 8 | i64::from(b));
         let clocks: Vec<i64> = bytes.chunks_exact(8).map(word).collect();
@@ -115,7 +117,7 @@ impl Program {
         }
         let set = self.next_set();
         let args = self.next(of.token.is_none());
-        self.gpu.launch(self.launch, &args)?;
+        self.start(args)?;
         self.done[set].set()
     }
 
@@ -125,7 +127,15 @@ impl Program {
     /// Those of the driver.
     pub fn repeat(&mut self) -> Result<()> {
         let args = self.next(false);
-        self.gpu.launch(self.launch, &args)
+        self.start(args)
+    }
+
+    fn start(&self, args: args::Step) -> Result<()> {
+        if self.tiered {
+            self.gpu.launch(self.launch, &args::StepTiers(args))
+        } else {
+            self.gpu.launch(self.launch, &args)
+        }
     }
 
     /// Waits for the last launch of a set.

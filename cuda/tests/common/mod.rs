@@ -2,6 +2,9 @@
 #![allow(dead_code, unreachable_pub, reason = "not every test uses everything")]
 #![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
+pub mod pages;
+pub mod pool;
+
 use lemma_cuda::{Buffer, Gpu, View};
 
 /// The devices to test on: real ones, and the emulator where it was built.

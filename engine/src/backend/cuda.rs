@@ -12,6 +12,7 @@
 
 mod ahead;
 mod buffers;
+mod moves;
 mod pass;
 mod step;
 mod upload;
@@ -22,7 +23,6 @@ use std::time::Instant;
 use lemma_cuda::ops::{self, Half, Heads};
 use lemma_cuda::step::{Clocks, Program};
 use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, View, Weight};
-use lemma_quant::GgmlType;
 
 use self::ahead::Ahead;
 use self::buffers::{Moe, Pool};
@@ -73,10 +73,10 @@ impl CudaWeight {
 
 /// A model in device memory.
 pub struct CudaRunner {
-    /// The decode step, and whether it leaves masses. Before what it points to, so that it is dropped first.
-    step: Option<(Decode, bool)>,
-    /// Decode steps run so far without a graph: the first loads the kernels, the second can be recorded.
-    warm: bool,
+    /// The decode step, and what it does. Before what it points to, so that it is dropped first.
+    step: Option<(Decode, Kind)>,
+    /// The decode step that was last run without a graph: the first of a kind loads the kernels, the second can be recorded.
+    warm: Option<Kind>,
     /// Whether a step may be one launch.
     whole: bool,
     /// Steps of one launch that overlap with the host.
@@ -104,6 +104,15 @@ impl Decode {
     }
 }
 
+/// What decode steps differ in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    /// Whether it leaves masses.
+    masses: bool,
+    /// Whether pages may lie in lower tiers.
+    tiered: bool,
+}
+
 /// Page-locked memory that steps travel through.
 struct Host {
     step: Pinned,
@@ -120,7 +129,7 @@ impl CudaRunner {
     /// Uploads a file's tensors and allocates the pool and the scratch of batches of `n_ubatch` tokens.
     ///
     /// # Errors
-    /// Those of [`ArchModel::bind`]; [`Error::Usage`] for a pool of another type than f16; [`Error::Memory`] when the device cannot hold
+    /// Those of [`ArchModel::bind`]; [`Error::Usage`] for a pool of types that have no kernels; [`Error::Memory`] when the device cannot hold
     /// the model; those of the driver.
     pub fn new(
         gpu: &Gpu,
@@ -131,6 +140,12 @@ impl CudaRunner {
         n_ubatch: usize,
     ) -> Result<Self, Error> {
         supports(hp, o, layout)?;
+        let heads = Heads {
+            n_head: hp.n_head,
+            n_head_kv: hp.n_head_kv,
+            head_dim: hp.head_dim,
+        };
+        let types = buffers::types(&o.kv, layout, heads)?;
         if !hp.head_dim.is_multiple_of(2) || hp.head_dim > ops::MAX_HEAD_DIM {
             let found = format!("heads of {} elements on a GPU", hp.head_dim);
             let expected = format!("an even number of at most {}", ops::MAX_HEAD_DIM);
@@ -139,15 +154,11 @@ impl CudaRunner {
         gpu.bind()?;
         let widths = Widths::of(hp);
         let n_ubatch = n_ubatch.max(1);
-        check_memory(gpu, file, hp, &widths, layout, n_ubatch)?;
+        let pool = buffers::pool_bytes(gpu, &types, heads, layout);
+        check_memory(gpu, file, hp, &widths, pool, n_ubatch)?;
         let model = upload(gpu, file, hp, o.on_upload)?;
-        let heads = Heads {
-            n_head: hp.n_head,
-            n_head_kv: hp.n_head_kv,
-            head_dim: hp.head_dim,
-        };
         let bytes = StepLayout::new(hp, n_ubatch).bytes();
-        let pool = Pool::new(gpu, heads, layout)?;
+        let pool = Pool::new(gpu, heads, types, layout)?;
         let host = Host {
             step: gpu.pinned(bytes)?,
             tables: gpu.pinned(pool.tables.view().bytes())?,
@@ -199,13 +210,14 @@ impl CudaRunner {
             n_outputs: 0,
             wants_mass: false,
             mean: o.kv.aggregate == Aggregate::Mean,
+            tiered: false,
             failed: None,
             n_ubatch,
             gpu: gpu.clone(),
         };
         Ok(Self {
             step: None,
-            warm: false,
+            warm: None,
             whole: true,
             ahead: Ahead::new(gpu, &pass.pool)?,
             model,
@@ -220,6 +232,7 @@ impl CudaRunner {
         assert!(n >= 1 && n <= p.n_ubatch, "a batch of {n} tokens");
         p.n = n;
         p.wants_mass = n == 1 && cache.wants_mass();
+        p.tiered = is_tiered(cache);
         p.n_outputs = match outputs {
             Outputs::None => 0,
             Outputs::Last => 1,
@@ -294,7 +307,7 @@ impl CudaRunner {
     }
 
     /// A decode step that can be repeated; nothing while the kernels of one that would be recorded have not been loaded by running it.
-    fn make_step(&mut self) -> Result<Option<Decode>, Error> {
+    fn make_step(&mut self, kind: Kind) -> Result<Option<Decode>, Error> {
         if std::env::var_os("LEMMA_CUDA_STEP").is_none_or(|v| v != "0") && self.whole {
             match step::program(&self.model, &self.pass, self.ahead.masses())? {
                 Ok(program) => return Ok(Some(Decode::Whole(Box::new(program)))),
@@ -302,7 +315,7 @@ impl CudaRunner {
             }
             self.whole = false;
         }
-        if !self.warm {
+        if self.warm != Some(kind) {
             return Ok(None);
         }
         let (model, pass) = (&self.model, &mut self.pass);
@@ -350,7 +363,8 @@ impl Host {
             let row = &mut tables[il * max_pages * 8..][..pages.len() * 8];
             for (entry, page) in row.chunks_exact_mut(8).zip(pages) {
                 let mut new = [0; 8];
-                new[..4].copy_from_slice(&page.slot.to_le_bytes());
+                let slot = ops::slot_of(page.tier, page.slot);
+                new[..4].copy_from_slice(&slot.to_le_bytes());
                 new[4..].copy_from_slice(&page.first_pos.to_le_bytes());
                 if entry != new {
                     entry.copy_from_slice(&new);
@@ -369,11 +383,17 @@ impl Runner for CudaRunner {
     fn run(&mut self, tokens: &[u32], cache: &mut Cache, outputs: Outputs) -> Result<(), Error> {
         self.pass.gpu.bind()?;
         self.begin(tokens.len(), cache, outputs)?;
-        let masses = self.pass.wants_mass;
+        let p = &mut self.pass;
+        p.pool.follow(p.heads, cache)?;
+        p.pool.moves.run(&p.gpu, p.heads, cache)?;
+        let kind = Kind {
+            masses: p.wants_mass,
+            tiered: p.tiered,
+        };
         let decode = tokens.len() == 1 && outputs == Outputs::Last;
-        if decode && self.step.as_ref().is_none_or(|s| s.1 != masses) {
+        if decode && self.step.as_ref().is_none_or(|s| s.1 != kind) {
             self.ahead.forget();
-            self.step = self.make_step()?.map(|s| (s, masses));
+            self.step = self.make_step(kind)?.map(|s| (s, kind));
         }
         match &mut self.step {
             Some((Decode::Whole(program), _)) if decode => {
@@ -387,7 +407,9 @@ impl Runner for CudaRunner {
             Some((Decode::Graph(graph), _)) if decode => graph.replay()?,
             _ => self.pass.forward(&self.model)?,
         }
-        self.warm |= decode;
+        if decode {
+            self.warm = Some(kind);
+        }
         self.fetch(cache)
     }
 
@@ -433,7 +455,9 @@ impl Runner for CudaRunner {
     }
 
     fn pool_bytes(&self, layout: &Layout) -> u64 {
-        pool_bytes(&self.pass.hp, layout)
+        self.pass
+            .pool
+            .bytes(&self.pass.gpu, self.pass.heads, layout)
     }
 
     fn describe(&self) -> String {
@@ -444,12 +468,6 @@ impl Runner for CudaRunner {
 /// Refuses models and options of the pool that have no kernels here.
 fn supports(hp: &HParams, o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
     let kv = &o.kv;
-    for (flag, ty) in [("-ctk", kv.ty_k), ("-ctv", kv.ty_v)] {
-        if ty != GgmlType::F16 {
-            let found = format!("{flag} {} on a GPU", ty.name());
-            return Err(report::usage(found, "f16"));
-        }
-    }
     let asked = [
         (hp.sliding_window.is_some(), "sliding windows"),
         (layout.page != PAGE, "--kv-page other than 16"),
@@ -459,7 +477,6 @@ fn supports(hp: &HParams, o: &LoadOptions, layout: &Layout) -> Result<(), Error>
         (layout.bounds, "--kv-score bound"),
         (kv.redundancy < 1.0, "--kv-redundancy"),
         (kv.guard > 0.0, "--kv-guard"),
-        (!layout.tiers.is_empty(), "--kv-demote"),
     ];
     match asked.iter().find(|(asked, _)| *asked) {
         Some((_, flag)) => Err(report::usage(
@@ -470,9 +487,11 @@ fn supports(hp: &HParams, o: &LoadOptions, layout: &Layout) -> Result<(), Error>
     }
 }
 
-fn pool_bytes(hp: &HParams, layout: &Layout) -> u64 {
-    // A key and a value of one head in half precision.
-    layout.bytes(2 * 2 * hp.head_dim as u64, 0)
+/// Whether pages lie in lower tiers: the steps of before know only the first.
+fn is_tiered(cache: &Cache) -> bool {
+    let layout = cache.layout();
+    let mut lower = 1..layout.n_tiers();
+    lower.any(|tier| (0..layout.n_regions()).any(|r| cache.open(tier, r) > 0))
 }
 
 /// Writes words into the step's data, from word `at` on.

@@ -47,6 +47,8 @@ pub struct Layout {
     pub dense: usize,
     /// Slots of a table of a dense layer: pages of the context.
     pub dense_slots: usize,
+    /// Slots of a table that all tiers may have together, unless the first alone has more.
+    pub most_held: usize,
     /// Whether the tables of layers that are not dense share their slots.
     pub shared: bool,
     /// Whether the least and the greatest key of a page are kept.
@@ -120,6 +122,7 @@ impl Layout {
                 .collect(),
             dense: (o.dense_layers as usize).min(n_layer),
             dense_slots: n_ctx.div_ceil(page),
+            most_held: o.most_held().map_or(usize::MAX, |n| n as usize / page),
             shared: o.budget_scope == BudgetScope::Model,
             bounds: o.score == Score::Bound,
             attend: None,
@@ -127,8 +130,8 @@ impl Layout {
         layout.sized(n_slots)
     }
 
-    /// The same with a budget of `n` pages a table. Tiers never take more bytes than it, nor hold more than the context together: where
-    /// they would, more of the first stays.
+    /// The same with a budget of `n` pages a table. Tiers never take more bytes than it, nor hold more than the context or
+    /// [`Self::most_held`] together: where they would, more of the first stays.
     pub fn sized(&self, n: usize) -> Self {
         let mut l = self.clone();
         (l.n_slots, l.kept) = (n, n);
@@ -148,7 +151,7 @@ impl Layout {
                 t.n_slots = (bytes / t.cost) as usize;
                 left -= t.n_slots as u64 * t.cost;
             }
-            if l.all_slots() <= self.dense_slots {
+            if l.all_slots() <= self.dense_slots.min(self.most_held) {
                 break;
             }
         }

@@ -133,7 +133,7 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "demote",
-        values: "auto, none, or types from q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl and k3/v2, at most three, with or without their shares of the bytes: q8_0, q8_0+k3/v2, q8_0:0.25+q4_0:0.5",
+        values: "auto, none, or types from q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl and k3/v2, at most three, with or without their shares of the bytes and the most tokens to hold: q8_0, q8_0+k3/v2@4096, q8_0:0.25+q4_0:0.5",
         set: |o, v| put(&mut o.demote, demotions(v)),
     },
     Key {
@@ -226,13 +226,18 @@ const SHARES: [&[u32]; 3] = [
     &[100_000, 200_000, 500_000],
 ];
 
-/// `auto`, `none`, or `TYPE+TYPE+…`, with or without `:SHARE` after each; a type is one for both or `KEYS/VALUES`.
+/// `auto`, `none`, or `TYPE+TYPE+…`, with or without `:SHARE` after each; a type is one for both or `KEYS/VALUES`. `@N` behind the list:
+/// the tokens that all tiers may hold.
 fn demotions(list: &str) -> Option<Demote> {
     match list {
         "auto" => return Some(Demote::Auto),
-        "none" => return Some(Demote::To(Vec::new())),
+        "none" => return Some(Demote::To(Vec::new(), None)),
         _ => {}
     }
+    let (list, most) = match list.split_once('@') {
+        Some((list, n)) => (list, Some(n.parse().ok().filter(|n| *n > 0)?)),
+        None => (list, None),
+    };
     let named: Vec<(&str, Option<&str>)> = list
         .split('+')
         .map(|d| d.split_once(':').map_or((d, None), |(n, s)| (n, Some(s))))
@@ -249,7 +254,7 @@ fn demotions(list: &str) -> Option<Demote> {
     };
     let list: Vec<_> = named.iter().zip(*default).map(one).collect::<Option<_>>()?;
     let sum: u64 = list.iter().map(|d| u64::from(d.share)).sum();
-    (sum < 1_000_000).then_some(Demote::To(list))
+    (sum < 1_000_000).then_some(Demote::To(list, most))
 }
 
 /// A type that keys or values can be demoted to: one with blocks, or `pages`.
@@ -302,15 +307,23 @@ mod tests {
         let types = o.demotions().iter().map(|d| (d.ty_k, d.ty_v));
         let mixed = (GgmlType::Q8_0.into(), GgmlType::Q4_0.into());
         assert!(types.eq([mixed, (KvType::K3, KvType::V2)]));
+        assert_eq!(o.most_held(), None);
+        o.apply("raas:demote=q8_0+k3/v2@4096").unwrap();
+        assert_eq!((o.demotions().len(), o.most_held()), (2, Some(4096)));
         o.apply("raas:demote=none").unwrap();
-        assert_eq!(o.demote, Demote::To(Vec::new()));
+        assert_eq!(o.demote, Demote::To(Vec::new(), None));
         o.apply("raas:demote=auto").unwrap();
         assert_eq!(o.demote, Demote::Auto);
     }
 
     #[test]
     fn what_auto_means_is_a_specification_of_the_same() {
-        for (given, demotes) in [("raas", true), ("raas:page=8", true), ("raas", false)] {
+        for (given, demotes) in [
+            ("raas", Some(u32::MAX)),
+            ("raas", Some(4096)),
+            ("raas:page=8", Some(u32::MAX)),
+            ("raas", None),
+        ] {
             let mut auto = KvOptions::default();
             auto.apply(given).unwrap();
             let mut said = auto.clone();
@@ -342,6 +355,9 @@ mod tests {
             ),
             ("raas:demote=q8_0:1", "demote \"q8_0:1\""),
             ("raas:demote=f16", "demote \"f16\""),
+            ("raas:demote=q8_0@0", "demote \"q8_0@0\""),
+            ("raas:demote=q8_0@", "demote \"q8_0@\""),
+            ("raas:demote=@9", "demote \"@9\""),
             ("raas:demote=k3", "demote \"k3\""),
             ("raas:demote=v2/k3", "demote \"v2/k3\""),
             ("raas:demote=", "demote \"\""),

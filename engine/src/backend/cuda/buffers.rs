@@ -1,21 +1,30 @@
 //! Device memory that passes work in: the KV pool and the scratch of experts.
 
-use lemma_cuda::ops::{self, Heads};
-use lemma_cuda::{Buffer, CudaError, Gpu, View};
+use lemma_cuda::ops::{self, Heads, Tier, Tiers};
+use lemma_cuda::{Buffer, CudaError, Gpu, Stretch, View};
+use lemma_quant::pages::KvType;
 
+use super::moves::Moves;
 use crate::arch::HParams;
-use crate::kv::{Layout, PAGE};
+use crate::error::Error;
+use crate::kv::{Cache, Layout};
+use crate::options::KvOptions;
+use crate::report;
 
 type Done = Result<(), CudaError>;
 
 /// The KV pool on the device, and what goes with its pages.
 pub(super) struct Pool {
-    /// Keys of each region (a layer, or all layers that share a budget), `[slots, PAGE, n_head_kv, head_dim]` f16.
-    k: Vec<Buffer>,
-    /// Values likewise.
-    v: Vec<Buffer>,
+    /// How keys and values are stored in each tier.
+    types: Vec<[KvType; 2]>,
+    /// Keys and values of each region (a layer, or all layers that share a budget), tier after tier.
+    kv: Vec<[Stretch; 2]>,
+    /// The slots of each region that pages could lie in during the last step, in the first tier.
+    open: Vec<usize>,
     /// The region of each layer.
     region: Vec<usize>,
+    /// What moves to lower tiers.
+    pub(super) moves: Moves,
     /// `[n_layer, max_pages]` pairs of slot and first position.
     pub(super) tables: Buffer,
     /// `[n_layer, max_pages]` masses of the last step.
@@ -29,27 +38,74 @@ pub(super) struct Pool {
     pub(super) max_pages: usize,
 }
 
-/// Bytes of the keys of region `r`, and of its values.
-fn region_bytes(h: Heads, layout: &Layout, r: usize) -> usize {
-    layout.region(0, r).n_blocks * PAGE * h.n_head_kv * h.head_dim * 2
+/// How keys and values are stored in each tier, if there are kernels for it.
+pub(super) fn types(kv: &KvOptions, layout: &Layout, h: Heads) -> Result<Vec<[KvType; 2]>, Error> {
+    let first = [kv.ty_k.into(), kv.ty_v.into()];
+    let lower = layout.tiers.iter().map(|t| [t.stored.ty_k, t.stored.ty_v]);
+    let all: Vec<[KvType; 2]> = std::iter::once(first).chain(lower).collect();
+    for (tier, types) in all.iter().enumerate() {
+        for (ty, flag) in types.iter().zip(["-ctk", "-ctv"]) {
+            if ops::page_bytes(*ty, h).is_some() {
+                continue;
+            }
+            let (flag, known) = match tier {
+                0 => (flag, "f16, q8_0 or q4_0"),
+                _ => ("--kv-demote", "q8_0, q4_0 or k3/v2"),
+            };
+            return Err(report::usage(format!("{flag} {ty} on a GPU"), known));
+        }
+    }
+    Ok(all)
+}
+
+/// Bytes of a region in a tier: of its keys, and of its values.
+fn region_bytes(
+    types: [KvType; 2],
+    h: Heads,
+    layout: &Layout,
+    tier: usize,
+    r: usize,
+) -> [usize; 2] {
+    let n = layout.region(tier, r).n_blocks;
+    types.map(|ty| n * ops::page_bytes(ty, h).unwrap_or(0))
+}
+
+/// Bytes of a pool. Lower tiers live on what the first has given away, if the device can give it back.
+pub(super) fn pool_bytes(gpu: &Gpu, types: &[[KvType; 2]], h: Heads, layout: &Layout) -> u64 {
+    let n_tiers = if gpu.can_stretch() {
+        1
+    } else {
+        layout.n_tiers()
+    };
+    let regions = 0..layout.n_regions();
+    let parts = regions.flat_map(|r| (0..n_tiers).map(move |tier| (tier, r)));
+    let bytes = parts.map(|(tier, r)| region_bytes(types[tier], h, layout, tier, r));
+    bytes.flatten().sum::<usize>() as u64
 }
 
 impl Pool {
-    pub(super) fn new(gpu: &Gpu, h: Heads, layout: &Layout) -> Result<Self, CudaError> {
-        let regions = || {
-            (0..layout.n_regions())
-                .map(|r| gpu.alloc(region_bytes(h, layout, r)))
-                .collect::<Result<Vec<_>, _>>()
-        };
-        Self::around(gpu, h, regions()?, regions()?, layout)
+    pub(super) fn new(
+        gpu: &Gpu,
+        h: Heads,
+        types: Vec<[KvType; 2]>,
+        layout: &Layout,
+    ) -> Result<Self, CudaError> {
+        let mut kv = Vec::new();
+        for r in 0..layout.n_regions() {
+            for (tier, types) in types.iter().enumerate() {
+                let [k, v] = region_bytes(*types, h, layout, tier, r);
+                kv.push([part(gpu, layout, tier, k)?, part(gpu, layout, tier, v)?]);
+            }
+        }
+        Self::around(gpu, h, types, kv, layout)
     }
 
     /// Tables and scratch for a pool of this size.
     fn around(
         gpu: &Gpu,
         h: Heads,
-        k: Vec<Buffer>,
-        v: Vec<Buffer>,
+        types: Vec<[KvType; 2]>,
+        kv: Vec<[Stretch; 2]>,
         layout: &Layout,
     ) -> Result<Self, CudaError> {
         let n_layer = layout.n_layer;
@@ -58,14 +114,19 @@ impl Pool {
             .max()
             .unwrap_or(0);
         let splits = ops::splits(gpu, h, max_pages);
+        let regions = kv.chunks(types.len()).map(|kv| tiers(&types, kv));
         Ok(Self {
+            moves: Moves::new(gpu, h, &regions.collect::<Vec<_>>(), layout)?,
             tables: gpu.alloc(n_layer * max_pages * 8)?,
             masses: gpu.alloc(n_layer * max_pages * 4)?,
             sums: gpu.alloc(h.n_head * splits * h.head_dim * 4)?,
             ml: gpu.alloc(h.n_head * splits * 8)?,
             page_ml: gpu.alloc(h.n_head * max_pages * 8)?,
-            k,
-            v,
+            open: (0..layout.n_regions())
+                .map(|r| layout.region(0, r).n_blocks)
+                .collect(),
+            types,
+            kv,
             region: (0..n_layer).map(|il| layout.region_of(il)).collect(),
             splits,
             n_slots: layout.n_slots,
@@ -73,24 +134,77 @@ impl Pool {
         })
     }
 
-    /// Moves to a larger pool, region by region, so that only one is held twice.
-    pub(super) fn grow(&mut self, gpu: &Gpu, h: Heads, layout: &Layout) -> Done {
-        for buffers in [&mut self.k, &mut self.v] {
-            for (r, old) in buffers.iter_mut().enumerate() {
-                let new = gpu.alloc(region_bytes(h, layout, r))?;
-                gpu.copy(new.view().slice(0, old.view().bytes()), old.view())?;
-                *old = new;
+    /// Sees to it that there is memory for what the step that begins reads and writes, and gives back what the last one has emptied. What
+    /// lay in slots that this one gives away moves only now, so they stay until the next.
+    pub(super) fn follow(&mut self, h: Heads, cache: &Cache) -> Done {
+        let n = self.types.len();
+        if n == 1 {
+            return Ok(());
+        }
+        // Memory is given back before more is taken.
+        for more in [false, true] {
+            for (i, parts) in self.kv.iter_mut().enumerate() {
+                let (tier, region) = (i % n, i / n);
+                let mut slots = cache.open(tier, region);
+                if tier == 0 {
+                    slots = slots.max(self.open[region]);
+                }
+                for (part, ty) in parts.iter_mut().zip(self.types[tier]) {
+                    let bytes = slots * ops::page_bytes(ty, h).unwrap_or(0);
+                    if more || bytes < part.backed().bytes() {
+                        part.back(bytes)?;
+                    }
+                }
             }
         }
-        let (k, v) = (std::mem::take(&mut self.k), std::mem::take(&mut self.v));
-        *self = Self::around(gpu, h, k, v, layout)?;
+        for (region, open) in self.open.iter_mut().enumerate() {
+            *open = cache.open(0, region);
+        }
         Ok(())
     }
 
-    /// Where keys and values of layer `il` are stored.
-    pub(super) fn kv(&self, il: usize) -> (View, View) {
-        let r = self.region[il];
-        (self.k[r].view(), self.v[r].view())
+    /// Moves to a larger pool, part by part, so that only one is held twice.
+    pub(super) fn grow(&mut self, gpu: &Gpu, h: Heads, layout: &Layout) -> Done {
+        let n = self.types.len();
+        for (i, parts) in self.kv.iter_mut().enumerate() {
+            let bytes = region_bytes(self.types[i % n], h, layout, i % n, i / n);
+            for (old, bytes) in parts.iter_mut().zip(bytes) {
+                let mut new = part(gpu, layout, i % n, bytes)?;
+                let kept = old.backed();
+                new.back(new.backed().bytes().max(kept.bytes()))?;
+                if kept.bytes() > 0 {
+                    gpu.copy(new.view().slice(0, kept.bytes()), kept)?;
+                }
+                *old = new;
+            }
+        }
+        let (types, kv) = (
+            std::mem::take(&mut self.types),
+            std::mem::take(&mut self.kv),
+        );
+        *self = Self::around(gpu, h, types, kv, layout)?;
+        Ok(())
+    }
+
+    /// Where keys and values of layer `il` are stored: in all tiers, or as long as nothing has left it in the first.
+    pub(super) fn tiers(&self, il: usize, all: bool) -> Tiers {
+        let n = self.types.len();
+        let mut tiers = tiers(&self.types, &self.kv[self.region[il] * n..][..n]);
+        if !all {
+            tiers[1..].fill(None);
+        }
+        tiers
+    }
+
+    /// Where new pages of layer `il` are stored.
+    pub(super) fn first(&self, il: usize) -> Tier {
+        let first = self.tiers(il, false)[0];
+        first.expect("there is a first tier")
+    }
+
+    /// Bytes of a pool of this layout.
+    pub(super) fn bytes(&self, gpu: &Gpu, h: Heads, layout: &Layout) -> u64 {
+        pool_bytes(gpu, &self.types, h, layout)
     }
 
     pub(super) fn table(&self, il: usize) -> View {
@@ -98,6 +212,30 @@ impl Pool {
             .view()
             .slice(il * self.max_pages * 8, self.max_pages * 8)
     }
+}
+
+/// Room for keys or values of a region in a tier: in the first all of it, in lower ones addresses.
+fn part(gpu: &Gpu, layout: &Layout, tier: usize, bytes: usize) -> Result<Stretch, CudaError> {
+    if layout.tiers.is_empty() {
+        return Stretch::fixed(gpu, bytes);
+    }
+    let mut part = Stretch::new(gpu, bytes)?;
+    part.back(if tier == 0 { bytes } else { 0 })?;
+    Ok(part)
+}
+
+/// The tiers of a region.
+fn tiers(types: &[[KvType; 2]], kv: &[[Stretch; 2]]) -> Tiers {
+    let mut tiers = [None; ops::MAX_TIERS];
+    for ((tier, [ty_k, ty_v]), [k, v]) in tiers.iter_mut().zip(types).zip(kv) {
+        *tier = Some(Tier {
+            k: k.view(),
+            v: v.view(),
+            ty_k: *ty_k,
+            ty_v: *ty_v,
+        });
+    }
+    tiers
 }
 
 /// Scratch of a mixture of experts.

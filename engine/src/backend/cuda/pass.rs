@@ -56,6 +56,8 @@ pub(super) struct Pass {
     pub(super) n_outputs: usize,
     pub(super) wants_mass: bool,
     pub(super) mean: bool,
+    /// Pages lie in lower tiers.
+    pub(super) tiered: bool,
     /// The first thing that went wrong; verbs have no way to say it.
     pub(super) failed: Option<CudaError>,
 }
@@ -209,17 +211,23 @@ impl Pass {
         if self.pending.ffn.is_some() {
             self.flush()?;
         }
-        let (keys, values) = self.pool.kv(il);
-        let store = Store {
-            k: keys,
-            v: values,
-            places: self.step_words(self.layout.places(il), self.n),
-        };
-        self.rope_store(q, k, v, Some(store))?;
+        let first = self.pool.first(il);
+        let places = self.step_words(self.layout.places(il), self.n);
+        if first.is_f16() {
+            let store = Store {
+                k: first.k,
+                v: first.v,
+                places,
+            };
+            self.rope_store(q, k, v, Some(store))?;
+        } else {
+            self.rope_store(q, k, v, None)?;
+            let kv = [self.view(k), self.view(v)];
+            ops::store_rows(&self.gpu, self.heads, &first, kv, places, self.n)?;
+        }
         let call = Attention {
             q: self.view(q),
-            k: store.k,
-            v: store.v,
+            tiers: self.pool.tiers(il, self.tiered),
             pages: self.pool.table(il),
             n_pages: self.step_words(1 + il, 1),
             pos: self.step_words(0, 1),

@@ -130,10 +130,10 @@ impl Backend for Phases<'_> {
 
     fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, _: Option<&Self::Weight>) {
         let p = self.pass;
-        let (keys, values) = p.pool.kv(il);
+        let first = p.pool.first(il);
         let store = Store {
-            k: keys,
-            v: values,
+            k: first.k,
+            v: first.v,
             places: p.step_words(p.layout.places(il), 1),
         };
         let call = RopeStore {
@@ -148,8 +148,7 @@ impl Backend for Phases<'_> {
         };
         let attention = Attention {
             q: p.view(q),
-            k: store.k,
-            v: store.v,
+            tiers: p.pool.tiers(il, p.tiered),
             pages: p.pool.table(il),
             n_pages: p.step_words(1 + il, 1),
             pos: p.step_words(0, 1),

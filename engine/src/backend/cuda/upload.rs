@@ -8,11 +8,10 @@ use lemma_cuda::ops::Half;
 use lemma_cuda::{Gpu, Source, Uploader};
 
 use super::super::{Buf, Tensor};
-use super::{CudaWeight, pool_bytes};
+use super::CudaWeight;
 use crate::arch::{ArchModel, Binder, HParams, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
-use crate::kv::Layout;
 use crate::memory::show;
 use crate::report;
 
@@ -22,11 +21,10 @@ pub(super) fn check_memory(
     file: &GgufFile,
     hp: &HParams,
     widths: &Widths,
-    layout: &Layout,
+    pool: u64,
     n_ubatch: usize,
 ) -> Result<(), Error> {
     let weights = file.n_tensor_bytes();
-    let pool = pool_bytes(hp, layout);
     let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();
     let widest = Buf::ALL.iter().map(|&b| widths.get(b)).max().unwrap_or(0);
     let half = Half::bytes(n_ubatch, widest);

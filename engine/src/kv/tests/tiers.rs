@@ -12,7 +12,7 @@ fn options(spec: &str) -> KvOptions {
 
 /// A cache of `n_layer` layers of two heads with a budget of `n_slots` pages a table.
 fn tiered(spec: &str, n_layer: usize, n_slots: usize) -> Cache {
-    let o = options(spec).decided(true, true);
+    let o = options(spec).decided(true, Some(u32::MAX));
     let layout = Layout::new(&o, n_layer, 2, n_slots, 1 << 16);
     Cache::with_layout(&o, find(&o.policy).unwrap(), layout)
 }
@@ -65,7 +65,7 @@ fn tiers_take_the_bytes_of_the_budget() {
         "q4_0:0.97",
     ];
     for list in lists {
-        let o = options(&format!("raas:demote={list}")).decided(true, true);
+        let o = options(&format!("raas:demote={list}")).decided(true, Some(u32::MAX));
         for n in 2..200 {
             let layout = Layout::new(&o, 3, 2, n, 1 << 16);
             let lower = layout.tiers.iter().map(|t| t.n_slots as u64 * t.cost);
@@ -77,6 +77,14 @@ fn tiers_take_the_bytes_of_the_budget() {
             );
             assert!(layout.kept >= 2 && layout.all_slots() >= n, "{list}, {n}");
             assert!(n < 20 || layout.all_slots() > n, "{list}, {n}");
+            // No more than is asked for, unless the budget is more.
+            let o = options(&format!("raas:demote={list}@1600"));
+            let capped = Layout::new(&o, 3, 2, n, 1 << 16);
+            assert!(capped.all_slots() <= n.max(100), "{list}, {n}");
+            assert!(
+                capped.all_slots() >= layout.all_slots().min(95),
+                "{list}, {n}"
+            );
             // What is larger than the context would be of no use.
             let short = Layout::new(&o, 3, 2, n, n * PAGE + 5 * PAGE);
             assert!((n..=n + 5).contains(&short.all_slots()), "{list}, {n}");
@@ -85,7 +93,7 @@ fn tiers_take_the_bytes_of_the_budget() {
             assert!((0..short.n_tiers()).all(grows), "{list}, {n}");
         }
     }
-    let o = options("raas:demote=q8_0:0.5").decided(true, true);
+    let o = options("raas:demote=q8_0:0.5").decided(true, Some(u32::MAX));
     let layout = Layout::new(&o, 1, 1, 34, 1 << 16);
     let slots = (layout.kept, layout.tiers[0].n_slots);
     assert_eq!(slots, (17, 32), "17 pages of 64 bytes, as 32 of 34");

@@ -1,0 +1,189 @@
+//! Attention of a decode step that is one launch, over pages of any tier. Whole models go through such steps in the tests of other crates.
+#![cfg(any(feature = "cuda", feature = "emulate"))]
+
+mod common;
+
+use common::pages::F16;
+use common::pool::{POOLS, Pool, fits};
+use common::*;
+use half::f16;
+use lemma_cuda::ops::{Attention, Heads, Mode, RopeStore, Store};
+use lemma_cuda::step::{Builder, Inputs, Products, Shape};
+use lemma_cuda::{Gpu, PAGE, Source, Uploader, Weight};
+use lemma_quant::GgmlType;
+
+const N_EMBD: usize = 64;
+
+/// A matrix of f32, and what it is.
+fn matrix(gpu: &Gpu, rng: &mut Rng, n_row: usize) -> (Weight, Vec<f32>) {
+    let x: Vec<f32> = rng
+        .normals(N_EMBD * n_row)
+        .iter()
+        .map(|x| x * 0.25)
+        .collect();
+    let data = bytes_of(&x);
+    let source = Source {
+        ty: GgmlType::F32,
+        n_in: N_EMBD,
+        n_row,
+        data: &data,
+    };
+    let mut up = Uploader::new(gpu).expect("uploader");
+    let w = up.upload(source).expect("upload");
+    gpu.synchronize().expect("upload");
+    (w, x)
+}
+
+fn product(w: &[f32], x: &[f32]) -> Vec<f32> {
+    let dot = |row: &[f32]| -> f64 {
+        let terms = row
+            .iter()
+            .zip(x)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b));
+        terms.sum()
+    };
+    w.chunks_exact(x.len()).map(|row| dot(row) as f32).collect()
+}
+
+#[test]
+fn a_step_attends_to_pages_of_any_tier() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(51);
+        let shapes = [
+            (4, 4, 64),
+            (12, 2, 128),
+            (9, 1, 32),
+            (6, 2, 96),
+            (5, 1, 64),
+            (3, 3, 80),
+        ];
+        for (n_head, n_head_kv, head_dim) in shapes {
+            let h = Heads {
+                n_head,
+                n_head_kv,
+                head_dim,
+            };
+            let (d, slow) = (head_dim, is_slow(&gpu));
+            let (embd, rows) = matrix(&gpu, &mut rng, 8);
+            let (wq, q) = matrix(&gpu, &mut rng, n_head * d);
+            let (wk, k) = matrix(&gpu, &mut rng, n_head_kv * d);
+            let (wv, v) = matrix(&gpu, &mut rng, n_head_kv * d);
+            // Steps attend in one launch where new pages are f16.
+            let pools = POOLS.iter().filter(|p| fits(p, h) && p[0] == [F16; 2]);
+            let sizes = [1, 2, 19, if slow { 40 } else { 600 }];
+            for (types, n_pages) in pools.flat_map(|p| sizes.map(|n| (p, n))) {
+                let token = rng.below(8);
+                let rows_used = 1 + rng.below(PAGE);
+                let mut pool = Pool::new(&gpu, &mut rng, h, types, n_pages, rows_used);
+                let (_, slot, first) = pool.pages[n_pages - 1];
+                let pos = first + rows_used as u32 - 1;
+                let place = slot * PAGE as u32 + rows_used as u32 - 1;
+                let x = &rows[token * N_EMBD..][..N_EMBD];
+                let [qx, kx, vx] = [&q, &k, &v].map(|w| product(w, x));
+                // The row of the token is not there yet: the step computes and stores it.
+                for (part, new) in pool.parts[0].iter_mut().zip([&kx, &vx]) {
+                    let at = place as usize * n_head_kv * d;
+                    for (to, x) in part.values[at..].iter_mut().zip(new) {
+                        *to = f16::from_f32(*x).to_f32();
+                    }
+                }
+                let zeros = |n: usize| poisoned(&gpu, n);
+                let (xb, qb) = (zeros(N_EMBD), zeros(n_head * d));
+                let (kb, vb, out) = (
+                    zeros(n_head_kv * d),
+                    zeros(n_head_kv * d),
+                    zeros(n_head * d),
+                );
+                let table = upload_u32(&gpu, &pool.table());
+                let state = upload_u32(&gpu, &[n_pages as u32, pos, place]);
+                let scale = 1.0 / (d as f32).sqrt();
+                let mass = zeros(n_pages);
+                let mut b = Builder::new(
+                    &gpu,
+                    Shape {
+                        heads: h,
+                        n_layer: 1,
+                        max_pages: n_pages,
+                        neox: true,
+                        mean: false,
+                        scale,
+                    },
+                );
+                b.embed(xb.view(), &embd);
+                let parts = [
+                    (&wq, None, qb.view()),
+                    (&wk, None, kb.view()),
+                    (&wv, None, vb.view()),
+                ];
+                b.products(&Products {
+                    parts: &parts,
+                    src: xb.view(),
+                    norm: None,
+                    mode: Mode::Store,
+                });
+                let first = pool.tiers[0].expect("a first tier");
+                let store = Store {
+                    k: first.k,
+                    v: first.v,
+                    places: state.view().slice(8, 4),
+                };
+                let call = RopeStore {
+                    q: qb.view(),
+                    k: kb.view(),
+                    v: vb.view(),
+                    q_norm: None,
+                    k_norm: None,
+                    rope: None,
+                    neox: true,
+                    store: Some(store),
+                };
+                let attention = Attention {
+                    q: qb.view(),
+                    tiers: pool.tiers,
+                    pages: table.view(),
+                    n_pages: state.view().slice(0, 4),
+                    pos: state.view().slice(4, 4),
+                    scale,
+                };
+                b.attend(0, out.view(), &call, &attention, true);
+                b.weigh(mass.view());
+                let mut program = match b.finish().expect("driver") {
+                    Ok(program) => program,
+                    Err(_) if gpu.info().sm < (9, 0) && !slow => return,
+                    Err(why) => panic!("{why}"),
+                };
+                let angles = vec![0.0; d];
+                program
+                    .run(&Inputs {
+                        pos,
+                        token: Some(token as u32),
+                        n_pages: &[n_pages as u32],
+                        places: &[place],
+                        rope: &angles,
+                    })
+                    .expect("step");
+                gpu.synchronize().expect("step");
+                let what = format!("{gpu:?} {h:?} {types:?} {n_pages} pages");
+                let (want, masses) = pool.reference(h, &qx, pos, scale);
+                let e = nmse(&read(&gpu, out.view()), &want);
+                // Tensor cores round the weights of the values to f16.
+                assert!(e < 1e-7, "{what}: {e:e}");
+                let want: Vec<f64> = (0..n_pages)
+                    .map(|p| masses.iter().map(|m| m[p]).fold(0.0, f64::max))
+                    .collect();
+                let e = nmse(&read(&gpu, mass.view()), &want);
+                assert!(e < 1e-7, "{what}, masses: {e:e}");
+                let row = 2 * n_head_kv * d;
+                let stored = gpu
+                    .read(first.k.slice(place as usize * row, row))
+                    .expect("read");
+                let stored = stored
+                    .chunks_exact(2)
+                    .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32());
+                let kx: Vec<f64> = kx.iter().map(|x| f64::from(*x)).collect();
+                let e = nmse(&stored.collect::<Vec<_>>(), &kx);
+                assert!(e < 1e-6, "{what}, the key: {e:e}");
+            }
+        }
+    }
+}
