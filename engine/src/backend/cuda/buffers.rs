@@ -216,7 +216,8 @@ impl Pool {
 
 /// Room for keys or values of a region in a tier: in the first all of it, in lower ones addresses.
 fn part(gpu: &Gpu, layout: &Layout, tier: usize, bytes: usize) -> Result<Stretch, CudaError> {
-    if layout.tiers.is_empty() {
+    // The first may be all there is: it has the most that is to be held, or more.
+    if layout.tiers.iter().all(|t| t.n_slots == 0) {
         return Stretch::fixed(gpu, bytes);
     }
     let mut part = Stretch::new(gpu, bytes)?;
