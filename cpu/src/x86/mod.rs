@@ -11,6 +11,7 @@
 //! together, nor on the instruction set.
 
 pub(crate) mod amx;
+pub(crate) mod bf16;
 mod bytes;
 mod fours;
 mod gemm;
@@ -111,7 +112,7 @@ pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
     let (form, rows) = match isa {
         Isa::Scalar => None,
         Isa::Avx2 => rows::kernel_avx2(ty),
-        Isa::Avx512 | Isa::Amx => fours::kernel(ty),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => fours::kernel(ty),
     }?;
     Some(Kernel {
         form,
