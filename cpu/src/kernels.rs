@@ -26,9 +26,14 @@ pub(crate) fn first_rows(n: usize) -> [usize; 4] {
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn prefetch(isa: crate::Isa, p: *const u8, n: usize) {
     if isa >= crate::Isa::Avx2 {
-        // SAFETY: the set is available.
-        unsafe { crate::x86::prefetch(p, n) };
+        crate::x86::ahead::prefetch(near(), p, n);
     }
+}
+
+/// Whether what is read ahead of products that are bound by memory goes to the first-level cache, not the second.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn near() -> bool {
+    crate::x86::ahead::Reach::get().near
 }
 
 /// Products over registers alone, `n` rounds; returns the number of operations.
@@ -76,6 +81,10 @@ mod none {
 
     pub(crate) fn peak(_: Isa, _: crate::ceiling::Numbers, _: u64) -> u64 {
         0
+    }
+
+    pub(crate) fn near() -> bool {
+        true
     }
 
     pub(crate) fn prefetch(_: Isa, _: *const u8, _: usize) {}

@@ -5,6 +5,7 @@
 //! one order; so results do not depend on how many are computed together.
 
 use super::Avx512;
+use super::ahead::{Reach, prefetch};
 use crate::float::{BLOCK, LANES, ROWS, TOKENS};
 use crate::simd::Simd;
 use std::arch::x86_64::*;
@@ -107,7 +108,7 @@ unsafe fn mul_tile<const N: usize>(
     // SAFETY: by the caller.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); ROWS]; N];
-        add_products::<N, ROWS, true>(w, x, n_in, ahead, &mut acc);
+        add_products(Reach::get().near, w, x, n_in, ahead, &mut acc);
         for (out, acc) in out.iter_mut().zip(acc) {
             *out = acc.map(|acc| Avx512::sum(acc));
         }
@@ -197,7 +198,7 @@ unsafe fn add_tile<const A: usize>(
                 }
             }
         }
-        add_products::<TOKENS, A, false>(w, x, width, ahead, &mut acc);
+        add_products(false, w, x, width, ahead, &mut acc);
         for (acc, sums) in acc.iter().zip(sums) {
             for (r, acc) in acc.iter().enumerate() {
                 _mm512_storeu_ps(sums.add(r * LANES), *acc);
@@ -207,10 +208,11 @@ unsafe fn add_tile<const A: usize>(
 }
 
 /// Adds products of `width` columns; meanwhile begins to read as many from each of `ahead` on, which may be anywhere: to the
-/// first-level cache if that is `NEAR`, or to the second.
+/// first-level cache if that is `near`, or to the second.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn add_products<const N: usize, const A: usize, const NEAR: bool>(
+unsafe fn add_products<const N: usize, const A: usize>(
+    near: bool,
     w: [*const u8; ROWS],
     x: [*const u8; N],
     width: usize,
@@ -231,11 +233,7 @@ unsafe fn add_products<const N: usize, const A: usize, const NEAR: bool>(
     unsafe {
         for at in (0..whole * 2).step_by(STEP * 2) {
             for p in ahead {
-                if NEAR {
-                    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(at).cast());
-                } else {
-                    _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(at).cast());
-                }
+                prefetch(near, p.wrapping_add(at), 64);
             }
             add(at, w.map(|w| pairs(_mm512_loadu_si512(w.add(at).cast()))));
         }

@@ -10,6 +10,7 @@
 //! operations in every kernel; so the result for a row and a token does not depend on how many of them were computed
 //! together, nor on the instruction set.
 
+pub(crate) mod ahead;
 pub(crate) mod amx;
 pub(crate) mod bf16;
 mod bytes;
@@ -38,7 +39,6 @@ mod vectors;
 
 pub(crate) use bytes::ROWS;
 pub(crate) use quantize::{quantize_32, quantize_256};
-pub(crate) use rows::prefetch;
 pub(crate) use unpack::Tile;
 pub(crate) use vectors::{Avx2, Avx512};
 
