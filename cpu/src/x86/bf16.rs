@@ -60,7 +60,7 @@ pub(crate) unsafe fn round(x: &[f32], to: &mut [u8]) {
             _mm256_storeu_si256(to.as_mut_ptr().cast(), v);
         }
     }
-    if x.len() % STEP != 0 && x.len() % STEP <= 16 {
+    if (1..=16).contains(&(x.len() % STEP)) {
         let end = to.len();
         to[end - 32..].fill(0);
     }
