@@ -138,7 +138,7 @@ fn every_type_and_shape() {
 fn numbers_of_any_width() {
     let mut random = Random(4);
     for ty in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
-        for n_in in [1, 17, 40, 72, 95, 1025, 2080] {
+        for n_in in [1, 17, 40, 72, 95, 1025, 3100] {
             for (n_out, n_tokens) in [(3, 1), (9, 2), (12, 4), (21, 7), (17, 25)] {
                 let data = quantize(ty, &random.vec(n_out * n_in));
                 check(

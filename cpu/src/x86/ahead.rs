@@ -67,3 +67,17 @@ pub(crate) fn prefetch(near: bool, p: *const u8, n: usize) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// The system knows as well whose processor it is.
+    #[test]
+    #[cfg(all(target_os = "linux", not(miri)))]
+    fn maker_is_what_the_system_says() {
+        if let Ok(info) = std::fs::read_to_string("/proc/cpuinfo")
+            && let Some(line) = info.lines().find(|l| l.starts_with("vendor_id"))
+        {
+            assert_eq!(super::is_amd(), line.ends_with("AuthenticAMD"), "{line}");
+        }
+    }
+}
