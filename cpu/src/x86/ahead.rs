@@ -2,7 +2,7 @@
 //!
 //! What there is to know beyond the processor's own reading ahead differs between makers. On AMD's (Zen 4) a prefetch into the first
 //! level holds one of the few places for lines that loads wait for, and one into the second does not: there, that is a tenth
-//! to a quarter faster, and a quarter slower on Intel's (Emerald Rapids).
+//! to a quarter faster, and a fifth slower on Intel's (Emerald Rapids).
 
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
