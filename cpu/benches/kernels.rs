@@ -7,7 +7,7 @@
 //! * `attention/<positions>`: one token with so many cached ones, of a layer of 12 heads in two groups.
 //!
 //! Behind each product its best time is set beside the roofline: reads of memory, and products over registers alone (of
-//! bytes, or of f32 where weights are plain numbers).
+//! bytes, or of f32 or bf16 where weights are plain numbers).
 //!
 //! `LEMMA_THREADS` and `LEMMA_ISA` choose workers and instruction set.
 
@@ -88,10 +88,10 @@ fn weights(ty: GgmlType, n_in: usize, n_out: usize) -> Vec<u8> {
         .collect()
 }
 
-/// What a product of one token is bound by in GB/s, and of many tokens in GOP/s: of bytes, of f32.
+/// What a product of one token is bound by in GB/s, and of many tokens in GOP/s: of bytes, of f32, of bf16.
 struct Roofline {
     read: f64,
-    peak: [f64; 2],
+    peak: [f64; 3],
 }
 
 impl Roofline {
@@ -99,17 +99,22 @@ impl Roofline {
         let (team, isa) = (team(), isa());
         Self {
             read: read_gbps(&team, 256 << 20),
-            peak: [Numbers::Bytes, Numbers::Floats].map(|n| peak_gops(&team, isa, n)),
+            peak: [Numbers::Bytes, Numbers::Floats, Numbers::Pairs]
+                .map(|n| peak_gops(&team, isa, n)),
         }
     }
 
     /// `amount` (bytes or operations) in the `best` time, beside what is possible.
     fn show(&self, name: &str, ty: GgmlType, n_tokens: usize, amount: f64, best: Duration) {
-        let float = matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
+        let numbers = match ty {
+            GgmlType::BF16 => 2,
+            GgmlType::F32 | GgmlType::F16 => 1,
+            _ => 0,
+        };
         let rate = amount / best.as_secs_f64() * 1e-9;
         let (unit, bound) = match n_tokens {
             1 => ("GB/s", self.read),
-            _ => ("GOP/s", self.peak[usize::from(float)]),
+            _ => ("GOP/s", self.peak[numbers]),
         };
         println!(
             "{name}/{}: {rate:.1} {unit}, {:.0} % of {bound:.1}",

@@ -63,6 +63,8 @@ pub enum Numbers {
     Bytes,
     /// f32, fused.
     Floats,
+    /// Pairs of bf16, added up in f32; f32 in sets that have no such instruction.
+    Pairs,
 }
 
 /// How fast the arithmetic units of `team` are in a loop over registers alone, in 10^9 operations per second (a product and
@@ -111,7 +113,7 @@ mod tests {
         let bytes = if cfg!(miri) { 1 << 10 } else { 1 << 24 };
         assert!(read_gbps(&Team::new(2), bytes) > 0.0);
         for isa in Isa::available().filter(|isa| *isa != Isa::Scalar) {
-            for numbers in [Numbers::Bytes, Numbers::Floats] {
+            for numbers in [Numbers::Bytes, Numbers::Floats, Numbers::Pairs] {
                 assert!(
                     peak_gops(&Team::new(2), isa, numbers) > 1.0,
                     "{isa} {numbers:?}"

@@ -151,7 +151,7 @@ unsafe fn mul_block<S: Simd, T: Number>(b: Block<'_>, store: &dyn Fn(usize, &[f3
                 for i in (0..width).step_by(S::N) {
                     let at = from + i * T::SIZE;
                     if at % 64 < S::N * T::SIZE {
-                        prefetch::<false>(b.next.wrapping_add(at));
+                        prefetch(false, b.next.wrapping_add(at));
                     }
                     S::store(plain.add(r * COLUMNS + i), T::load::<S>(w.add(at)));
                 }
@@ -273,12 +273,13 @@ unsafe fn mul_tile<S: Simd, T: Number, const N: usize>(
     unsafe {
         let mut sums = [[S::splat(0.0); ROWS]; N];
         let whole = n_in / S::N * S::N;
+        let near = crate::kernels::near();
         let mut i = 0;
         while i < whole {
             // With few tokens, the speed is that of the memory.
             if N <= 3 && S::N > 1 && i * T::SIZE % 64 < S::N * T::SIZE {
                 for w in w {
-                    prefetch::<true>(w.wrapping_add(i * T::SIZE + AHEAD));
+                    prefetch(near, w.wrapping_add(i * T::SIZE + AHEAD));
                 }
             }
             let w = w.map(|w| T::load::<S>(w.add(i * T::SIZE)));
@@ -301,16 +302,16 @@ unsafe fn mul_tile<S: Simd, T: Number, const N: usize>(
     }
 }
 
-/// Begins to read from `p` on, which may be anywhere; to the first-level cache if that is `NEAR`, or to the second.
+/// Begins to read from `p` on, which may be anywhere; to the first-level cache if that is `near`, or to the second.
 #[inline(always)]
-fn prefetch<const NEAR: bool>(p: *const u8) {
+fn prefetch(near: bool, p: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch cannot fault.
         #[allow(unused_unsafe, reason = "older compilers ask for it")]
         unsafe {
-            if NEAR {
+            if near {
                 _mm_prefetch::<_MM_HINT_T0>(p.cast());
             } else {
                 _mm_prefetch::<_MM_HINT_T1>(p.cast());
@@ -318,5 +319,5 @@ fn prefetch<const NEAR: bool>(p: *const u8) {
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
+    let _ = (near, p);
 }

@@ -13,7 +13,9 @@ pub enum Isa {
     Avx2,
     /// x86-64 with `avx512` `f`, `bw`, `vl`, `dq`, `vnni` and all of [`Isa::Avx2`].
     Avx512,
-    /// [`Isa::Avx512`] with tiles of AMX, `int8` and `bf16`, where the system permits their use.
+    /// [`Isa::Avx512`] with products of bf16 pairs.
+    Avx512Bf16,
+    /// [`Isa::Avx512Bf16`] with tiles of AMX, `int8` and `bf16`, where the system permits their use.
     Amx,
 }
 
@@ -28,7 +30,13 @@ pub struct IsaFlags {
 
 impl Isa {
     /// All sets, weakest first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx];
+    pub const ALL: [Self; 5] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Bf16,
+        Self::Amx,
+    ];
 
     /// The strongest set that this machine has.
     pub fn detect() -> Self {
@@ -61,13 +69,17 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Self::Amx => Self::Avx512.is_available() && crate::x86::amx::is_available(),
+            Self::Avx512Bf16 => {
+                Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16")
+            }
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Self::Amx => Self::Avx512Bf16.is_available() && crate::x86::amx::is_available(),
             #[cfg(not(all(target_arch = "x86_64", not(miri))))]
             _ => false,
         }
     }
 
-    /// The set with this name: `scalar`, `avx2`, `avx512` or `amx`.
+    /// The set with this name: `scalar`, `avx2`, `avx512`, `avx512_bf16` or `amx`.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|isa| isa.name() == name)
     }
@@ -78,6 +90,7 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512_bf16",
             Self::Amx => "amx",
         }
     }

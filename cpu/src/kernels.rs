@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use crate::x86::{
-    Form, Kernel, ROWS as MAX_ROWS, Rows, Tile, TilesFn, UnpackFn, kernel,
+    Form, Kernel, ROWS as MAX_ROWS, Rows, Tile, TilesFn, UnpackFn, bf16, kernel,
 };
 
 /// Where the rows begin that are read next: at `at`, or nowhere if that is null, in four runs that are `stride` bytes apart.
@@ -26,9 +26,14 @@ pub(crate) fn first_rows(n: usize) -> [usize; 4] {
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn prefetch(isa: crate::Isa, p: *const u8, n: usize) {
     if isa >= crate::Isa::Avx2 {
-        // SAFETY: the set is available.
-        unsafe { crate::x86::prefetch(p, n) };
+        crate::x86::ahead::prefetch(near(), p, n);
     }
+}
+
+/// Whether what is read ahead of products that are bound by memory goes to the first-level cache, not the second.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn near() -> bool {
+    crate::x86::ahead::Reach::get().near
 }
 
 /// Products over registers alone, `n` rounds; returns the number of operations.
@@ -39,7 +44,8 @@ pub(crate) fn peak(isa: crate::Isa, numbers: crate::ceiling::Numbers, n: u64) ->
     unsafe {
         match numbers {
             Numbers::Bytes => crate::x86::peak::bytes(isa, n),
-            Numbers::Floats => crate::x86::peak::floats(isa, n),
+            Numbers::Pairs if isa >= crate::Isa::Avx512Bf16 => crate::x86::peak::pairs(n),
+            Numbers::Floats | Numbers::Pairs => crate::x86::peak::floats(isa, n),
         }
     }
 }
@@ -77,7 +83,45 @@ mod none {
         0
     }
 
+    pub(crate) fn near() -> bool {
+        true
+    }
+
     pub(crate) fn prefetch(_: Isa, _: *const u8, _: usize) {}
+
+    pub(crate) mod bf16 {
+        use crate::float::{ROWS, TOKENS};
+
+        pub(crate) struct Tile<'a> {
+            pub(crate) w: [&'a [u8]; ROWS],
+            pub(crate) x: &'a [u8],
+            pub(crate) n_in: usize,
+        }
+
+        pub(crate) struct Block<'a> {
+            pub(crate) w: &'a [u8],
+            pub(crate) x: &'a [u8],
+            pub(crate) n_in: usize,
+            pub(crate) next: *const u8,
+            pub(crate) sums: &'a mut [f32],
+        }
+
+        pub(crate) const fn token_size(_: usize) -> usize {
+            0
+        }
+
+        pub(crate) unsafe fn round(_: &[f32], _: &mut [u8]) {
+            unreachable!("no such instruction set");
+        }
+
+        pub(crate) unsafe fn mul(_: Tile<'_>, _: &mut [[f32; ROWS]; TOKENS]) {
+            unreachable!("no such instruction set");
+        }
+
+        pub(crate) unsafe fn mul_many(_: Block<'_>, _: &dyn Fn(usize, &[f32])) {
+            unreachable!("no such instruction set");
+        }
+    }
 
     type RowsFn = unsafe fn(&Rows<'_>, &mut [f32]);
     pub(crate) type UnpackFn = unsafe fn(*const u8, usize, usize, usize, *const u8, &mut Tile);

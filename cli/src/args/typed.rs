@@ -496,7 +496,7 @@ pub(crate) struct ComputeArgs {
     #[arg(long, alias = "n-gpu-layers", value_name = "N", hide_short_help = true)]
     pub(crate) gpu_layers: Option<String>,
     /// Instruction set of the CPU kernels: scalar, avx2, avx512 or amx [default: the best present]
-    #[arg(long, value_name = "NAME", env = "LEMMA_ISA", hide_env_values = true, hide_short_help = true, value_parser = ["scalar", "avx2", "avx512", "amx"], hide_possible_values = true)]
+    #[arg(long, value_name = "NAME", env = "LEMMA_ISA", hide_env_values = true, hide_short_help = true, value_parser = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"], hide_possible_values = true)]
     pub(crate) isa: Option<String>,
     /// Upper limit of --ubatch-size, for llama.cpp's sake
     #[arg(

@@ -6,7 +6,7 @@
 
 use super::{Limits, Pass, id};
 use crate::activations::{X32, X32x4, X256, quantize_32, quantize_256};
-use crate::kernels::{self, Form, Kernel, MAX_ROWS, Next, Tile, run};
+use crate::kernels::{self, Form, Kernel, MAX_ROWS, Next, Tile, bf16, run};
 use crate::tensor::row_size;
 use crate::{Isa, Mat, MulMat, Shared, float};
 use lemma_quant::GgmlType;
@@ -35,6 +35,9 @@ const MAX_PLACES: usize = 1024;
 /// Tiles of rows that share a read of the activations.
 pub(super) const TILES: usize = 4;
 
+/// Activations that are rounded at a time.
+const PART: usize = 256;
+
 /// The forms of activations that the scalar code of quantized weights reads.
 pub(super) const X_TYPES: [GgmlType; 3] = [GgmlType::Q8_0, GgmlType::Q8_1, GgmlType::Q8_K];
 
@@ -46,6 +49,8 @@ pub(crate) struct Scratch {
     pub(super) x32: Shared<u8>,
     /// `[n_in / 256, n_tokens]` of `X256`.
     pub(super) x256: Shared<u8>,
+    /// Tokens rounded to bfloat16: `[n_tokens, token_size(n_in)]`.
+    pub(super) bf16: Shared<u8>,
     /// A decoded row of weights for each worker: `[nth, max_width]`.
     pub(super) row: Shared<f32>,
     /// Sums for each worker: `[nth, TILES, n_tokens, MAX_ROWS]`, or `[nth, n_tokens, float::BLOCK, float::LANES]`.
@@ -58,11 +63,12 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new(limits: &Limits, nth: usize) -> Self {
-        let [t0, t1, t2, x32, x256, row, acc, tiles] = Self::lens(limits, nth);
+        let [t0, t1, t2, x32, x256, bf16, row, acc, tiles] = Self::lens(limits, nth);
         Self {
             x_types: [t0, t1, t2].map(Shared::zeroed),
             x32: Shared::zeroed(x32),
             x256: Shared::zeroed(x256),
+            bf16: Shared::zeroed(bf16),
             row: Shared::zeroed(row),
             acc: Shared::zeroed(acc),
             tiles: Shared::zeroed(tiles),
@@ -71,11 +77,11 @@ impl Scratch {
     }
 
     pub(crate) fn size(limits: &Limits, nth: usize) -> usize {
-        let [t0, t1, t2, x32, x256, row, acc, tiles] = Self::lens(limits, nth);
-        t0 + t1 + t2 + x32 + x256 + (row + acc) * size_of::<f32>() + tiles
+        let [t0, t1, t2, x32, x256, bf16, row, acc, tiles] = Self::lens(limits, nth);
+        t0 + t1 + t2 + x32 + x256 + bf16 + (row + acc) * size_of::<f32>() + tiles
     }
 
-    fn lens(limits: &Limits, nth: usize) -> [usize; 8] {
+    fn lens(limits: &Limits, nth: usize) -> [usize; 9] {
         let width = Self::width(limits);
         let values = |ty| row_size(ty, limits.max_tokens * width);
         [
@@ -84,6 +90,7 @@ impl Scratch {
             values(X_TYPES[2]),
             width / 32 * limits.max_tokens * size_of::<X32>(),
             width / 256 * limits.max_tokens * size_of::<X256>(),
+            bf16::token_size(width) * limits.max_tokens,
             nth * width,
             nth * limits.max_tokens * (TILES * MAX_ROWS).max(float::BLOCK * float::LANES),
             nth * (TILES * size_of::<Tile>())
@@ -110,6 +117,8 @@ pub(super) struct Plan {
 pub(super) enum Way {
     /// Numbers, with the activations as they are.
     Float,
+    /// Numbers in bfloat16, with activations rounded to that.
+    Bf16,
     /// Decoded, with the activations as they are.
     Plain,
     /// By the scalar code of its type, with activations in one of the `X_TYPES`.
@@ -164,6 +173,10 @@ impl Pass<'_> {
                 self.arrange(form, x, n_tokens, n_in);
                 prepared = true;
             }
+        }
+        if needs(Way::Bf16) {
+            self.round(x, n_tokens, n_in);
+            prepared = true;
         }
         if prepared {
             self.barrier();
@@ -224,6 +237,7 @@ impl Pass<'_> {
         let way = match (&kernel, x_type.filter(|_| traits.vec_dot.is_some())) {
             (Some(k), _) if n_tokens > 1 => Way::Tiles(k.form),
             (Some(k), _) => Way::Rows(k.form),
+            _ if w.ty == GgmlType::BF16 && self.isa >= Isa::Avx512Bf16 => Way::Bf16,
             _ if float::is_float(w.ty) => Way::Float,
             (_, Some(i)) => Way::Scalar(i),
             _ => Way::Plain,
@@ -231,7 +245,7 @@ impl Pass<'_> {
         let unit = match way {
             // Not more than leaves some units for every worker.
             Way::Tiles(_) => MAX_ROWS * (w.n_out / (3 * MAX_ROWS * self.nth())).clamp(1, TILES),
-            Way::Float if n_tokens >= FLOAT_BATCH => {
+            Way::Float | Way::Bf16 if n_tokens >= FLOAT_BATCH => {
                 float::BLOCK * (w.n_out / (3 * float::BLOCK * self.nth())).clamp(1, TILES)
             }
             _ => {
@@ -273,6 +287,22 @@ impl Pass<'_> {
                     x.slice(i * values..(i + 1) * values),
                     to.slice_mut(i * bytes..(i + 1) * bytes),
                 );
+            }
+        }
+    }
+
+    /// This worker's share of the activations, to bfloat16.
+    fn round(&self, x: &Shared<f32>, n_tokens: usize, n_in: usize) {
+        let size = bf16::token_size(n_in);
+        // A token is divided among workers: there may be only one.
+        for i in self.w.range(n_tokens * n_in.div_ceil(PART), 1) {
+            let (t, start) = (i / n_in.div_ceil(PART), i % n_in.div_ceil(PART) * PART);
+            let end = (start + PART).min(n_in);
+            let to = t * size + 2 * start..t * size + bf16::token_size(end);
+            // SAFETY: `x` is only read, the part is this worker's; the instruction set is available.
+            unsafe {
+                let x = x.slice(t * n_in + start..t * n_in + end);
+                bf16::round(x, self.scratch.matmul.bf16.slice_mut(to));
             }
         }
     }

@@ -4,7 +4,7 @@ use super::Pass;
 use super::matmul::{COLUMNS, FLOAT_BATCH, MAX_UNIT, Plan, Scratch, TILES, Way, X_TYPES, block};
 use crate::activations::{X32, X256};
 use crate::kernels::{
-    Form, Kernel, MAX_ROWS, Next, Rows, Tile, TilesFn, UnpackFn, first_rows, run,
+    Form, Kernel, MAX_ROWS, Next, Rows, Tile, TilesFn, UnpackFn, bf16, first_rows, run,
 };
 use crate::shared::Plain;
 use crate::tensor::row_size;
@@ -33,7 +33,9 @@ impl Pass<'_> {
                 };
                 self.mul_tiles(mat, form, gemm, rows, n_tokens, next.at);
             }
-            (Way::Float, _) => self.mul_float(mat, x, rows, n_tokens, next.at),
+            (Way::Float | Way::Bf16, _) => {
+                self.mul_float(plan.way, mat, x, rows, n_tokens, next.at)
+            }
             (Way::Scalar(i), _) => {
                 let n_in = mat.w.n_in;
                 let size = row_size(X_TYPES[i], n_in);
@@ -67,6 +69,7 @@ impl Pass<'_> {
     /// Weights that are numbers.
     fn mul_float(
         &self,
+        way: Way,
         mat: &MulMat<'_>,
         x: &Shared<f32>,
         rows: Range<usize>,
@@ -74,6 +77,12 @@ impl Pass<'_> {
         next: *const u8,
     ) {
         let (n_in, size) = (mat.w.n_in, mat.w.row_size());
+        let rounded = |tokens: Range<usize>| {
+            let size = bf16::token_size(n_in);
+            let rounded = &self.scratch.matmul.bf16;
+            // SAFETY: written before the last barrier and not since.
+            unsafe { rounded.slice(tokens.start * size..tokens.end * size) }
+        };
         if n_tokens >= FLOAT_BATCH {
             let scratch = &self.scratch.matmul;
             for row in rows.clone().step_by(float::BLOCK) {
@@ -82,20 +91,34 @@ impl Pass<'_> {
                 // SAFETY: every worker has its own room, any bytes are numbers, and `x` is only read; the instruction set is
                 // available.
                 unsafe {
-                    let block = float::Block {
-                        ty: mat.w.ty,
-                        w,
-                        x: x.slice(0..n_tokens * n_in),
-                        n_in,
-                        next: if end < rows.end {
-                            w.as_ptr_range().end
-                        } else {
-                            next
-                        },
-                        plain: self.own(&scratch.tiles, float::BLOCK * float::COLUMNS),
-                        sums: self.own(&scratch.acc, n_tokens * float::BLOCK * float::LANES),
+                    let next = if end < rows.end {
+                        w.as_ptr_range().end
+                    } else {
+                        next
                     };
-                    float::mul_many(self.isa, block, &|t, sums| self.store(mat, t, row, sums));
+                    let sums = self.own(&scratch.acc, n_tokens * float::BLOCK * float::LANES);
+                    let store = |t: usize, sums: &[f32]| self.store(mat, t, row, sums);
+                    if way == Way::Bf16 {
+                        let block = bf16::Block {
+                            w,
+                            x: rounded(0..n_tokens),
+                            n_in,
+                            next,
+                            sums,
+                        };
+                        bf16::mul_many(block, &store);
+                    } else {
+                        let block = float::Block {
+                            ty: mat.w.ty,
+                            w,
+                            x: x.slice(0..n_tokens * n_in),
+                            n_in,
+                            next,
+                            plain: self.own(&scratch.tiles, float::BLOCK * float::COLUMNS),
+                            sums,
+                        };
+                        float::mul_many(self.isa, block, &store);
+                    }
                 }
             }
             return;
@@ -109,14 +132,17 @@ impl Pass<'_> {
             let mut results = [[0.0; MAX_UNIT]; float::TOKENS];
             for i in 0..run(rows.len()) {
                 let mut sums = [[0.0; float::ROWS]; float::TOKENS];
-                let tile = float::Tile {
-                    ty: mat.w.ty,
-                    w: first.map(|row| mat.w.row(rows.start + row + i)),
-                    x,
-                    n_in,
-                };
+                let w = first.map(|row| mat.w.row(rows.start + row + i));
                 // SAFETY: the instruction set is available.
-                unsafe { float::mul(self.isa, tile, &mut sums) };
+                unsafe {
+                    if way == Way::Bf16 {
+                        let x = rounded(t..t + n);
+                        bf16::mul(bf16::Tile { w, x, n_in }, &mut sums);
+                    } else {
+                        let ty = mat.w.ty;
+                        float::mul(self.isa, float::Tile { ty, w, x, n_in }, &mut sums);
+                    }
+                }
                 for (results, sums) in results.iter_mut().zip(&sums).take(n) {
                     for (row, sum) in first.into_iter().zip(sums) {
                         results[row + i] = *sum;

@@ -4,16 +4,14 @@
 //! multiply. Scales of four rows share vectors; so do the sums of lanes, and, where blocks have 32 values, those of
 //! four blocks. Sums are those of `rows`, bit for bit.
 
-use super::rows::{Rows32, avx512, prefetch};
+use super::ahead::{Reach, prefetch};
+use super::rows::{Rows32, avx512};
 use super::{Form, Rows, RowsFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{X32, X32x4, X256};
 use crate::kernels::{first_rows, run};
 use lemma_quant::GgmlType;
 use std::arch::x86_64::*;
-
-/// How far each run is read ahead, in bytes.
-const AHEAD: usize = 1 << 10;
 
 /// What four blocks of 256 values, one of each row, come to.
 pub(super) struct Dots {
@@ -89,6 +87,7 @@ struct Runs {
     first: [usize; 4],
     /// Which run is read ahead in.
     turn: usize,
+    reach: Reach,
 }
 
 impl Runs {
@@ -111,6 +110,7 @@ impl Runs {
             }),
             first,
             turn: 0,
+            reach: Reach::get(),
         }
     }
 
@@ -121,11 +121,11 @@ impl Runs {
     fn at(&mut self, at: usize, n: usize) -> [*const u8; 4] {
         let turn = self.turn % 4;
         self.turn += 1;
-        let mut ahead = self.starts[turn].wrapping_add(at + AHEAD);
+        let mut ahead = self.starts[turn].wrapping_add(at + self.reach.runs);
         if ahead >= self.ends[turn] {
             ahead = ahead.wrapping_add(self.jumps[turn]);
         }
-        prefetch(ahead, 4 * n);
+        prefetch(self.reach.near, ahead, 4 * n);
         self.starts.map(|p| p.wrapping_add(at))
     }
 }

@@ -15,7 +15,7 @@ pub(super) fn kernel(ty: GgmlType, isa: Isa) -> Option<(UnpackFn, TilesFn)> {
     match isa {
         Isa::Scalar => None,
         Isa::Avx2 => avx2(ty),
-        Isa::Avx512 | Isa::Amx => avx512(ty),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512(ty),
     }
 }
 

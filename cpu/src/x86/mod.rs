@@ -10,7 +10,9 @@
 //! operations in every kernel; so the result for a row and a token does not depend on how many of them were computed
 //! together, nor on the instruction set.
 
+pub(crate) mod ahead;
 pub(crate) mod amx;
+pub(crate) mod bf16;
 mod bytes;
 mod fours;
 mod gemm;
@@ -37,7 +39,6 @@ mod vectors;
 
 pub(crate) use bytes::ROWS;
 pub(crate) use quantize::{quantize_32, quantize_256};
-pub(crate) use rows::prefetch;
 pub(crate) use unpack::Tile;
 pub(crate) use vectors::{Avx2, Avx512};
 
@@ -111,7 +112,7 @@ pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
     let (form, rows) = match isa {
         Isa::Scalar => None,
         Isa::Avx2 => rows::kernel_avx2(ty),
-        Isa::Avx512 | Isa::Amx => fours::kernel(ty),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => fours::kernel(ty),
     }?;
     Some(Kernel {
         form,

@@ -45,7 +45,7 @@ pub(crate) unsafe fn bytes(isa: Isa, n: u64) -> u64 {
                 repeat!(n, "vpmaddubsw ", "ymm", ", ymm0, ymm1");
                 n * SUMS * 32 * 2
             }
-            Isa::Avx512 => {
+            Isa::Avx512 | Isa::Avx512Bf16 => {
                 repeat!(n, "vpdpbusd ", "zmm", ", zmm0, zmm1");
                 n * SUMS * 64 * 2
             }
@@ -84,10 +84,21 @@ pub(crate) unsafe fn floats(isa: Isa, n: u64) -> u64 {
                 repeat!(n, "vfmadd231ps ", "ymm", ", ymm0, ymm1");
                 n * SUMS * 8 * 2
             }
-            Isa::Avx512 | Isa::Amx => {
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
                 repeat!(n, "vfmadd231ps ", "zmm", ", zmm0, zmm0");
                 n * SUMS * 16 * 2
             }
         }
     }
+}
+
+/// Products of pairs of bf16, as [`bytes`].
+///
+/// # Safety
+/// AVX-512 BF16 is available.
+pub(crate) unsafe fn pairs(n: u64) -> u64 {
+    assert!(n > 0);
+    // SAFETY: by the caller; nothing but registers is touched.
+    unsafe { repeat!(n, "vdpbf16ps ", "zmm", ", zmm0, zmm0") };
+    n * SUMS * 32 * 2
 }

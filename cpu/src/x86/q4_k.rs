@@ -108,19 +108,22 @@ pub(super) mod avx512 {
         unsafe {
             let header = sixteen_of(w);
             let six = scales_and_mins(header);
-            let mut sums = [_mm512_setzero_si512(); 4];
             let scales = spread_quarters(six);
-            for r in 0..4 {
-                for (g, quants) in quants(w[r]).into_iter().enumerate() {
-                    for (i, q) in quants.into_iter().enumerate() {
-                        let at = 128 * g + 64 * i;
-                        let x = _mm512_load_si512(x.swapped.as_ptr().add(at).cast());
-                        let scale = _mm512_shuffle_epi8(scales[r], pick(4 * g + i));
-                        let p = _mm512_maddubs_epi16(q, x);
-                        sums[r] = _mm512_dpwssd_epi32(sums[r], p, scale);
-                    }
-                }
-            }
+            let row = |r: usize| {
+                let [[a, b], [c, d]] = quants(w[r]);
+                let product = |j: usize, q: __m512i| {
+                    let x = _mm512_load_si512(x.swapped.as_ptr().add(64 * j).cast());
+                    let scale = _mm512_shuffle_epi8(scales[r], pick(j / 2 * 4 + j % 2));
+                    (_mm512_maddubs_epi16(q, x), scale)
+                };
+                let two = |(a, b), (c, d)| _mm512_dpwssd_epi32(_mm512_madd_epi16(a, b), c, d);
+                _mm512_add_epi32(
+                    two(product(0, a), product(1, b)),
+                    two(product(2, c), product(3, d)),
+                )
+            };
+            // Written out: as a loop it goes through memory.
+            let sums = [row(0), row(1), row(2), row(3)];
             // The last eight bytes of each quarter.
             let eight = _mm_set_epi64x(
                 0x800f_800e_800d_800c_u64 as i64,

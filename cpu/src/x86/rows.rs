@@ -5,6 +5,7 @@
 //! memory, whatever the order in which four rows are read: left to itself, the processor sees four streams that end
 //! again soon, and gets half of the speed.
 
+use super::ahead::{Reach, prefetch};
 use super::{Form, Rows, RowsFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{X32, X256};
@@ -73,33 +74,32 @@ fn one_by_one(sum: &mut __m256i) {
     };
 }
 
-/// How far kernels read ahead, in bytes.
-fn look_ahead(row_size: usize) -> usize {
-    (4 * row_size).max(8 << 10)
-}
-
 /// Reads ahead, in the order of memory.
 struct Ahead {
     at: *const u8,
     end: *const u8,
     next: *const u8,
+    near: bool,
 }
 
 impl Ahead {
     fn new(job: &Rows<'_>) -> Self {
         let end = job.w.as_ptr_range().end;
-        let start = job.w.as_ptr().wrapping_add(look_ahead(job.row_size));
+        let Reach { near, rows, .. } = Reach::get();
+        let start = job.w.as_ptr().wrapping_add((4 * job.row_size).max(rows));
         if start < end {
             Self {
                 at: start,
                 end,
                 next: job.next.at,
+                near,
             }
         } else {
             Self {
                 at: job.next.at,
                 end: std::ptr::null(),
                 next: job.next.at,
+                near,
             }
         }
     }
@@ -111,24 +111,11 @@ impl Ahead {
         if self.at.is_null() {
             return;
         }
-        prefetch(self.at, n);
+        prefetch(self.near, self.at, n);
         self.at = self.at.wrapping_add(n);
         if self.at >= self.end && !self.end.is_null() {
             self.at = self.next;
             self.end = std::ptr::null();
-        }
-    }
-}
-
-/// Begins to read `n` bytes from `p` on, which may be anywhere.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(crate) fn prefetch(p: *const u8, n: usize) {
-    for i in (0..n).step_by(64) {
-        // SAFETY: a prefetch cannot fault.
-        #[allow(unused_unsafe, reason = "older compilers ask for it")]
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(i).cast());
         }
     }
 }
