@@ -31,6 +31,29 @@ pub(crate) struct Tile<'a> {
     pub(crate) n_in: usize,
 }
 
+/// A tile of a product of weights in bfloat16 with rounded tokens (`x86/bf16.rs`).
+#[derive(Clone, Copy)]
+pub(crate) struct RoundedTile<'a> {
+    /// Rows, each of which belongs to a run that is read to its end.
+    pub(crate) w: [&'a [u8]; ROWS],
+    /// 1 to `TOKENS` rounded tokens.
+    pub(crate) x: &'a [u8],
+    pub(crate) n_in: usize,
+}
+
+/// A block of such a product of many tokens.
+pub(crate) struct RoundedBlock<'a> {
+    /// 1 to `BLOCK` rows.
+    pub(crate) w: &'a [u8],
+    /// Rounded tokens.
+    pub(crate) x: &'a [u8],
+    pub(crate) n_in: usize,
+    /// What is read next, which may be anywhere.
+    pub(crate) next: *const u8,
+    /// Room for sums: `[n_tokens, BLOCK, LANES]`.
+    pub(crate) sums: &'a mut [f32],
+}
+
 /// A block of a product of many tokens.
 pub(crate) struct Block<'a> {
     /// `F32`, `F16` or `BF16`.

@@ -90,21 +90,7 @@ mod none {
     pub(crate) fn prefetch(_: Isa, _: *const u8, _: usize) {}
 
     pub(crate) mod bf16 {
-        use crate::float::{ROWS, TOKENS};
-
-        pub(crate) struct Tile<'a> {
-            pub(crate) w: [&'a [u8]; ROWS],
-            pub(crate) x: &'a [u8],
-            pub(crate) n_in: usize,
-        }
-
-        pub(crate) struct Block<'a> {
-            pub(crate) w: &'a [u8],
-            pub(crate) x: &'a [u8],
-            pub(crate) n_in: usize,
-            pub(crate) next: *const u8,
-            pub(crate) sums: &'a mut [f32],
-        }
+        use crate::float::{ROWS, RoundedBlock, RoundedTile, TOKENS};
 
         pub(crate) const fn token_size(_: usize) -> usize {
             0
@@ -114,11 +100,11 @@ mod none {
             unreachable!("no such instruction set");
         }
 
-        pub(crate) unsafe fn mul(_: Tile<'_>, _: &mut [[f32; ROWS]; TOKENS]) {
+        pub(crate) unsafe fn mul(_: RoundedTile<'_>, _: &mut [[f32; ROWS]; TOKENS]) {
             unreachable!("no such instruction set");
         }
 
-        pub(crate) unsafe fn mul_many(_: Block<'_>, _: &dyn Fn(usize, &[f32])) {
+        pub(crate) unsafe fn mul_many(_: RoundedBlock<'_>, _: &dyn Fn(usize, &[f32])) {
             unreachable!("no such instruction set");
         }
     }

@@ -1,5 +1,8 @@
 //! Helpers shared by the cross-crate tests.
 
+#[cfg(any(feature = "cuda", feature = "cuda-emulate"))]
+pub mod cuda;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;

@@ -13,21 +13,8 @@ use lemma_engine::gguf::GgufFile;
 use lemma_engine::kv::{Cache, Layout, policy};
 use lemma_engine::options::{Aggregate, LoadOptions};
 use lemma_engine::sampling::{self, Candidate, Sampler, SamplerParams};
+use lemma_tests::cuda::{gpus, is_slow};
 use lemma_tests::{argmax, folders, json, nmse};
-
-/// Devices to test on.
-fn gpus() -> Vec<Gpu> {
-    let mut all = Vec::new();
-    #[cfg(feature = "cuda-emulate")]
-    all.push(Gpu::emulated(false));
-    let found = lemma_cuda::devices();
-    if let Some(info) = found.list.first() {
-        all.push(Gpu::open(info.ordinal).unwrap());
-    } else if all.is_empty() {
-        println!("skipped: {}", found.reason.unwrap_or_default());
-    }
-    all
-}
 
 struct Case {
     path: PathBuf,
@@ -56,11 +43,6 @@ fn cases() -> Vec<Case> {
     }
     assert!(all.len() >= 18, "only {} models", all.len());
     all
-}
-
-/// Whether a device is the emulator, for which a few models must do.
-fn is_slow(gpu: &Gpu) -> bool {
-    gpu.info().name == "emulator"
 }
 
 /// Models with plain weights, as many as a device is fast enough for.

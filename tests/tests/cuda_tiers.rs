@@ -13,26 +13,8 @@ use lemma_engine::gguf::GgufFile;
 use lemma_engine::kv::{Cache, Layout, policy};
 use lemma_engine::options::LoadOptions;
 use lemma_engine::sampling::Choice;
+use lemma_tests::cuda::{gpus, is_slow};
 use lemma_tests::{argmax, data, nmse};
-
-/// Devices to test on.
-fn gpus() -> Vec<Gpu> {
-    let mut all = Vec::new();
-    #[cfg(feature = "cuda-emulate")]
-    all.push(Gpu::emulated(false));
-    let found = lemma_cuda::devices();
-    if let Some(info) = found.list.first() {
-        all.push(Gpu::open(info.ordinal).unwrap());
-    } else if all.is_empty() {
-        println!("skipped: {}", found.reason.unwrap_or_default());
-    }
-    all
-}
-
-/// Whether a device is the emulator, for which less must do.
-fn is_slow(gpu: &Gpu) -> bool {
-    gpu.info().name == "emulator"
-}
 
 /// A runner with its books.
 struct Side {

@@ -99,7 +99,7 @@ impl Pass<'_> {
                     let sums = self.own(&scratch.acc, n_tokens * float::BLOCK * float::LANES);
                     let store = |t: usize, sums: &[f32]| self.store(mat, t, row, sums);
                     if way == Way::Bf16 {
-                        let block = bf16::Block {
+                        let block = float::RoundedBlock {
                             w,
                             x: rounded(0..n_tokens),
                             n_in,
@@ -137,7 +137,7 @@ impl Pass<'_> {
                 unsafe {
                     if way == Way::Bf16 {
                         let x = rounded(t..t + n);
-                        bf16::mul(bf16::Tile { w, x, n_in }, &mut sums);
+                        bf16::mul(float::RoundedTile { w, x, n_in }, &mut sums);
                     } else {
                         let ty = mat.w.ty;
                         float::mul(self.isa, float::Tile { ty, w, x, n_in }, &mut sums);

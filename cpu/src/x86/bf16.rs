@@ -6,7 +6,7 @@
 
 use super::Avx512;
 use super::ahead::{Reach, prefetch};
-use crate::float::{BLOCK, LANES, ROWS, TOKENS};
+use crate::float::{BLOCK, LANES, ROWS, RoundedBlock as Block, RoundedTile as Tile, TOKENS};
 use crate::simd::Simd;
 use std::arch::x86_64::*;
 
@@ -17,29 +17,6 @@ const COLUMNS: usize = 3072;
 pub(crate) const STEP: usize = 32;
 /// How far rows of a tile are read ahead, in bytes.
 const AHEAD: usize = 1 << 10;
-
-/// A tile of a product.
-#[derive(Clone, Copy)]
-pub(crate) struct Tile<'a> {
-    /// Rows, each of which belongs to a run that is read to its end.
-    pub(crate) w: [&'a [u8]; ROWS],
-    /// 1 to `TOKENS` rounded tokens.
-    pub(crate) x: &'a [u8],
-    pub(crate) n_in: usize,
-}
-
-/// A block of a product of many tokens.
-pub(crate) struct Block<'a> {
-    /// 1 to `BLOCK` rows.
-    pub(crate) w: &'a [u8],
-    /// Rounded tokens.
-    pub(crate) x: &'a [u8],
-    pub(crate) n_in: usize,
-    /// What is read next, which may be anywhere.
-    pub(crate) next: *const u8,
-    /// Room for sums: `[n_tokens, BLOCK, LANES]`.
-    pub(crate) sums: &'a mut [f32],
-}
 
 /// Bytes of a rounded token.
 pub(crate) const fn token_size(n_in: usize) -> usize {
