@@ -291,15 +291,12 @@ unsafe fn softmax<S: Simd, const R: usize>(
     let mut keep = [1.0; R];
     // SAFETY: the instruction set is available; there are `R` rows from `r` on.
     unsafe {
-        let mut sums = [[S::splat(0.0); 4]; 2];
-        for (i, logits) in logits.iter_mut().enumerate() {
-            let mut parts = [S::splat(0.0); PAGE];
-            let parts = &mut parts[..PAGE / S::N];
-            for (part, logits) in parts.iter_mut().zip(logits.chunks_exact(S::N)) {
-                *part = S::load(logits.as_ptr());
-            }
+        for (i, logits) in logits.iter().enumerate() {
+            let logits = logits.as_ptr();
+            let max = (1..PAGE / S::N).fold(S::load(logits), |max, i| {
+                S::max(max, S::load(logits.add(i * S::N)))
+            });
             let old = rows.max[r + i];
-            let max = parts[1..].iter().fold(parts[0], |a, b| S::max(a, *b));
             // Rare after the first pages.
             if S::any_above(max, S::splat(old)) {
                 let new = S::largest(max);
@@ -311,10 +308,16 @@ unsafe fn softmax<S: Simd, const R: usize>(
                     S::store(acc.add(i), S::mul(S::load(acc.add(i)), factor));
                 }
             }
+        }
+        // Without branches, so that the exponentials of all rows are under way together.
+        let mut sums = [[S::splat(0.0); 4]; 2];
+        for (i, logits) in logits.iter_mut().enumerate() {
             // A row that has seen nothing yet, and sees nothing here, stays at minus infinity.
             let minus_max = S::splat(-rows.max[r + i].max(-f32::MAX));
+            let mut parts = [S::splat(0.0); PAGE];
+            let parts = &mut parts[..PAGE / S::N];
             for (part, logits) in parts.iter_mut().zip(logits.chunks_exact_mut(S::N)) {
-                *part = S::exp(S::add(*part, minus_max));
+                *part = S::exp(S::add(S::load(logits.as_ptr()), minus_max));
                 S::store(logits.as_mut_ptr(), *part);
             }
             // Halves are added until one vector is left: the same sum for any `R`, so that a token alone gives what it
