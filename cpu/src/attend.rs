@@ -3,6 +3,7 @@
 use crate::PAGE;
 use crate::lanes;
 use crate::simd::{Simd, for_isa};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Queries that read the same keys, and what each of them knows so far.
@@ -230,7 +231,7 @@ unsafe fn products<S: Simd, K: Stored, const R: usize, const T: usize, const P: 
 ) {
     // SAFETY: by the caller; `dim` is a multiple of `N`.
     unsafe {
-        let mut fours = [[S::fours([S::splat(0.0); 4]); PAGE / 4]; R];
+        let mut fours = [[MaybeUninit::uninit(); PAGE / 4]; R];
         for first in (0..PAGE).step_by(T) {
             for next in next {
                 read_ahead::<S>(next, first / T, PAGE / T);
@@ -256,12 +257,13 @@ unsafe fn products<S: Simd, K: Stored, const R: usize, const T: usize, const P: 
             }
             for (fours, sums) in fours.iter_mut().zip(&sums) {
                 for (i, sums) in sums.as_chunks::<4>().0.iter().enumerate() {
-                    fours[first / 4 + i] = S::fours(*sums);
+                    fours[first / 4 + i].write(S::fours(*sums));
                 }
             }
         }
         for (fours, out) in fours.iter().zip(out) {
-            S::sums(*fours, out);
+            // All of them are written: steps of `T` tokens make a page.
+            S::sums(fours.map(|x| x.assume_init()), out);
         }
     }
 }

@@ -163,12 +163,17 @@ unsafe impl Simd for Avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn fours(v: [__m256; 4]) -> __m256 {
         // Each step adds lanes of two vectors and keeps both sums apart. Lane 4 i + t is part of the sum of vector t.
+        // There are more units that blend than units that shuffle.
         let [a, b] = [[v[0], v[1]], [v[2], v[3]]].map(|[x, y]| {
-            let (low, high) = (_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y));
-            _mm256_castps_pd(_mm256_add_ps(low, high))
+            _mm256_add_ps(
+                _mm256_blend_ps::<0b1100_1100>(x, y),
+                _mm256_shuffle_ps::<0b01_00_11_10>(x, y),
+            )
         });
-        let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
-        _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high))
+        _mm256_add_ps(
+            _mm256_shuffle_ps::<0b10_00_10_00>(a, b),
+            _mm256_shuffle_ps::<0b11_01_11_01>(a, b),
+        )
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -351,25 +356,30 @@ unsafe impl Simd for Avx512 {
     #[target_feature(enable = "avx512f,avx512dq")]
     unsafe fn fours(v: [__m512; 4]) -> __m512 {
         // Each step adds lanes of two vectors and keeps both sums apart. Lane 4 i + t is part of the sum of vector t.
+        // There are more units that blend than units that shuffle.
         let [a, b] = [[v[0], v[1]], [v[2], v[3]]].map(|[x, y]| {
-            let (low, high) = (_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
-            _mm512_castps_pd(_mm512_add_ps(low, high))
+            _mm512_add_ps(
+                _mm512_mask_blend_ps(0xcccc, x, y),
+                _mm512_shuffle_ps::<0b01_00_11_10>(x, y),
+            )
         });
-        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
-        _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+        _mm512_add_ps(
+            _mm512_shuffle_ps::<0b10_00_10_00>(a, b),
+            _mm512_shuffle_ps::<0b11_01_11_01>(a, b),
+        )
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
     unsafe fn sums(fours: [__m512; 4], to: &mut [f32; 16]) {
         let [a, b] = [[fours[0], fours[1]], [fours[2], fours[3]]].map(|[x, y]| {
             _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x88>(x, y),
-                _mm512_shuffle_f32x4::<0xdd>(x, y),
+                _mm512_mask_blend_ps(0xff00, x, y),
+                _mm512_shuffle_f32x4::<0b01_00_11_10>(x, y),
             )
         });
         let all = _mm512_add_ps(
-            _mm512_shuffle_f32x4::<0x88>(a, b),
-            _mm512_shuffle_f32x4::<0xdd>(a, b),
+            _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+            _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
         );
         // SAFETY: sixteen values.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), all) };
