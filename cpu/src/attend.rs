@@ -138,7 +138,7 @@ unsafe fn attend_s<S: Simd>(rows: &mut Rows<'_>, page: Page<'_>) {
     }
 }
 
-/// Up to eight rows at a time, so that a key and a value are read and converted once for them. Which rows go together
+/// Up to six rows at a time, so that a key and a value are read and converted once for them. Which rows go together
 /// makes no difference to what comes out.
 #[inline(always)]
 unsafe fn all_rows<S: Simd, K: Stored, V: Stored>(
@@ -151,12 +151,12 @@ unsafe fn all_rows<S: Simd, K: Stored, V: Stored>(
     let mut r = 0;
     // SAFETY: by the caller.
     unsafe {
-        // As many sums of products as leave registers for keys: 16 to 24 of 32, or 8 to 12 of 16.
+        // As many sums of products as leave registers for keys: up to 24 of 32, or 12 of 16. Seven rows are four
+        // and three, and eight are twice four, which are as fast as eight with two tokens.
         while r < n {
             match (n - r, S::N) {
-                (8, 16) => r += some_rows::<S, K, V, 8, 4, 2>(rows, r, k, v, page),
-                (6.., 16) => r += some_rows::<S, K, V, 6, 4, 4>(rows, r, k, v, page),
-                (6.., 8) => r += some_rows::<S, K, V, 6, 4, 2>(rows, r, k, v, page),
+                (6 | 9.., 16) => r += some_rows::<S, K, V, 6, 4, 4>(rows, r, k, v, page),
+                (6 | 7 | 9.., 8) => r += some_rows::<S, K, V, 6, 4, 2>(rows, r, k, v, page),
                 (4.., 16) => r += some_rows::<S, K, V, 4, 4, 4>(rows, r, k, v, page),
                 (4.., 8) => r += some_rows::<S, K, V, 4, 4, 2>(rows, r, k, v, page),
                 (3, 16) => r += some_rows::<S, K, V, 3, 4, 4>(rows, r, k, v, page),
@@ -210,7 +210,7 @@ unsafe fn some_rows<
                 at = weighted_sum::<S, V, R, 8>(&logits, &seen, v, dim_v, acc, at);
                 at = weighted_sum::<S, V, R, 4>(&logits, &seen, v, dim_v, acc, at);
             }
-            (..=6, 16) | (2, _) => {
+            (_, 16) | (2, _) => {
                 at = weighted_sum::<S, V, R, 4>(&logits, &seen, v, dim_v, acc, at);
             }
             _ => at = weighted_sum::<S, V, R, 2>(&logits, &seen, v, dim_v, acc, at),

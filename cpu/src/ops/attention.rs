@@ -21,7 +21,7 @@ const CHUNK: usize = 16;
 /// Rows of queries that share a decoded page, if there are so many.
 const ROWS: usize = 16;
 
-/// Up to so many rows read half-precision pages as they are: they are converted once for every six or eight rows then, which
+/// Up to so many rows read half-precision pages as they are: they are converted once for every six rows then, which
 /// costs less than to write and read them as f32.
 const DIRECT: usize = 8;
 
