@@ -1,12 +1,14 @@
 //! The inner part of attention: some rows of queries with one page.
 
 use crate::PAGE;
+use crate::lanes;
 use crate::simd::{Simd, for_isa};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Queries that read the same keys, and what each of them knows so far.
 pub(crate) struct Rows<'a> {
-    /// `[n, dim_k]`
+    /// Times the scale of logits: `[n, dim_k]`.
     pub(crate) q: &'a [f32],
     /// The largest logit: `[n]`.
     pub(crate) max: &'a mut [f32],
@@ -36,7 +38,6 @@ pub(crate) struct Page<'a> {
     pub(crate) k: Tokens<'a>,
     /// `[PAGE, dim_v]`
     pub(crate) v: Tokens<'a>,
-    pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
     /// The keys and values of the page that comes next, as they are in the pool. Only the caller knows where it is, so
     /// the processor does not read ahead by itself.
@@ -137,7 +138,8 @@ unsafe fn attend_s<S: Simd>(rows: &mut Rows<'_>, page: Page<'_>) {
     }
 }
 
-/// Four rows at a time, so that a key and a value are read once for them, then two, then one.
+/// Up to six rows at a time, so that a key and a value are read and converted once for them. Which rows go together
+/// makes no difference to what comes out.
 #[inline(always)]
 unsafe fn all_rows<S: Simd, K: Stored, V: Stored>(
     rows: &mut Rows<'_>,
@@ -149,24 +151,26 @@ unsafe fn all_rows<S: Simd, K: Stored, V: Stored>(
     let mut r = 0;
     // SAFETY: by the caller.
     unsafe {
-        // Sixteen sums of products stay in registers, or eight where there are fewer of them.
+        // As many sums of products as leave registers for keys: up to 24 of 32, or 12 of 16. Seven rows are four
+        // and three, and eight are twice four, which are as fast as eight with two tokens.
         while r < n {
             match (n - r, S::N) {
+                (6 | 9.., 16) => r += some_rows::<S, K, V, 6, 4, 4>(rows, r, k, v, page),
+                (6 | 7 | 9.., 8) => r += some_rows::<S, K, V, 6, 4, 2>(rows, r, k, v, page),
                 (4.., 16) => r += some_rows::<S, K, V, 4, 4, 4>(rows, r, k, v, page),
                 (4.., 8) => r += some_rows::<S, K, V, 4, 4, 2>(rows, r, k, v, page),
+                (3, 16) => r += some_rows::<S, K, V, 3, 4, 4>(rows, r, k, v, page),
                 (2.., 16) => r += some_rows::<S, K, V, 2, 8, 8>(rows, r, k, v, page),
-                (2.., 8) => r += some_rows::<S, K, V, 2, 8, 4>(rows, r, k, v, page),
+                (2.., 8) => r += some_rows::<S, K, V, 2, 4, 4>(rows, r, k, v, page),
                 (_, 16) => r += some_rows::<S, K, V, 1, 16, 16>(rows, r, k, v, page),
-                _ => r += some_rows::<S, K, V, 1, 16, 8>(rows, r, k, v, page),
+                _ => r += some_rows::<S, K, V, 1, 8, 8>(rows, r, k, v, page),
             }
         }
     }
 }
 
-/// `R` rows from row `r` on, `T` tokens in a vector (`R * T` is 16), of which `P` are summed up at a time. Returns `R`.
-///
-/// What is known of a pair of row and token stands at `[token / T][row][token % T]`: the rows of a block share vectors,
-/// and a step of the softmax serves them all.
+/// `R` rows from row `r` on; `T` tokens are summed up together, of which `P` go through the dimensions at a time.
+/// Returns `R`.
 #[inline(always)]
 unsafe fn some_rows<
     S: Simd,
@@ -191,27 +195,27 @@ unsafe fn some_rows<
         rows.page_sum[r..r + R].fill(0.0);
         return R;
     }
-    let mut logits = [[0.0; 16]; R];
+    let mut logits = [[0.0; PAGE]; R];
     // SAFETY: by the caller.
     unsafe {
         let q = rows.q.as_ptr().add(r * dim_k);
         let next = if r == 0 { page.next } else { [&[] as &[u8]; 2] };
         products::<S, K, R, T, P>(q, k, dim_k, next, &mut logits);
-        softmax::<S, R, T>(rows, r, &mut logits, page, dim_v);
+        softmax::<S, R>(rows, r, &mut logits, page, dim_v);
         let acc = rows.acc.as_mut_ptr().add(r * dim_v);
         let seen = from..to;
         let mut at = 0;
         match (R, S::N) {
             (1, _) => {
-                at = weighted_sum::<S, V, R, T, 8>(&logits, &seen, v, dim_v, acc, at);
-                at = weighted_sum::<S, V, R, T, 4>(&logits, &seen, v, dim_v, acc, at);
+                at = weighted_sum::<S, V, R, 8>(&logits, &seen, v, dim_v, acc, at);
+                at = weighted_sum::<S, V, R, 4>(&logits, &seen, v, dim_v, acc, at);
             }
-            (2, _) | (_, 16) => {
-                at = weighted_sum::<S, V, R, T, 4>(&logits, &seen, v, dim_v, acc, at);
+            (_, 16) | (2, _) => {
+                at = weighted_sum::<S, V, R, 4>(&logits, &seen, v, dim_v, acc, at);
             }
-            _ => at = weighted_sum::<S, V, R, T, 2>(&logits, &seen, v, dim_v, acc, at),
+            _ => at = weighted_sum::<S, V, R, 2>(&logits, &seen, v, dim_v, acc, at),
         }
-        weighted_sum::<S, V, R, T, 1>(&logits, &seen, v, dim_v, acc, at);
+        weighted_sum::<S, V, R, 1>(&logits, &seen, v, dim_v, acc, at);
     }
     R
 }
@@ -223,21 +227,22 @@ unsafe fn products<S: Simd, K: Stored, const R: usize, const T: usize, const P: 
     k: *const K::T,
     dim: usize,
     next: [&[u8]; 2],
-    out: &mut [[f32; 16]; R],
+    out: &mut [[f32; PAGE]; R],
 ) {
-    for (group, out) in out.iter_mut().enumerate() {
-        for next in next {
-            read_ahead::<S>(next, group, R);
-        }
-        // SAFETY: by the caller; `dim` is a multiple of `N`.
-        unsafe {
-            let mut sums = [S::splat(0.0); 16];
+    // SAFETY: by the caller; `dim` is a multiple of `N`.
+    unsafe {
+        let mut fours = [[MaybeUninit::uninit(); PAGE / 4]; R];
+        for first in (0..PAGE).step_by(T) {
+            for next in next {
+                read_ahead::<S>(next, first / T, PAGE / T);
+            }
+            let mut sums = [[S::splat(0.0); T]; R];
             for pass in (0..T).step_by(P) {
                 let mut part = [[S::splat(0.0); P]; R];
                 for i in (0..dim).step_by(S::N) {
                     let mut keys = [S::splat(0.0); P];
                     for (t, key) in keys.iter_mut().enumerate() {
-                        *key = K::load::<S>(k.add((group * T + pass + t) * dim + i));
+                        *key = K::load::<S>(k.add((first + pass + t) * dim + i));
                     }
                     for (r, part) in part.iter_mut().enumerate() {
                         let q = S::load(q.add(r * dim + i));
@@ -246,104 +251,104 @@ unsafe fn products<S: Simd, K: Stored, const R: usize, const T: usize, const P: 
                         }
                     }
                 }
-                for (r, part) in part.iter().enumerate() {
-                    sums[r * T + pass..r * T + pass + P].copy_from_slice(part);
+                for (sums, part) in sums.iter_mut().zip(&part) {
+                    sums[pass..pass + P].copy_from_slice(part);
                 }
             }
-            S::sums(sums, out);
+            for (fours, sums) in fours.iter_mut().zip(&sums) {
+                for (i, sums) in sums.as_chunks::<4>().0.iter().enumerate() {
+                    fours[first / 4 + i].write(S::fours(*sums));
+                }
+            }
+        }
+        for (fours, out) in fours.iter().zip(out) {
+            // All of them are written: steps of `T` tokens make a page.
+            S::sums(fours.map(|x| x.assume_init()), out);
         }
     }
 }
 
 /// From products of rows with keys to weights of values, relative to the largest logit of each row so far.
 #[inline(always)]
-unsafe fn softmax<S: Simd, const R: usize, const T: usize>(
+unsafe fn softmax<S: Simd, const R: usize>(
     rows: &mut Rows<'_>,
     r: usize,
-    logits: &mut [[f32; 16]; R],
+    logits: &mut [[f32; PAGE]; R],
     page: &Page<'_>,
     dim_v: usize,
 ) {
-    let logits = logits.as_flattened_mut();
-    for logit in logits.iter_mut() {
-        *logit *= page.scale;
-    }
     if let Some(cap) = page.softcap {
-        for logit in logits.iter_mut() {
+        for logit in logits.as_flattened_mut() {
             *logit = cap * (*logit / cap).tanh();
         }
     }
-    for (i, seen) in rows.seen[r..r + R].iter().enumerate() {
+    for (logits, seen) in logits.iter_mut().zip(&rows.seen[r..r + R]) {
         if *seen != (0, PAGE as u8) {
             for t in (0..PAGE).filter(|&t| t < usize::from(seen.0) || t >= usize::from(seen.1)) {
-                logits[t / T * 16 + i * T + t % T] = f32::NEG_INFINITY;
+                logits[t] = f32::NEG_INFINITY;
             }
         }
     }
-    let mut factors = [1.0; R];
-    let mut grown = false;
+    const { assert!(R <= 8) };
+    let mut keep = [1.0; R];
     // SAFETY: the instruction set is available; there are `R` rows from `r` on.
     unsafe {
-        let logits = logits.as_mut_ptr();
-        // Vectors that belong to the same rows: one a group of tokens, or all parts of the only row.
-        let (parts, stride, width) = if R == 1 {
-            (16 / S::N, S::N, T)
-        } else {
-            (R, 16, S::N)
-        };
-        for at in (0..T * R).step_by(width) {
-            let row = r + at / T;
-            let mut max = S::load(logits.add(at));
-            for i in 1..parts {
-                max = S::max(max, S::load(logits.add(at + i * stride)));
-            }
-            let old = S::spread::<T>(rows.max.as_ptr().add(row));
-            let new = S::max(S::max_of_groups::<T>(max), old);
-            // A row that has seen nothing yet, and sees nothing here, stays at minus infinity.
-            let minus_max = S::mul(S::max(new, S::splat(-f32::MAX)), S::splat(-1.0));
-            let keep = S::exp(S::add(old, minus_max));
-            let mut weights = [S::splat(0.0); 16];
-            for (i, weight) in weights.iter_mut().enumerate().take(parts) {
-                let p = logits.add(at + i * stride);
-                *weight = S::exp(S::add(S::load(p), minus_max));
-                S::store(p, *weight);
-            }
-            // Halves are added until one token is left, across vectors and then within: the same sum for any `R`, so
-            // that a token alone gives what it gives in a batch.
-            let mut half = parts / 2;
-            while half > 0 {
-                for i in 0..half {
-                    weights[i] = S::add(weights[i], weights[i + half]);
-                }
-                half /= 2;
-            }
-            let page_sum = S::sum_of_groups::<T>(weights[0]);
-            let total = S::fma(S::spread::<T>(rows.sum.as_ptr().add(row)), keep, page_sum);
-            S::unspread::<T>(rows.max.as_mut_ptr().add(row), new);
-            S::unspread::<T>(rows.sum.as_mut_ptr().add(row), total);
-            S::unspread::<T>(rows.page_sum.as_mut_ptr().add(row), page_sum);
-            if S::any_above(new, old) {
-                grown = true;
-                S::unspread::<T>(factors.as_mut_ptr().add(row - r), keep);
-            }
-        }
-        if grown {
-            for (i, factor) in factors.into_iter().enumerate() {
-                let factor = S::splat(factor);
+        for (i, logits) in logits.iter().enumerate() {
+            let logits = logits.as_ptr();
+            let max = (1..PAGE / S::N).fold(S::load(logits), |max, i| {
+                S::max(max, S::load(logits.add(i * S::N)))
+            });
+            let old = rows.max[r + i];
+            // Rare after the first pages.
+            if S::any_above(max, S::splat(old)) {
+                let new = S::largest(max);
+                rows.max[r + i] = new;
+                keep[i] = lanes::exp::<false>(old - new);
+                let factor = S::splat(keep[i]);
                 let acc = rows.acc.as_mut_ptr().add((r + i) * dim_v);
                 for i in (0..dim_v).step_by(S::N) {
                     S::store(acc.add(i), S::mul(S::load(acc.add(i)), factor));
                 }
             }
         }
+        // Without branches, so that the exponentials of all rows are under way together.
+        let mut sums = [[S::splat(0.0); 4]; 2];
+        for (i, logits) in logits.iter_mut().enumerate() {
+            // A row that has seen nothing yet, and sees nothing here, stays at minus infinity.
+            let minus_max = S::splat(-rows.max[r + i].max(-f32::MAX));
+            let mut parts = [S::splat(0.0); PAGE];
+            let parts = &mut parts[..PAGE / S::N];
+            for (part, logits) in parts.iter_mut().zip(logits.chunks_exact_mut(S::N)) {
+                *part = S::exp(S::add(S::load(logits.as_ptr()), minus_max));
+                S::store(logits.as_mut_ptr(), *part);
+            }
+            // Halves are added until one vector is left: the same sum for any `R`, so that a token alone gives what it
+            // gives in a batch.
+            let mut half = parts.len() / 2;
+            while half > 0 {
+                for i in 0..half {
+                    parts[i] = S::add(parts[i], parts[i + half]);
+                }
+                half /= 2;
+            }
+            sums[i / 4][i % 4] = parts[0];
+        }
+        let first = S::fours(sums[0]);
+        let second = if R > 4 { S::fours(sums[1]) } else { first };
+        let mut page_sums = [0.0; 16];
+        S::sums([first, second, first, second], &mut page_sums);
+        for i in 0..R {
+            rows.sum[r + i] = rows.sum[r + i] * keep[i] + page_sums[i];
+        }
+        rows.page_sum[r..r + R].copy_from_slice(&page_sums[..R]);
     }
 }
 
 /// `acc[r] += sum of p[r][t] * v[t]` for `R` rows over the tokens that any of them sees, `D` vectors of a value at a
 /// time, from dimension `at` on for as long as there are so many. Returns where the next part has to begin.
 #[inline(always)]
-unsafe fn weighted_sum<S: Simd, V: Stored, const R: usize, const T: usize, const D: usize>(
-    p: &[[f32; 16]; R],
+unsafe fn weighted_sum<S: Simd, V: Stored, const R: usize, const D: usize>(
+    p: &[[f32; PAGE]; R],
     seen: &Range<usize>,
     v: *const V::T,
     dim: usize,
@@ -364,9 +369,8 @@ unsafe fn weighted_sum<S: Simd, V: Stored, const R: usize, const T: usize, const
                 for (d, value) in values.iter_mut().enumerate() {
                     *value = V::load::<S>(v.add(t * dim + at + d * S::N));
                 }
-                let p = p[t / T].as_ptr().add(t % T);
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let p = S::splat(*p.add(r * T));
+                for (p, sums) in p.iter().zip(&mut sums) {
+                    let p = S::splat(*p.as_ptr().add(t));
                     for (sum, value) in sums.iter_mut().zip(values) {
                         *sum = S::fma(p, value, *sum);
                     }

@@ -11,6 +11,8 @@ pub(crate) unsafe trait Simd {
     type V: Copy;
     /// A vector of unsigned 32-bit numbers.
     type U: Copy;
+    /// What is left of four vectors that are to be summed up.
+    type Fours: Copy;
 
     /// The same number in all lanes.
     ///
@@ -97,36 +99,26 @@ pub(crate) unsafe trait Simd {
     /// # Safety
     /// See the trait.
     unsafe fn sum(v: Self::V) -> f32;
-    /// The largest of each `T` neighbouring lanes (of all, if there are fewer), in each of them.
+    /// The largest of all lanes.
     ///
     /// # Safety
     /// See the trait.
-    unsafe fn max_of_groups<const T: usize>(v: Self::V) -> Self::V;
-    /// The sum of each `T` neighbouring lanes (of all, if there are fewer), in each of them.
-    ///
-    /// # Safety
-    /// See the trait.
-    unsafe fn sum_of_groups<const T: usize>(v: Self::V) -> Self::V;
-    /// Reads a number for each `T` lanes.
-    ///
-    /// # Safety
-    /// The instruction set is available, and `p` is valid for `N / T` numbers, at least one.
-    unsafe fn spread<const T: usize>(p: *const f32) -> Self::V;
-    /// Writes the first of each `T` lanes.
-    ///
-    /// # Safety
-    /// As for `spread`.
-    unsafe fn unspread<const T: usize>(p: *mut f32, v: Self::V);
+    unsafe fn largest(v: Self::V) -> f32;
     /// Whether any lane of `a` is above that of `b`.
     ///
     /// # Safety
     /// The instruction set is available.
     unsafe fn any_above(a: Self::V, b: Self::V) -> bool;
-    /// The sums of all lanes of 16 vectors.
+    /// Adds up the lanes of four vectors as far as costs little.
     ///
     /// # Safety
     /// See the trait.
-    unsafe fn sums(v: [Self::V; 16], to: &mut [f32; 16]);
+    unsafe fn fours(v: [Self::V; 4]) -> Self::Fours;
+    /// Adds up the rest: the sums of all lanes of 16 vectors.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn sums(fours: [Self::Fours; 4], to: &mut [f32; 16]);
     /// Begins to read `p`, which may be anywhere.
     fn prefetch(p: *const u8);
     /// `e^x` for `x <= 0`; less than 1e-38 becomes zero.
@@ -144,6 +136,7 @@ unsafe impl Simd for Plain {
     const N: usize = 1;
     type V = f32;
     type U = u32;
+    type Fours = [f32; 4];
 
     #[inline(always)]
     unsafe fn splat(a: f32) -> f32 {
@@ -224,30 +217,20 @@ unsafe impl Simd for Plain {
         v
     }
     #[inline(always)]
-    unsafe fn max_of_groups<const T: usize>(v: f32) -> f32 {
+    unsafe fn largest(v: f32) -> f32 {
         v
-    }
-    #[inline(always)]
-    unsafe fn sum_of_groups<const T: usize>(v: f32) -> f32 {
-        v
-    }
-    #[inline(always)]
-    unsafe fn spread<const T: usize>(p: *const f32) -> f32 {
-        // SAFETY: by the caller.
-        unsafe { *p }
-    }
-    #[inline(always)]
-    unsafe fn unspread<const T: usize>(p: *mut f32, v: f32) {
-        // SAFETY: by the caller.
-        unsafe { *p = v }
     }
     #[inline(always)]
     unsafe fn any_above(a: f32, b: f32) -> bool {
         a > b
     }
     #[inline(always)]
-    unsafe fn sums(v: [f32; 16], to: &mut [f32; 16]) {
-        *to = v;
+    unsafe fn fours(v: [f32; 4]) -> [f32; 4] {
+        v
+    }
+    #[inline(always)]
+    unsafe fn sums(fours: [[f32; 4]; 4], to: &mut [f32; 16]) {
+        to.copy_from_slice(fours.as_flattened());
     }
     #[inline(always)]
     fn prefetch(_: *const u8) {}

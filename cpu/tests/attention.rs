@@ -265,6 +265,9 @@ fn one_token() {
             (2, 6, 128, 3),
             (3, 4, 96, 37),
             (1, 20, 32, 17),
+            (2, 3, 128, 2),
+            (1, 7, 96, 18),
+            (1, 8, 64, 3),
         ] {
             let s = shape(ty_k, ty_v, n_head_kv, dim, dim);
             Case::new(&mut random, s, group, n_pages, &[100_000]).check();

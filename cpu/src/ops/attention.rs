@@ -10,7 +10,7 @@
 use super::{Limits, Pass, id};
 use crate::attend::{self, Page, Rows, Tokens};
 use crate::decode;
-use crate::lanes::{self, LANES};
+use crate::lanes::{self, LANES, multiversion};
 use crate::{KvLayer, PAGE, PageRef, Shared};
 use lemma_quant::GgmlType;
 use lemma_quant::pages::KvType;
@@ -21,7 +21,7 @@ const CHUNK: usize = 16;
 /// Rows of queries that share a decoded page, if there are so many.
 const ROWS: usize = 16;
 
-/// Up to so many rows read half-precision pages as they are: they are converted once for every four rows then, which
+/// Up to so many rows read half-precision pages as they are: they are converted once for every six rows then, which
 /// costs less than to write and read them as f32.
 const DIRECT: usize = 8;
 
@@ -91,7 +91,7 @@ impl<'a> Attention<'a> {
 pub(crate) struct Scratch {
     /// What chunks contribute to one token: `[chunks, n_head]` of a row's state.
     partial: Shared<f32>,
-    /// Largest logit and sum relative to it, of every page: `[n_head, max_pages, 2]`.
+    /// Largest logits so far, and sums relative to them, of every page: `[n_head, 2, max_pages]`.
     page_stats: Shared<f32>,
     /// Decoded keys and values, queries, and states of rows, for each worker.
     worker: Shared<f32>,
@@ -320,7 +320,7 @@ impl Pass<'_> {
         Memory::new(memory, n, dim(shape.head_dim_k), dim(shape.head_dim_v))
     }
 
-    /// The queries of a group of heads: `[tokens, group, dim_k]`, filled up with zeros.
+    /// The queries of a group of heads, times the scale of logits: `[tokens, group, dim_k]`, filled up with zeros.
     fn load_queries(
         &self,
         to: &mut [f32],
@@ -334,7 +334,10 @@ impl Pass<'_> {
         for (r, to) in to.chunks_exact_mut(dim(len)).enumerate() {
             let row = (tokens.start + r / group) * a.n_head + head * group + r % group;
             // SAFETY: `q` is only read.
-            to[..len].copy_from_slice(unsafe { q.slice(row * len..(row + 1) * len) });
+            let q = unsafe { q.slice(row * len..(row + 1) * len) };
+            for (to, q) in to.iter_mut().zip(q) {
+                *to = q * a.scale;
+            }
             to[len..].fill(0.0);
         }
     }
@@ -382,7 +385,6 @@ impl Pass<'_> {
                 let page = Page {
                     k,
                     v,
-                    scale: a.scale,
                     softcap: a.softcap,
                     next: next.unwrap_or_default(),
                 };
@@ -410,10 +412,15 @@ impl Pass<'_> {
             if a.mass.is_some() && is_last {
                 for j in 0..group {
                     let r = n - group + j;
-                    let at = ((head * group + j) * self.limits.max_pages + first + i) * 2;
-                    // SAFETY: the page of a head is this worker's.
-                    unsafe { self.scratch.attention.page_stats.slice_mut(at..at + 2) }
-                        .copy_from_slice(&[m.chunk.max[r], m.page_sum[r]]);
+                    let at = 2 * (head * group + j) * self.limits.max_pages + first + i;
+                    let stats = &self.scratch.attention.page_stats;
+                    for (at, x) in [
+                        (at, m.chunk.max[r]),
+                        (at + self.limits.max_pages, m.page_sum[r]),
+                    ] {
+                        // SAFETY: the page of a head is this worker's.
+                        unsafe { stats.slice_mut(at..at + 1)[0] = x };
+                    }
                 }
             }
         }
@@ -507,24 +514,29 @@ impl Pass<'_> {
         let (t, h) = (at / a.n_head, at % a.n_head);
         if let Some(mass) = a.mass.filter(|_| t + 1 == a.q_pos.len()) {
             let (n, to) = (a.range(h / a.group()).len(), a.mass_at(h));
-            let stats = h * self.limits.max_pages * 2;
+            let stats = &self.scratch.attention.page_stats;
+            let start = 2 * h * self.limits.max_pages;
+            let sums = start + self.limits.max_pages;
             // SAFETY: the weights of a head are this worker's; statistics were written by itself or before the barrier.
-            let (stats, mass) = unsafe {
+            let (mass, maxima, sums) = unsafe {
                 (
-                    self.scratch
-                        .attention
-                        .page_stats
-                        .slice(stats..stats + 2 * n),
                     mass.slice_mut(to..to + n),
+                    stats.slice(start..start + n),
+                    stats.slice(sums..sums + n),
                 )
             };
-            for (mass, [page_max, page_sum]) in mass.iter_mut().zip(stats.as_chunks::<2>().0) {
-                *mass = if *page_sum > 0.0 {
-                    page_sum * exp(page_max - max) * factor
-                } else {
-                    0.0
-                };
-            }
+            page_weights(self.isa, mass, maxima, sums, max, factor);
+        }
+    }
+}
+
+multiversion! {
+    /// Weights of pages from their sums of exponentials, which are relative to `maxima`, where the largest logit of all
+    /// is `max` and the sum of all is `1 / factor`.
+    fn page_weights(mass: &mut [f32], maxima: &[f32], sums: &[f32], max: f32, factor: f32) {
+        for ((mass, page_max), sum) in mass.iter_mut().zip(maxima).zip(sums) {
+            let weight = sum * lanes::exp::<FMA>(page_max - max) * factor;
+            *mass = if *sum > 0.0 { weight } else { 0.0 };
         }
     }
 }

@@ -28,22 +28,12 @@ macro_rules! exp {
     }};
 }
 
-/// Folds each `T` neighbouring lanes by an operation, halves first; the closures swap parts of a vector.
-macro_rules! fold_groups {
-    ($t:expr, $v:expr, $op:ident, $permute:ident, $swap_8:block $(, $swap_16:block)?) => {{
-        let v = $v;
-        $(let v = if $t >= 16 { $op(v, ($swap_16)(v)) } else { v };)?
-        let v = if $t >= 8 { $op(v, ($swap_8)(v)) } else { v };
-        let v = $op(v, $permute::<0b01_00_11_10>(v));
-        $op(v, $permute::<0b10_11_00_01>(v))
-    }};
-}
-
 // SAFETY: the functions are what they are called.
 unsafe impl Simd for Avx2 {
     const N: usize = 8;
     type V = __m256;
     type U = __m256i;
+    type Fours = __m256;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -159,39 +149,10 @@ unsafe impl Simd for Avx2 {
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn max_of_groups<const T: usize>(v: __m256) -> __m256 {
-        fold_groups!(T, v, _mm256_max_ps, _mm256_permute_ps, {
-            |v| _mm256_permute2f128_ps::<1>(v, v)
-        })
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn sum_of_groups<const T: usize>(v: __m256) -> __m256 {
-        fold_groups!(T, v, _mm256_add_ps, _mm256_permute_ps, {
-            |v| _mm256_permute2f128_ps::<1>(v, v)
-        })
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn spread<const T: usize>(p: *const f32) -> __m256 {
-        // SAFETY: by the caller.
-        unsafe {
-            match T {
-                4 => _mm256_set_m128(_mm_set1_ps(*p.add(1)), _mm_set1_ps(*p)),
-                _ => _mm256_set1_ps(*p),
-            }
-        }
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn unspread<const T: usize>(p: *mut f32, v: __m256) {
-        // SAFETY: by the caller.
-        unsafe {
-            *p = _mm256_cvtss_f32(v);
-            if T == 4 {
-                *p.add(1) = _mm_cvtss_f32(_mm256_extractf128_ps::<1>(v));
-            }
-        }
+    unsafe fn largest(v: __m256) -> f32 {
+        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -200,13 +161,27 @@ unsafe impl Simd for Avx2 {
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn sums(v: [__m256; 16], to: &mut [f32; 16]) {
+    unsafe fn fours(v: [__m256; 4]) -> __m256 {
+        // Each step adds lanes of two vectors and keeps both sums apart. Lane 4 i + t is part of the sum of vector t.
+        // There are more units that blend than units that shuffle.
+        let [a, b] = [[v[0], v[1]], [v[2], v[3]]].map(|[x, y]| {
+            _mm256_add_ps(
+                _mm256_blend_ps::<0b1100_1100>(x, y),
+                _mm256_shuffle_ps::<0b01_00_11_10>(x, y),
+            )
+        });
+        _mm256_add_ps(
+            _mm256_shuffle_ps::<0b10_00_10_00>(a, b),
+            _mm256_shuffle_ps::<0b11_01_11_01>(a, b),
+        )
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn sums(fours: [__m256; 4], to: &mut [f32; 16]) {
         for half in 0..2 {
-            let v: [__m256; 8] = std::array::from_fn(|i| v[8 * half + i]);
-            let a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
-            let b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
-            let low = _mm256_permute2f128_ps::<0x20>(a, b);
-            let high = _mm256_permute2f128_ps::<0x31>(a, b);
+            let (x, y) = (fours[2 * half], fours[2 * half + 1]);
+            let low = _mm256_permute2f128_ps::<0x20>(x, y);
+            let high = _mm256_permute2f128_ps::<0x31>(x, y);
             // SAFETY: eight of sixteen values.
             unsafe {
                 _mm256_storeu_ps(to.as_mut_ptr().add(8 * half), _mm256_add_ps(low, high));
@@ -247,6 +222,7 @@ unsafe impl Simd for Avx512 {
     const N: usize = 16;
     type V = __m512;
     type U = __m512i;
+    type Fours = __m512;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
@@ -364,60 +340,12 @@ unsafe impl Simd for Avx512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn max_of_groups<const T: usize>(v: __m512) -> __m512 {
-        fold_groups!(
-            T,
-            v,
-            _mm512_max_ps,
-            _mm512_permute_ps,
-            { |v| _mm512_shuffle_f32x4::<0b10_11_00_01>(v, v) },
-            { |v| _mm512_shuffle_f32x4::<0b01_00_11_10>(v, v) }
-        )
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn sum_of_groups<const T: usize>(v: __m512) -> __m512 {
-        fold_groups!(
-            T,
-            v,
-            _mm512_add_ps,
-            _mm512_permute_ps,
-            { |v| _mm512_shuffle_f32x4::<0b10_11_00_01>(v, v) },
-            { |v| _mm512_shuffle_f32x4::<0b01_00_11_10>(v, v) }
-        )
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn spread<const T: usize>(p: *const f32) -> __m512 {
-        // SAFETY: by the caller.
-        unsafe {
-            match T {
-                4 => {
-                    let i = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-                    _mm512_permutexvar_ps(i, _mm512_castps128_ps512(_mm_loadu_ps(p)))
-                }
-                8 => _mm512_insertf32x8::<1>(_mm512_set1_ps(*p), _mm256_set1_ps(*p.add(1))),
-                _ => _mm512_set1_ps(*p),
-            }
-        }
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn unspread<const T: usize>(p: *mut f32, v: __m512) {
-        // SAFETY: by the caller.
-        unsafe {
-            match T {
-                4 => {
-                    let i = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
-                    _mm_storeu_ps(p, _mm512_castps512_ps128(_mm512_permutexvar_ps(i, v)));
-                }
-                8 => {
-                    *p = _mm512_cvtss_f32(v);
-                    *p.add(1) = _mm256_cvtss_f32(_mm512_extractf32x8_ps::<1>(v));
-                }
-                _ => *p = _mm512_cvtss_f32(v),
-            }
-        }
+    unsafe fn largest(v: __m512) -> f32 {
+        let (a, b) = (_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+        let v = _mm256_max_ps(a, b);
+        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
@@ -426,31 +354,35 @@ unsafe impl Simd for Avx512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn sums(v: [__m512; 16], to: &mut [f32; 16]) {
-        // Each step adds lanes of two vectors and keeps both sums apart, so four steps leave one vector.
-        let a: [__m512; 8] = std::array::from_fn(|i| {
-            let (x, y) = (v[2 * i], v[2 * i + 1]);
-            _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y))
-        });
-        let b: [__m512; 4] = std::array::from_fn(|i| {
-            let (x, y) = (_mm512_castps_pd(a[2 * i]), _mm512_castps_pd(a[2 * i + 1]));
-            let (low, high) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
-            _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
-        });
-        // Lane k of b[i]: a quarter of the sums of vectors 4 i .. 4 i + 4.
-        let c: [__m512; 2] = std::array::from_fn(|i| {
-            let (x, y) = (b[2 * i], b[2 * i + 1]);
+    unsafe fn fours(v: [__m512; 4]) -> __m512 {
+        // Each step adds lanes of two vectors and keeps both sums apart. Lane 4 i + t is part of the sum of vector t.
+        // There are more units that blend than units that shuffle.
+        let [a, b] = [[v[0], v[1]], [v[2], v[3]]].map(|[x, y]| {
             _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x88>(x, y),
-                _mm512_shuffle_f32x4::<0xdd>(x, y),
+                _mm512_mask_blend_ps(0xcccc, x, y),
+                _mm512_shuffle_ps::<0b01_00_11_10>(x, y),
             )
         });
-        let d = _mm512_add_ps(
-            _mm512_shuffle_f32x4::<0x88>(c[0], c[1]),
-            _mm512_shuffle_f32x4::<0xdd>(c[0], c[1]),
+        _mm512_add_ps(
+            _mm512_shuffle_ps::<0b10_00_10_00>(a, b),
+            _mm512_shuffle_ps::<0b11_01_11_01>(a, b),
+        )
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn sums(fours: [__m512; 4], to: &mut [f32; 16]) {
+        let [a, b] = [[fours[0], fours[1]], [fours[2], fours[3]]].map(|[x, y]| {
+            _mm512_add_ps(
+                _mm512_mask_blend_ps(0xff00, x, y),
+                _mm512_shuffle_f32x4::<0b01_00_11_10>(x, y),
+            )
+        });
+        let all = _mm512_add_ps(
+            _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+            _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
         );
         // SAFETY: sixteen values.
-        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), d) };
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), all) };
     }
     #[inline(always)]
     fn prefetch(p: *const u8) {
