@@ -3,6 +3,7 @@
 //! Activations stay as they are, and weights are converted on the way, for more than a few tokens a block of them for all.
 //! Each row and token has one vector of sums that runs along the row, so results do not depend on how large the tile is.
 
+use crate::kernels::read_ahead;
 use crate::simd::{Simd, for_isa};
 use lemma_quant::GgmlType;
 
@@ -174,7 +175,7 @@ unsafe fn mul_block<S: Simd, T: Number>(b: Block<'_>, store: &dyn Fn(usize, &[f3
                 for i in (0..width).step_by(S::N) {
                     let at = from + i * T::SIZE;
                     if at % 64 < S::N * T::SIZE {
-                        prefetch(false, b.next.wrapping_add(at));
+                        read_ahead(false, b.next.wrapping_add(at), 64);
                     }
                     S::store(plain.add(r * COLUMNS + i), T::load::<S>(w.add(at)));
                 }
@@ -302,7 +303,7 @@ unsafe fn mul_tile<S: Simd, T: Number, const N: usize>(
             // With few tokens, the speed is that of the memory.
             if N <= 3 && S::N > 1 && i * T::SIZE % 64 < S::N * T::SIZE {
                 for w in w {
-                    prefetch(near, w.wrapping_add(i * T::SIZE + AHEAD));
+                    read_ahead(near, w.wrapping_add(i * T::SIZE + AHEAD), 64);
                 }
             }
             let w = w.map(|w| T::load::<S>(w.add(i * T::SIZE)));
@@ -323,24 +324,4 @@ unsafe fn mul_tile<S: Simd, T: Number, const N: usize>(
             }
         }
     }
-}
-
-/// Begins to read from `p` on, which may be anywhere; to the first-level cache if that is `near`, or to the second.
-#[inline(always)]
-fn prefetch(near: bool, p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch cannot fault.
-        #[allow(unused_unsafe, reason = "older compilers ask for it")]
-        unsafe {
-            if near {
-                _mm_prefetch::<_MM_HINT_T0>(p.cast());
-            } else {
-                _mm_prefetch::<_MM_HINT_T1>(p.cast());
-            }
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (near, p);
 }

@@ -1,6 +1,8 @@
 //! The kernels of this machine's architecture, or none.
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) use crate::x86::ahead::prefetch as read_ahead;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use crate::x86::{
     Form, Kernel, ROWS as MAX_ROWS, Rows, Tile, TilesFn, UnpackFn, bf16, kernel,
 };
@@ -26,7 +28,7 @@ pub(crate) fn first_rows(n: usize) -> [usize; 4] {
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn prefetch(isa: crate::Isa, p: *const u8, n: usize) {
     if isa >= crate::Isa::Avx2 {
-        crate::x86::ahead::prefetch(near(), p, n);
+        read_ahead(near(), p, n);
     }
 }
 
@@ -88,6 +90,8 @@ mod none {
     }
 
     pub(crate) fn prefetch(_: Isa, _: *const u8, _: usize) {}
+
+    pub(crate) fn read_ahead(_: bool, _: *const u8, _: usize) {}
 
     pub(crate) mod bf16 {
         use crate::float::{ROWS, RoundedBlock, RoundedTile, TOKENS};

@@ -50,8 +50,8 @@ fn is_amd() -> bool {
         == b"AuthenticAMD"
 }
 
-/// Begins to read `n` bytes from `p` on, which may be anywhere.
-#[inline]
+/// Begins to read `n` bytes from `p` on, which may be anywhere; to the first-level cache if that is `near`, or to the second.
+#[inline(always)]
 pub(crate) fn prefetch(near: bool, p: *const u8, n: usize) {
     // SAFETY: a prefetch cannot fault, and every processor of this architecture has it.
     #[allow(unused_unsafe, reason = "older compilers ask for it")]

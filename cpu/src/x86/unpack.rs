@@ -3,8 +3,8 @@
 //! Sixteen bytes of each of sixteen rows are turned at a time, packed as they are, so that every lane has four bytes of a row;
 //! whatever there is to do with bits and scales is then done for all rows at once, and nothing has to be moved again.
 
+use super::ahead::prefetch;
 use super::bytes::{Bytes, Places, ROWS};
-use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
 /// Up to 256 columns of sixteen rows.
 #[repr(C, align(64))]
@@ -49,10 +49,9 @@ impl<B: Bytes> To<'_, B> {
         let w = self.p.w.wrapping_add(at);
         // A few lines with every few that are used, so that there are always some on their way, and never more than can be.
         for line in 0..B::LANES / 4 {
-            prefetch(
-                self.next
-                    .wrapping_add(ROWS * at + 16 * self.first + 64 * line),
-            );
+            // To the second level: four tiles of long rows do not fit the first.
+            let next = ROWS * at + 16 * self.first + 64 * line;
+            prefetch(false, self.next.wrapping_add(next), 64);
         }
         // SAFETY: by the caller.
         unsafe { B::sixteen(Places { w, ..self.p }, self.first) }
@@ -163,17 +162,6 @@ impl<B: Bytes> To<'_, B> {
             let to = &raw mut (*self.tile).m[self.b][self.first];
             B::store_halves(to, B::shr(v, 16));
         }
-    }
-}
-
-/// Begins to read `p`, which may be anywhere.
-#[inline(always)]
-fn prefetch(p: *const u8) {
-    // To the second level: four tiles of long rows do not fit the first.
-    // SAFETY: a prefetch cannot fault.
-    #[allow(unused_unsafe, reason = "older compilers ask for it")]
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
 }
 
