@@ -123,8 +123,8 @@ pub struct Demotion {
 /// Where pages go before they are forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Demote {
-    /// To `q8_0` and `k3/v2` (on a GPU to no more than [`DEFAULT_BUDGET`] tokens in all), where the policy is `raas`, pages are of `f16` and heads are whole blocks; to `q8_0` alone where pages are of
-    /// 8 tokens.
+    /// To `q8_0` and `k3/v2` (on a GPU to no more than [`DEFAULT_BUDGET`] tokens in all), where the policy is `raas`, pages are of `f16`
+    /// and heads are whole blocks; to `q8_0` alone where pages are of 8 tokens.
     Auto,
     /// To these, one after the other; nowhere if there are none. What the shares leave is the first tier's. Where all tiers together would
     /// hold more tokens than the number says, more of the first stays.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 
-use super::typed::{CommonArgs, ComputeArgs, GenerateArgs, KvArgs, ModelArgs, SamplingArgs};
+use super::typed::{CommonArgs, ComputeArgs, GenerateArgs, ISAS, KvArgs, ModelArgs, SamplingArgs};
 
 #[derive(Debug, Args)]
 pub(crate) struct BatchArgs {
@@ -151,8 +151,8 @@ pub(crate) struct BenchArgs {
     /// 0: keep everything on the CPU [short: -ngl]
     #[arg(long, alias = "n-gpu-layers", value_name = "N", hide_short_help = true)]
     pub(crate) gpu_layers: Option<String>,
-    /// Instruction set of the CPU kernels: scalar, avx2, avx512 or amx
-    #[arg(long, value_name = "NAME", env = "LEMMA_ISA", hide_env_values = true, value_parser = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"], hide_possible_values = true)]
+    /// Instruction set of the CPU kernels: scalar, avx2, avx512, avx512_bf16 or amx
+    #[arg(long, value_name = "NAME", env = "LEMMA_ISA", hide_env_values = true, value_parser = ISAS, hide_possible_values = true)]
     pub(crate) isa: Option<String>,
     /// Upper limit of --ubatch-size, for llama.cpp's sake
     #[arg(

@@ -145,20 +145,7 @@ impl HParams {
             ));
         }
         let n_ff = if matches!(arch, "qwen3moe" | "gpt-oss") {
-            if n_expert == 0 {
-                return Err(k.bad("expert_count", 0, "1 to 4096".to_owned()));
-            }
-            if let Some(s) = k.float("expert_weights_scale")?
-                && s != 0.0
-                && s != 1.0
-            {
-                return Err(k.bad("expert_weights_scale", s, "1".to_owned()));
-            }
-            match k.optional_count("expert_feed_forward_length", MAX_DIM)? {
-                Some(n) => n,
-                // Together the experts of a token are as wide as the block says.
-                None => (k.count("feed_forward_length", MAX_DIM)? / n_expert_used as usize).max(1),
-            }
+            k.expert_width(n_expert, n_expert_used)?
         } else {
             k.count("feed_forward_length", MAX_DIM)?
         };
@@ -293,6 +280,26 @@ impl Keys<'_> {
                 .file
                 .meta()
                 .missing(&self.key(name), "a positive number")),
+        }
+    }
+
+    /// Width of an expert, in architectures that have nothing but experts.
+    fn expert_width(&self, n_expert: u32, n_expert_used: u32) -> Result<usize, Error> {
+        if n_expert == 0 {
+            return Err(self.bad("expert_count", 0, "1 to 4096".to_owned()));
+        }
+        if let Some(s) = self.float("expert_weights_scale")?
+            && s != 0.0
+            && s != 1.0
+        {
+            return Err(self.bad("expert_weights_scale", s, "1".to_owned()));
+        }
+        match self.optional_count("expert_feed_forward_length", MAX_DIM)? {
+            Some(n) => Ok(n),
+            // Together the experts of a token are as wide as the block says.
+            None => {
+                Ok((self.count("feed_forward_length", MAX_DIM)? / n_expert_used as usize).max(1))
+            }
         }
     }
 
