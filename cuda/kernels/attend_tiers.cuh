@@ -22,6 +22,12 @@ template <class T> __device__ __forceinline__ uint4 scaled_values(const uint4& r
     const uint32_t s = raw.z | raw.z << 16;
     return each(T::eight(make_uint2(raw.x, raw.y), threadIdx.x % WARP / 4 % 4), [&](uint32_t w) { return mul_halves(w, s); });
 }
+// Keys of a type of rows, as `keys` below.
+template <class T> __device__ __forceinline__ void row_keys(const uint8_t* page, int d, int c, uint4 (&k)[2]) {
+    const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 2; i++) k[i] = T::eight(*reinterpret_cast<const uint2*>(page + T::at(d, g + 8 * i, 32 * c + 8 * t)), t);
+}
 struct RowsF16 {
     static __device__ __forceinline__ uint4 values(const uint4& raw) { return raw; }
 };
@@ -36,9 +42,7 @@ struct RowsQ8 {
     static __device__ __forceinline__ int scales_at(int d) { return PAGE * d; }
     static __device__ __forceinline__ void prepare(const uint8_t*, int, uint32_t*) {}
     static __device__ __forceinline__ void keys(const uint8_t* page, int d, int c, const uint32_t*, uint4 (&k)[2]) {
-        const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-#pragma unroll
-        for (int i = 0; i < 2; i++) k[i] = eight(*reinterpret_cast<const uint2*>(page + at(d, g + 8 * i, 32 * c + 8 * t)), t);
+        row_keys<RowsQ8>(page, d, c, k);
     }
 };
 struct RowsQ4 {
@@ -53,9 +57,7 @@ struct RowsQ4 {
     static __device__ __forceinline__ int scales_at(int d) { return PAGE * d / 2; }
     static __device__ __forceinline__ void prepare(const uint8_t*, int, uint32_t*) {}
     static __device__ __forceinline__ void keys(const uint8_t* page, int d, int c, const uint32_t*, uint4 (&k)[2]) {
-        const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-#pragma unroll
-        for (int i = 0; i < 2; i++) k[i] = eight(*reinterpret_cast<const uint2*>(page + at(d, g + 8 * i, 32 * c + 8 * t)), t);
+        row_keys<RowsQ4>(page, d, c, k);
     }
 };
 struct TilesK3 {
