@@ -1,8 +1,19 @@
 //! `gpt-oss`: sliding windows in every other layer, attention sinks, biases everywhere, experts with a bounded SwiGLU.
 
+use super::keys::Keys;
 use super::{Binder, HParams, Shape};
-use crate::backend::{Act, Backend, Buf::*, Linear, Moe};
+use crate::backend::{Act, Backend, Buf::*, Linear, Moe, RopeMode};
 use crate::error::Error;
+
+pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+    hp.rope_mode = RopeMode::Neox;
+    hp.n_ff = k.expert_width(hp)?;
+    let window = k.window()?;
+    for l in hp.layers.iter_mut().step_by(2) {
+        l.window = Some(window);
+    }
+    Ok(())
+}
 
 /// Weights of the model.
 #[derive(Debug)]
@@ -68,7 +79,7 @@ impl<W> Model<W> {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
             b.mul_mats([(Q, &l.attn_q), (K, &l.attn_k), (V, &l.attn_v)], Xn);
-            b.rope(Q, K);
+            b.rope(Q, K, il);
             b.note("Qcur", il, Q);
             b.note("Kcur", il, K);
             b.note("Vcur", il, V);

@@ -1,12 +1,13 @@
 //! Hyper-parameters of a model, read from its metadata and checked.
 //!
-//! Keys are `<arch>.<name>` of the GGUF specification. Everything that sizes a buffer or divides something is checked here, so the
-//! rest of the engine can trust it.
+//! Keys are `<arch>.<name>` of the GGUF specification. What every architecture has is read here, what is its own by its file's
+//! `hparams`. Everything that sizes a buffer or divides something is checked, so the rest of the engine can trust it.
 
-use super::RopeScaling;
+use super::RopeParams;
+use super::keys::{Keys, MAX_DIM, MAX_HEADS, MAX_LAYERS};
 use crate::backend::RopeMode;
 use crate::error::Error;
-use crate::gguf::{GgufFile, Value};
+use crate::gguf::GgufFile;
 use crate::report;
 
 /// Hyper-parameters, in ggml's words.
@@ -30,24 +31,35 @@ pub struct HParams {
     pub n_vocab: usize,
     /// Positions that the model was trained on.
     pub n_ctx_train: u32,
+    /// Those before its context was extended.
+    pub n_ctx_orig: u32,
     /// Epsilon of the RMS norms.
     pub eps: f32,
     /// Experts, 0 for a dense model.
     pub n_expert: usize,
     /// Experts that a token is sent to.
     pub n_expert_used: usize,
-    /// Tokens that layers with a window see, the current one included; see [`HParams::window`].
-    pub sliding_window: Option<u32>,
     /// Factor of the attention scores, usually `1 / sqrt(head_dim)`.
     pub attn_scale: f32,
-    /// Elements of a head that rotate.
+    /// Elements of a head that rotate, the first ones.
     pub n_rot: usize,
-    /// Base of the rotary frequencies.
-    pub rope_freq_base: f32,
-    /// Scaling of the rotary frequencies.
-    pub rope_scaling: RopeScaling,
+    /// Whether these may be fewer than a head has.
+    pub partial_rotary: bool,
     /// Which elements rotate together.
     pub rope_mode: RopeMode,
+    /// Kinds of rotation; the first is what the common keys say.
+    pub ropes: Vec<RopeParams>,
+    /// What differs between layers, `[n_layer]`.
+    pub layers: Vec<LayerParams>,
+}
+
+/// What is a layer's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerParams {
+    /// Tokens that it sees, the current one included, if not all.
+    pub window: Option<u32>,
+    /// Its kind of rotation, of [`HParams::ropes`]; `None` where nothing rotates.
+    pub rope: Option<usize>,
 }
 
 /// Row lengths that the tensors of a layer have.
@@ -64,11 +76,6 @@ pub struct Shape {
     /// Tokens of the vocabulary.
     pub n_vocab: usize,
 }
-
-/// Larger counts than any model has are refused before anything is allocated by them.
-const MAX_DIM: u32 = 1 << 24;
-const MAX_LAYERS: u32 = 1024;
-const MAX_HEADS: u32 = 1 << 14;
 
 impl HParams {
     /// Reads and checks the hyper-parameters of a file.
@@ -128,13 +135,6 @@ impl HParams {
         let n_rot = k
             .optional_count("rope.dimension_count", MAX_DIM)?
             .unwrap_or(head_dim);
-        if n_rot != head_dim || n_rot % 2 != 0 {
-            return Err(k.bad(
-                "rope.dimension_count",
-                n_rot,
-                format!("the head width {head_dim} (attention.key_length, or embedding_length / head_count), an even number"),
-            ));
-        }
         let n_expert = k.optional("expert_count")?.unwrap_or(0);
         let n_expert_used = k.optional("expert_used_count")?.unwrap_or(0);
         if n_expert > 4096 || n_expert_used > n_expert || (n_expert > 0 && n_expert_used == 0) {
@@ -144,23 +144,17 @@ impl HParams {
                 format!("1 to expert_count ({n_expert}, at most 4096)"),
             ));
         }
-        let n_ff = if matches!(arch, "qwen3moe" | "gpt-oss") {
-            k.expert_width(n_expert, n_expert_used)?
-        } else {
-            k.count("feed_forward_length", MAX_DIM)?
-        };
-        let sliding_window = if arch == "gpt-oss" {
-            Some(k.count("attention.sliding_window", u32::MAX >> 1)? as u32)
-        } else {
-            None
-        };
+        let n_ff = k.optional_count("feed_forward_length", MAX_DIM)?;
         let eps = k.positive("attention.layer_norm_rms_epsilon", None)?;
         let n_ctx_train = k.count("context_length", u32::MAX >> 1)? as u32;
         let attn_scale = match k.float("attention.scale")? {
             Some(s) if s != 0.0 && s.is_finite() => s,
             _ => 1.0 / (head_dim as f32).sqrt(),
         };
-        let rope_freq_base = k.positive("rope.freq_base", Some(10_000.0))?;
+        let n_ctx_orig = match k.optional("rope.scaling.original_context_length")? {
+            None | Some(0) => n_ctx_train,
+            Some(n) => n,
+        };
 
         let embd = file.tensor("token_embd.weight").ok_or_else(|| {
             report::malformed(
@@ -178,35 +172,47 @@ impl HParams {
             ));
         }
 
-        Ok(Self {
+        let mut hp = Self {
             arch,
             n_layer,
             n_embd,
             n_head,
             n_head_kv,
             head_dim,
-            n_ff,
+            // Zero stands for none until the architecture has had its say.
+            n_ff: n_ff.unwrap_or(0),
             n_vocab: n_vocab as usize,
             n_ctx_train,
+            n_ctx_orig,
             eps,
             n_expert: n_expert as usize,
             n_expert_used: n_expert_used as usize,
-            sliding_window,
             attn_scale,
             n_rot,
-            rope_freq_base,
-            rope_scaling: k.rope_scaling(n_ctx_train)?,
-            rope_mode: if arch == "llama" {
-                RopeMode::Norm
-            } else {
-                RopeMode::Neox
-            },
-        })
-    }
-
-    /// Tokens that layer `il` sees, the current one included, if not all: every other layer, from the first on, has the window.
-    pub fn window(&self, il: usize) -> Option<u32> {
-        self.sliding_window.filter(|_| il.is_multiple_of(2))
+            partial_rotary: false,
+            rope_mode: RopeMode::Norm,
+            ropes: vec![k.rope()?],
+            layers: vec![
+                LayerParams {
+                    window: None,
+                    rope: Some(0),
+                };
+                n_layer
+            ],
+        };
+        super::hparams(&k, &mut hp)?;
+        if hp.n_ff == 0 {
+            return Err(k.missing("feed_forward_length"));
+        }
+        if n_rot % 2 != 0 || n_rot > head_dim || (n_rot < head_dim && !hp.partial_rotary) {
+            let most = if hp.partial_rotary { "at most " } else { "" };
+            return Err(k.bad(
+                "rope.dimension_count",
+                n_rot,
+                format!("{most}the head width {head_dim} (attention.key_length, or embedding_length / head_count), an even number"),
+            ));
+        }
+        Ok(hp)
     }
 
     /// Row lengths of the tensors.
@@ -217,155 +223,6 @@ impl HParams {
             n_kv: self.n_head_kv * self.head_dim,
             n_ff: self.n_ff,
             n_vocab: self.n_vocab,
-        }
-    }
-}
-
-/// Reads `<arch>.<name>` keys.
-struct Keys<'a> {
-    file: &'a GgufFile,
-    arch: &'static str,
-}
-
-impl Keys<'_> {
-    fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.arch)
-    }
-
-    fn bad(&self, name: &str, found: impl std::fmt::Display, expected: String) -> Error {
-        self.file.meta().invalid(&self.key(name), found, &expected)
-    }
-
-    /// A number, or an array in which every layer has the same number.
-    fn optional(&self, name: &str) -> Result<Option<u32>, Error> {
-        let key = self.key(name);
-        let meta = self.file.meta();
-        let n = match meta.get(&key) {
-            Some(Value::Array(a)) => a.len(),
-            _ => return meta.opt_u32(&key),
-        };
-        let all = meta.opt_u32_per_layer(&key, n)?.unwrap_or_default();
-        match all.first() {
-            Some(first) if all.iter().all(|n| n == first) => Ok(Some(*first)),
-            _ => Err(report::unsupported(
-                self.file.name(),
-                format!("key {key} differs between layers"),
-                "the same number in every layer",
-            )),
-        }
-    }
-
-    fn optional_count(&self, name: &str, max: u32) -> Result<Option<usize>, Error> {
-        match self.optional(name)? {
-            None => Ok(None),
-            Some(n) if n >= 1 && n <= max => Ok(Some(n as usize)),
-            Some(n) => Err(self.bad(name, n, format!("1 to {max}"))),
-        }
-    }
-
-    fn count(&self, name: &str, max: u32) -> Result<usize, Error> {
-        self.optional_count(name, max)?
-            .ok_or_else(|| self.file.meta().missing(&self.key(name), "a number"))
-    }
-
-    fn float(&self, name: &str) -> Result<Option<f32>, Error> {
-        self.file.meta().opt_f32(&self.key(name))
-    }
-
-    fn positive(&self, name: &str, default: Option<f32>) -> Result<f32, Error> {
-        match self.float(name)?.or(default) {
-            Some(x) if x.is_finite() && x > 0.0 => Ok(x),
-            Some(x) => Err(self.bad(name, x, "a positive number".to_owned())),
-            None => Err(self
-                .file
-                .meta()
-                .missing(&self.key(name), "a positive number")),
-        }
-    }
-
-    /// Width of an expert, in architectures that have nothing but experts.
-    fn expert_width(&self, n_expert: u32, n_expert_used: u32) -> Result<usize, Error> {
-        if n_expert == 0 {
-            return Err(self.bad("expert_count", 0, "1 to 4096".to_owned()));
-        }
-        if let Some(s) = self.float("expert_weights_scale")?
-            && s != 0.0
-            && s != 1.0
-        {
-            return Err(self.bad("expert_weights_scale", s, "1".to_owned()));
-        }
-        match self.optional_count("expert_feed_forward_length", MAX_DIM)? {
-            Some(n) => Ok(n),
-            // Together the experts of a token are as wide as the block says.
-            None => {
-                Ok((self.count("feed_forward_length", MAX_DIM)? / n_expert_used as usize).max(1))
-            }
-        }
-    }
-
-    fn rope_scaling(&self, n_ctx_train: u32) -> Result<RopeScaling, Error> {
-        let kind = self
-            .file
-            .meta()
-            .opt_str(&self.key("rope.scaling.type"))?
-            .unwrap_or("linear");
-        // Old files have `rope.scale_linear` instead.
-        let factor = match self.float("rope.scaling.factor")? {
-            Some(f) => Some(("rope.scaling.factor", f)),
-            None => self
-                .float("rope.scale_linear")?
-                .map(|f| ("rope.scale_linear", f)),
-        };
-        let factor = match factor {
-            None => 1.0,
-            Some((_, 0.0)) => 1.0,
-            Some((_, f)) if f.is_finite() && f > 0.0 => f,
-            Some((name, f)) => return Err(self.bad(name, f, "a positive number".to_owned())),
-        };
-        match kind {
-            "none" => Ok(RopeScaling::None),
-            "linear" if factor == 1.0 => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear { factor }),
-            "yarn" => {
-                let n_ctx_orig = match self.optional("rope.scaling.original_context_length")? {
-                    None | Some(0) => n_ctx_train,
-                    Some(n) => n,
-                };
-                // ggml multiplies by 1 + 0.1 ln(factor) inside the rotation and the loader cancels it, so what is left is
-                // the plain YaRN magnitude, or its ratio when the model states an exponent for all dimensions.
-                let mscale = |m: f32| {
-                    if factor <= 1.0 {
-                        1.0
-                    } else {
-                        0.1 * m * factor.ln() + 1.0
-                    }
-                };
-                let log_mul = self
-                    .float("rope.scaling.yarn_log_multiplier")?
-                    .unwrap_or(0.0);
-                let ext_factor = self
-                    .float("rope.scaling.yarn_ext_factor")?
-                    .filter(|f| *f >= 0.0)
-                    .unwrap_or(1.0);
-                let magnitude = match (ext_factor, log_mul) {
-                    (0.0, _) => 1.0,
-                    (_, 0.0) => mscale(1.0),
-                    (_, all) => mscale(1.0) / mscale(all),
-                };
-                Ok(RopeScaling::Yarn {
-                    factor,
-                    n_ctx_orig,
-                    ext_factor,
-                    beta_fast: self.float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-                    beta_slow: self.float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-                    magnitude: magnitude * self.float("rope.scaling.attn_factor")?.unwrap_or(1.0),
-                })
-            }
-            other => Err(report::unsupported(
-                self.file.name(),
-                format!("key {} is {:?}", self.key("rope.scaling.type"), other),
-                "none, linear or yarn",
-            )),
         }
     }
 }

@@ -1,9 +1,15 @@
 //! `llama`: Llama 1 to 3, Mistral, Mixtral and what was built like them. Optional biases everywhere, optional rope factors
 //! (`rope_freqs`), dense or mixture-of-experts feed-forward.
 
+use super::keys::Keys;
 use super::{Binder, HParams, Shape};
-use crate::backend::{Backend, Buf::*, Linear, Moe};
+use crate::backend::{Backend, Buf::*, Linear, Moe, RopeMode};
 use crate::error::Error;
+
+pub(super) fn hparams(_: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+    hp.rope_mode = RopeMode::Norm;
+    Ok(())
+}
 
 /// Weights of the model.
 #[derive(Debug)]
@@ -81,7 +87,7 @@ impl<W> Model<W> {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
             b.mul_mats([(Q, &l.attn_q), (K, &l.attn_k), (V, &l.attn_v)], Xn);
-            b.rope(Q, K);
+            b.rope(Q, K, il);
             b.note("Qcur", il, Q);
             b.note("Kcur", il, K);
             b.note("Vcur", il, V);

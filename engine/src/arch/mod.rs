@@ -1,10 +1,12 @@
 //! Architectures: hyper-parameters, tensors and forward pass, a file each.
 //!
-//! To add one: a file with `Model<W>`, its `bind` and its `forward`, and a line in [`archs!`] below.
+//! To add one: a file with `hparams`, which reads what is its own, `Model<W>`, its `bind` and its `forward`, and a line in [`archs!`]
+//! below.
 
 mod bind;
 mod gpt_oss;
 mod hparams;
+mod keys;
 mod llama;
 mod qwen2;
 mod qwen3;
@@ -12,9 +14,10 @@ mod qwen3moe;
 mod rope;
 
 pub use bind::{Binder, Shape};
-pub use hparams::HParams;
-pub use rope::{Rope, RopeScaling};
+pub use hparams::{HParams, LayerParams};
+pub use rope::{Rope, RopeParams, RopeScaling};
 
+use self::keys::Keys;
 use crate::backend::{Backend, Buf};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -24,6 +27,14 @@ macro_rules! archs {
     ($($name:literal => $module:ident::$variant:ident),* $(,)?) => {
         /// Names of the architectures (`general.architecture`) that can be run.
         pub const NAMES: &[&str] = &[$($name),*];
+
+        /// Reads the hyper-parameters that are an architecture's own.
+        fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+            match hp.arch {
+                $($name => $module::hparams(k, hp),)*
+                _ => Err(unknown(k.file, hp.arch)),
+            }
+        }
 
         /// A model of one of the architectures, its weights bound to a backend.
         #[derive(Debug)]

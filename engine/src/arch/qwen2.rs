@@ -1,8 +1,14 @@
 //! `qwen2`: grouped-query attention with biases on queries, keys and values, SwiGLU.
 
+use super::keys::Keys;
 use super::{Binder, HParams, Shape};
-use crate::backend::{Backend, Buf::*, Linear};
+use crate::backend::{Backend, Buf::*, Linear, RopeMode};
 use crate::error::Error;
+
+pub(super) fn hparams(_: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+    hp.rope_mode = RopeMode::Neox;
+    Ok(())
+}
 
 /// Weights of the model.
 #[derive(Debug)]
@@ -65,7 +71,7 @@ impl<W> Model<W> {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
             b.mul_mats([(Q, &l.attn_q), (K, &l.attn_k), (V, &l.attn_v)], Xn);
-            b.rope(Q, K);
+            b.rope(Q, K, il);
             b.note("Qcur", il, Q);
             b.note("Kcur", il, K);
             b.note("Vcur", il, V);

@@ -1,8 +1,14 @@
 //! `qwen3`: grouped-query attention with a norm over each head of queries and keys, no biases, SwiGLU.
 
+use super::keys::Keys;
 use super::{Binder, HParams, Shape};
-use crate::backend::{Backend, Buf::*, Linear};
+use crate::backend::{Backend, Buf::*, Linear, RopeMode};
 use crate::error::Error;
+
+pub(super) fn hparams(_: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+    hp.rope_mode = RopeMode::Neox;
+    Ok(())
+}
 
 /// Weights of the model.
 #[derive(Debug)]
@@ -73,7 +79,7 @@ impl<W> Model<W> {
             b.rms_norm_heads(K, &l.attn_k_norm, eps);
             b.note("Qcur_normed", il, Q);
             b.note("Kcur_normed", il, K);
-            b.rope(Q, K);
+            b.rope(Q, K, il);
             b.note("Qcur", il, Q);
             b.note("Kcur", il, K);
             b.note("Vcur", il, V);

@@ -1,9 +1,16 @@
 //! `qwen3moe`: attention as in `qwen3`, and in every layer a mixture of experts without shared ones: softmax over all of them, the best
 //! few made to sum to one.
 
+use super::keys::Keys;
 use super::{Binder, HParams, Shape};
-use crate::backend::{Backend, Buf::*, Linear, Moe};
+use crate::backend::{Backend, Buf::*, Linear, Moe, RopeMode};
 use crate::error::Error;
+
+pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+    hp.rope_mode = RopeMode::Neox;
+    hp.n_ff = k.expert_width(hp)?;
+    Ok(())
+}
 
 /// Weights of the model.
 #[derive(Debug)]
@@ -70,7 +77,7 @@ impl<W> Model<W> {
             b.rms_norm_heads(K, &l.attn_k_norm, eps);
             b.note("Qcur_normed", il, Q);
             b.note("Kcur_normed", il, K);
-            b.rope(Q, K);
+            b.rope(Q, K, il);
             b.note("Qcur", il, Q);
             b.note("Kcur", il, K);
             b.note("Vcur", il, V);

@@ -25,17 +25,24 @@ pub enum RopeScaling {
     Yarn {
         /// `rope.scaling.factor`
         factor: f32,
-        /// Context of the model before it was extended.
-        n_ctx_orig: u32,
         /// Weight of the extrapolated part (1).
         ext_factor: f32,
         /// Rotations at which extrapolation is full (32).
         beta_fast: f32,
         /// Rotations at which interpolation is full (1).
         beta_slow: f32,
-        /// Magnitude that multiplies cosines and sines.
-        magnitude: f32,
     },
+}
+
+/// A kind of rotation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeParams {
+    /// Base of the frequencies.
+    pub freq_base: f32,
+    /// Scaling of the frequencies.
+    pub scaling: RopeScaling,
+    /// Magnitude that multiplies cosines and sines.
+    pub magnitude: f32,
 }
 
 /// Frequencies of a model.
@@ -45,6 +52,12 @@ pub struct Rope {
     pub mode: RopeMode,
     /// Elements of a head that rotate.
     pub n_rot: usize,
+    kinds: Vec<Frequencies>,
+}
+
+/// Frequencies of one kind of rotation.
+#[derive(Clone, Debug)]
+struct Frequencies {
     /// Radians per position of each pair, `[n_rot / 2]`.
     freq: Vec<f64>,
     magnitude: f64,
@@ -53,44 +66,12 @@ pub struct Rope {
 impl Rope {
     /// Frequencies from the hyper-parameters and the optional divisors of `rope_freqs`, `[n_rot / 2]`.
     pub fn new(hp: &HParams, factors: Option<&[f32]>) -> Self {
-        let half = hp.n_rot / 2;
-        let base = f64::from(hp.rope_freq_base);
-        let mut magnitude = 1.0;
-        let freq = (0..half)
-            .map(|i| {
-                let extrapolated = base.powf(-2.0 * i as f64 / hp.n_rot as f64)
-                    / factors.map_or(1.0, |f| f64::from(f[i]));
-                match hp.rope_scaling {
-                    RopeScaling::None => extrapolated,
-                    RopeScaling::Linear { factor } => extrapolated / f64::from(factor),
-                    RopeScaling::Yarn {
-                        factor,
-                        n_ctx_orig,
-                        ext_factor,
-                        beta_fast,
-                        beta_slow,
-                        magnitude: m,
-                    } => {
-                        magnitude = f64::from(m);
-                        let dim = |beta: f32| {
-                            let turns = f64::from(n_ctx_orig)
-                                / (f64::from(beta) * 2.0 * std::f64::consts::PI);
-                            hp.n_rot as f64 * turns.ln() / (2.0 * base.ln())
-                        };
-                        let low = dim(beta_fast).floor().max(0.0);
-                        let high = dim(beta_slow).ceil().min(hp.n_rot as f64 - 1.0);
-                        let y = (i as f64 - low) / (high - low).max(0.001);
-                        let mix = (1.0 - y.clamp(0.0, 1.0)) * f64::from(ext_factor);
-                        extrapolated / f64::from(factor) * (1.0 - mix) + extrapolated * mix
-                    }
-                }
-            })
-            .collect();
         Self {
             mode: hp.rope_mode,
             n_rot: hp.n_rot,
-            freq,
-            magnitude,
+            kinds: (hp.ropes.iter())
+                .map(|r| Frequencies::new(hp, r, factors))
+                .collect(),
         }
     }
 
@@ -128,19 +109,57 @@ impl Rope {
         Ok(Self::new(hp, Some(&factors)))
     }
 
-    /// Writes cosine and sine pairs for consecutive positions: `out` is `[n_tokens, n_rot / 2, 2]`.
-    pub fn fill(&self, pos: u32, n_tokens: usize, out: &mut [f32]) {
+    /// Writes cosine and sine pairs of a kind of rotation for consecutive positions: `out` is `[n_tokens, n_rot / 2, 2]`.
+    pub fn fill(&self, kind: usize, pos: u32, n_tokens: usize, out: &mut [f32]) {
+        let Frequencies { freq, magnitude } = &self.kinds[kind];
         for (t, row) in out
-            .chunks_exact_mut(self.freq.len() * 2)
+            .chunks_exact_mut(freq.len() * 2)
             .take(n_tokens)
             .enumerate()
         {
             let p = f64::from(pos + t as u32);
-            for (pair, f) in row.chunks_exact_mut(2).zip(&self.freq) {
+            for (pair, f) in row.chunks_exact_mut(2).zip(freq) {
                 let (sin, cos) = (p * f).sin_cos();
-                pair[0] = (cos * self.magnitude) as f32;
-                pair[1] = (sin * self.magnitude) as f32;
+                pair[0] = (cos * magnitude) as f32;
+                pair[1] = (sin * magnitude) as f32;
             }
+        }
+    }
+}
+
+impl Frequencies {
+    fn new(hp: &HParams, rope: &RopeParams, factors: Option<&[f32]>) -> Self {
+        let base = f64::from(rope.freq_base);
+        let freq = (0..hp.n_rot / 2)
+            .map(|i| {
+                let extrapolated = base.powf(-2.0 * i as f64 / hp.n_rot as f64)
+                    / factors.map_or(1.0, |f| f64::from(f[i]));
+                match rope.scaling {
+                    RopeScaling::None => extrapolated,
+                    RopeScaling::Linear { factor } => extrapolated / f64::from(factor),
+                    RopeScaling::Yarn {
+                        factor,
+                        ext_factor,
+                        beta_fast,
+                        beta_slow,
+                    } => {
+                        let dim = |beta: f32| {
+                            let turns = f64::from(hp.n_ctx_orig)
+                                / (f64::from(beta) * 2.0 * std::f64::consts::PI);
+                            hp.n_rot as f64 * turns.ln() / (2.0 * base.ln())
+                        };
+                        let low = dim(beta_fast).floor().max(0.0);
+                        let high = dim(beta_slow).ceil().min(hp.n_rot as f64 - 1.0);
+                        let y = (i as f64 - low) / (high - low).max(0.001);
+                        let mix = (1.0 - y.clamp(0.0, 1.0)) * f64::from(ext_factor);
+                        extrapolated / f64::from(factor) * (1.0 - mix) + extrapolated * mix
+                    }
+                }
+            })
+            .collect();
+        Self {
+            freq,
+            magnitude: f64::from(rope.magnitude),
         }
     }
 }

@@ -56,8 +56,8 @@ struct State {
 struct Step {
     tokens: Vec<u32>,
     positions: Vec<u32>,
-    /// Cosines and sines, `[n_tokens, n_rot / 2, 2]`.
-    angles: Vec<f32>,
+    /// Cosines and sines of each kind of rotation, `[n_tokens, n_rot / 2, 2]`.
+    angles: Vec<Vec<f32>>,
     /// Live pages of each layer, table after table.
     pages: Vec<Vec<PageRef>>,
     /// Where in them the tables are, if there are several.
@@ -119,7 +119,7 @@ impl CpuRunner {
         let step = Step {
             tokens: Vec::with_capacity(n_ubatch),
             positions: Vec::with_capacity(n_ubatch),
-            angles: vec![0.0; n_ubatch * hp.n_rot],
+            angles: vec![vec![0.0; n_ubatch * hp.n_rot]; hp.ropes.len()],
             pages: (0..hp.n_layer)
                 .map(|il| Vec::with_capacity(layer_spans(layout, il)))
                 .collect(),
@@ -278,7 +278,9 @@ impl State {
         step.tokens.extend_from_slice(tokens);
         step.positions.clear();
         step.positions.extend(first..first + n as u32);
-        self.rope.fill(first, n, &mut step.angles);
+        for (kind, angles) in step.angles.iter_mut().enumerate() {
+            self.rope.fill(kind, first, n, angles);
+        }
         for (il, (pages, places)) in step.pages.iter_mut().zip(&mut step.places).enumerate() {
             let (layout, ranges) = (cache.layout(), &mut step.tables[il]);
             pages.clear();
@@ -428,8 +430,11 @@ impl Backend for CpuPass<'_> {
             .mul_mat(product(s.buf(acc), true, w), s.buf(x), self.n());
     }
 
-    fn rope(&mut self, q: Buf, k: Buf) {
+    fn rope(&mut self, q: Buf, k: Buf, il: usize) {
         let s = self.s;
+        let Some(kind) = s.hp.layers[il].rope else {
+            return;
+        };
         let mode = match s.rope.mode {
             RopeMode::Norm => lemma_cpu::RopeMode::Norm,
             RopeMode::Neox => lemma_cpu::RopeMode::NeoX,
@@ -442,7 +447,7 @@ impl Backend for CpuPass<'_> {
                 n_head,
                 s.hp.head_dim,
                 s.rope.n_rot,
-                &s.step.angles,
+                &s.step.angles[kind],
                 mode,
             );
         }
@@ -470,7 +475,7 @@ impl Backend for CpuPass<'_> {
             scale: s.hp.attn_scale,
             sinks: sinks.map(CpuWeight::vec),
             softcap: None,
-            window: s.hp.window(il),
+            window: s.hp.layers[il].window,
             mass: (s.step.wants_mass && !s.layout.bounds).then_some(&s.mass[il]),
         };
         self.pass.attention(s.buf(out), s.buf(q), tiers, &a);

@@ -271,7 +271,7 @@ impl CudaRunner {
         }
         // The rotations go where the device reads them; computing them in f64 here is what every backend does.
         let angles = &mut host.angles[..n * p.hp.n_rot];
-        p.rope.fill(first, n, angles);
+        p.rope.fill(0, first, n, angles);
         put(step, l.rope(), angles.iter().map(|x| x.to_bits()));
         host.step.upload(0, p.step.view().slice(0, l.bytes()))?;
         host.send_tables(p, cache)
@@ -469,7 +469,12 @@ impl Runner for CudaRunner {
 fn supports(hp: &HParams, o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
     let kv = &o.kv;
     let asked = [
-        (hp.sliding_window.is_some(), "sliding windows"),
+        (
+            hp.layers.iter().any(|l| l.window.is_some()),
+            "sliding windows",
+        ),
+        (hp.n_rot < hp.head_dim, "heads that rotate in part"),
+        (hp.ropes.len() > 1, "layers that rotate differently"),
         (layout.page != PAGE, "--kv-page other than 16"),
         (layout.groups > 1, "--kv-scope head"),
         (layout.dense > 0, "--kv-dense-layers"),

@@ -146,12 +146,12 @@ pub trait Backend {
     /// `acc += w x (+ bias)`.
     fn mul_mat_add(&mut self, acc: Buf, w: &Linear<Self::Weight>, x: Buf);
 
-    /// Rotates queries and keys by the positions of the pass.
-    fn rope(&mut self, q: Buf, k: Buf);
+    /// Rotates queries and keys by the positions of the pass, as layer `il` does.
+    fn rope(&mut self, q: Buf, k: Buf, il: usize);
 
     /// `qkv`: queries, keys and values. Stores keys and values of the pass in their slots of layer `il`, attends over the live pages up to
     /// each token's position, and leaves the page masses of the last token if the policy wants them. A layer with a window
-    /// ([`HParams::window`](crate::arch::HParams::window)) sees so many tokens, the token itself included. `sinks`, `[n_head]`: a score of
+    /// ([`LayerParams::window`](crate::arch::LayerParams::window)) sees so many tokens, the token itself included. `sinks`, `[n_head]`: a score of
     /// each head that takes part in the softmax and has no value.
     fn attention(&mut self, out: Buf, qkv: [Buf; 3], il: usize, sinks: Option<&Self::Weight>);
 

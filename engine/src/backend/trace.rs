@@ -4,11 +4,14 @@
 //! It is the oracle of the fast backends and a tool for whoever ports an architecture: run a pass, then look at
 //! [`TraceRunner::named`] beside another engine's dump of the same names. It makes no attempt at speed.
 
+mod math;
+
 use std::collections::BTreeMap;
 
-use super::{Act, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
-use lemma_quant::pages::{KvType, TILE};
+use lemma_quant::pages::KvType;
 
+use self::math::{dot, norm, silu, softmax, store, swiglu_oai};
+use super::{Act, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -28,51 +31,6 @@ impl TraceWeight {
 
     fn vector(&self) -> Vec<f32> {
         self.row(0)
-    }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    // Eight sums side by side: they need not wait for each other.
-    let mut sums = [0.0f64; 8];
-    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += f64::from(*a) * f64::from(*b);
-        }
-    }
-    sums.iter().sum::<f64>() as f32
-}
-
-/// What a type leaves of some rows of a page; formats of whole pages have [`PAGE`] of them.
-fn store(ty: KvType, rows: &mut [Vec<f32>]) {
-    let dim = rows[0].len();
-    let mut page = vec![
-        0;
-        ty.page_size(dim)
-            .expect("checked when the pool was planned")
-    ];
-    let mut tile = [[0.0; TILE]; PAGE];
-    for i in 0..dim / TILE {
-        let at = i * TILE..(i + 1) * TILE;
-        for (tile, row) in tile.iter_mut().zip(rows.iter()) {
-            tile.copy_from_slice(&row[at.clone()]);
-        }
-        ty.write_tile(&tile, &mut page, i);
-        ty.read_tile(&page, i, &mut tile);
-        for (tile, row) in tile.iter().zip(rows.iter_mut()) {
-            row[at.clone()].copy_from_slice(tile);
-        }
-    }
-}
-
-fn softmax(x: &mut [f64]) {
-    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let mut sum = 0.0;
-    for v in x.iter_mut() {
-        *v = (*v - max).exp();
-        sum += *v;
-    }
-    for v in x.iter_mut() {
-        *v /= sum;
     }
 }
 
@@ -358,10 +316,8 @@ impl TracePass {
         let bounds = self.layout.bounds && self.n() == 1;
         let (d, group) = (self.hp.head_dim, self.hp.n_head / self.hp.n_head_kv);
         let pos = self.pos + t as u32;
-        let first = self
-            .hp
-            .window(il)
-            .map_or(0, |w| (pos + 1).saturating_sub(w));
+        let window = self.hp.layers[il].window;
+        let first = window.map_or(0, |w| (pos + 1).saturating_sub(w));
         for table in self.layout.tables_of(il) {
             self.masses[table].clear();
             if bounds {
@@ -451,10 +407,13 @@ impl Backend for TracePass {
         }
     }
 
-    fn rope(&mut self, q: Buf, k: Buf) {
+    fn rope(&mut self, q: Buf, k: Buf, il: usize) {
+        let Some(kind) = self.hp.layers[il].rope else {
+            return;
+        };
         let (d, half) = (self.hp.head_dim, self.rope.n_rot / 2);
         let mut table = vec![0.0; self.n() * half * 2];
-        self.rope.fill(self.pos, self.n(), &mut table);
+        self.rope.fill(kind, self.pos, self.n(), &mut table);
         for b in [q, k] {
             let width = self.widths.get(b);
             for (t, row) in self.bufs[b as usize].chunks_exact_mut(width).enumerate() {
@@ -572,23 +531,4 @@ impl Backend for TracePass {
         self.named
             .insert(format!("{name}-{il}"), self.bufs[buf as usize].clone());
     }
-}
-
-fn norm(row: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
-    let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / row.len() as f64;
-    let scale = 1.0 / (mean + f64::from(eps)).sqrt();
-    row.iter()
-        .zip(w)
-        .map(|(x, w)| (f64::from(*x) * scale * f64::from(*w)) as f32)
-        .collect()
-}
-
-fn silu(x: f32) -> f32 {
-    let x = f64::from(x);
-    (x / (1.0 + (-x).exp())) as f32
-}
-
-fn swiglu_oai(gate: f32, up: f32) -> f32 {
-    let (g, u) = (f64::from(gate.min(7.0)), f64::from(up.clamp(-7.0, 7.0)));
-    (g / (1.0 + (-1.702 * g).exp()) * (u + 1.0)) as f32
 }

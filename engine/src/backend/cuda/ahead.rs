@@ -208,7 +208,7 @@ impl Ahead {
         token: Option<u32>,
     ) -> Result<usize, CudaError> {
         self.rope.resize(p.hp.n_rot, 0.0);
-        p.rope.fill(pos, 1, &mut self.rope);
+        p.rope.fill(0, pos, 1, &mut self.rope);
         self.n_pages.clear();
         let tables = cache.tables().iter();
         self.n_pages.extend(tables.map(|t| t.pages.len() as u32));

@@ -470,7 +470,10 @@ impl Backend for Pass {
         self.note_failure(done);
     }
 
-    fn rope(&mut self, _: Buf, _: Buf) {
+    fn rope(&mut self, _: Buf, _: Buf, il: usize) {
+        if self.hp.layers[il].rope.is_none() {
+            return;
+        }
         if self.pending.rope || self.pending.ffn.is_some() {
             let done = self.flush();
             self.note_failure(done);

@@ -124,8 +124,8 @@ impl Backend for Phases<'_> {
         self.norm = None;
     }
 
-    fn rope(&mut self, _: Buf, _: Buf) {
-        self.rope = true;
+    fn rope(&mut self, _: Buf, _: Buf, il: usize) {
+        self.rope = self.pass.hp.layers[il].rope.is_some();
     }
 
     fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, _: Option<&Self::Weight>) {

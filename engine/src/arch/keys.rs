@@ -1,0 +1,178 @@
+//! Reads `<arch>.<name>` keys of the metadata, each checked where it is read.
+
+use super::{HParams, RopeParams, RopeScaling};
+use crate::error::Error;
+use crate::gguf::{GgufFile, Value};
+use crate::report;
+
+/// Larger counts than any model has are refused before anything is allocated by them.
+pub(super) const MAX_DIM: u32 = 1 << 24;
+pub(super) const MAX_LAYERS: u32 = 1024;
+pub(super) const MAX_HEADS: u32 = 1 << 14;
+
+/// The `<arch>.<name>` keys of a file.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a> {
+    pub(super) file: &'a GgufFile,
+    pub(super) arch: &'static str,
+}
+
+impl Keys<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.arch)
+    }
+
+    /// The error for a number that nobody can use.
+    pub(super) fn bad(&self, name: &str, found: impl std::fmt::Display, expected: String) -> Error {
+        self.file.meta().invalid(&self.key(name), found, &expected)
+    }
+
+    /// The error for a number that is missing.
+    pub(super) fn missing(&self, name: &str) -> Error {
+        self.file.meta().missing(&self.key(name), "a number")
+    }
+
+    /// A number, or an array in which every layer has the same number.
+    pub(super) fn optional(&self, name: &str) -> Result<Option<u32>, Error> {
+        let key = self.key(name);
+        let meta = self.file.meta();
+        let n = match meta.get(&key) {
+            Some(Value::Array(a)) => a.len(),
+            _ => return meta.opt_u32(&key),
+        };
+        let all = meta.opt_u32_per_layer(&key, n)?.unwrap_or_default();
+        match all.first() {
+            Some(first) if all.iter().all(|n| n == first) => Ok(Some(*first)),
+            _ => Err(report::unsupported(
+                self.file.name(),
+                format!("key {key} differs between layers"),
+                "the same number in every layer",
+            )),
+        }
+    }
+
+    /// A number of at least one, like [`Keys::optional`].
+    pub(super) fn optional_count(&self, name: &str, max: u32) -> Result<Option<usize>, Error> {
+        match self.optional(name)? {
+            None => Ok(None),
+            Some(n) if n >= 1 && n <= max => Ok(Some(n as usize)),
+            Some(n) => Err(self.bad(name, n, format!("1 to {max}"))),
+        }
+    }
+
+    /// A number of at least one that has to be there.
+    pub(super) fn count(&self, name: &str, max: u32) -> Result<usize, Error> {
+        self.optional_count(name, max)?
+            .ok_or_else(|| self.missing(name))
+    }
+
+    pub(super) fn float(&self, name: &str) -> Result<Option<f32>, Error> {
+        self.file.meta().opt_f32(&self.key(name))
+    }
+
+    /// A positive number, `default` where there is none.
+    pub(super) fn positive(&self, name: &str, default: Option<f32>) -> Result<f32, Error> {
+        match self.float(name)?.or(default) {
+            Some(x) if x.is_finite() && x > 0.0 => Ok(x),
+            Some(x) => Err(self.bad(name, x, "a positive number".to_owned())),
+            None => Err(self
+                .file
+                .meta()
+                .missing(&self.key(name), "a positive number")),
+        }
+    }
+
+    /// Width of an expert, in architectures that have nothing but experts.
+    pub(super) fn expert_width(&self, hp: &HParams) -> Result<usize, Error> {
+        if hp.n_expert == 0 {
+            return Err(self.bad("expert_count", 0, "1 to 4096".to_owned()));
+        }
+        if let Some(s) = self.float("expert_weights_scale")?
+            && s != 0.0
+            && s != 1.0
+        {
+            return Err(self.bad("expert_weights_scale", s, "1".to_owned()));
+        }
+        match self.optional_count("expert_feed_forward_length", MAX_DIM)? {
+            Some(n) => Ok(n),
+            // Together the experts of a token are as wide as the block says.
+            None => Ok((self.count("feed_forward_length", MAX_DIM)? / hp.n_expert_used).max(1)),
+        }
+    }
+
+    /// Tokens that a layer with a window sees.
+    pub(super) fn window(&self) -> Result<u32, Error> {
+        Ok(self.count("attention.sliding_window", u32::MAX >> 1)? as u32)
+    }
+
+    /// The rotation that the common keys describe.
+    pub(super) fn rope(&self) -> Result<RopeParams, Error> {
+        let (scaling, magnitude) = self.rope_scaling()?;
+        Ok(RopeParams {
+            freq_base: self.positive("rope.freq_base", Some(10_000.0))?,
+            scaling,
+            magnitude: magnitude * self.positive("rope.scaling.attn_factor", Some(1.0))?,
+        })
+    }
+
+    fn rope_scaling(&self) -> Result<(RopeScaling, f32), Error> {
+        let kind = self
+            .file
+            .meta()
+            .opt_str(&self.key("rope.scaling.type"))?
+            .unwrap_or("linear");
+        // Old files have `rope.scale_linear` instead.
+        let factor = match self.float("rope.scaling.factor")? {
+            Some(f) => Some(("rope.scaling.factor", f)),
+            None => self
+                .float("rope.scale_linear")?
+                .map(|f| ("rope.scale_linear", f)),
+        };
+        let factor = match factor {
+            None => 1.0,
+            Some((_, 0.0)) => 1.0,
+            Some((_, f)) if f.is_finite() && f > 0.0 => f,
+            Some((name, f)) => return Err(self.bad(name, f, "a positive number".to_owned())),
+        };
+        match kind {
+            "none" => Ok((RopeScaling::None, 1.0)),
+            "linear" if factor == 1.0 => Ok((RopeScaling::None, 1.0)),
+            "linear" => Ok((RopeScaling::Linear { factor }, 1.0)),
+            "yarn" => {
+                // ggml multiplies by 1 + 0.1 ln(factor) inside the rotation and the loader cancels it, so what is left is
+                // the plain YaRN magnitude, or its ratio when the model states an exponent for all dimensions.
+                let mscale = |m: f32| {
+                    if factor <= 1.0 {
+                        1.0
+                    } else {
+                        0.1 * m * factor.ln() + 1.0
+                    }
+                };
+                let log_mul = self
+                    .float("rope.scaling.yarn_log_multiplier")?
+                    .unwrap_or(0.0);
+                let ext_factor = self
+                    .float("rope.scaling.yarn_ext_factor")?
+                    .filter(|f| *f >= 0.0)
+                    .unwrap_or(1.0);
+                let magnitude = match (ext_factor, log_mul) {
+                    (0.0, _) => 1.0,
+                    (_, 0.0) => mscale(1.0),
+                    (_, all) => mscale(1.0) / mscale(all),
+                };
+                let scaling = RopeScaling::Yarn {
+                    factor,
+                    ext_factor,
+                    beta_fast: self.float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                    beta_slow: self.float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                };
+                Ok((scaling, magnitude))
+            }
+            other => Err(report::unsupported(
+                self.file.name(),
+                format!("key {} is {:?}", self.key("rope.scaling.type"), other),
+                "none, linear or yarn",
+            )),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What the verbs of the reference are made of.
+
+use lemma_quant::pages::{KvType, TILE};
+
+use crate::kv::PAGE;
+
+/// `a · b`, summed in f64.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    // Eight sums side by side: they need not wait for each other.
+    let mut sums = [0.0f64; 8];
+    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += f64::from(*a) * f64::from(*b);
+        }
+    }
+    sums.iter().sum::<f64>() as f32
+}
+
+/// In place over all of `x`.
+pub(super) fn softmax(x: &mut [f64]) {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mut sum = 0.0;
+    for v in x.iter_mut() {
+        *v = (*v - max).exp();
+        sum += *v;
+    }
+    for v in x.iter_mut() {
+        *v /= sum;
+    }
+}
+
+/// `row / rms(row) * w`
+pub(super) fn norm(row: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
+    let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / row.len() as f64;
+    let scale = 1.0 / (mean + f64::from(eps)).sqrt();
+    row.iter()
+        .zip(w)
+        .map(|(x, w)| (f64::from(*x) * scale * f64::from(*w)) as f32)
+        .collect()
+}
+
+/// `x * sigmoid(x)`
+pub(super) fn silu(x: f32) -> f32 {
+    let x = f64::from(x);
+    (x / (1.0 + (-x).exp())) as f32
+}
+
+/// [`Act::SwigluOai`](crate::backend::Act::SwigluOai)
+pub(super) fn swiglu_oai(gate: f32, up: f32) -> f32 {
+    let (g, u) = (f64::from(gate.min(7.0)), f64::from(up.clamp(-7.0, 7.0)));
+    (g / (1.0 + (-1.702 * g).exp()) * (u + 1.0)) as f32
+}
+
+/// What a type leaves of some rows of a page; formats of whole pages have [`PAGE`] of them.
+pub(super) fn store(ty: KvType, rows: &mut [Vec<f32>]) {
+    let dim = rows[0].len();
+    let mut page = vec![
+        0;
+        ty.page_size(dim)
+            .expect("checked when the pool was planned")
+    ];
+    let mut tile = [[0.0; TILE]; PAGE];
+    for i in 0..dim / TILE {
+        let at = i * TILE..(i + 1) * TILE;
+        for (tile, row) in tile.iter_mut().zip(rows.iter()) {
+            tile.copy_from_slice(&row[at.clone()]);
+        }
+        ty.write_tile(&tile, &mut page, i);
+        ty.read_tile(&page, i, &mut tile);
+        for (tile, row) in tile.iter().zip(rows.iter_mut()) {
+            row[at.clone()].copy_from_slice(tile);
+        }
+    }
+}
