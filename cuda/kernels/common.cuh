@@ -309,6 +309,14 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
     return sum;
 }
 
+// Pair i of a head of 2 * half elements. neox: 0 pairs neighbours, else elements that are so many apart, as far as twice as many rotate;
+// behind them the rest is paired too, so that every element is in one pair.
+struct Pair {
+    int i0, i1;
+    __device__ __forceinline__ Pair(int i, int half, int neox)
+        : i0(!neox ? 2 * i : i < neox ? i : i + neox), i1(!neox ? 2 * i + 1 : i < neox ? i + neox : i + half) {}
+};
+
 // A number without its fraction, within bounds; what is not a number is 0.
 __device__ __forceinline__ int whole(float x, int lo, int hi) {
     return x == x ? min(max(int(fminf(fmaxf(x, float(lo) - 1.0f), float(hi) + 1.0f)), lo), hi) : 0;

@@ -114,6 +114,21 @@ KERNEL swiglu(const Swiglu a) {
     a.gate[i] = g / (1.0f + __expf(-g)) * a.up[i];
 }
 
+struct AddScaled {
+    float* x;        // (n_elem)
+    const float* y;  // (n_elem) or null
+    uint64_t n_elem;
+    float factor;
+    uint32_t pad;
+};
+
+// x = factor * x + y. Grid: (ceil(n_elem / threads)).
+KERNEL add_scaled(const AddScaled a) {
+    begin();
+    const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < a.n_elem) a.x[i] = a.factor * a.x[i] + (a.y ? a.y[i] : 0.0f);
+}
+
 struct RopeStore {
     float* q;                // (n, n_head, head_dim), rotated in place
     float* k;                // (n, n_head_kv, head_dim)
@@ -127,7 +142,7 @@ struct RopeStore {
     uint32_t n_head;
     uint32_t n_head_kv;
     uint32_t head_dim;       // even, at most 512
-    uint32_t neox;           // pairs (i, i + head_dim / 2) instead of (2i, 2i + 1)
+    uint32_t neox;           // `Pair`
     float eps_q;
     float eps_k;
 };
@@ -139,7 +154,7 @@ constexpr int MAX_PAIRS = 8;  // pairs of a lane: head_dim is at most 2 * 8 * 32
 KERNEL rope_store(const RopeStore a) {
     begin();
     const int head = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const int t = blockIdx.y, d = a.head_dim, half = d / 2, n_head = a.n_head, n_kv = a.n_head_kv;
+    const int t = blockIdx.y, d = a.head_dim, half = d / 2, neox = a.neox, n_head = a.n_head, n_kv = a.n_head_kv;
     if (head >= n_head + 2 * n_kv) return;
     const bool is_q = head < n_head, is_v = head >= n_head + n_kv;
     const int h = is_q ? head : is_v ? head - n_head - n_kv : head - n_head;
@@ -159,8 +174,8 @@ KERNEL rope_store(const RopeStore a) {
     for (int j = 0; j < MAX_PAIRS; j++) {
         const int i = lane + WARP * j;
         if (i < half) {
-            first[j] = x[a.neox ? i : 2 * i];
-            second[j] = x[a.neox ? i + half : 2 * i + 1];
+            const Pair p(i, half, neox);
+            first[j] = x[p.i0], second[j] = x[p.i1];
             sum += first[j] * first[j] + second[j] * second[j];
         }
     }
@@ -169,7 +184,8 @@ KERNEL rope_store(const RopeStore a) {
     for (int j = 0; j < MAX_PAIRS; j++) {
         const int i = lane + WARP * j;
         if (i >= half) continue;
-        const int i0 = a.neox ? i : 2 * i, i1 = a.neox ? i + half : 2 * i + 1;
+        const Pair p(i, half, neox);
+        const int i0 = p.i0, i1 = p.i1;
         float x0 = first[j], x1 = second[j];
         if (w) x0 *= scale * w[i0], x1 *= scale * w[i1];
         if (a.rope) {

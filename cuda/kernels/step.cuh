@@ -86,7 +86,7 @@ struct Step {
     uint32_t head_dim;       // a multiple of 8, at most 128
     uint32_t max_pages;
     uint32_t max_splits;
-    uint32_t neox;
+    uint32_t neox;           // `Pair`
     uint32_t mean;
     uint32_t warp_bits;      // 1 << warp_bits warps are in a block
     float scale;

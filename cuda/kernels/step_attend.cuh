@@ -31,16 +31,18 @@ __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, in
         }
         const float* x = is_q ? h.p.q + size_t(head0 + i) * d : (is_v ? h.p.v : h.p.k) + size_t(kv) * d;
         const float* w = is_q ? h.p.q_norm : is_v ? nullptr : h.p.k_norm;
-        const bool turn = h.p.rope && !is_v, neox = a.neox;
+        const bool turn = h.p.rope && !is_v;
+        const int neox = a.neox;
         float x0[2] = {}, x1[2] = {}, w0[2] = {1.0f, 1.0f}, w1[2] = {1.0f, 1.0f}, sum = 0.0f;
         float2 cs[2];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            const int e = lane + WARP * j, i0 = neox ? e : 2 * e, i1 = neox ? e + half : 2 * e + 1;
+            const int e = lane + WARP * j;
+            const Pair p(e, half, neox);
             cs[j] = make_float2(1.0f, 0.0f);
             if (e >= half) continue;
             if (turn) cs[j] = a.rope(e);
-            if (w) w0[j] = w[i0], w1[j] = w[i1];
+            if (w) w0[j] = w[p.i0], w1[j] = w[p.i1];
         }
         bool wait = true;
         while (wait) {
@@ -48,7 +50,8 @@ __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, in
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 const int e = lane + WARP * j;
-                if (e < half) x0[j] = look(x + (neox ? e : 2 * e)), x1[j] = look(x + (neox ? e + half : 2 * e + 1));
+                const Pair p(e, half, neox);
+                if (e < half) x0[j] = look(x + p.i0), x1[j] = look(x + p.i1);
             }
 #pragma unroll
             for (int j = 0; j < 2; j++) wait |= missing(x0[j]) || missing(x1[j]);
@@ -60,13 +63,14 @@ __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, in
         if (w) scale *= rsqrtf(quotient(warp_sum(sum), float(d)) + (is_q ? h.p.eps_q : h.p.eps_k));
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            const int e = lane + WARP * j, i0 = neox ? e : 2 * e, i1 = neox ? e + half : 2 * e + 1;
+            const int e = lane + WARP * j;
             if (e >= half) continue;
+            const Pair p(e, half, neox);
             const float z0 = x0[j] * w0[j], z1 = x1[j] * w1[j];
             const float y0 = scale * (z0 * cs[j].x - z1 * cs[j].y), y1 = scale * (z0 * cs[j].y + z1 * cs[j].x);
             uint16_t r0, r1;
-            split_half(y0, hi[i0], r0), split_half(y1, hi[i1], r1);
-            if (is_q) lo[i0] = r0, lo[i1] = r1;
+            split_half(y0, hi[p.i0], r0), split_half(y1, hi[p.i1], r1);
+            if (is_q) lo[p.i0] = r0, lo[p.i1] = r1;
         }
         for (int e = d + lane; is_q && e < LDQ; e += WARP) hi[e] = 0, lo[e] = 0;
     }

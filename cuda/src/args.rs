@@ -41,6 +41,8 @@ args! {
     /// `rows.cu`
     Swiglu => swiglu { gate: u64, up: u64, n_elem: u64 }
     /// `rows.cu`
+    AddScaled => add_scaled { x: u64, y: u64, n_elem: u64, factor: f32, pad: u32 }
+    /// `rows.cu`
     RopeStore => rope_store {
         q: u64, k: u64, v: u64, q_norm: u64, k_norm: u64, rope: u64, pool_k: u64, pool_v: u64, places: u64,
         n_head: u32, n_head_kv: u32, head_dim: u32, neox: u32, eps_q: f32, eps_k: f32,
@@ -223,7 +225,7 @@ macro_rules! kernels {
 }
 
 kernels! {
-    Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", Swiglu "swiglu", RopeStore "rope_store",
+    Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", Swiglu "swiglu", AddScaled "add_scaled", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
     Combine "attention_combine", Draw "draw", MoeRoute "moe_route", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16", MulMatF16Hopper "mul_mat_f16_hopper",
     StoreRows "store_rows", MovePages "move_pages", AttentionTiers "attention_tiers", AttentionBatchTiers "attention_batch_tiers",

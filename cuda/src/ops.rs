@@ -142,6 +142,24 @@ pub fn swiglu(gpu: &Gpu, gate: View, up: View, n_elem: usize) -> Result<()> {
     gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
 }
 
+/// `x = factor * x (+ y)`.
+///
+/// # Errors
+/// Those of the driver.
+pub fn add_scaled(gpu: &Gpu, x: View, factor: f32, y: Option<View>, n_elem: usize) -> Result<()> {
+    for v in y.iter().chain(&[x]) {
+        check(*v, n_elem);
+    }
+    let a = args::AddScaled {
+        x: x.at,
+        y: at(y),
+        n_elem: n_elem as u64,
+        factor,
+        pad: 0,
+    };
+    gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
+}
+
 /// What a mat-vec does with its results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -303,10 +321,29 @@ pub struct RopeStore {
     pub k_norm: Option<(View, f32)>,
     /// `[n, head_dim / 2, 2]` cosines and sines, if there is a rotation.
     pub rope: Option<View>,
-    /// Pairs are halves of a head, not neighbours.
-    pub neox: bool,
+    /// Which elements are pairs.
+    pub pairs: Pairs,
     /// Where keys and values go. Without it keys are changed in place.
     pub store: Option<Store>,
+}
+
+/// Which elements of a head rotate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// Neighbours.
+    Neighbours,
+    /// Element `i` and that so many behind it; those behind both halves stay as they are. Not 0, and at most half of a head.
+    Halves(usize),
+}
+
+impl Pairs {
+    /// As kernels have it.
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Self::Neighbours => 0,
+            Self::Halves(n) => n as u32,
+        }
+    }
 }
 
 /// The pool of a layer and places in it.
@@ -329,7 +366,7 @@ pub fn rope_store(gpu: &Gpu, h: Heads, c: &RopeStore, n: usize) -> Result<()> {
     check(c.q, n * h.n_head * d);
     check(c.k, n * h.n_head_kv * d);
     check(c.v, n * h.n_head_kv * d);
-    assert!(d.is_multiple_of(2) && d <= MAX_HEAD_DIM);
+    assert!(d.is_multiple_of(2) && d <= MAX_HEAD_DIM && c.pairs.code() as usize <= d / 2);
     for (w, _) in c.q_norm.iter().chain(&c.k_norm) {
         check(*w, d);
     }
@@ -352,7 +389,7 @@ pub fn rope_store(gpu: &Gpu, h: Heads, c: &RopeStore, n: usize) -> Result<()> {
         n_head: h.n_head as u32,
         n_head_kv: h.n_head_kv as u32,
         head_dim: d as u32,
-        neox: u32::from(c.neox),
+        neox: c.pairs.code(),
         eps_q: c.q_norm.map_or(0.0, |w| w.1),
         eps_k: c.k_norm.map_or(0.0, |w| w.1),
     };

@@ -14,7 +14,7 @@ pub use program::{Clocks, Inputs, Program};
 
 use crate::args::{self, Matrix, Phase, Words};
 use crate::gpu::{Buffer, Gpu, Launch, Result, View};
-use crate::ops::{Attention, Heads, Mode, Part, RopeStore, Tiers, only_f16};
+use crate::ops::{Attention, Heads, Mode, Pairs, Part, RopeStore, Tiers, only_f16};
 use crate::weight::Weight;
 
 /// Threads of a block.
@@ -46,8 +46,8 @@ pub struct Shape {
     pub n_layer: usize,
     /// Pages of a layer's table.
     pub max_pages: usize,
-    /// Rotated pairs are halves of a head, not neighbours.
-    pub neox: bool,
+    /// Which elements of a head rotate together.
+    pub pairs: Pairs,
     /// Masses are the mean over the heads instead of the largest.
     pub mean: bool,
     /// Factor of the scores.
@@ -458,7 +458,7 @@ impl Builder {
             head_dim: head_dim as u32,
             max_pages: s.max_pages as u32,
             max_splits: max_splits as u32,
-            neox: u32::from(s.neox),
+            neox: s.pairs.code(),
             mean: u32::from(s.mean),
             warp_bits: (block / 32).ilog2(),
             scale: s.scale,

@@ -376,7 +376,7 @@ fn run_step(gpu: &Gpu, all: &[Products<'_>]) {
         },
         n_layer: 1,
         max_pages: 1,
-        neox: false,
+        pairs: ops::Pairs::Neighbours,
         mean: false,
         scale: 1.0,
     };

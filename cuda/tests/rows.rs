@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use lemma_cuda::PAGE;
-use lemma_cuda::ops::{self, Heads, Quant, RopeStore, Store};
+use lemma_cuda::ops::{self, Heads, Pairs, Quant, RopeStore, Store};
 
 fn f64s(x: &[f32]) -> Vec<f64> {
     x.iter().map(|v| f64::from(*v)).collect()
@@ -115,6 +115,25 @@ fn quantization_keeps_zeros_and_extremes() {
 }
 
 #[test]
+fn sums_are_scaled() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(11);
+        let n = 700;
+        let (x, y) = (rng.normals(n), rng.normals(n));
+        for (factor, added) in [(0.25, true), (-3.0, false), (1.0, true)] {
+            let (xb, yb) = (upload(&gpu, &x), upload(&gpu, &y));
+            let view = added.then(|| yb.view());
+            ops::add_scaled(&gpu, xb.view(), factor, view, n).expect("add_scaled");
+            let want = x.iter().zip(&y).map(|(x, y)| {
+                f64::from(*x) * f64::from(factor) + if added { f64::from(*y) } else { 0.0 }
+            });
+            let e = nmse(&read(&gpu, xb.view()), &want.collect::<Vec<_>>());
+            assert!(e < 1e-12, "{gpu:?}: {e:e}");
+        }
+    }
+}
+
+#[test]
 fn swiglu_is_silu_of_gate_times_up() {
     for gpu in gpus() {
         let mut rng = Rng::new(12);
@@ -135,14 +154,16 @@ fn swiglu_is_silu_of_gate_times_up() {
     }
 }
 
-/// Rotates a head in place.
-fn rotate(x: &mut [f64], rope: &[f32], neox: bool) {
-    let half = x.len() / 2;
-    for i in 0..half {
-        let (a, b) = if neox {
-            (i, i + half)
-        } else {
-            (2 * i, 2 * i + 1)
+/// Rotates a head in place, as far as there are pairs.
+fn rotate(x: &mut [f64], rope: &[f32], pairs: Pairs) {
+    let n = match pairs {
+        Pairs::Neighbours => x.len() / 2,
+        Pairs::Halves(n) => n,
+    };
+    for i in 0..n {
+        let (a, b) = match pairs {
+            Pairs::Neighbours => (2 * i, 2 * i + 1),
+            Pairs::Halves(n) => (i, i + n),
         };
         let (c, s) = (f64::from(rope[2 * i]), f64::from(rope[2 * i + 1]));
         (x[a], x[b]) = (x[a] * c - x[b] * s, x[a] * s + x[b] * c);
@@ -153,12 +174,14 @@ fn rotate(x: &mut [f64], rope: &[f32], neox: bool) {
 fn heads_are_normed_rotated_and_stored() {
     for gpu in gpus() {
         let mut rng = Rng::new(13);
-        for (d, neox, normed, stored) in [
-            (64, true, true, true),
-            (128, false, false, true),
-            (6, true, true, true),
-            (250, false, true, true),
-            (32, true, true, false),
+        for (d, pairs, normed, stored) in [
+            (64, Pairs::Halves(32), true, true),
+            (128, Pairs::Neighbours, false, true),
+            (6, Pairs::Halves(3), true, true),
+            (250, Pairs::Neighbours, true, true),
+            (32, Pairs::Halves(16), true, false),
+            (96, Pairs::Halves(36), false, true),
+            (80, Pairs::Halves(1), true, true),
         ] {
             let (n, h) = (
                 3,
@@ -173,9 +196,15 @@ fn heads_are_normed_rotated_and_stored() {
                 rng.normals(n * 2 * d),
                 rng.normals(n * 2 * d),
             );
+            // What does not rotate is turned by nothing.
+            let rotates = |i: usize| match pairs {
+                Pairs::Neighbours => true,
+                Pairs::Halves(n) => i < n,
+            };
             let rope: Vec<f32> = (0..n * d / 2)
-                .flat_map(|_| {
-                    let a = rng.normal() * 3.0;
+                .flat_map(|i| {
+                    let turns = rotates(i % (d / 2));
+                    let a = if turns { rng.normal() * 3.0 } else { 0.0 };
                     [a.cos(), a.sin()]
                 })
                 .collect();
@@ -200,7 +229,7 @@ fn heads_are_normed_rotated_and_stored() {
                 q_norm: normed.then(|| (qwb.view(), 1e-6)),
                 k_norm: normed.then(|| (kwb.view(), 1e-5)),
                 rope: Some(rb.view()),
-                neox,
+                pairs,
                 store: stored.then(|| Store {
                     k: pk.view(),
                     v: pv.view(),
@@ -216,7 +245,7 @@ fn heads_are_normed_rotated_and_stored() {
                     } else {
                         f64s(head)
                     };
-                    rotate(&mut y, &rope[i / heads * d..][..d], neox);
+                    rotate(&mut y, &rope[i / heads * d..][..d], pairs);
                     out.extend(y);
                 }
                 out

@@ -7,7 +7,7 @@ use common::pages::F16;
 use common::pool::{POOLS, Pool, fits};
 use common::*;
 use half::f16;
-use lemma_cuda::ops::{Attention, Heads, Mode, RopeStore, Store};
+use lemma_cuda::ops::{Attention, Heads, Mode, Pairs, RopeStore, Store};
 use lemma_cuda::step::{Builder, Inputs, Products, Shape};
 use lemma_cuda::{Gpu, PAGE, Source, Uploader, Weight};
 use lemma_quant::GgmlType;
@@ -104,7 +104,7 @@ fn a_step_attends_to_pages_of_any_tier() {
                         heads: h,
                         n_layer: 1,
                         max_pages: n_pages,
-                        neox: true,
+                        pairs: Pairs::Halves(d / 2),
                         mean: false,
                         scale,
                     },
@@ -134,7 +134,7 @@ fn a_step_attends_to_pages_of_any_tier() {
                     q_norm: None,
                     k_norm: None,
                     rope: None,
-                    neox: true,
+                    pairs: Pairs::Halves(d / 2),
                     store: Some(store),
                 };
                 let attention = Attention {

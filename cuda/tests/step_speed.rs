@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use common::*;
 use lemma_cuda::ops::{
-    Attention, Heads, MAX_TIERS, Mode, RopeStore, Store, Tier, page_bytes, slot_of,
+    Attention, Heads, MAX_TIERS, Mode, Pairs, RopeStore, Store, Tier, page_bytes, slot_of,
 };
 use lemma_cuda::step::{Builder, Clocks, Inputs, Products, Program, Shape};
 use lemma_cuda::{Buffer, Gpu, Source, Uploader, View, Weight};
@@ -196,7 +196,7 @@ fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize, lower: Option<[KvType;
         heads: h,
         n_layer: m.n_layer,
         max_pages: MAX_PAGES,
-        neox: true,
+        pairs: Pairs::Halves(d / 2),
         mean: false,
         scale: 0.1,
     };
@@ -243,7 +243,7 @@ fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize, lower: Option<[KvType;
             q_norm: None,
             k_norm: None,
             rope: Some(rope.view()),
-            neox: true,
+            pairs: Pairs::Halves(d / 2),
             store: Some(store),
         };
         let attention = Attention {

@@ -60,6 +60,35 @@ impl<'a, W> Binder<'a, W> {
         Ok(Linear { w, bias })
     }
 
+    /// Several matrices that are one in the file: `<name>.weight` holds the rows of all, `n_out` of each, and so does `<name>.bias` where
+    /// there is one. They stay where they are.
+    pub(super) fn fused<const N: usize>(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: [usize; N],
+    ) -> Result<[Linear<W>; N], Error> {
+        let all = n_out.iter().sum();
+        let dims = [n_in, all];
+        let weights = format!("{name}.weight");
+        let w =
+            (self.find(&weights, &dims, false)?).ok_or_else(|| self.missing(&weights, &dims))?;
+        let bias = self.find(&format!("{name}.bias"), &[all], true)?;
+        let mut at = 0;
+        let mut parts = Vec::with_capacity(N);
+        for n in n_out {
+            parts.push(Linear {
+                w: (self.make)(w.part(at, n))?,
+                bias: (bias.as_ref())
+                    .map(|b| (self.make)(b.part(at, n)))
+                    .transpose()?,
+            });
+            at += n;
+        }
+        let parts = parts.try_into();
+        Ok(parts.unwrap_or_else(|_| unreachable!("one for each")))
+    }
+
     /// `<name>.weight` of `n_out` rows of `n_in` elements.
     pub(super) fn matrix(&mut self, name: &str, n_in: usize, n_out: usize) -> Result<W, Error> {
         self.required(&format!("{name}.weight"), &[n_in, n_out])
@@ -111,7 +140,8 @@ impl<'a, W> Binder<'a, W> {
     /// Numbers that are added, not multiplied with, whatever their shape; bound as one vector.
     fn table(&mut self, name: &str, dims: &[usize]) -> Result<W, Error> {
         let found = self.find(name, dims, true)?;
-        found.ok_or_else(|| self.missing(name, dims))
+        let t = found.ok_or_else(|| self.missing(name, dims))?;
+        (self.make)(t)
     }
 
     fn required(&mut self, name: &str, dims: &[usize]) -> Result<W, Error> {
@@ -128,10 +158,12 @@ impl<'a, W> Binder<'a, W> {
     }
 
     fn optional(&mut self, name: &str, dims: &[usize]) -> Result<Option<W>, Error> {
-        self.find(name, dims, dims.len() == 1)
+        let found = self.find(name, dims, dims.len() == 1)?;
+        found.map(|t| (self.make)(t)).transpose()
     }
 
-    fn find(&mut self, name: &str, dims: &[usize], vector: bool) -> Result<Option<W>, Error> {
+    /// A tensor, if the file has it, of this shape and of a type that can be used.
+    fn find(&self, name: &str, dims: &[usize], vector: bool) -> Result<Option<Tensor>, Error> {
         let full = format!("{}{name}", self.prefix);
         let Some(t) = self.file.tensor(&full) else {
             return Ok(None);
@@ -169,14 +201,13 @@ impl<'a, W> Binder<'a, W> {
             true => (dims.iter().product(), 1),
             false => (dims[0], dims[1..].iter().product()),
         };
-        (self.make)(Tensor {
+        Ok(Some(Tensor {
             ty: t.ty,
             n_in,
             n_out,
             vector,
             bytes: self.file.bytes_of(t.info),
-        })
-        .map(Some)
+        }))
     }
 }
 

@@ -41,6 +41,12 @@ pub struct HParams {
     pub n_expert_used: usize,
     /// Factor of the attention scores, usually `1 / sqrt(head_dim)`.
     pub attn_scale: f32,
+    /// Factor of the embeddings.
+    pub embedding_scale: f32,
+    /// Factor of what a block adds to the residual stream.
+    pub residual_scale: f32,
+    /// Factor of the logits.
+    pub logit_scale: f32,
     /// Elements of a head that rotate, the first ones.
     pub n_rot: usize,
     /// Whether these may be fewer than a head has.
@@ -188,6 +194,9 @@ impl HParams {
             n_expert: n_expert as usize,
             n_expert_used: n_expert_used as usize,
             attn_scale,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
             n_rot,
             partial_rotary: false,
             rope_mode: RopeMode::Norm,

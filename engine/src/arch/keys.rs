@@ -10,6 +10,9 @@ pub(super) const MAX_DIM: u32 = 1 << 24;
 pub(super) const MAX_LAYERS: u32 = 1024;
 pub(super) const MAX_HEADS: u32 = 1 << 14;
 
+const WINDOW: &str = "attention.sliding_window";
+const MAX_WINDOW: u32 = u32::MAX >> 1;
+
 /// The `<arch>.<name>` keys of a file.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
@@ -70,6 +73,10 @@ impl Keys<'_> {
         self.file.meta().opt_f32(&self.key(name))
     }
 
+    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>, Error> {
+        self.file.meta().opt_bool(&self.key(name))
+    }
+
     /// A positive number, `default` where there is none.
     pub(super) fn positive(&self, name: &str, default: Option<f32>) -> Result<f32, Error> {
         match self.float(name)?.or(default) {
@@ -102,7 +109,33 @@ impl Keys<'_> {
 
     /// Tokens that a layer with a window sees.
     pub(super) fn window(&self) -> Result<u32, Error> {
-        Ok(self.count("attention.sliding_window", u32::MAX >> 1)? as u32)
+        Ok(self.count(WINDOW, MAX_WINDOW)? as u32)
+    }
+
+    /// The same where there may be none, which zero says as well.
+    pub(super) fn optional_window(&self) -> Result<Option<u32>, Error> {
+        match self.optional(WINDOW)? {
+            None | Some(0) => Ok(None),
+            Some(_) => self.window().map(Some),
+        }
+    }
+
+    /// Which of `n_layer` layers have a window: the file says it for each, or that every `period`-th has none, zero for all having one.
+    pub(super) fn window_pattern(&self, n_layer: usize, period: u32) -> Result<Vec<bool>, Error> {
+        let name = "attention.sliding_window_pattern";
+        let period = match self.file.meta().get(&self.key(name)) {
+            Some(Value::Array(a)) => {
+                let bools = a.bools().map(Iterator::collect::<Vec<bool>>);
+                let ints = a.ints().map(|all| all.map(|n| n != 0).collect());
+                let all = bools.or(ints).filter(|all| all.len() == n_layer);
+                let found = format!("an array of {} {}", a.len(), a.elem().name());
+                return all.ok_or_else(|| self.bad(name, found, format!("{n_layer} bools")));
+            }
+            Some(_) => self.optional(name)?.unwrap_or(period) as usize,
+            None => period as usize,
+        };
+        let has = |il| period == 0 || il % period < period - 1;
+        Ok((0..n_layer).map(has).collect())
     }
 
     /// The rotation that the common keys describe.

@@ -11,6 +11,8 @@ use crate::error::Error;
 use crate::gguf::GgufFile;
 use crate::report;
 
+const ROPE_FREQS: &str = "rope_freqs.weight";
+
 /// How positions beyond the original context are squeezed in.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
@@ -75,12 +77,18 @@ impl Rope {
         }
     }
 
-    /// Frequencies of a file's model, with its `rope_freqs` divisors where it has them.
+    /// Frequencies of a file's model in a context of `n_ctx` positions, with its divisors where it has them: `rope_freqs`, or
+    /// `rope_factors_long` where the context is longer than the model had it before it was extended, else `rope_factors_short`
+    /// (longrope).
     ///
     /// # Errors
     /// [`Error::Malformed`] for divisors of another shape or type, or that are not positive.
-    pub fn from_file(hp: &HParams, file: &GgufFile) -> Result<Self, Error> {
-        let name = "rope_freqs.weight";
+    pub fn from_file(hp: &HParams, file: &GgufFile, n_ctx: usize) -> Result<Self, Error> {
+        let name = match n_ctx > hp.n_ctx_orig as usize {
+            _ if file.tensor(ROPE_FREQS).is_some() => ROPE_FREQS,
+            true => "rope_factors_long.weight",
+            false => "rope_factors_short.weight",
+        };
         let Some(t) = file.tensor(name) else {
             return Ok(Self::new(hp, None));
         };
@@ -109,15 +117,15 @@ impl Rope {
         Ok(Self::new(hp, Some(&factors)))
     }
 
-    /// Writes cosine and sine pairs of a kind of rotation for consecutive positions: `out` is `[n_tokens, n_rot / 2, 2]`.
-    pub fn fill(&self, kind: usize, pos: u32, n_tokens: usize, out: &mut [f32]) {
+    /// Writes cosine and sine pairs of a kind of rotation for consecutive positions: `out` is `[n_tokens, width / 2, 2]`, where `width`
+    /// is at least `n_rot`; pairs beyond that stay where they are.
+    pub fn fill(&self, kind: usize, pos: u32, n_tokens: usize, width: usize, out: &mut [f32]) {
         let Frequencies { freq, magnitude } = &self.kinds[kind];
-        for (t, row) in out
-            .chunks_exact_mut(freq.len() * 2)
-            .take(n_tokens)
-            .enumerate()
-        {
+        for (t, row) in out.chunks_exact_mut(width).take(n_tokens).enumerate() {
             let p = f64::from(pos + t as u32);
+            for pair in row[2 * freq.len()..].chunks_exact_mut(2) {
+                pair.copy_from_slice(&[1.0, 0.0]);
+            }
             for (pair, f) in row.chunks_exact_mut(2).zip(freq) {
                 let (sin, cos) = (p * f).sin_cos();
                 pair[0] = (cos * magnitude) as f32;

@@ -143,7 +143,7 @@ impl CpuRunner {
             model,
             ops: Ops::new(Team::new(n_threads), isa, limits),
             state: State {
-                rope: Rope::from_file(hp, file)?,
+                rope: Rope::from_file(hp, file, layout.n_ctx)?,
                 bufs: Buf::ALL.map(|b| Shared::zeroed(n_ubatch * widths.get(b))),
                 kv: (0..layout.n_regions())
                     .flat_map(|r| (0..layout.n_tiers()).map(move |tier| (r, tier)))
@@ -279,7 +279,7 @@ impl State {
         step.positions.clear();
         step.positions.extend(first..first + n as u32);
         for (kind, angles) in step.angles.iter_mut().enumerate() {
-            self.rope.fill(kind, first, n, angles);
+            self.rope.fill(kind, first, n, self.rope.n_rot, angles);
         }
         for (il, (pages, places)) in step.pages.iter_mut().zip(&mut step.places).enumerate() {
             let (layout, ranges) = (cache.layout(), &mut step.tables[il]);
@@ -430,6 +430,16 @@ impl Backend for CpuPass<'_> {
             .mul_mat(product(s.buf(acc), true, w), s.buf(x), self.n());
     }
 
+    fn add(&mut self, acc: Buf, x: Buf) {
+        let (s, n) = (self.s, self.n() * self.s.widths.get(x));
+        self.pass.add(s.buf(acc), s.buf(x), n);
+    }
+
+    fn scale(&mut self, x: Buf, factor: f32) {
+        let (s, n) = (self.s, self.n() * self.s.widths.get(x));
+        self.pass.scale(s.buf(x), factor, n);
+    }
+
     fn rope(&mut self, q: Buf, k: Buf, il: usize) {
         let s = self.s;
         let Some(kind) = s.hp.layers[il].rope else {
@@ -508,5 +518,9 @@ impl Backend for CpuPass<'_> {
             }
         };
         self.pass.mul_mat(product(&s.logits, false, w), xn, rows);
+        if s.hp.logit_scale != 1.0 {
+            self.pass
+                .scale(&s.logits, s.hp.logit_scale, rows * s.hp.n_vocab);
+        }
     }
 }

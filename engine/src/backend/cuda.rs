@@ -165,7 +165,7 @@ impl CudaRunner {
             masses: gpu.pinned(pool.masses.view().bytes())?,
             logits: gpu.pinned(hp.n_vocab * 4)?,
             n_pages: vec![0; hp.n_layer],
-            angles: vec![0.0; n_ubatch * hp.n_rot],
+            angles: vec![0.0; n_ubatch * hp.head_dim],
         };
         let scratch = |b: Buf| gpu.alloc(n_ubatch * widths.get(b) * 4);
         let mut bufs = Vec::new();
@@ -193,7 +193,7 @@ impl CudaRunner {
         };
         let pass = Pass {
             half,
-            rope: Rope::from_file(hp, file)?,
+            rope: Rope::from_file(hp, file, layout.n_ctx)?,
             hp: hp.clone(),
             heads,
             widths,
@@ -270,8 +270,8 @@ impl CudaRunner {
             );
         }
         // The rotations go where the device reads them; computing them in f64 here is what every backend does.
-        let angles = &mut host.angles[..n * p.hp.n_rot];
-        p.rope.fill(0, first, n, angles);
+        let angles = &mut host.angles[..n * p.hp.head_dim];
+        p.rope.fill(0, first, n, p.hp.head_dim, angles);
         put(step, l.rope(), angles.iter().map(|x| x.to_bits()));
         host.step.upload(0, p.step.view().slice(0, l.bytes()))?;
         host.send_tables(p, cache)
@@ -473,7 +473,6 @@ fn supports(hp: &HParams, o: &LoadOptions, layout: &Layout) -> Result<(), Error>
             hp.layers.iter().any(|l| l.window.is_some()),
             "sliding windows",
         ),
-        (hp.n_rot < hp.head_dim, "heads that rotate in part"),
         (hp.ropes.len() > 1, "layers that rotate differently"),
         (layout.page != PAGE, "--kv-page other than 16"),
         (layout.groups > 1, "--kv-scope head"),
@@ -512,7 +511,7 @@ fn put(step: &mut [u8], at: usize, words: impl IntoIterator<Item = u32>) {
 struct StepLayout {
     n: usize,
     n_layer: usize,
-    n_rot: usize,
+    head_dim: usize,
 }
 
 impl StepLayout {
@@ -520,7 +519,7 @@ impl StepLayout {
         Self {
             n,
             n_layer: hp.n_layer,
-            n_rot: hp.n_rot,
+            head_dim: hp.head_dim,
         }
     }
 
@@ -538,6 +537,6 @@ impl StepLayout {
     }
 
     fn bytes(&self) -> usize {
-        (self.rope() + self.n * self.n_rot) * 4
+        (self.rope() + self.n * self.head_dim) * 4
     }
 }

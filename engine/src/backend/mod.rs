@@ -146,6 +146,12 @@ pub trait Backend {
     /// `acc += w x (+ bias)`.
     fn mul_mat_add(&mut self, acc: Buf, w: &Linear<Self::Weight>, x: Buf);
 
+    /// `acc += x`
+    fn add(&mut self, acc: Buf, x: Buf);
+
+    /// `x *= factor`
+    fn scale(&mut self, x: Buf, factor: f32);
+
     /// Rotates queries and keys by the positions of the pass, as layer `il` does.
     fn rope(&mut self, q: Buf, k: Buf, il: usize);
 
@@ -161,7 +167,7 @@ pub trait Backend {
     /// `acc += experts(x)`, each token through its best experts.
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<Self::Weight>);
 
-    /// Logits of the tokens whose output is wanted: `w rms_norm(x)`.
+    /// Logits of the tokens whose output is wanted: `w rms_norm(x)`, times [`HParams::logit_scale`](crate::arch::HParams::logit_scale).
     fn output(&mut self, w: &Linear<Self::Weight>, norm: &Self::Weight, x: Buf, eps: f32);
 
     /// Tells a tracing backend what a buffer holds at this point; `name` as ggml's callbacks name it.
@@ -198,6 +204,26 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// The rows `at .. at + n` of a matrix, or so many elements of a vector.
+    pub fn part(&self, at: usize, n: usize) -> Self {
+        let all = if self.vector { self.n_in } else { self.n_out };
+        let each = self.bytes.len() / all;
+        let bytes = self.bytes.slice(at * each..(at + n) * each);
+        let part = self.clone();
+        match self.vector {
+            true => Self {
+                n_in: n,
+                bytes,
+                ..part
+            },
+            false => Self {
+                n_out: n,
+                bytes,
+                ..part
+            },
+        }
+    }
+
     /// Row `i`, dequantized into `out`, `[n_in]`.
     pub fn dequantize_row(&self, i: usize, out: &mut [f32]) {
         let size = self.bytes.len() / self.n_out;

@@ -75,7 +75,7 @@ impl TraceRunner {
         let model = ArchModel::bind(hp, &mut Binder::new(file, &mut make))?;
         let widths = Widths::of(hp);
         let pass = TracePass {
-            rope: Rope::from_file(hp, file)?,
+            rope: Rope::from_file(hp, file, layout.n_ctx)?,
             bufs: vec![Vec::new(); Buf::ALL.len()],
             layout: layout.clone(),
             k: vec![Vec::new(); layout.n_tiers() * layout.n_regions()],
@@ -407,13 +407,27 @@ impl Backend for TracePass {
         }
     }
 
+    fn add(&mut self, acc: Buf, x: Buf) {
+        let x = self.bufs[x as usize].clone();
+        for (a, x) in self.bufs[acc as usize].iter_mut().zip(x) {
+            *a += x;
+        }
+    }
+
+    fn scale(&mut self, x: Buf, factor: f32) {
+        for x in &mut self.bufs[x as usize] {
+            *x *= factor;
+        }
+    }
+
     fn rope(&mut self, q: Buf, k: Buf, il: usize) {
         let Some(kind) = self.hp.layers[il].rope else {
             return;
         };
         let (d, half) = (self.hp.head_dim, self.rope.n_rot / 2);
         let mut table = vec![0.0; self.n() * half * 2];
-        self.rope.fill(kind, self.pos, self.n(), &mut table);
+        let n_rot = self.rope.n_rot;
+        self.rope.fill(kind, self.pos, self.n(), n_rot, &mut table);
         for b in [q, k] {
             let width = self.widths.get(b);
             for (t, row) in self.bufs[b as usize].chunks_exact_mut(width).enumerate() {
@@ -522,7 +536,8 @@ impl Backend for TracePass {
             let xn = norm(self.row(x, t), &nw, eps);
             self.logits.extend(
                 (0..w.w.0.n_out)
-                    .map(|o| dot(&w.w.row(o), &xn) + bias.as_ref().map_or(0.0, |b| b[o])),
+                    .map(|o| dot(&w.w.row(o), &xn) + bias.as_ref().map_or(0.0, |b| b[o]))
+                    .map(|y| y * self.hp.logit_scale),
             );
         }
     }

@@ -128,6 +128,16 @@ pub struct Bytes {
 }
 
 impl Bytes {
+    /// A part of these bytes; `range` lies within them.
+    pub(crate) fn slice(&self, range: Range<usize>) -> Self {
+        let at = self.range.start;
+        assert!(range.start <= range.end && range.end <= self.range.len());
+        Self {
+            source: self.source.clone(),
+            range: at + range.start..at + range.end,
+        }
+    }
+
     /// Tells the kernel how these bytes will be used.
     pub fn advise(&self, use_: Use) {
         self.source.advise(self.range.clone(), use_);

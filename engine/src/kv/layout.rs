@@ -33,6 +33,8 @@ pub struct Layout {
     pub groups: usize,
     /// Elements of a key.
     pub head_dim: usize,
+    /// Positions at most.
+    pub n_ctx: usize,
     /// Tokens in a page.
     pub page: usize,
     /// Slots of a table in the first tier as long as it has all of the budget; where tables share it, the mean.
@@ -105,6 +107,7 @@ impl Layout {
             n_layer,
             n_head_kv,
             head_dim: 0,
+            n_ctx,
             groups: match o.scope {
                 Scope::Head => n_head_kv,
                 Scope::Layer => 1,

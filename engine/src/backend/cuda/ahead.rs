@@ -207,8 +207,8 @@ impl Ahead {
         pos: u32,
         token: Option<u32>,
     ) -> Result<usize, CudaError> {
-        self.rope.resize(p.hp.n_rot, 0.0);
-        p.rope.fill(0, pos, 1, &mut self.rope);
+        self.rope.resize(p.hp.head_dim, 0.0);
+        p.rope.fill(0, pos, 1, p.hp.head_dim, &mut self.rope);
         self.n_pages.clear();
         let tables = cache.tables().iter();
         self.n_pages.extend(tables.map(|t| t.pages.len() as u32));

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use lemma_cuda::ops::{
-    self, Attention, Experts, Half, Heads, Masses, MatVec, Mode, Parts, Quant, RopeStore, Store,
+    self, Attention, Experts, Half, Heads, Masses, MatVec, Mode, Pairs, Parts, Quant, RopeStore,
+    Store,
 };
 use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
 
@@ -81,6 +82,13 @@ impl Pass {
         }
     }
 
+    pub(super) fn pairs(&self) -> Pairs {
+        match self.rope.mode {
+            RopeMode::Norm => Pairs::Neighbours,
+            RopeMode::Neox => Pairs::Halves(self.rope.n_rot / 2),
+        }
+    }
+
     pub(super) fn view(&self, b: Buf) -> View {
         self.bufs[b as usize].view()
     }
@@ -140,8 +148,8 @@ impl Pass {
             k_norm: pending.k_norm,
             rope: pending
                 .rope
-                .then(|| self.step_words(self.layout.rope(), self.n * self.hp.n_rot)),
-            neox: self.rope.mode == RopeMode::Neox,
+                .then(|| self.step_words(self.layout.rope(), self.n * self.hp.head_dim)),
+            pairs: self.pairs(),
             store,
         };
         ops::rope_store(&self.gpu, self.heads, &call, self.n)
@@ -400,18 +408,23 @@ impl Pass {
             self.logits[0].view(),
         );
         if n > 1 {
-            return ops::mul_mat(&self.gpu, out, mat, bias, self.view(Buf::Xn), n, false);
+            ops::mul_mat(&self.gpu, out, mat, bias, self.view(Buf::Xn), n, false)?;
+        } else {
+            let call = MatVec {
+                parts: &[(mat, bias, out)],
+                x: self.view(Buf::Xn),
+                quant: self.quant(Buf::Xn),
+                columns: 1,
+                per_input: 1,
+                experts: None,
+                mode: Mode::Store,
+            };
+            ops::mat_vec(&self.gpu, &call)?;
         }
-        let call = MatVec {
-            parts: &[(mat, bias, out)],
-            x: self.view(Buf::Xn),
-            quant: self.quant(Buf::Xn),
-            columns: 1,
-            per_input: 1,
-            experts: None,
-            mode: Mode::Store,
-        };
-        ops::mat_vec(&self.gpu, &call)
+        match self.hp.logit_scale {
+            1.0 => Ok(()),
+            factor => ops::add_scaled(&self.gpu, out, factor, None, n * self.hp.n_vocab),
+        }
     }
 }
 
@@ -467,6 +480,24 @@ impl Backend for Pass {
                 self.mat_vec(&[(w.w.mat(), bias, self.view(acc))], x, Mode::Add)
             }
         });
+        self.note_failure(done);
+    }
+
+    fn add(&mut self, acc: Buf, x: Buf) {
+        self.fresh[acc as usize] = false;
+        let (y, n) = (Some(self.view(x)), self.n * self.widths.get(x));
+        let done = self
+            .flush()
+            .and_then(|()| ops::add_scaled(&self.gpu, self.view(acc), 1.0, y, n));
+        self.note_failure(done);
+    }
+
+    fn scale(&mut self, x: Buf, factor: f32) {
+        self.fresh[x as usize] = false;
+        let n = self.n * self.widths.get(x);
+        let done = self
+            .flush()
+            .and_then(|()| ops::add_scaled(&self.gpu, self.view(x), factor, None, n));
         self.note_failure(done);
     }
 

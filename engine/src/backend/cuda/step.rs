@@ -10,7 +10,7 @@ use lemma_cuda::ops::{Attention, Mode, Part, RopeStore, Store};
 use lemma_cuda::step::{Builder, Products, Program, Shape};
 use lemma_cuda::{CudaError, View, Weight};
 
-use super::super::{self as backend, Backend, Buf, Linear, RopeMode};
+use super::super::{self as backend, Backend, Buf, Linear};
 use super::CudaWeight;
 use super::pass::Pass;
 use crate::arch::ArchModel;
@@ -26,7 +26,7 @@ pub(super) fn program(
         heads: pass.heads,
         n_layer: pass.hp.n_layer,
         max_pages: pass.pool.max_pages,
-        neox: pass.rope.mode == RopeMode::Neox,
+        pairs: pass.pairs(),
         mean: pass.mean,
         scale: pass.hp.attn_scale,
     };
@@ -124,6 +124,14 @@ impl Backend for Phases<'_> {
         self.norm = None;
     }
 
+    fn add(&mut self, _: Buf, _: Buf) {
+        self.builder.refuse("sums that are not of products");
+    }
+
+    fn scale(&mut self, _: Buf, _: f32) {
+        self.builder.refuse("scaled activations");
+    }
+
     fn rope(&mut self, _: Buf, _: Buf, il: usize) {
         self.rope = self.pass.hp.layers[il].rope.is_some();
     }
@@ -142,8 +150,9 @@ impl Backend for Phases<'_> {
             v: p.view(v),
             q_norm: self.q_norm.take(),
             k_norm: self.k_norm.take(),
-            rope: std::mem::take(&mut self.rope).then(|| p.step_words(p.layout.rope(), p.hp.n_rot)),
-            neox: p.rope.mode == RopeMode::Neox,
+            rope: std::mem::take(&mut self.rope)
+                .then(|| p.step_words(p.layout.rope(), p.hp.head_dim)),
+            pairs: p.pairs(),
             store: Some(store),
         };
         let attention = Attention {
@@ -177,6 +186,9 @@ impl Backend for Phases<'_> {
         // Pages are weighed while the other blocks already multiply.
         if self.pass.wants_mass {
             self.builder.weigh(self.masses);
+        }
+        if self.pass.hp.logit_scale != 1.0 {
+            return self.builder.refuse("scaled logits");
         }
         self.rms_norm(Buf::Xn, x, norm, eps);
         let parts = [(&**w.w.mat(), bias(w), self.pass.logits[0].view())];
