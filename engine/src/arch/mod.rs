@@ -4,14 +4,19 @@
 //! below.
 
 mod bind;
+mod glm4;
 mod gpt_oss;
+mod granite;
 mod hparams;
 mod keys;
 mod llama;
+mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3moe;
 mod rope;
+mod smollm3;
 
 pub use bind::{Binder, Shape};
 pub use hparams::{HParams, LayerParams};
@@ -70,6 +75,11 @@ archs! {
     "qwen3" => qwen3::Qwen3,
     "qwen3moe" => qwen3moe::Qwen3Moe,
     "gpt-oss" => gpt_oss::GptOss,
+    "phi3" => phi3::Phi3,
+    "glm4" => glm4::Glm4,
+    "granite" => granite::Granite,
+    "olmo2" => olmo2::Olmo2,
+    "smollm3" => smollm3::SmolLm3,
 }
 
 /// The error for an architecture that is not in the table.
