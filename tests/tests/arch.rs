@@ -1,6 +1,7 @@
 //! Whole models against llama.cpp: logits at every position, in a batch and step by step, and the greedy continuation.
 //!
-//! The reference data was made with llama.cpp on tiny models with random weights, one for each shape that an architecture comes in.
+//! The reference data was made with llama.cpp on tiny models with random weights, one for each shape that an architecture comes in; that of
+//! olmo3, which has windows, by plain loops in float64.
 
 #![allow(
     clippy::print_stdout,
@@ -234,6 +235,7 @@ fn each_arch() -> Vec<Case> {
         "glm4.gguf",
         "granite.gguf",
         "olmo2.gguf",
+        "olmo3.gguf",
         "smollm3.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();

@@ -6,9 +6,11 @@ use super::{Binder, HParams, Shape};
 use crate::backend::{Backend, Buf::*, Linear, RopeMode};
 use crate::error::Error;
 
-pub(super) fn hparams(_: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Norm;
     hp.partial_rotary = true;
+    // Models that see pictures rotate sections of a head by other positions.
+    k.absent("rope.dimension_sections")?;
     Ok(())
 }
 

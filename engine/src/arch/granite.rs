@@ -15,7 +15,11 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     };
     hp.embedding_scale = factor("embedding_scale")?;
     hp.residual_scale = factor("residual_scale")?;
-    hp.logit_scale = 1.0 / k.positive("logit_scale", None)?;
+    let divisor = k.positive("logit_scale", None)?;
+    hp.logit_scale = 1.0 / divisor;
+    if !hp.logit_scale.is_finite() {
+        return Err(k.bad("logit_scale", divisor, "a larger number".to_owned()));
+    }
     if hp.n_expert > 0 {
         return Err(k.bad("expert_count", hp.n_expert, "none".to_owned()));
     }

@@ -35,6 +35,19 @@ impl Keys<'_> {
         self.file.meta().missing(&self.key(name), "a number")
     }
 
+    /// Refuses a model that has the key.
+    pub(super) fn absent(&self, name: &str) -> Result<(), Error> {
+        let key = self.key(name);
+        match self.file.meta().get(&key) {
+            None => Ok(()),
+            Some(_) => Err(report::unsupported(
+                self.file.name(),
+                format!("key {key}"),
+                "a model without it",
+            )),
+        }
+    }
+
     /// A number, or an array in which every layer has the same number.
     pub(super) fn optional(&self, name: &str) -> Result<Option<u32>, Error> {
         let key = self.key(name);
