@@ -200,6 +200,7 @@ fn attention(c: &mut Criterion) {
         let shape = KvShape {
             ty_k,
             ty_v,
+            values_in_keys: false,
             n_head_kv,
             head_dim_k: dim,
             head_dim_v: dim,

@@ -36,8 +36,9 @@ pub(crate) enum Tokens<'a> {
 pub(crate) struct Page<'a> {
     /// `[PAGE, dim_k]`
     pub(crate) k: Tokens<'a>,
-    /// `[PAGE, dim_v]`
+    /// `[PAGE, dim_v]`, or the keys, if values are what they begin with.
     pub(crate) v: Tokens<'a>,
+    pub(crate) dim_v: usize,
     pub(crate) softcap: Option<f32>,
     /// The keys and values of the page that comes next, as they are in the pool. Only the caller knows where it is, so
     /// the processor does not read ahead by itself.
@@ -111,28 +112,28 @@ for_isa! {
 #[inline(always)]
 unsafe fn attend_s<S: Simd>(rows: &mut Rows<'_>, page: Page<'_>) {
     let n = rows.seen.len();
-    let (dim_k, dim_v) = (page.k.dim(), page.v.dim());
-    assert!(dim_k.is_multiple_of(16) && dim_v.is_multiple_of(16));
-    assert!(rows.q.len() == n * dim_k && rows.acc.len() == n * dim_v);
+    let (dim_k, stride_v) = (page.k.dim(), page.v.dim());
+    assert!(dim_k.is_multiple_of(16) && page.dim_v.is_multiple_of(16) && page.dim_v <= stride_v);
+    assert!(rows.q.len() == n * dim_k && rows.acc.len() == n * page.dim_v);
     assert!(rows.max.len() == n && rows.sum.len() == n && rows.page_sum.len() == n);
     assert!(rows.seen.iter().all(|s| usize::from(s.1) <= PAGE));
     // SAFETY: lengths are asserted above; the instruction set is available.
     unsafe {
         match (page.k, page.v) {
             (Tokens::F32(k), Tokens::F32(v)) => {
-                all_rows::<S, F32, F32>(rows, (k.as_ptr(), dim_k), (v.as_ptr(), dim_v), &page);
+                all_rows::<S, F32, F32>(rows, (k.as_ptr(), dim_k), (v.as_ptr(), stride_v), &page);
             }
             (Tokens::F16(k), Tokens::F16(v)) => {
                 let (k, v) = (k.as_ptr().cast(), v.as_ptr().cast());
-                all_rows::<S, F16, F16>(rows, (k, dim_k), (v, dim_v), &page);
+                all_rows::<S, F16, F16>(rows, (k, dim_k), (v, stride_v), &page);
             }
             (Tokens::F16(k), Tokens::F32(v)) => {
                 let k = k.as_ptr().cast();
-                all_rows::<S, F16, F32>(rows, (k, dim_k), (v.as_ptr(), dim_v), &page);
+                all_rows::<S, F16, F32>(rows, (k, dim_k), (v.as_ptr(), stride_v), &page);
             }
             (Tokens::F32(k), Tokens::F16(v)) => {
                 let v = v.as_ptr().cast();
-                all_rows::<S, F32, F16>(rows, (k.as_ptr(), dim_k), (v, dim_v), &page);
+                all_rows::<S, F32, F16>(rows, (k.as_ptr(), dim_k), (v, stride_v), &page);
             }
         }
     }
@@ -183,9 +184,10 @@ unsafe fn some_rows<
     rows: &mut Rows<'_>,
     r: usize,
     (k, dim_k): (*const K::T, usize),
-    (v, dim_v): (*const V::T, usize),
+    v: (*const V::T, usize),
     page: &Page<'_>,
 ) -> usize {
+    let dim_v = page.dim_v;
     let (mut from, mut to) = (PAGE, 0);
     for seen in rows.seen[r..r + R].iter().filter(|s| s.0 < s.1) {
         from = from.min(usize::from(seen.0));
@@ -279,7 +281,12 @@ unsafe fn softmax<S: Simd, const R: usize>(
 ) {
     if let Some(cap) = page.softcap {
         for logit in logits.as_flattened_mut() {
-            *logit = cap * (*logit / cap).tanh();
+            let x = *logit / cap;
+            *logit = cap
+                * match S::N {
+                    1 => lanes::tanh::<false>(x),
+                    _ => lanes::tanh::<true>(x),
+                };
         }
     }
     for (logits, seen) in logits.iter_mut().zip(&rows.seen[r..r + R]) {
@@ -350,7 +357,7 @@ unsafe fn softmax<S: Simd, const R: usize>(
 unsafe fn weighted_sum<S: Simd, V: Stored, const R: usize, const D: usize>(
     p: &[[f32; PAGE]; R],
     seen: &Range<usize>,
-    v: *const V::T,
+    (v, stride): (*const V::T, usize),
     dim: usize,
     acc: *mut f32,
     mut at: usize,
@@ -367,7 +374,7 @@ unsafe fn weighted_sum<S: Simd, V: Stored, const R: usize, const D: usize>(
             for t in seen.clone() {
                 let mut values = [S::splat(0.0); D];
                 for (d, value) in values.iter_mut().enumerate() {
-                    *value = V::load::<S>(v.add(t * dim + at + d * S::N));
+                    *value = V::load::<S>(v.add(t * stride + at + d * S::N));
                 }
                 for (p, sums) in p.iter().zip(&mut sums) {
                     let p = S::splat(*p.as_ptr().add(t));

@@ -14,6 +14,8 @@ pub struct KvShape {
     pub ty_k: KvType,
     /// How values are stored.
     pub ty_v: KvType,
+    /// Whether values are what keys begin with, as in latent attention. Only keys are stored then, and `ty_v` says nothing.
+    pub values_in_keys: bool,
     /// Key and value heads.
     pub n_head_kv: usize,
     /// Values in a key.
@@ -86,7 +88,7 @@ impl KvShape {
 
     /// Whether pages of this shape and of `other` hold the same heads, in types of their own.
     pub(crate) fn fits(&self, other: &Self) -> bool {
-        let heads = |s: &Self| (s.n_head_kv, s.head_dim_k, s.head_dim_v);
+        let heads = |s: &Self| (s.n_head_kv, s.head_dim_k, s.head_dim_v, s.values_in_keys);
         heads(self) == heads(other)
     }
 
@@ -97,12 +99,15 @@ impl KvShape {
 
     /// Bytes of a head's values in a page.
     pub(crate) fn page_v(&self) -> usize {
-        page_size(self.ty_v, self.head_dim_v)
+        match self.values_in_keys {
+            true => 0,
+            false => page_size(self.ty_v, self.head_dim_v),
+        }
     }
 
     /// Whether keys and values are rows that can be written one by one.
     pub(crate) fn has_rows(&self) -> bool {
-        self.ty_k.rows().is_some() && self.ty_v.rows().is_some()
+        self.ty_k.rows().is_some() && (self.values_in_keys || self.ty_v.rows().is_some())
     }
 }
 
@@ -110,9 +115,11 @@ impl KvLayer {
     /// A pool of `n_slots` empty slots.
     ///
     /// # Panics
-    /// If a type cannot be written, or its blocks do not divide a head.
+    /// If a type cannot be written, or its blocks do not divide a head, or keys are too short for the values in them.
     pub fn new(shape: KvShape, n_slots: usize) -> Self {
-        for ty in [shape.ty_k, shape.ty_v] {
+        assert!(!shape.values_in_keys || shape.head_dim_v <= shape.head_dim_k);
+        let types = [shape.ty_k, shape.ty_v];
+        for ty in &types[..if shape.values_in_keys { 1 } else { 2 }] {
             let writes = ty.rows().is_none_or(|t| t.quantize_row.is_some());
             assert!(writes, "{ty} can be written");
         }
@@ -184,6 +191,12 @@ impl KvLayer {
     /// # Panics
     /// If values are not stored as rows.
     pub fn read_v(&mut self, place: Place, head: usize, out: &mut [f32]) {
+        if self.shape.values_in_keys {
+            let mut key = vec![0.0; self.shape.head_dim_k];
+            self.read_k(place, head, &mut key);
+            out.copy_from_slice(&key[..out.len()]);
+            return;
+        }
         let range = self.v_row(place, head);
         let rows = self.shape.ty_v.rows().expect("values are rows");
         (rows.dequantize_row)(&self.v.as_mut_slice()[range], out);

@@ -243,6 +243,7 @@ fn shape(ty_k: GgmlType, ty_v: GgmlType, n_head_kv: usize, dim_k: usize, dim_v: 
     KvShape {
         ty_k: ty_k.into(),
         ty_v: ty_v.into(),
+        values_in_keys: false,
         n_head_kv,
         head_dim_k: dim_k,
         head_dim_v: dim_v,
@@ -282,6 +283,24 @@ fn odd_dimensions() {
         let s = shape(GgmlType::F16, GgmlType::F16, 2, dim_k, dim_v);
         Case::new(&mut random, s, 3, 5, &[1000]).check();
         Case::new(&mut random, s, 3, 5, &[10, 11, 40, 41]).check();
+    }
+}
+
+/// Keys of latent attention hold the values; a pool of keys alone.
+#[test]
+fn values_are_what_keys_begin_with() {
+    let mut random = Random(18);
+    for ty in [GgmlType::F32, GgmlType::F16, GgmlType::Q8_0, GgmlType::Q4_0] {
+        for (dim_k, dim_v, group) in [(96, 64, 16), (576, 512, 5), (64, 64, 1), (32, 24, 40)] {
+            let s = KvShape {
+                values_in_keys: true,
+                ..shape(ty, GgmlType::IQ1_S, 1, dim_k, dim_v)
+            };
+            assert_eq!(s.slot_size(), PAGE * ty.row_size(dim_k).unwrap());
+            for q_pos in [&[1000][..], &[10, 11, 40, 41]] {
+                Case::new(&mut random, s, group, 5, q_pos).check();
+            }
+        }
     }
 }
 

@@ -13,6 +13,7 @@ fn layer(ty_k: KvType, ty_v: KvType, dim: usize) -> KvLayer {
     let shape = KvShape {
         ty_k,
         ty_v,
+        values_in_keys: false,
         n_head_kv: HEADS,
         head_dim_k: dim,
         head_dim_v: dim,
@@ -146,5 +147,82 @@ fn attention_reads_pages_that_have_moved() {
                 }
             }
         }
+    }
+}
+
+/// A pool whose values are in its keys, beside one that stores both and has the same numbers in them.
+#[test]
+fn keys_that_hold_values_move() {
+    let mut random = Random(23);
+    let (dim_k, dim_v, n) = (96, 64, 2 * PAGE);
+    let (f16, q8_0) = (GgmlType::F16.into(), GgmlType::Q8_0.into());
+    for types in [[f16, q8_0], [f16, KvType::K3], [q8_0, KvType::K3]] {
+        let k = random.vec(n * dim_k);
+        let v: Vec<f32> = k.chunks(dim_k).flat_map(|k| k[..dim_v].to_vec()).collect();
+        let q = Shared::from_slice(&random.vec(3 * dim_k));
+        let outs = [true, false].map(|values_in_keys| {
+            let pool = types.map(|ty| {
+                let shape = KvShape {
+                    ty_k: ty,
+                    ty_v: ty,
+                    values_in_keys,
+                    n_head_kv: 1,
+                    head_dim_k: dim_k,
+                    head_dim_v: dim_v,
+                };
+                KvLayer::new(shape, 2)
+            });
+            let place = |t: usize| Place {
+                slot: (t / PAGE) as u32,
+                row: (t % PAGE) as u32,
+            };
+            let places: Vec<_> = (0..n).map(place).collect();
+            let page = |tier, slot, first_pos| PageRef {
+                tier,
+                slot,
+                row: 0,
+                first_pos,
+                len: PAGE as u32,
+            };
+            let pages = [page(1, 1, 0), page(0, 1, PAGE as u32)];
+            let down = Move {
+                from: 0,
+                to: 1,
+                from_token: 0,
+                to_token: PAGE as u32,
+                planes: (0, 1),
+            };
+            let limits = Limits {
+                n_head: 3,
+                head_dim: dim_k,
+                max_pages: 2,
+                ..Limits::default()
+            };
+            let (k, v) = (Shared::from_slice(&k), Shared::from_slice(&v));
+            let mut out = Shared::zeroed(3 * dim_v);
+            ops(Isa::detect(), 2, limits).run(|p| {
+                p.kv_store(&pool[0], &k, &v, &places);
+                p.kv_move(&pool, &[down], PAGE);
+                let a = Attention {
+                    n_head: 3,
+                    n_head_kv: 1,
+                    pages: &pages,
+                    tables: &[],
+                    keep: None,
+                    q_pos: &[n as u32],
+                    scale: 0.2,
+                    sinks: None,
+                    softcap: None,
+                    window: None,
+                    mass: None,
+                };
+                p.attention(&out, &q, &pool, &a);
+            });
+            out.as_mut_slice().to_vec()
+        });
+        assert!(
+            outs[0] == outs[1] && outs[0].iter().any(|x| *x != 0.0),
+            "{types:?}"
+        );
     }
 }

@@ -381,10 +381,14 @@ impl Pass<'_> {
                 let layer = &layers[usize::from(page.tier)];
                 let (types, [k, v]) = (layer.shape(), stored(layer, page.slot, plane));
                 let k = self.tokens(m.k, k, types.ty_k, shape.head_dim_k, n);
-                let v = self.tokens(m.v, v, types.ty_v, shape.head_dim_v, n);
+                let v = match types.values_in_keys {
+                    true => k,
+                    false => self.tokens(m.v, v, types.ty_v, shape.head_dim_v, n),
+                };
                 let page = Page {
                     k,
                     v,
+                    dim_v: dim(shape.head_dim_v),
                     softcap: a.softcap,
                     next: next.unwrap_or_default(),
                 };

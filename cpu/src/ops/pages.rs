@@ -7,7 +7,7 @@ use lemma_quant::pages::{KvType, TILE};
 
 impl Pass<'_> {
     /// Writes keys and values of `places.len()` tokens to their places. `k`: `[n_tokens, n_head_kv, head_dim_k]`,
-    /// `v` likewise. No two places may be the same.
+    /// `v` likewise, unless values are in keys. No two places may be the same.
     pub fn kv_store(&self, layer: &KvLayer, k: &Shared<f32>, v: &Shared<f32>, places: &[Place]) {
         let n_head_kv = layer.shape().n_head_kv;
         self.store_rows(layer, k, v, n_head_kv, places.len(), |t, _| places[t]);
@@ -43,7 +43,8 @@ impl Pass<'_> {
             let rows = ty.rows().expect("tokens are written to rows");
             rows.quantize_row.expect("checked when the pool was made")
         };
-        let (quantize_k, quantize_v) = (quantize(shape.ty_k), quantize(shape.ty_v));
+        let quantize_k = quantize(shape.ty_k);
+        let quantize_v = (!shape.values_in_keys).then(|| quantize(shape.ty_v));
         for i in self.w.range(n_tokens * n_head_kv, 1) {
             let (place, head) = (place(i / n_head_kv, i % n_head_kv), i % n_head_kv);
             let head = shape.plane(head);
@@ -54,9 +55,11 @@ impl Pass<'_> {
             // SAFETY: inputs are only read; the row of a place and head is this worker's, because places differ.
             unsafe {
                 let k = k.slice(i * dim_k..(i + 1) * dim_k);
-                let v = v.slice(i * dim_v..(i + 1) * dim_v);
                 quantize_k(k, layer.k.slice_mut(layer.k_row(place, head)));
-                quantize_v(v, layer.v.slice_mut(layer.v_row(place, head)));
+                if let Some(quantize_v) = quantize_v {
+                    let v = v.slice(i * dim_v..(i + 1) * dim_v);
+                    quantize_v(v, layer.v.slice_mut(layer.v_row(place, head)));
+                }
             }
         }
         self.barrier();
@@ -132,11 +135,18 @@ fn move_row(pool: &[KvLayer], m: &Move, row: usize) {
         let (k, v) = (from.k_row(old, plane), from.v_row(old, plane));
         // SAFETY: the row is the caller's.
         unsafe {
-            let (k, v) = (from.k.slice(k), from.v.slice(v));
             let new_k = to.k.slice_mut(to.k_row(new, plane));
-            let new_v = to.v.slice_mut(to.v_row(new, plane));
-            store_row((from.shape().ty_k, k), (to.shape().ty_k, new_k));
-            store_row((from.shape().ty_v, v), (to.shape().ty_v, new_v));
+            store_row(
+                (from.shape().ty_k, from.k.slice(k)),
+                (to.shape().ty_k, new_k),
+            );
+            if !from.shape().values_in_keys {
+                let new_v = to.v.slice_mut(to.v_row(new, plane));
+                store_row(
+                    (from.shape().ty_v, from.v.slice(v)),
+                    (to.shape().ty_v, new_v),
+                );
+            }
         }
     }
 }
@@ -149,16 +159,19 @@ fn move_block(pool: &[KvLayer], m: &Move, row: usize, plane: usize) {
         assert!(token.is_multiple_of(PAGE), "pages are whole blocks");
         (token / PAGE) as u32
     };
-    let (old, new) = (at(m.from_token), at(m.to_token));
-    let (k, v) = (from.k_page(old, plane), from.v_page(old, plane));
+    let (page, new) = (at(m.from_token), at(m.to_token));
+    let (k, v) = (from.k_page(page, plane), from.v_page(page, plane));
     // SAFETY: the plane is the caller's.
     unsafe {
-        let (k, v) = (from.k.slice(k), from.v.slice(v));
+        let (old, new_shape) = (from.shape(), to.shape());
         let new_k = to.k.slice_mut(to.k_page(new, plane));
-        let new_v = to.v.slice_mut(to.v_page(new, plane));
-        let dims = (from.shape().head_dim_k, from.shape().head_dim_v);
-        store_page((from.shape().ty_k, k), (to.shape().ty_k, new_k), dims.0);
-        store_page((from.shape().ty_v, v), (to.shape().ty_v, new_v), dims.1);
+        let k = (old.ty_k, from.k.slice(k));
+        store_page(k, (new_shape.ty_k, new_k), old.head_dim_k);
+        if !old.values_in_keys {
+            let new_v = to.v.slice_mut(to.v_page(new, plane));
+            let v = (old.ty_v, from.v.slice(v));
+            store_page(v, (new_shape.ty_v, new_v), old.head_dim_v);
+        }
     }
 }
 

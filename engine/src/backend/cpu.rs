@@ -110,6 +110,7 @@ impl CpuRunner {
             let shape = KvShape {
                 ty_k: lower.map_or(o.kv.ty_k.into(), |d| d.ty_k),
                 ty_v: lower.map_or(o.kv.ty_v.into(), |d| d.ty_v),
+                values_in_keys: false,
                 n_head_kv: region.n_head_kv,
                 head_dim_k: hp.head_dim,
                 head_dim_v: hp.head_dim,
