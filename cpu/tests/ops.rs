@@ -65,7 +65,18 @@ fn rms_norm_in_place_and_not() {
             p.rms_norm(out, &source, &w, 1e-6, n_rows);
         });
         assert_eq!(in_place, apart);
-        check(in_place, &want, 1e-13);
+        check(in_place.clone(), &want, 1e-13);
+        // What lies behind stays.
+        let longer = |rows: &[f32]| -> Vec<f32> {
+            let rows = rows.chunks(width);
+            rows.flat_map(|row| [row, &[7.0, 8.0]].concat()).collect()
+        };
+        let first = everywhere(&longer(&x), Limits::default(), |p, x| {
+            p.rms_norm_first(x, &w, 1e-6, width + 2, n_rows);
+        });
+        for ((_, first), (_, whole)) in first.iter().zip(&in_place) {
+            assert_eq!(*first, longer(whole));
+        }
     }
 }
 
@@ -141,8 +152,15 @@ fn rope_of_both_kinds() {
         let angles = random.vec(n_tokens * n_rot / 2);
         let table: Vec<f32> = angles.iter().flat_map(|a| [a.cos(), a.sin()]).collect();
         for mode in [RopeMode::Norm, RopeMode::NeoX] {
+            // From the first value on, or to the last.
+            let first = if mode == RopeMode::Norm {
+                head_dim - n_rot
+            } else {
+                0
+            };
             let mut want: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
             for (i, head) in want.chunks_exact_mut(head_dim).enumerate() {
+                let head = &mut head[first..];
                 for j in 0..n_rot / 2 {
                     let at = (i / n_head) * n_rot / 2 + j;
                     let (cos, sin) = (f64::from(table[2 * at]), f64::from(table[2 * at + 1]));
@@ -155,7 +173,7 @@ fn rope_of_both_kinds() {
                 }
             }
             let got = everywhere(&x, Limits::default(), |p, x| {
-                p.rope(x, n_tokens, n_head, head_dim, n_rot, &table, mode);
+                p.rope(x, n_tokens, n_head, head_dim, first, n_rot, &table, mode);
             });
             check(got, &want, 1e-13);
         }
@@ -197,13 +215,15 @@ fn rows_are_taken_and_compared() {
 #[test]
 fn mixtures_of_experts() {
     let mut random = Random(25);
-    let (n_embd, n_ff, n_expert, n_used) = (64, 96, 7, 3);
+    let (n_embd, n_ff, n_used) = (64, 96, 3);
     for n_tokens in [1, 2, 9] {
-        for (gating, norm_topk, with_bias, act) in [
-            (Gating::Softmax, true, false, Act::Swiglu),
-            (Gating::Softmax, false, false, Act::Swiglu),
-            (Gating::Sigmoid, true, true, Act::Swiglu),
-            (Gating::Softmax, true, true, Act::SwigluOai),
+        for (gating, norm_topk, with_bias, act, n_expert, groups) in [
+            (Gating::Softmax, true, false, Act::Swiglu, 7, (1, 1)),
+            (Gating::Softmax, false, false, Act::Swiglu, 7, (1, 1)),
+            (Gating::Sigmoid, true, true, Act::Swiglu, 7, (1, 1)),
+            (Gating::Softmax, true, true, Act::SwigluOai, 7, (1, 1)),
+            (Gating::Sigmoid, true, true, Act::Swiglu, 12, (4, 2)),
+            (Gating::Softmax, false, false, Act::Swiglu, 12, (3, 1)),
         ] {
             let ty = GgmlType::F16;
             let router = quantize(GgmlType::F32, &random.vec(n_expert * n_embd));
@@ -236,6 +256,8 @@ fn mixtures_of_experts() {
                 n_expert_used: n_used,
                 gating,
                 choice_bias: with_bias.then_some(&choice_bias[..]),
+                n_group: groups.0,
+                n_group_used: groups.1,
                 norm_topk,
                 weights_scale: 1.5,
             };
@@ -289,6 +311,15 @@ fn moe(f: &MoeFfn<'_>, x: &[f32], start: &[f32]) -> Vec<f64> {
         let rank = |i: usize| p[i] + f.choice_bias.map_or(0.0, |b| f64::from(b[i]));
         let mut order: Vec<usize> = (0..p.len()).collect();
         order.sort_by(|a, b| rank(*b).total_cmp(&rank(*a)));
+        let size = p.len() / f.n_group;
+        let worth = |group: usize| -> f64 {
+            let best = order.iter().filter(|i| *i / size == group).take(2);
+            best.map(|i| rank(*i)).sum()
+        };
+        let mut groups: Vec<usize> = (0..f.n_group).collect();
+        groups.sort_by(|a, b| worth(*b).total_cmp(&worth(*a)));
+        let open = |i: &usize| groups[..f.n_group_used].contains(&(i / size));
+        let order: Vec<usize> = order.iter().copied().filter(open).collect();
         let chosen = &order[..f.n_expert_used];
         let sum: f64 = chosen.iter().map(|e| p[*e]).sum();
         for e in chosen {

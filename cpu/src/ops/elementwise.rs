@@ -50,7 +50,26 @@ impl Pass<'_> {
         self.barrier();
     }
 
-    /// Rotates the first `n_rot` values of each head by its token's position, in place. `x`:
+    /// The same in place for what rows of `stride` begin with: the first `weight.len()` numbers of each.
+    pub fn rms_norm_first(
+        &self,
+        x: &Shared<f32>,
+        weight: &[f32],
+        eps: f32,
+        stride: usize,
+        n_rows: usize,
+    ) {
+        self.check("rms_norm_first", &[id(x), stride, n_rows]);
+        assert!(weight.len() <= stride);
+        for i in self.w.range(n_rows, 1) {
+            // SAFETY: row i is this worker's.
+            let row = unsafe { x.slice_mut(i * stride..i * stride + weight.len()) };
+            lanes::rms_norm(self.isa, row, weight, eps);
+        }
+        self.barrier();
+    }
+
+    /// Rotates `n_rot` values of each head, from value `first` on, by its token's position, in place. `x`:
     /// `[n_tokens, n_head, head_dim]`; `table`: cosine and sine of every angle, `[n_tokens, n_rot / 2, 2]`.
     #[allow(clippy::too_many_arguments, reason = "shapes")]
     pub fn rope(
@@ -59,16 +78,19 @@ impl Pass<'_> {
         n_tokens: usize,
         n_head: usize,
         head_dim: usize,
+        first: usize,
         n_rot: usize,
         table: &[f32],
         mode: RopeMode,
     ) {
-        self.check("rope", &[id(x), n_tokens, n_head, head_dim, n_rot]);
-        assert!(n_rot.is_multiple_of(2) && n_rot <= head_dim && table.len() >= n_tokens * n_rot);
+        self.check("rope", &[id(x), n_tokens, n_head, head_dim, first, n_rot]);
+        assert!(n_rot.is_multiple_of(2) && first + n_rot <= head_dim);
+        assert!(table.len() >= n_tokens * n_rot);
         for i in self.w.range(n_tokens * n_head, 1) {
             let t = i / n_head;
+            let from = i * head_dim + first;
             // SAFETY: head i is this worker's.
-            let head = unsafe { x.slice_mut(i * head_dim..i * head_dim + n_rot) };
+            let head = unsafe { x.slice_mut(from..from + n_rot) };
             let angles = table[t * n_rot..(t + 1) * n_rot].as_chunks::<2>().0;
             match mode {
                 RopeMode::Norm => {

@@ -59,6 +59,10 @@ pub struct MoeFfn<'a> {
     pub gating: Gating,
     /// Added to the weights to choose experts, but not to what they count: `[n_expert]`.
     pub choice_bias: Option<&'a [f32]>,
+    /// Groups of experts that lie side by side; divides `n_expert`, 64 at most.
+    pub n_group: usize,
+    /// Groups that a token may use experts of: those whose two best experts have the largest sum.
+    pub n_group_used: usize,
     /// Whether the weights of the chosen are made to sum to 1.
     pub norm_topk: bool,
     /// Factor of all weights.
@@ -134,6 +138,8 @@ impl Pass<'_> {
         let (n_embd, n_ff, n_used) = (f.gate.n_in, f.gate.n_out, f.n_expert_used);
         assert!(n_tokens * n_embd <= s.x.len() && n_tokens * n_ff <= s.gate.len() && !out.is(x));
         assert!(n_used <= self.limits.n_expert_used && f.router.n_out <= self.limits.n_expert);
+        assert!((1..=64).contains(&f.n_group) && f.router.n_out.is_multiple_of(f.n_group));
+        assert!(n_used <= f.router.n_out / f.n_group * f.n_group_used.min(f.n_group));
         let product = |out, w, bias| MulMat {
             out,
             out_add: false,
@@ -287,11 +293,15 @@ fn choose(logits: &mut [f32], chosen: &mut [u32], weights: &mut [f32], f: &MoeFf
         }
     }
     let rank = |i: usize| logits[i] + f.choice_bias.map_or(0.0, |b| b[i]);
+    let size = logits.len() / f.n_group;
+    let open = open_groups(f, |group| {
+        two_best((group * size..(group + 1) * size).map(rank))
+    });
     let mut total = 0.0;
     for j in 0..chosen.len() {
         let mut best = None;
         for i in 0..logits.len() {
-            let taken = chosen[..j].contains(&(i as u32));
+            let taken = open >> (i / size) & 1 == 0 || chosen[..j].contains(&(i as u32));
             if !taken && best.is_none_or(|b| rank(i) > rank(b)) {
                 best = Some(i);
             }
@@ -303,8 +313,42 @@ fn choose(logits: &mut [f32], chosen: &mut [u32], weights: &mut [f32], f: &MoeFf
     }
     for w in weights {
         if f.norm_topk {
-            *w /= total;
+            // What a half-precision number can just hold, as in ggml: all sigmoids may be as good as zero.
+            *w /= total.max(6.103_515_6e-5);
         }
         *w *= f.weights_scale;
     }
+}
+
+/// The sum of the two largest.
+fn two_best(x: impl Iterator<Item = f32>) -> f32 {
+    let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+    for x in x {
+        if x > first {
+            (first, second) = (x, first);
+        } else if x > second {
+            second = x;
+        }
+    }
+    first + second
+}
+
+/// The groups that a token may use, a bit for each, by what they are worth; of equals the first.
+fn open_groups(f: &MoeFfn<'_>, worth: impl Fn(usize) -> f32) -> u64 {
+    let all = u64::MAX >> (64 - f.n_group);
+    if f.n_group_used >= f.n_group {
+        return all;
+    }
+    let mut open = 0;
+    for _ in 0..f.n_group_used {
+        let mut best: Option<(usize, f32)> = None;
+        for group in (0..f.n_group).filter(|g| open >> g & 1 == 0) {
+            let worth = worth(group);
+            if best.is_none_or(|(_, b)| worth > b) {
+                best = Some((group, worth));
+            }
+        }
+        open |= best.map_or(0, |(group, _)| 1 << group);
+    }
+    open
 }

@@ -457,6 +457,7 @@ impl Backend for CpuPass<'_> {
                 self.n(),
                 n_head,
                 s.hp.head_dim,
+                0,
                 s.rope.n_rot,
                 &s.step.angles[kind],
                 mode,

@@ -107,6 +107,8 @@ pub(super) fn moe_ffn(moe: &Moe<CpuWeight>) -> MoeFfn<'_> {
         n_expert_used: moe.n_expert_used,
         gating: Gating::Softmax,
         choice_bias: None,
+        n_group: 1,
+        n_group_used: 1,
         norm_topk: moe.norm_topk,
         weights_scale: 1.0,
     }
