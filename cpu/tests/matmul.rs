@@ -2,7 +2,7 @@
 
 mod common;
 use common::*;
-use lemma_cpu::{Isa, Limits, Mat, MulMat, Shared};
+use lemma_cpu::{Experts, Isa, Limits, Mat, MulMat, Shared};
 use lemma_quant::GgmlType;
 
 fn weight_types() -> impl Iterator<Item = GgmlType> {
@@ -321,6 +321,57 @@ fn several_products_bias_and_residual() {
                     want
                 };
                 assert_eq!(got.to_bits(), want.to_bits(), "{isa} product {i}");
+            }
+        }
+    }
+}
+
+/// A matrix for each head gives what it gives alone, and what is left of a head comes behind.
+#[test]
+fn heads_have_matrices() {
+    let mut random = Random(9);
+    for ty in weight_types() {
+        let block = ty.block_size();
+        // Three blocks of 32 leave a group of four unfinished.
+        let (n_in, n_out, n_head) = (block.max(96 / block * block), 37, 11);
+        let data = quantize(ty, &random.vec(n_head * n_out * n_in));
+        let w = Experts {
+            ty,
+            n_in,
+            n_out,
+            n_expert: n_head,
+            data: &data,
+        };
+        for (n_tokens, rest) in [(1, 8), (1, 0), (2, 5), (7, 0), (19, 3)] {
+            let x = random.vec(n_tokens * n_head * (n_in + rest));
+            let head = |t: usize, h: usize| &x[(t * n_head + h) * (n_in + rest)..][..n_in + rest];
+            for isa in Isa::available() {
+                let mut want = vec![0.0; n_tokens * n_head * (n_out + rest)];
+                for h in 0..n_head {
+                    let x: Vec<f32> = (0..n_tokens)
+                        .flat_map(|t| head(t, h)[..n_in].to_vec())
+                        .collect();
+                    let y = product(isa, 1, w.expert(h), &x, None);
+                    for (t, y) in y.chunks(n_out).enumerate() {
+                        let to = &mut want[(t * n_head + h) * (n_out + rest)..][..n_out + rest];
+                        to[..n_out].copy_from_slice(y);
+                        to[n_out..].copy_from_slice(&head(t, h)[n_in..]);
+                    }
+                }
+                for nth in [1, 3] {
+                    // Room for less than all heads, and for more.
+                    for max_tokens in [n_tokens, 16 * n_tokens] {
+                        let limits = Limits {
+                            head_product: n_in.max(n_out),
+                            ..limits(max_tokens, n_in)
+                        };
+                        let input = Shared::from_slice(&x);
+                        let mut out = Shared::zeroed(want.len());
+                        ops(isa, nth, limits)
+                            .run(|p| p.mul_mat_heads(&out, &w, &input, rest, n_tokens));
+                        assert!(out.as_mut_slice() == want, "{isa} {} {n_tokens}", ty.name());
+                    }
+                }
             }
         }
     }

@@ -136,18 +136,34 @@ impl Pass<'_> {
     /// another product's `out`.
     pub fn mul_mats(&self, mats: &[MulMat<'_>], x: &Shared<f32>, n_tokens: usize) {
         self.check("mul_mats", &[id(x), n_tokens, mats.len()]);
-        let Some(first) = mats.first() else { return };
-        let n_in = first.w.n_in;
-        assert!(mats.len() <= MAX_PRODUCTS, "that many products at once");
-        assert!(n_tokens <= self.limits.max_tokens && n_in <= Scratch::width(self.limits));
         for (i, mat) in mats.iter().enumerate() {
-            assert!(
-                mat.w.n_in == n_in && !mat.out.is(x),
-                "products of one input"
-            );
             assert!(
                 mats[..i].iter().all(|m| !m.out.is(mat.out)),
                 "products have their own outputs"
+            );
+        }
+        self.products(mats, x, n_tokens, false);
+    }
+
+    /// The products of [`Pass::mul_mats`]; or, if they are `apart`, each with an input of its own, `[mats, n_tokens, n_in]`, all to parts
+    /// of one output, `[mats, n_tokens, n_out]`.
+    pub(super) fn products(
+        &self,
+        mats: &[MulMat<'_>],
+        x: &Shared<f32>,
+        n_tokens: usize,
+        apart: bool,
+    ) {
+        let Some(first) = mats.first() else { return };
+        let n_in = first.w.n_in;
+        let n_inputs = if apart { mats.len() } else { 1 };
+        assert!(mats.len() <= MAX_PRODUCTS, "that many products at once");
+        assert!(n_tokens <= self.limits.max_tokens && n_in <= Scratch::width(self.limits));
+        assert!(n_inputs <= self.inputs(n_tokens, n_in).max(1));
+        for mat in mats {
+            assert!(
+                mat.w.n_in == n_in && !mat.out.is(x),
+                "products of inputs of one width"
             );
             assert!(mat.bias.is_none_or(|b| b.len() == mat.w.n_out));
             assert!(
@@ -164,18 +180,21 @@ impl Pass<'_> {
         let mut prepared = false;
         for (i, ty) in X_TYPES.iter().enumerate() {
             if needs(Way::Scalar(i)) {
-                self.quantize(*ty, &self.scratch.matmul.x_types[i], x, n_tokens * n_in);
+                let n = n_inputs * n_tokens * n_in;
+                self.quantize(*ty, &self.scratch.matmul.x_types[i], x, n);
                 prepared = true;
             }
         }
         for form in [Form::X32, Form::X256] {
             if needs(Way::Rows(form)) || needs(Way::Tiles(form)) {
-                self.arrange(form, x, n_tokens, n_in);
+                for i in 0..n_inputs {
+                    self.arrange(form, x, i * n_tokens, n_tokens, n_in);
+                }
                 prepared = true;
             }
         }
         if needs(Way::Bf16) {
-            self.round(x, n_tokens, n_in);
+            self.round(x, n_inputs * n_tokens, n_in);
             prepared = true;
         }
         if prepared {
@@ -185,18 +204,19 @@ impl Pass<'_> {
             .map(|(plan, mat)| mat.w.n_out.div_ceil(plan.unit))
             .sum();
         let locate = |mut u: usize| {
-            for (plan, mat) in plans() {
+            for (i, (plan, mat)) in plans().enumerate() {
                 let n = mat.w.n_out.div_ceil(plan.unit);
                 if u < n {
                     let rows = u * plan.unit..((u + 1) * plan.unit).min(mat.w.n_out);
-                    return (plan, mat, rows);
+                    let first = if apart { i * n_tokens } else { 0 };
+                    return (plan, mat, rows, first);
                 }
                 u -= n;
             }
             unreachable!("the unit is one of them");
         };
         let address = |u: usize| {
-            let (_, mat, rows) = locate(u);
+            let (_, mat, rows, _) = locate(u);
             let size = mat.w.row_size();
             Next {
                 at: mat.w.data[rows.start * size..].as_ptr(),
@@ -212,8 +232,8 @@ impl Pass<'_> {
         let mut units = self.w.claim(n_units, 1).map(|u| u.start).peekable();
         while let Some(u) = units.next() {
             let next = units.peek().map_or(follows, |u| address(*u));
-            let (plan, mat, rows) = locate(u);
-            self.mul_rows(plan, mat, x, rows, n_tokens, next);
+            let (plan, mat, rows, first) = locate(u);
+            self.mul_rows(plan, mat, x, rows, first..first + n_tokens, next);
         }
         if n_tokens == 1 && !follows.at.is_null() {
             // Memory has nothing to do until the next product.
@@ -223,6 +243,13 @@ impl Pass<'_> {
             }
         }
         self.barrier();
+    }
+
+    /// Inputs of so many tokens and numbers that products apart have room for; none, if it is less than one.
+    pub(super) fn inputs(&self, n_tokens: usize, n_in: usize) -> usize {
+        let room = self.limits.max_tokens * Scratch::width(self.limits);
+        // Each begins with a group of four blocks.
+        (room / (n_tokens * n_in.next_multiple_of(128)).max(1)).min(MAX_PRODUCTS)
     }
 
     /// One product; see [`Pass::mul_mats`].
@@ -307,27 +334,28 @@ impl Pass<'_> {
         }
     }
 
-    /// This worker's share of the activations, to `X32` (of one token to `X32x4` as far as they go, where that is what is read)
-    /// or `X256`.
-    fn arrange(&self, form: Form, x: &Shared<f32>, n_tokens: usize, n_in: usize) {
+    /// This worker's share of the activations of tokens from `first` on, to `X32` (of one token to `X32x4` as far as they go, where
+    /// that is what is read) or `X256`.
+    fn arrange(&self, form: Form, x: &Shared<f32>, first: usize, n_tokens: usize, n_in: usize) {
         let scratch = &self.scratch.matmul;
         let (len, align) = match form {
             Form::X32 => (32, 4),
             Form::X256 => (256, 1),
         };
         let range = self.w.range(n_tokens * n_in / len, align);
+        let start = first_block(form, first, n_tokens, n_in);
         for i in range.clone() {
-            let at = i % n_tokens * n_in + i / n_tokens * len;
+            let at = (first + i % n_tokens) * n_in + i / n_tokens * len;
             // SAFETY: `x` is only read, the block is this worker's; blocks are aligned and any bytes are one.
             unsafe {
                 let x = x.slice(at..at + len);
                 match form {
                     Form::X32 => {
-                        let to = &mut *block::<X32>(&scratch.x32, i);
+                        let to = &mut *block::<X32>(&scratch.x32, start + i);
                         quantize_32(self.isa, x.try_into().expect("32 values"), to);
                     }
                     Form::X256 => {
-                        let to = &mut *block::<X256>(&scratch.x256, i);
+                        let to = &mut *block::<X256>(&scratch.x256, start + i);
                         quantize_256(self.isa, x.try_into().expect("256 values"), to);
                         if n_tokens == 1 {
                             to.swap();
@@ -338,11 +366,21 @@ impl Pass<'_> {
         }
         if form == Form::X32 && n_tokens == 1 && self.isa >= Isa::Avx512 {
             for i in range.clone().step_by(4).filter(|i| i + 4 <= range.end) {
-                let four: *mut [X32; 4] = block::<X32>(&scratch.x32, i).cast();
+                let four: *mut [X32; 4] = block::<X32>(&scratch.x32, start + i).cast();
                 // SAFETY: the four blocks were written above, and take as many bytes in the other form.
                 unsafe { four.cast::<X32x4>().write(X32x4::new(&*four)) };
             }
         }
+    }
+}
+
+/// The block that an input begins with, which has `first` tokens of `n_in` numbers before it. A token alone begins with a group of
+/// four, for [`X32x4`].
+pub(super) fn first_block(form: Form, first: usize, n_tokens: usize, n_in: usize) -> usize {
+    match form {
+        Form::X256 => first * n_in / 256,
+        Form::X32 if n_tokens == 1 => first * (n_in / 32).next_multiple_of(4),
+        Form::X32 => first * n_in / 32,
     }
 }
 

@@ -25,6 +25,7 @@
 mod attention;
 mod bounds;
 mod elementwise;
+mod heads;
 mod matmul;
 mod moe;
 mod pages;
@@ -51,6 +52,8 @@ pub struct Limits {
     pub head_dim: usize,
     /// Pages that one call of attention reads.
     pub max_pages: usize,
+    /// The widest input or output of a head that has a matrix of its own; 0 without.
+    pub head_product: usize,
     /// Width of an expert's hidden layer; 0 without experts.
     pub n_ff_expert: usize,
     /// Width of the model, for the outputs of experts; 0 without experts.
@@ -69,6 +72,7 @@ impl Default for Limits {
             n_head: 1,
             head_dim: 128,
             max_pages: 1,
+            head_product: 0,
             n_ff_expert: 0,
             n_embd_expert: 0,
             n_expert: 0,
@@ -99,6 +103,7 @@ pub struct Pass<'a> {
 struct Scratch {
     matmul: matmul::Scratch,
     attention: attention::Scratch,
+    heads: heads::Scratch,
     moe: moe::Scratch,
     /// What each worker calls, compared in debug builds.
     #[cfg(debug_assertions)]
@@ -110,6 +115,7 @@ impl Scratch {
         Self {
             matmul: matmul::Scratch::new(limits, nth),
             attention: attention::Scratch::new(limits, nth),
+            heads: heads::Scratch::new(limits),
             moe: moe::Scratch::new(limits),
             #[cfg(debug_assertions)]
             calls: (0..nth).map(|_| Default::default()).collect(),
@@ -158,6 +164,7 @@ impl Ops {
     pub fn scratch_size(limits: &Limits, n_threads: usize) -> usize {
         matmul::Scratch::size(limits, n_threads)
             + attention::Scratch::size(limits, n_threads)
+            + heads::Scratch::size(limits)
             + moe::Scratch::size(limits)
     }
 

@@ -1,7 +1,9 @@
 //! Rows of weights with tokens, in each of the ways there are.
 
 use super::Pass;
-use super::matmul::{COLUMNS, FLOAT_BATCH, MAX_UNIT, Plan, Scratch, TILES, Way, X_TYPES, block};
+use super::matmul::{
+    COLUMNS, FLOAT_BATCH, MAX_UNIT, Plan, Scratch, TILES, Way, X_TYPES, block, first_block,
+};
 use crate::activations::{X32, X256};
 use crate::kernels::{
     Form, Kernel, MAX_ROWS, Next, Rows, Tile, TilesFn, UnpackFn, bf16, first_rows, run,
@@ -12,36 +14,35 @@ use crate::{MulMat, Shared, float, lanes};
 use std::ops::Range;
 
 impl Pass<'_> {
-    /// Some rows of weights, which are this worker's, with all tokens. `next` is read after them.
+    /// Some rows of weights, which are this worker's, with all tokens: those of `tokens` among all inputs and outputs. `next` is read
+    /// after them.
     pub(super) fn mul_rows(
         &self,
         plan: &Plan,
         mat: &MulMat<'_>,
         x: &Shared<f32>,
         rows: Range<usize>,
-        n_tokens: usize,
+        tokens: Range<usize>,
         next: Next,
     ) {
         match (plan.way, plan.kernel) {
             (Way::Rows(form), Some(kernel)) => {
-                self.mul_one(mat, form, kernel, rows, next);
+                self.mul_one(mat, form, kernel, rows, tokens.start, next);
             }
             (Way::Tiles(form), Some(kernel)) => {
                 let gemm = match kernel.wide {
-                    Some((from, unpack, mul)) if n_tokens >= from => (unpack, mul),
+                    Some((from, unpack, mul)) if tokens.len() >= from => (unpack, mul),
                     _ => kernel.gemm,
                 };
-                self.mul_tiles(mat, form, gemm, rows, n_tokens, next.at);
+                self.mul_tiles(mat, form, gemm, rows, tokens, next.at);
             }
-            (Way::Float | Way::Bf16, _) => {
-                self.mul_float(plan.way, mat, x, rows, n_tokens, next.at)
-            }
+            (Way::Float | Way::Bf16, _) => self.mul_float(plan.way, mat, x, rows, tokens, next.at),
             (Way::Scalar(i), _) => {
                 let n_in = mat.w.n_in;
                 let size = row_size(X_TYPES[i], n_in);
                 let vec_dot = mat.w.ty.traits().vec_dot.expect("checked by `way`");
                 for row in rows {
-                    for t in 0..n_tokens {
+                    for t in tokens.clone() {
                         let x = &self.scratch.matmul.x_types[i];
                         // SAFETY: written before the last barrier.
                         let x = unsafe { x.slice(t * size..(t + 1) * size) };
@@ -56,7 +57,7 @@ impl Pass<'_> {
                 let decoded = unsafe { self.scratch.matmul.row.slice_mut(start..start + n_in) };
                 for row in rows {
                     (mat.w.ty.traits().dequantize_row)(mat.w.row(row), decoded);
-                    for t in 0..n_tokens {
+                    for t in tokens.clone() {
                         // SAFETY: `x` is only read.
                         let x = unsafe { x.slice(t * n_in..(t + 1) * n_in) };
                         self.store(mat, t, row, &[lanes::dot(self.isa, decoded, x)]);
@@ -73,10 +74,10 @@ impl Pass<'_> {
         mat: &MulMat<'_>,
         x: &Shared<f32>,
         rows: Range<usize>,
-        n_tokens: usize,
+        tokens: Range<usize>,
         next: *const u8,
     ) {
-        let (n_in, size) = (mat.w.n_in, mat.w.row_size());
+        let (n_in, size, n_tokens) = (mat.w.n_in, mat.w.row_size(), tokens.len());
         let rounded = |tokens: Range<usize>| {
             let size = bf16::token_size(n_in);
             let rounded = &self.scratch.matmul.bf16;
@@ -97,11 +98,13 @@ impl Pass<'_> {
                         next
                     };
                     let sums = self.own(&scratch.acc, n_tokens * float::BLOCK * float::LANES);
-                    let store = |t: usize, sums: &[f32]| self.store(mat, t, row, sums);
+                    let store = |t: usize, sums: &[f32]| {
+                        self.store(mat, tokens.start + t, row, sums);
+                    };
                     if way == Way::Bf16 {
                         let block = float::RoundedBlock {
                             w,
-                            x: rounded(0..n_tokens),
+                            x: rounded(tokens.clone()),
                             n_in,
                             next,
                             sums,
@@ -111,7 +114,7 @@ impl Pass<'_> {
                         let block = float::Block {
                             ty: mat.w.ty,
                             w,
-                            x: x.slice(0..n_tokens * n_in),
+                            x: x.slice(tokens.start * n_in..tokens.end * n_in),
                             n_in,
                             next,
                             plain: self.own(&scratch.tiles, float::BLOCK * float::COLUMNS),
@@ -123,8 +126,8 @@ impl Pass<'_> {
             }
             return;
         }
-        for t in (0..n_tokens).step_by(float::TOKENS) {
-            let n = (n_tokens - t).min(float::TOKENS);
+        for t in tokens.clone().step_by(float::TOKENS) {
+            let n = (tokens.end - t).min(float::TOKENS);
             // SAFETY: `x` is only read.
             let x = unsafe { x.slice(t * n_in..(t + n) * n_in) };
             let first = first_rows(rows.len());
@@ -155,19 +158,22 @@ impl Pass<'_> {
         }
     }
 
-    /// Some rows with one token.
+    /// Some rows with one token, which is number `t`.
     fn mul_one(
         &self,
         mat: &MulMat<'_>,
         form: Form,
         kernel: Kernel,
         rows: Range<usize>,
+        t: usize,
         next: Next,
     ) {
         let row_size = mat.w.row_size();
-        let (x, n_blocks) = match form {
-            Form::X32 => (&self.scratch.matmul.x32, mat.w.n_in / 32),
-            Form::X256 => (&self.scratch.matmul.x256, mat.w.n_in / 256),
+        let scratch = &self.scratch.matmul;
+        let at = first_block(form, t, 1, mat.w.n_in);
+        let (x, n_blocks): (*const u8, _) = match form {
+            Form::X32 => (block::<X32>(&scratch.x32, at).cast(), mat.w.n_in / 32),
+            Form::X256 => (block::<X256>(&scratch.x256, at).cast(), mat.w.n_in / 256),
         };
         let w = &mat.w.data[rows.start * row_size..rows.end * row_size];
         let mut sums = [0.0; MAX_UNIT];
@@ -179,14 +185,14 @@ impl Pass<'_> {
                 &Rows {
                     w,
                     row_size,
-                    x: x.as_ptr(),
+                    x,
                     n_blocks,
                     next,
                 },
                 sums,
             );
         }
-        self.store(mat, 0, rows.start, sums);
+        self.store(mat, t, rows.start, sums);
     }
 
     /// Tiles of rows with all tokens.
@@ -196,9 +202,10 @@ impl Pass<'_> {
         form: Form,
         (unpack, mul): (UnpackFn, TilesFn),
         rows: Range<usize>,
-        n_tokens: usize,
+        tokens: Range<usize>,
         next: *const u8,
     ) {
+        let n_tokens = tokens.len();
         let scratch = &self.scratch.matmul;
         // SAFETY: every worker has its own; any bytes are sums or tiles.
         let (acc, tiles) = unsafe {
@@ -212,9 +219,10 @@ impl Pass<'_> {
         acc.as_flattened_mut().fill(0.0);
         for column in (0..mat.w.n_in).step_by(COLUMNS) {
             let n32 = self.unpack(mat, &rows, column, next, unpack, &mut tiles[..n_tiles]);
+            let at = first_block(form, tokens.start, n_tokens, mat.w.n_in);
             let x: *const u8 = match form {
-                Form::X256 => block::<X256>(&scratch.x256, column / 256 * n_tokens).cast(),
-                Form::X32 => block::<X32>(&scratch.x32, column / 32 * n_tokens).cast(),
+                Form::X256 => block::<X256>(&scratch.x256, at + column / 256 * n_tokens).cast(),
+                Form::X32 => block::<X32>(&scratch.x32, at + column / 32 * n_tokens).cast(),
             };
             // SAFETY: the activations were written before the last barrier and not since; the instruction set is
             // available.
@@ -222,7 +230,7 @@ impl Pass<'_> {
         }
         for (i, acc) in acc.chunks(n_tokens).enumerate() {
             let n = (rows.len() - i * MAX_ROWS).min(MAX_ROWS);
-            self.store_tile(mat, rows.start + i * MAX_ROWS, n, acc);
+            self.store_tile(mat, tokens.start, rows.start + i * MAX_ROWS, n, acc);
         }
     }
 
@@ -273,21 +281,29 @@ impl Pass<'_> {
         unsafe { std::slice::from_raw_parts_mut(start, n) }
     }
 
-    /// Sums of all tokens and of `n` rows from `row` on.
-    fn store_tile(&self, mat: &MulMat<'_>, row: usize, n: usize, sums: &[[f32; MAX_ROWS]]) {
+    /// Sums of tokens from `first` on and of `n` rows from `row` on.
+    fn store_tile(
+        &self,
+        mat: &MulMat<'_>,
+        first: usize,
+        row: usize,
+        n: usize,
+        sums: &[[f32; MAX_ROWS]],
+    ) {
         if n < MAX_ROWS {
             for (t, sums) in sums.iter().enumerate() {
-                self.store(mat, t, row, &sums[..n]);
+                self.store(mat, first + t, row, &sums[..n]);
             }
             return;
         }
         let stride = mat.w.n_out;
+        let at = first * stride + row;
         assert!(
-            row + (sums.len() - 1) * stride + MAX_ROWS <= mat.out.len(),
+            at + (sums.len() - 1) * stride + MAX_ROWS <= mat.out.len(),
             "rows of the output"
         );
         // SAFETY: within the output, and the columns are this worker's.
-        let to = unsafe { lanes::Columns::new(mat.out.as_ptr().add(row), stride, sums.len()) };
+        let to = unsafe { lanes::Columns::new(mat.out.as_ptr().add(at), stride, sums.len()) };
         let bias = mat
             .bias
             .map(|b| b[row..].first_chunk().expect("a tile of rows"));

@@ -99,6 +99,7 @@ impl CpuRunner {
             n_head: hp.n_head,
             head_dim: hp.head_dim,
             max_pages: max_spans(layout),
+            head_product: 0,
             n_ff_expert: if hp.n_expert > 0 { hp.n_ff } else { 0 },
             n_embd_expert: if hp.n_expert > 0 { hp.n_embd } else { 0 },
             n_expert: hp.n_expert,
