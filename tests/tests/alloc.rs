@@ -52,6 +52,8 @@ fn a_decode_step_allocates_nothing() {
         "qwen2-gqa-tied",
         "qwen3-tied",
         "gpt-oss",
+        "gemma2",
+        "gemma3",
     ] {
         // Every policy, and every option that has a path of its own in a step.
         let options = [

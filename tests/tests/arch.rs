@@ -237,6 +237,8 @@ fn each_arch() -> Vec<Case> {
         "olmo2.gguf",
         "olmo3.gguf",
         "smollm3.gguf",
+        "gemma2.gguf",
+        "gemma3.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

@@ -41,6 +41,12 @@ pub struct HParams {
     pub n_expert_used: usize,
     /// Factor of the attention scores, usually `1 / sqrt(head_dim)`.
     pub attn_scale: f32,
+    /// Bound of the attention scores: they become `cap * tanh(score / cap)`.
+    pub attn_softcap: Option<f32>,
+    /// Bound of the logits, likewise.
+    pub logit_softcap: Option<f32>,
+    /// What the model needs that only the CPU has, in words for an error.
+    pub cpu_only: Option<&'static str>,
     /// Factor of the embeddings.
     pub embedding_scale: f32,
     /// Factor of what a block adds to the residual stream.
@@ -194,6 +200,9 @@ impl HParams {
             n_expert: n_expert as usize,
             n_expert_used: n_expert_used as usize,
             attn_scale,
+            attn_softcap: None,
+            logit_softcap: None,
+            cpu_only: None,
             embedding_scale: 1.0,
             residual_scale: 1.0,
             logit_scale: 1.0,
@@ -222,6 +231,17 @@ impl HParams {
             ));
         }
         Ok(hp)
+    }
+
+    /// Lets layers with a window rotate in their own way, if it is another.
+    pub(super) fn rope_of_windows(&mut self, rope: RopeParams) {
+        if self.ropes[0] == rope {
+            return;
+        }
+        self.ropes.push(rope);
+        for l in self.layers.iter_mut().filter(|l| l.window.is_some()) {
+            l.rope = Some(self.ropes.len() - 1);
+        }
     }
 
     /// Row lengths of the tensors.

@@ -4,6 +4,8 @@
 //! below.
 
 mod bind;
+mod gemma2;
+mod gemma3;
 mod glm4;
 mod gpt_oss;
 mod granite;
@@ -80,6 +82,8 @@ archs! {
     "granite" => granite::Granite,
     "olmo2" => olmo2::Olmo2,
     "smollm3" => smollm3::SmolLm3,
+    "gemma2" => gemma2::Gemma2,
+    "gemma3" => gemma3::Gemma3,
 }
 
 /// The error for an architecture that is not in the table.

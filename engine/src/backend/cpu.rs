@@ -487,7 +487,7 @@ impl Backend for CpuPass<'_> {
             q_pos: &s.step.positions,
             scale: s.hp.attn_scale,
             sinks: sinks.map(CpuWeight::vec),
-            softcap: None,
+            softcap: s.hp.attn_softcap,
             window: s.hp.layers[il].window,
             mass: (s.step.wants_mass && !s.layout.bounds).then_some(&s.mass[il]),
         };
@@ -497,6 +497,11 @@ impl Backend for CpuPass<'_> {
     fn swiglu(&mut self, gate: Buf, up: Buf) {
         let (s, n) = (self.s, self.n() * self.s.widths.get(gate));
         self.pass.swiglu(s.buf(gate), s.buf(gate), s.buf(up), n);
+    }
+
+    fn geglu(&mut self, gate: Buf, up: Buf) {
+        let (s, n) = (self.s, self.n() * self.s.widths.get(gate));
+        self.pass.geglu(s.buf(gate), s.buf(gate), s.buf(up), n);
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<CpuWeight>) {
@@ -524,6 +529,9 @@ impl Backend for CpuPass<'_> {
         if s.hp.logit_scale != 1.0 {
             self.pass
                 .scale(&s.logits, s.hp.logit_scale, rows * s.hp.n_vocab);
+        }
+        if let Some(cap) = s.hp.logit_softcap {
+            self.pass.softcap(&s.logits, cap, rows * s.hp.n_vocab);
         }
     }
 }

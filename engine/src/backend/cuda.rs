@@ -469,6 +469,9 @@ impl Runner for CudaRunner {
 fn supports(hp: &HParams, o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
     let kv = &o.kv;
     let asked = [
+        (hp.cpu_only.is_some(), hp.cpu_only.unwrap_or_default()),
+        (hp.attn_softcap.is_some(), "soft caps of attention"),
+        (hp.logit_softcap.is_some(), "soft caps of logits"),
         (
             hp.layers.iter().any(|l| l.window.is_some()),
             "sliding windows",

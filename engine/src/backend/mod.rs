@@ -158,16 +158,21 @@ pub trait Backend {
     /// `qkv`: queries, keys and values. Stores keys and values of the pass in their slots of layer `il`, attends over the live pages up to
     /// each token's position, and leaves the page masses of the last token if the policy wants them. A layer with a window
     /// ([`LayerParams::window`](crate::arch::LayerParams::window)) sees so many tokens, the token itself included. `sinks`, `[n_head]`: a score of
-    /// each head that takes part in the softmax and has no value.
+    /// each head that takes part in the softmax and has no value. Scores are bounded by
+    /// [`HParams::attn_softcap`](crate::arch::HParams::attn_softcap).
     fn attention(&mut self, out: Buf, qkv: [Buf; 3], il: usize, sinks: Option<&Self::Weight>);
 
     /// `gate = silu(gate) * up`.
     fn swiglu(&mut self, gate: Buf, up: Buf);
 
+    /// `gate = gelu(gate) * up`, gelu by the tanh formula (arXiv 1606.08415).
+    fn geglu(&mut self, gate: Buf, up: Buf);
+
     /// `acc += experts(x)`, each token through its best experts.
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<Self::Weight>);
 
-    /// Logits of the tokens whose output is wanted: `w rms_norm(x)`, times [`HParams::logit_scale`](crate::arch::HParams::logit_scale).
+    /// Logits of the tokens whose output is wanted: `w rms_norm(x)`, times [`HParams::logit_scale`](crate::arch::HParams::logit_scale), bounded
+    /// by [`HParams::logit_softcap`](crate::arch::HParams::logit_softcap).
     fn output(&mut self, w: &Linear<Self::Weight>, norm: &Self::Weight, x: Buf, eps: f32);
 
     /// Tells a tracing backend what a buffer holds at this point; `name` as ggml's callbacks name it.

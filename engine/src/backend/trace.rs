@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use lemma_quant::pages::KvType;
 
-use self::math::{dot, norm, silu, softmax, store, swiglu_oai};
+use self::math::{dot, gelu, norm, silu, softcap, softmax, store, swiglu_oai};
 use super::{Act, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
@@ -342,7 +342,8 @@ impl TracePass {
                 for row in (0..s.len).filter(|row| (first..=pos).contains(&(s.first_pos + row))) {
                     let (region, base) = self.at(s.tier, il, kv, s.slot, s.row + row);
                     let product = dot(qh, &self.k[region][base..][..d]);
-                    scores.push(f64::from(product) * f64::from(self.hp.attn_scale));
+                    let score = f64::from(product) * f64::from(self.hp.attn_scale);
+                    scores.push(softcap(score, self.hp.attn_softcap));
                     at.push((i, region, base));
                 }
             }
@@ -473,6 +474,13 @@ impl Backend for TracePass {
         }
     }
 
+    fn geglu(&mut self, gate: Buf, up: Buf) {
+        let up = self.bufs[up as usize].clone();
+        for (g, u) in self.bufs[gate as usize].iter_mut().zip(up) {
+            *g = gelu(*g) * u;
+        }
+    }
+
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<TraceWeight>) {
         let n_ff = moe.n_ff;
         let bias = moe.bias.as_ref();
@@ -525,6 +533,7 @@ impl Backend for TracePass {
 
     fn output(&mut self, w: &Linear<TraceWeight>, norm_w: &TraceWeight, x: Buf, eps: f32) {
         self.logits.clear();
+        let cap = self.hp.logit_softcap;
         let first = match self.outputs {
             Outputs::None => self.n(),
             Outputs::Last => self.n() - 1,
@@ -537,7 +546,7 @@ impl Backend for TracePass {
             self.logits.extend(
                 (0..w.w.0.n_out)
                     .map(|o| dot(&w.w.row(o), &xn) + bias.as_ref().map_or(0.0, |b| b[o]))
-                    .map(|y| y * self.hp.logit_scale),
+                    .map(|y| softcap(f64::from(y * self.hp.logit_scale), cap) as f32),
             );
         }
     }

@@ -82,6 +82,10 @@ impl Pass {
         }
     }
 
+    fn refuse(&mut self, what: &str) {
+        self.note_failure(Err(CudaError(format!("{what} have no kernel"))));
+    }
+
     pub(super) fn pairs(&self) -> Pairs {
         match self.rope.mode {
             RopeMode::Norm => Pairs::Neighbours,
@@ -534,6 +538,12 @@ impl Backend for Pass {
             }
         };
         self.note_failure(done);
+    }
+
+    // Models that ask for these are refused before they are bound: `HParams::cpu_only`.
+
+    fn geglu(&mut self, _: Buf, _: Buf) {
+        self.refuse("GELU");
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &backend::Moe<CudaWeight>) {

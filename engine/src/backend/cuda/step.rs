@@ -178,6 +178,10 @@ impl Backend for Phases<'_> {
         self.products(&[(&g, gb, out), (&u, ub, out)], x, Mode::Swiglu);
     }
 
+    fn geglu(&mut self, _: Buf, _: Buf) {
+        self.builder.refuse("GELU");
+    }
+
     fn moe_ffn(&mut self, _: Buf, _: Buf, _: &backend::Moe<CudaWeight>) {
         self.builder.refuse("experts");
     }

@@ -45,6 +45,18 @@ pub(super) fn silu(x: f32) -> f32 {
     (x / (1.0 + (-x).exp())) as f32
 }
 
+/// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`
+pub(super) fn gelu(x: f32) -> f32 {
+    let x = f64::from(x);
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+    (0.5 * x * (1.0 + inner.tanh())) as f32
+}
+
+/// `cap * tanh(x / cap)`, or `x` as it is without a cap.
+pub(super) fn softcap(x: f64, cap: Option<f32>) -> f64 {
+    cap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh())
+}
+
 /// [`Act::SwigluOai`](crate::backend::Act::SwigluOai)
 pub(super) fn swiglu_oai(gate: f32, up: f32) -> f32 {
     let (g, u) = (f64::from(gate.min(7.0)), f64::from(up.clamp(-7.0, 7.0)));
