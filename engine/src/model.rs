@@ -164,7 +164,9 @@ impl Model {
                 format!("a type whose blocks of {} divide a head", ty.block_size()),
             )),
         };
-        let first = row("-ctk", kv.ty_k)? + row("-ctv", kv.ty_v)?;
+        // Latent keys hold the values.
+        let latent = self.hp.latent.is_some();
+        let first = row("-ctk", kv.ty_k)? + if latent { 0 } else { row("-ctv", kv.ty_v)? };
         let mut least = first * PAGE;
         for d in kv.demotions() {
             let bytes = |ty: KvType| {
@@ -175,7 +177,7 @@ impl Model {
                     )
                 })
             };
-            let bytes = bytes(d.ty_k)? + bytes(d.ty_v)?;
+            let bytes = bytes(d.ty_k)? + if latent { 0 } else { bytes(d.ty_v)? };
             if bytes >= least {
                 return Err(report::usage(
                     format!("--kv-demote {} after types as small as it", d.name()),
@@ -206,7 +208,8 @@ impl Model {
     }
 
     /// How many tokens a pool may hold by storing pages anew as other types if nobody says, where that can be: heads are whole blocks of
-    /// those types, and it is not the reference, which does so only when asked. A GPU, which is there for its speed, holds no more than
+    /// those types, and it is not the reference, which does so only when asked; nor are they latent keys, which hold the values as well
+    /// and of which nobody has measured what three bits leave. A GPU, which is there for its speed, holds no more than
     /// the default budget; small pools gain as much as on a CPU.
     pub(crate) fn demotes(&self, backend: BackendKind) -> Option<u32> {
         let most = match backend {
@@ -216,7 +219,7 @@ impl Model {
             BackendKind::Auto if lemma_cuda::devices().list.is_empty() => u32::MAX,
             BackendKind::Auto => DEFAULT_BUDGET,
         };
-        self.hp.head_dim.is_multiple_of(32).then_some(most)
+        (self.hp.head_dim.is_multiple_of(32) && self.hp.latent.is_none()).then_some(most)
     }
 
     /// What `auto` stands for in the pool's options when a session of this model is made with a policy that recycles, as a specification

@@ -239,6 +239,8 @@ fn each_arch() -> Vec<Case> {
         "smollm3.gguf",
         "gemma2.gguf",
         "gemma3.gguf",
+        "deepseek2-v3.gguf",
+        "deepseek2-noqlora.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

@@ -31,7 +31,8 @@ fn cases() -> Vec<Case> {
         {
             // Windows, sinks and GELU are for the CPU alone.
             let (arch, model) = (e["arch"].as_str().unwrap(), e["model"].as_str().unwrap());
-            let refused = ["gpt-oss", "gemma2", "gemma3"].contains(&arch) || model == "olmo3.gguf";
+            let refused = ["gpt-oss", "gemma2", "gemma3", "deepseek2"];
+            let refused = refused.contains(&arch) || model == "olmo3.gguf";
             if arch::NAMES.contains(&arch) && !refused {
                 let tokens = e["tokens"].as_array().unwrap();
                 all.push(Case {

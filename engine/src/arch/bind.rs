@@ -4,7 +4,7 @@ use lemma_quant::GgmlType;
 
 use super::HParams;
 pub use super::hparams::Shape;
-use crate::backend::{Act, Linear, Moe, MoeBias, Tensor};
+use crate::backend::{Act, Gating, Linear, Moe, MoeBias, Tensor};
 use crate::error::Error;
 use crate::gguf::GgufFile;
 use crate::report;
@@ -38,10 +38,19 @@ impl<'a, W> Binder<'a, W> {
         n: usize,
         mut each: impl FnMut(&mut Self) -> Result<L, Error>,
     ) -> Result<Vec<L>, Error> {
+        self.numbered_layers(n, |b, _| each(b))
+    }
+
+    /// The same; `each` is told which layer it is.
+    pub(super) fn numbered_layers<L>(
+        &mut self,
+        n: usize,
+        mut each: impl FnMut(&mut Self, usize) -> Result<L, Error>,
+    ) -> Result<Vec<L>, Error> {
         let layers = (0..n)
             .map(|il| {
                 self.prefix = format!("blk.{il}.");
-                each(self)
+                each(self, il)
             })
             .collect();
         self.prefix.clear();
@@ -99,6 +108,22 @@ impl<'a, W> Binder<'a, W> {
         self.required(&format!("{name}.weight"), &[n])
     }
 
+    /// `<name>` of `n` elements, if there is one.
+    pub(super) fn optional_vector(&mut self, name: &str, n: usize) -> Result<Option<W>, Error> {
+        self.optional(name, &[n])
+    }
+
+    /// `<name>.weight`: a matrix of `n_out` rows of `n_in` elements for each head.
+    pub(super) fn heads(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_out: usize,
+        n_head: usize,
+    ) -> Result<W, Error> {
+        self.required(&format!("{name}.weight"), &[n_in, n_out, n_head])
+    }
+
     /// The output matrix, which is the embedding where the file has none (tied).
     pub(super) fn output(&mut self, n_embd: usize, n_vocab: usize) -> Result<Linear<W>, Error> {
         let w = match self.optional("output.weight", &[n_embd, n_vocab])? {
@@ -111,7 +136,7 @@ impl<'a, W> Binder<'a, W> {
 
     /// Router and experts of a mixture-of-experts block.
     pub(super) fn moe(&mut self, hp: &HParams, norm_topk: bool) -> Result<Moe<W>, Error> {
-        let (n_embd, n_ff, n_expert) = (hp.n_embd, hp.n_ff, hp.n_expert);
+        let (n_embd, n_ff, n_expert) = (hp.n_embd, hp.n_ff_exp, hp.n_expert);
         Ok(Moe {
             gate_inp: self.matrix("ffn_gate_inp", n_embd, n_expert)?,
             gate_exps: self.required("ffn_gate_exps.weight", &[n_embd, n_ff, n_expert])?,
@@ -120,7 +145,12 @@ impl<'a, W> Binder<'a, W> {
             n_expert,
             n_expert_used: hp.n_expert_used,
             n_ff,
+            gating: Gating::Softmax,
+            exp_probs_b: None,
+            n_group: 1,
+            n_group_used: 1,
             norm_topk,
+            weights_scale: 1.0,
             bias: None,
             act: Act::Swiglu,
         })
@@ -128,7 +158,7 @@ impl<'a, W> Binder<'a, W> {
 
     /// Biases of a mixture-of-experts block; all of them.
     pub(super) fn moe_bias(&mut self, hp: &HParams) -> Result<MoeBias<W>, Error> {
-        let (n_embd, n_ff, n_expert) = (hp.n_embd, hp.n_ff, hp.n_expert);
+        let (n_embd, n_ff, n_expert) = (hp.n_embd, hp.n_ff_exp, hp.n_expert);
         Ok(MoeBias {
             gate_inp: self.table("ffn_gate_inp.bias", &[n_expert])?,
             gate_exps: self.table("ffn_gate_exps.bias", &[n_ff, n_expert])?,

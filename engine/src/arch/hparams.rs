@@ -23,10 +23,18 @@ pub struct HParams {
     pub n_head: usize,
     /// Key and value heads; divides `n_head`.
     pub n_head_kv: usize,
-    /// Width of a head.
+    /// Width of a key, and of a query where it meets keys.
     pub head_dim: usize,
-    /// Width of the feed-forward block (of an expert, with experts).
+    /// Width of a value; another than that of keys only in latent attention.
+    pub head_dim_v: usize,
+    /// Where keys and values of all heads are one latent vector.
+    pub latent: Option<Latent>,
+    /// Width of the feed-forward block (of an expert, where there is nothing else).
     pub n_ff: usize,
+    /// Width of an expert, 0 for a dense model.
+    pub n_ff_exp: usize,
+    /// Width of the experts that every token is sent to, together.
+    pub n_ff_shexp: usize,
     /// Tokens of the vocabulary.
     pub n_vocab: usize,
     /// Positions that the model was trained on.
@@ -63,6 +71,27 @@ pub struct HParams {
     pub ropes: Vec<RopeParams>,
     /// What differs between layers, `[n_layer]`.
     pub layers: Vec<LayerParams>,
+}
+
+/// Latent attention (DeepSeek-V2, arXiv 2405.04434): all heads share one key, [`HParams::head_dim`] wide, that begins with what values
+/// are made of, [`HParams::head_dim_v`] wide, and ends with what rotates. Matrices of the heads stand between it and these widths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Latent {
+    /// Width of what queries are made of; 0 where they come from the residual stream.
+    pub q_lora: usize,
+    /// Width of a query of a head, before it is brought to the width of keys; its last `n_rot` elements rotate.
+    pub head_dim: usize,
+    /// Width of a value of a head.
+    pub head_dim_v: usize,
+    /// Width of the latent vector: `head_dim_v` of [`HParams`].
+    pub kv_lora: usize,
+}
+
+impl Latent {
+    /// The widest input or output of a head's matrix.
+    pub fn widest_product(&self) -> usize {
+        self.head_dim.max(self.head_dim_v).max(self.kv_lora)
+    }
 }
 
 /// What is a layer's own.
@@ -125,15 +154,7 @@ impl HParams {
                 ));
             }
         };
-        if let Some(v) = k.optional_count("attention.value_length", MAX_DIM)?
-            && v != head_dim
-        {
-            return Err(k.bad(
-                "attention.value_length",
-                v,
-                format!("key_length {head_dim}"),
-            ));
-        }
+        let head_dim_v = k.optional_count("attention.value_length", MAX_DIM)?;
         if n_head
             .checked_mul(head_dim)
             .is_none_or(|n| n > MAX_DIM as usize)
@@ -191,8 +212,12 @@ impl HParams {
             n_head,
             n_head_kv,
             head_dim,
+            head_dim_v: head_dim_v.unwrap_or(head_dim),
+            latent: None,
             // Zero stands for none until the architecture has had its say.
             n_ff: n_ff.unwrap_or(0),
+            n_ff_exp: 0,
+            n_ff_shexp: 0,
             n_vocab: n_vocab as usize,
             n_ctx_train,
             n_ctx_orig,
@@ -222,6 +247,17 @@ impl HParams {
         if hp.n_ff == 0 {
             return Err(k.missing("feed_forward_length"));
         }
+        if hp.n_expert > 0 && hp.n_ff_exp == 0 {
+            hp.n_ff_exp = hp.n_ff;
+        }
+        let head_dim = hp.head_dim;
+        if hp.head_dim_v != head_dim && hp.latent.is_none() {
+            return Err(k.bad(
+                "attention.value_length",
+                hp.head_dim_v,
+                format!("key_length {head_dim}"),
+            ));
+        }
         if n_rot % 2 != 0 || n_rot > head_dim || (n_rot < head_dim && !hp.partial_rotary) {
             let most = if hp.partial_rotary { "at most " } else { "" };
             return Err(k.bad(
@@ -241,6 +277,14 @@ impl HParams {
         self.ropes.push(rope);
         for l in self.layers.iter_mut().filter(|l| l.window.is_some()) {
             l.rope = Some(self.ropes.len() - 1);
+        }
+    }
+
+    /// The first element of a head that rotates: latent keys rotate at their end.
+    pub fn rope_from(&self) -> usize {
+        match self.latent {
+            Some(_) => self.head_dim - self.n_rot,
+            None => 0,
         }
     }
 

@@ -4,6 +4,7 @@
 //! below.
 
 mod bind;
+mod deepseek2;
 mod gemma2;
 mod gemma3;
 mod glm4;
@@ -21,7 +22,7 @@ mod rope;
 mod smollm3;
 
 pub use bind::{Binder, Shape};
-pub use hparams::{HParams, LayerParams};
+pub use hparams::{HParams, Latent, LayerParams};
 pub use rope::{Rope, RopeParams, RopeScaling};
 
 use self::keys::Keys;
@@ -84,6 +85,7 @@ archs! {
     "smollm3" => smollm3::SmolLm3,
     "gemma2" => gemma2::Gemma2,
     "gemma3" => gemma3::Gemma3,
+    "deepseek2" => deepseek2::DeepSeek2,
 }
 
 /// The error for an architecture that is not in the table.
@@ -104,10 +106,28 @@ impl Widths {
     pub fn of(hp: &HParams) -> Self {
         Self(Buf::ALL.map(|b| match b {
             Buf::X | Buf::Xn => hp.n_embd,
-            Buf::Q | Buf::Att => hp.n_head * hp.head_dim,
-            Buf::K | Buf::V => hp.n_head_kv * hp.head_dim,
+            Buf::Q => hp.n_head * hp.head_dim,
+            Buf::Att => hp.n_head * hp.head_dim_v,
+            Buf::K => hp.n_head_kv * hp.head_dim,
+            Buf::V if hp.latent.is_some() => 0,
+            Buf::V => hp.n_head_kv * hp.head_dim_v,
             Buf::Gate | Buf::Up => hp.n_ff,
+            Buf::Ql => hp.latent.map_or(0, |l| l.q_lora),
+            Buf::Qh => hp.latent.map_or(0, |l| hp.n_head * l.head_dim),
+            Buf::Vh => hp.latent.map_or(0, |l| hp.n_head * l.head_dim_v),
+            Buf::GateSh | Buf::UpSh => hp.n_ff_shexp,
         }))
+    }
+
+    /// The widest input of a matrix.
+    pub fn widest_input(&self, hp: &HParams) -> usize {
+        // Head by head, latent attention is not.
+        let apart = |b: &Buf| matches!(b, Buf::Q | Buf::Qh | Buf::Att) && hp.latent.is_some();
+        let inputs = Buf::ALL.into_iter().filter(|b| !apart(b));
+        let widest = inputs.map(|b| self.get(b)).max().unwrap_or(0);
+        widest
+            .max(hp.n_ff_exp)
+            .max(hp.latent.map_or(0, |l| l.widest_product()))
     }
 
     /// Elements per token of a buffer.

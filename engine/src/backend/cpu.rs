@@ -95,12 +95,12 @@ impl CpuRunner {
         let n_ubatch = n_ubatch.max(1);
         let limits = Limits {
             max_tokens: n_ubatch,
-            max_width: Buf::ALL.iter().map(|&b| widths.get(b)).max().unwrap_or(0),
+            max_width: widths.widest_input(hp),
             n_head: hp.n_head,
             head_dim: hp.head_dim,
             max_pages: max_spans(layout),
-            head_product: 0,
-            n_ff_expert: if hp.n_expert > 0 { hp.n_ff } else { 0 },
+            head_product: hp.latent.map_or(0, |l| l.widest_product()),
+            n_ff_expert: hp.n_ff_exp,
             n_embd_expert: if hp.n_expert > 0 { hp.n_embd } else { 0 },
             n_expert: hp.n_expert,
             n_expert_used: hp.n_expert_used,
@@ -111,10 +111,10 @@ impl CpuRunner {
             let shape = KvShape {
                 ty_k: lower.map_or(o.kv.ty_k.into(), |d| d.ty_k),
                 ty_v: lower.map_or(o.kv.ty_v.into(), |d| d.ty_v),
-                values_in_keys: false,
+                values_in_keys: hp.latent.is_some(),
                 n_head_kv: region.n_head_kv,
                 head_dim_k: hp.head_dim,
-                head_dim_v: hp.head_dim,
+                head_dim_v: hp.head_dim_v,
             };
             KvLayer::new(shape, region.n_blocks)
         };
@@ -331,8 +331,8 @@ impl State {
         let (slot, plane) = (p.slot, layer.shape().plane(head));
         let place = Place { slot, row: p.row };
         match part {
-            Part::K => layer.read_k(place, plane, row),
-            Part::V => layer.read_v(place, plane, row),
+            Part::V if self.hp.latent.is_none() => layer.read_v(place, plane, row),
+            _ => layer.read_k(place, plane, row),
         }
     }
 
@@ -420,6 +420,19 @@ impl Backend for CpuPass<'_> {
             .rms_norm(x, x, w.vec(), eps, self.n() * width / w.vec().len());
     }
 
+    fn rms_norm_first(&mut self, x: Buf, w: &CpuWeight, eps: f32) {
+        let (x, width) = (self.s.buf(x), self.s.widths.get(x));
+        self.pass.rms_norm_first(x, w.vec(), eps, width, self.n());
+    }
+
+    fn mul_mat_heads(&mut self, out: Buf, w: &CpuWeight, x: Buf) {
+        let (s, n_head) = (self.s, self.s.hp.n_head);
+        let w = w.experts(n_head);
+        let rest = s.widths.get(x) / n_head - w.n_in;
+        self.pass
+            .mul_mat_heads(s.buf(out), &w, s.buf(x), rest, self.n());
+    }
+
     fn mul_mats<const N: usize>(&mut self, outs: [(Buf, &Linear<CpuWeight>); N], x: Buf) {
         let s = self.s;
         let mats = outs.map(|(out, w)| product(s.buf(out), false, w));
@@ -458,7 +471,7 @@ impl Backend for CpuPass<'_> {
                 self.n(),
                 n_head,
                 s.hp.head_dim,
-                0,
+                s.hp.rope_from(),
                 s.rope.n_rot,
                 &s.step.angles[kind],
                 mode,

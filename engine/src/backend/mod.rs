@@ -35,19 +35,29 @@ pub enum Buf {
     Q,
     /// Keys, `n_head_kv * head_dim`.
     K,
-    /// Values, `n_head_kv * head_dim`.
+    /// Values, `n_head_kv * head_dim_v`; nothing where they are in the keys.
     V,
-    /// Attention output before its projection, `n_head * head_dim`.
+    /// Attention output before its projection, `n_head * head_dim_v`.
     Att,
     /// Gate of the feed-forward block, then its product with [`Buf::Up`]; `n_ff`.
     Gate,
     /// Up projection, `n_ff`.
     Up,
+    /// Latent attention: what queries are made of, `q_lora`.
+    Ql,
+    /// Latent attention: queries that do not know of latent keys yet, `n_head * head_dim` of [`Latent`](crate::arch::Latent).
+    Qh,
+    /// Latent attention: output in the width of values, `n_head * head_dim_v` of [`Latent`](crate::arch::Latent).
+    Vh,
+    /// Gate of shared experts, then its product with [`Buf::UpSh`]; `n_ff_shexp`.
+    GateSh,
+    /// Up projection of shared experts, `n_ff_shexp`.
+    UpSh,
 }
 
 impl Buf {
     /// Every buffer, in the order of their discriminants.
-    pub const ALL: [Buf; 8] = [
+    pub const ALL: [Buf; 13] = [
         Buf::X,
         Buf::Xn,
         Buf::Q,
@@ -56,6 +66,11 @@ impl Buf {
         Buf::Att,
         Buf::Gate,
         Buf::Up,
+        Buf::Ql,
+        Buf::Qh,
+        Buf::Vh,
+        Buf::GateSh,
+        Buf::UpSh,
     ];
 }
 
@@ -85,8 +100,18 @@ pub struct Moe<W> {
     pub n_expert_used: usize,
     /// Width of an expert.
     pub n_ff: usize,
+    /// From the router's products to weights of experts.
+    pub gating: Gating,
+    /// Added to the weights where experts are chosen, but not to what they count: `[n_expert]`.
+    pub exp_probs_b: Option<W>,
+    /// Groups of experts that lie side by side.
+    pub n_group: usize,
+    /// Groups that a token may use experts of: those whose two best experts have the largest sum.
+    pub n_group_used: usize,
     /// Whether the chosen experts' weights are made to sum to one.
     pub norm_topk: bool,
+    /// Factor of the weights after that.
+    pub weights_scale: f32,
     /// What is added to the products, for experts that have it.
     pub bias: Option<MoeBias<W>>,
     /// What an expert makes of its gate and what goes up.
@@ -104,6 +129,15 @@ pub struct MoeBias<W> {
     pub up_exps: W,
     /// `[n_expert, n_embd]`
     pub down_exps: W,
+}
+
+/// How the products of a router become weights of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gating {
+    /// Softmax over all experts.
+    Softmax,
+    /// A sigmoid of each.
+    Sigmoid,
 }
 
 /// Activation of an expert; `gate` and `up` are its two products.
@@ -140,8 +174,15 @@ pub trait Backend {
     /// In place over each head of `x`, `[n, n_head, head_dim]`; `w` is `[head_dim]`.
     fn rms_norm_heads(&mut self, x: Buf, w: &Self::Weight, eps: f32);
 
+    /// In place over what each row of `x` begins with, as many elements as `w` has.
+    fn rms_norm_first(&mut self, x: Buf, w: &Self::Weight, eps: f32);
+
     /// `out_i = w_i x (+ bias_i)` for several matrices with one input.
     fn mul_mats<const N: usize>(&mut self, outs: [(Buf, &Linear<Self::Weight>); N], x: Buf);
+
+    /// A matrix for each head, `w`: `[n_head, n_out, n_in]`. `out = w_h x` of the first `n_in` elements of each head of `x`; behind it
+    /// comes what the head has left, as it is.
+    fn mul_mat_heads(&mut self, out: Buf, w: &Self::Weight, x: Buf);
 
     /// `acc += w x (+ bias)`.
     fn mul_mat_add(&mut self, acc: Buf, w: &Linear<Self::Weight>, x: Buf);
@@ -152,10 +193,11 @@ pub trait Backend {
     /// `x *= factor`
     fn scale(&mut self, x: Buf, factor: f32);
 
-    /// Rotates queries and keys by the positions of the pass, as layer `il` does.
+    /// Rotates queries and keys by the positions of the pass, as layer `il` does: the first elements of each head, or, of latent keys and
+    /// their queries, the last.
     fn rope(&mut self, q: Buf, k: Buf, il: usize);
 
-    /// `qkv`: queries, keys and values. Stores keys and values of the pass in their slots of layer `il`, attends over the live pages up to
+    /// `qkv`: queries, keys and values (which are not looked at where they are in the keys). Stores keys and values of the pass in their slots of layer `il`, attends over the live pages up to
     /// each token's position, and leaves the page masses of the last token if the policy wants them. A layer with a window
     /// ([`LayerParams::window`](crate::arch::LayerParams::window)) sees so many tokens, the token itself included. `sinks`, `[n_head]`: a score of
     /// each head that takes part in the softmax and has no value. Scores are bounded by

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 use lemma_quant::pages::KvType;
 
-use self::math::{dot, gelu, norm, silu, softcap, softmax, store, swiglu_oai};
-use super::{Act, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
+use self::math::{best_experts, dot, gelu, norm, silu, softcap, softmax, store, swiglu_oai};
+use super::{Act, Backend, Buf, Gating, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -149,7 +149,8 @@ impl Runner for TraceRunner {
         if cache.wants_description() {
             cache.describe(tokens.len(), &mut |part, il, head, place, row| {
                 let (region, at) = p.at(0, il, head, place.slot, place.row);
-                let pool = if part == Part::K { &p.k } else { &p.v };
+                let in_keys = part == Part::K || p.hp.latent.is_some();
+                let pool = if in_keys { &p.k } else { &p.v };
                 row.copy_from_slice(&pool[region][at..][..row.len()]);
             });
         }
@@ -167,7 +168,9 @@ impl Runner for TraceRunner {
                 let region = layout.region(tier, r);
                 let n = region.n_blocks * PAGE * region.n_head_kv * p.hp.head_dim;
                 p.k[tier * layout.n_regions() + r].resize(n, 0.0);
-                p.v[tier * layout.n_regions() + r].resize(n, 0.0);
+                if p.hp.latent.is_none() {
+                    p.v[tier * layout.n_regions() + r].resize(n, 0.0);
+                }
             }
         }
         p.layout = layout.clone();
@@ -175,8 +178,9 @@ impl Runner for TraceRunner {
     }
 
     fn pool_bytes(&self, layout: &Layout) -> u64 {
-        let row = (2 * self.pass.hp.head_dim * size_of::<f32>()) as u64;
-        layout.bytes(row, 0)
+        let hp = &self.pass.hp;
+        let n = hp.head_dim * if hp.latent.is_some() { 1 } else { 2 };
+        layout.bytes((n * size_of::<f32>()) as u64, 0)
     }
 
     fn describe(&self) -> String {
@@ -207,6 +211,16 @@ impl TracePass {
             }
         }
         out
+    }
+
+    /// The value that belongs to the key at an element of a region, `[head_dim_v]`.
+    fn value(&self, region: usize, at: usize) -> &[f32] {
+        let pool = if self.hp.latent.is_some() {
+            &self.k
+        } else {
+            &self.v
+        };
+        &pool[region][at..][..self.hp.head_dim_v]
     }
 
     /// Where head `kv` of layer `il` has row `row` of a block of a tier: region, and element in it.
@@ -248,7 +262,9 @@ impl TracePass {
                     .collect()
             };
             let (old, new) = (rows(from), rows(to));
-            for (part, pool) in [&mut self.k, &mut self.v].into_iter().enumerate() {
+            let parts = if self.hp.latent.is_some() { 1 } else { 2 };
+            let pools = [&mut self.k, &mut self.v].into_iter().enumerate();
+            for (part, pool) in pools.take(parts) {
                 let values = old
                     .iter()
                     .map(|&(from, at)| pool[from][at..][..dim].to_vec());
@@ -350,18 +366,19 @@ impl TracePass {
             // A sink takes its part of the softmax and gives nothing.
             scores.extend(sinks.map(|s| f64::from(s[h])));
             softmax(&mut scores);
-            let mut sum = vec![0.0f64; d];
+            let dim_v = self.hp.head_dim_v;
+            let mut sum = vec![0.0f64; dim_v];
             let mut mass = vec![0.0; self.tables[table].0.len()];
             for (s, (i, region, base)) in scores.iter().zip(&at) {
                 mass[*i] += *s as f32;
-                for (acc, v) in sum.iter_mut().zip(&self.v[*region][*base..][..d]) {
+                for (acc, v) in sum.iter_mut().zip(self.value(*region, *base)) {
                     *acc += s * f64::from(*v);
                 }
             }
             if !bounds {
                 self.masses[table].extend(mass);
             }
-            for (o, s) in out[h * d..][..d].iter_mut().zip(sum) {
+            for (o, s) in out[h * dim_v..][..dim_v].iter_mut().zip(sum) {
                 *o = s as f32;
             }
         }
@@ -393,6 +410,27 @@ impl Backend for TracePass {
             .chunks_exact(w.len())
             .flat_map(|r| norm(r, &w, eps))
             .collect();
+    }
+
+    fn rms_norm_first(&mut self, x: Buf, w: &TraceWeight, eps: f32) {
+        let (w, width) = (w.vector(), self.widths.get(x));
+        for row in self.bufs[x as usize].chunks_exact_mut(width) {
+            let first = norm(&row[..w.len()], &w, eps);
+            row[..w.len()].copy_from_slice(&first);
+        }
+    }
+
+    fn mul_mat_heads(&mut self, out: Buf, w: &TraceWeight, x: Buf) {
+        let (n_head, n_in) = (self.hp.n_head, w.0.n_in);
+        let (n_out, width) = (w.0.n_out / n_head, self.widths.get(x) / n_head);
+        let heads = self.bufs[x as usize].chunks_exact(width).enumerate();
+        let product = |(i, head): (usize, &[f32])| {
+            let rows = i % n_head * n_out..(i % n_head + 1) * n_out;
+            let mut y: Vec<f32> = rows.map(|r| dot(&w.row(r), &head[..n_in])).collect();
+            y.extend(&head[n_in..]);
+            y
+        };
+        self.bufs[out as usize] = heads.flat_map(product).collect();
     }
 
     fn mul_mats<const N: usize>(&mut self, outs: [(Buf, &Linear<TraceWeight>); N], x: Buf) {
@@ -433,6 +471,7 @@ impl Backend for TracePass {
             let width = self.widths.get(b);
             for (t, row) in self.bufs[b as usize].chunks_exact_mut(width).enumerate() {
                 for head in row.chunks_exact_mut(d) {
+                    let head = &mut head[self.hp.rope_from()..];
                     for i in 0..half {
                         let (x, y) = match self.rope.mode {
                             RopeMode::Norm => (2 * i, 2 * i + 1),
@@ -454,9 +493,12 @@ impl Backend for TracePass {
             for kv in 0..self.hp.n_head_kv {
                 let p = self.tables[self.table(il, kv)].1[t];
                 let (region, at) = self.at(0, il, kv, p.slot, p.row);
-                let (kr, vr) = (self.row(k, t).to_vec(), self.row(v, t).to_vec());
-                self.k[region][at..][..d].copy_from_slice(&kr[kv * d..][..d]);
-                self.v[region][at..][..d].copy_from_slice(&vr[kv * d..][..d]);
+                let key = self.row(k, t)[kv * d..][..d].to_vec();
+                self.k[region][at..][..d].copy_from_slice(&key);
+                if self.hp.latent.is_none() {
+                    let value = self.row(v, t)[kv * d..][..d].to_vec();
+                    self.v[region][at..][..d].copy_from_slice(&value);
+                }
             }
         }
         let width = self.widths.get(out);
@@ -488,6 +530,7 @@ impl Backend for TracePass {
             Some(b) => [&b.gate_inp, &b.gate_exps, &b.up_exps, &b.down_exps].map(|w| w.vector()),
             None => Default::default(),
         };
+        let choice = moe.exp_probs_b.as_ref().map(TraceWeight::vector);
         // The product of a row, with what is added to it.
         let product = |w: &TraceWeight, bias: &[f32], r: usize, x: &[f32]| {
             dot(&w.row(r), x) + bias.get(r).copied().unwrap_or(0.0)
@@ -497,15 +540,21 @@ impl Backend for TracePass {
             let mut probs: Vec<f64> = (0..moe.n_expert)
                 .map(|e| f64::from(product(&moe.gate_inp, &router, e, &xn)))
                 .collect();
-            softmax(&mut probs);
-            let mut order: Vec<usize> = (0..moe.n_expert).collect();
-            order.sort_by(|&a, &b| probs[b].total_cmp(&probs[a]).then(a.cmp(&b)));
-            order.truncate(moe.n_expert_used);
+            match moe.gating {
+                Gating::Softmax => softmax(&mut probs),
+                Gating::Sigmoid => probs
+                    .iter_mut()
+                    .for_each(|p| *p = 1.0 / (1.0 + (-*p).exp())),
+            }
+            let order = best_experts(moe, &probs, &choice);
             let sum: f64 = if moe.norm_topk {
-                order.iter().map(|&e| probs[e]).sum()
+                // What a half-precision number can just hold: all sigmoids may be as good as zero.
+                let sum: f64 = order.iter().map(|&e| probs[e]).sum();
+                sum.max(2.0f64.powi(-14))
             } else {
                 1.0
             };
+            let sum = sum / f64::from(moe.weights_scale);
             let width = xn.len();
             let mut y = vec![0.0f64; width];
             for e in order {

@@ -8,6 +8,7 @@
 //! their bytes hold pages of cheaper types, of which there are more; some slots stay. Slots are numbered anew in each tier. A tier
 //! has address space for the most that it can hold, memory only for what it holds.
 
+use lemma_quant::GgmlType;
 use lemma_quant::pages::{KvType, TILE};
 
 use super::{PAGE, Place};
@@ -41,7 +42,7 @@ pub struct Layout {
     pub n_slots: usize,
     /// Those of them that stay when it has given away what it can.
     pub kept: usize,
-    /// Bytes of a page of [`TILE`] elements of a key and of a value in the first tier.
+    /// Bytes of a page of [`TILE`] elements of a key and of a value in the first tier (of a key that holds the value).
     pub cost: u64,
     /// What comes after the first tier; empty where pages are not demoted.
     pub tiers: Vec<Tier>,
@@ -131,6 +132,14 @@ impl Layout {
             attend: None,
         };
         layout.sized(n_slots)
+    }
+
+    /// Pages cost what keys cost, which hold the values. Before slots are divided: [`Self::sized`].
+    pub fn values_are_in_keys(&mut self, ty_k: GgmlType) {
+        self.cost = cost(ty_k.into());
+        for t in &mut self.tiers {
+            t.cost = cost(t.stored.ty_k);
+        }
     }
 
     /// The same with a budget of `n` pages a table. Tiers never take more bytes than it, nor hold more than the context or

@@ -223,6 +223,9 @@ pub(super) fn first_layout(
 ) -> Result<Layout, Error> {
     let mut layout = Layout::new(kv, hp.n_layer, hp.n_head_kv, 0, n_ctx as usize);
     layout.head_dim = hp.head_dim;
+    if hp.latent.is_some() {
+        layout.values_are_in_keys(kv.ty_k);
+    }
     if !layout.tiers.is_empty() && layout.bounds {
         return Err(report::usage("--kv-demote with --kv-score bound", "exact"));
     }

@@ -3,7 +3,7 @@
 use lemma_cpu::{Experts, Gating, Mat, MoeBias, MoeFfn, MulMat, Shared};
 use lemma_quant::GgmlType;
 
-use crate::backend::{Act, Linear, Moe, Tensor};
+use crate::backend::{self, Act, Linear, Moe, Tensor};
 use crate::gguf::Bytes;
 
 /// A weight of the CPU backend: where it lies in the file, or a small vector decoded once.
@@ -55,7 +55,7 @@ impl CpuWeight {
         }
     }
 
-    fn experts(&self, n_expert: usize) -> Experts<'_> {
+    pub(super) fn experts(&self, n_expert: usize) -> Experts<'_> {
         let m = self.mat();
         Experts {
             ty: m.ty,
@@ -105,11 +105,14 @@ pub(super) fn moe_ffn(moe: &Moe<CpuWeight>) -> MoeFfn<'_> {
             Act::SwigluOai => lemma_cpu::Act::SwigluOai,
         },
         n_expert_used: moe.n_expert_used,
-        gating: Gating::Softmax,
-        choice_bias: None,
-        n_group: 1,
-        n_group_used: 1,
+        gating: match moe.gating {
+            backend::Gating::Softmax => Gating::Softmax,
+            backend::Gating::Sigmoid => Gating::Sigmoid,
+        },
+        choice_bias: moe.exp_probs_b.as_ref().map(CpuWeight::vec),
+        n_group: moe.n_group,
+        n_group_used: moe.n_group_used,
         norm_topk: moe.norm_topk,
-        weights_scale: 1.0,
+        weights_scale: moe.weights_scale,
     }
 }

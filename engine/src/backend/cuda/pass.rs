@@ -542,6 +542,14 @@ impl Backend for Pass {
 
     // Models that ask for these are refused before they are bound: `HParams::cpu_only`.
 
+    fn rms_norm_first(&mut self, _: Buf, _: &CudaWeight, _: f32) {
+        self.refuse("latent attention");
+    }
+
+    fn mul_mat_heads(&mut self, _: Buf, _: &CudaWeight, _: Buf) {
+        self.refuse("latent attention");
+    }
+
     fn geglu(&mut self, _: Buf, _: Buf) {
         self.refuse("GELU");
     }

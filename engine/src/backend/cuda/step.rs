@@ -178,6 +178,14 @@ impl Backend for Phases<'_> {
         self.products(&[(&g, gb, out), (&u, ub, out)], x, Mode::Swiglu);
     }
 
+    fn rms_norm_first(&mut self, _: Buf, _: &CudaWeight, _: f32) {
+        self.builder.refuse("latent attention");
+    }
+
+    fn mul_mat_heads(&mut self, _: Buf, _: &CudaWeight, _: Buf) {
+        self.builder.refuse("latent attention");
+    }
+
     fn geglu(&mut self, _: Buf, _: Buf) {
         self.builder.refuse("GELU");
     }

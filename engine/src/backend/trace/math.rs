@@ -2,6 +2,7 @@
 
 use lemma_quant::pages::{KvType, TILE};
 
+use crate::backend::Moe;
 use crate::kv::PAGE;
 
 /// `a · b`, summed in f64.
@@ -61,6 +62,28 @@ pub(super) fn softcap(x: f64, cap: Option<f32>) -> f64 {
 pub(super) fn swiglu_oai(gate: f32, up: f32) -> f32 {
     let (g, u) = (f64::from(gate.min(7.0)), f64::from(up.clamp(-7.0, 7.0)));
     (g / (1.0 + (-1.702 * g).exp()) * (u + 1.0)) as f32
+}
+
+/// The experts that a token is sent to, the best first: those of the best groups, by their weights and what is added to choose.
+pub(super) fn best_experts<W>(moe: &Moe<W>, probs: &[f64], bias: &Option<Vec<f32>>) -> Vec<usize> {
+    let rank = |e: usize| probs[e] + bias.as_ref().map_or(0.0, |b| f64::from(b[e]));
+    let best = |of: std::ops::Range<usize>| {
+        let mut order: Vec<usize> = of.collect();
+        order.sort_by(|&a, &b| rank(b).total_cmp(&rank(a)).then(a.cmp(&b)));
+        order
+    };
+    let size = moe.n_expert / moe.n_group;
+    let worth = |group: usize| -> f64 {
+        let order = best(group * size..(group + 1) * size);
+        order.iter().take(2).map(|&e| rank(e)).sum()
+    };
+    let mut groups: Vec<usize> = (0..moe.n_group).collect();
+    groups.sort_by(|&a, &b| worth(b).total_cmp(&worth(a)).then(a.cmp(&b)));
+    groups.truncate(moe.n_group_used);
+    let mut order = best(0..moe.n_expert);
+    order.retain(|e| groups.contains(&(e / size)));
+    order.truncate(moe.n_expert_used);
+    order
 }
 
 /// What a type leaves of some rows of a page; formats of whole pages have [`PAGE`] of them.

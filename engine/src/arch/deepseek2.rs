@@ -1,0 +1,356 @@
+//! `deepseek2`: DeepSeek-V2, V3 and R1 and what was built like them. Latent attention: a token leaves one short key for all heads in the
+//! pool, from which the matrices of a head would make its key and value; these are multiplied with the query and the result instead.
+//! A few dense layers, then mixtures of experts with some that every token is sent to. Sources: arXiv 2405.04434, 2412.19437.
+
+use super::hparams::Latent;
+use super::keys::{Keys, MAX_DIM};
+use super::{Binder, HParams, RopeScaling, Shape};
+use crate::backend::{Backend, Buf::*, Gating, Linear, Moe, RopeMode};
+use crate::error::Error;
+
+pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+    hp.rope_mode = RopeMode::Norm;
+    hp.partial_rotary = true;
+    let kv_lora = k.count("attention.kv_lora_rank", MAX_DIM)?;
+    let or = |n: Option<usize>, default| n.unwrap_or(default);
+    let l = Latent {
+        q_lora: k.optional("attention.q_lora_rank")?.unwrap_or(0) as usize,
+        // Older files have the widths of heads where newer ones have those of the pool.
+        head_dim: or(
+            k.optional_count("attention.key_length_mla", MAX_DIM)?,
+            hp.head_dim,
+        ),
+        head_dim_v: or(
+            k.optional_count("attention.value_length_mla", MAX_DIM)?,
+            hp.head_dim_v,
+        ),
+        kv_lora,
+    };
+    let most = MAX_DIM as usize / hp.n_head;
+    for (name, n) in [
+        ("attention.kv_lora_rank", kv_lora + hp.n_rot),
+        ("attention.key_length_mla", l.head_dim),
+        ("attention.value_length_mla", l.head_dim_v),
+    ] {
+        if n > most {
+            return Err(k.bad(name, n, format!("at most {most} for {} heads", hp.n_head)));
+        }
+    }
+    if l.q_lora > MAX_DIM as usize {
+        return Err(k.bad(
+            "attention.q_lora_rank",
+            l.q_lora,
+            format!("at most {MAX_DIM}"),
+        ));
+    }
+    if l.head_dim <= hp.n_rot {
+        let expected = format!("more than rope.dimension_count {}", hp.n_rot);
+        return Err(k.bad("attention.key_length_mla", l.head_dim, expected));
+    }
+    (hp.n_head_kv, hp.head_dim, hp.head_dim_v) = (1, kv_lora + hp.n_rot, kv_lora);
+    hp.latent = Some(l);
+    hp.attn_scale = attn_scale(k, hp, l.head_dim)?;
+    // Mistral's variant makes queries of late positions larger.
+    if let Some(scale) = k
+        .float("attention.temperature_scale")?
+        .filter(|s| *s != 0.0)
+    {
+        return Err(k.bad("attention.temperature_scale", scale, "none".to_owned()));
+    }
+    let shared = k.optional("expert_shared_count")?.unwrap_or(0) as usize;
+    hp.n_ff_exp = k.count("expert_feed_forward_length", MAX_DIM)?;
+    hp.n_ff_shexp = match hp.n_ff_exp.checked_mul(shared) {
+        Some(n) if n <= MAX_DIM as usize => n,
+        _ => {
+            let expected = format!("at most {}", MAX_DIM as usize / hp.n_ff_exp);
+            return Err(k.bad("expert_shared_count", shared, expected));
+        }
+    };
+    hp.cpu_only = Some("latent attention");
+    Ok(())
+}
+
+/// Factor of the scores. Where YaRN stretches the context, scores of all positions grow: by the square of `1 + 0.1 m ln(factor)`, of
+/// which files state `0.1 m`. Rotation then leaves magnitudes alone; a file without it has the magnitude of plain YaRN in both places.
+fn attn_scale(k: &Keys<'_>, hp: &mut HParams, head_dim: usize) -> Result<f32, Error> {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let rope = &mut hp.ropes[0];
+    let RopeScaling::Yarn {
+        factor, ext_factor, ..
+    } = rope.scaling
+    else {
+        return Ok(scale);
+    };
+    if ext_factor == 0.0 {
+        return Ok(scale);
+    }
+    let attn_factor = k.positive("rope.scaling.attn_factor", Some(1.0))?;
+    let ln = factor.max(1.0).ln();
+    let m = match k.float("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0) {
+        0.0 => {
+            rope.magnitude = attn_factor * (1.0 + 0.1 * ln);
+            rope.magnitude
+        }
+        log_mul => {
+            rope.magnitude = attn_factor;
+            attn_factor * (1.0 + log_mul * ln)
+        }
+    };
+    Ok(m * m * scale)
+}
+
+/// What the router does.
+struct Routing {
+    gating: Gating,
+    n_group: usize,
+    n_group_used: usize,
+    norm_topk: bool,
+    weights_scale: f32,
+}
+
+impl Routing {
+    fn read(k: &Keys<'_>, hp: &HParams) -> Result<Self, Error> {
+        // Files of DeepSeek-V2 do not say; nor do some of GLM-4.7-Flash, which is known by its shape.
+        let unsaid = match (hp.n_layer, hp.n_vocab) {
+            (47 | 48, 154_880) => 2,
+            _ => 1,
+        };
+        let gating = match k
+            .optional("expert_gating_func")?
+            .filter(|f| *f != 0)
+            .unwrap_or(unsaid)
+        {
+            1 => Gating::Softmax,
+            2 => Gating::Sigmoid,
+            f => {
+                return Err(k.bad(
+                    "expert_gating_func",
+                    f,
+                    "1 (softmax) or 2 (sigmoid)".to_owned(),
+                ));
+            }
+        };
+        let n_group = k.optional("expert_group_count")?.unwrap_or(0).max(1) as usize;
+        if n_group > 64 || !hp.n_expert.is_multiple_of(n_group) {
+            let expected = format!("a divisor of expert_count {}, at most 64", hp.n_expert);
+            return Err(k.bad("expert_group_count", n_group, expected));
+        }
+        let n_group_used = match k.optional("expert_group_used_count")?.unwrap_or(0) as usize {
+            _ if n_group == 1 => 1,
+            n if n <= n_group && n * (hp.n_expert / n_group) >= hp.n_expert_used => n,
+            n => {
+                let expected = format!(
+                    "groups with {} experts, {n_group} at most",
+                    hp.n_expert_used
+                );
+                return Err(k.bad("expert_group_used_count", n, expected));
+            }
+        };
+        let weights_scale = match k.float("expert_weights_scale")?.unwrap_or(0.0) {
+            0.0 => 1.0,
+            s if s.is_finite() => s,
+            s => return Err(k.bad("expert_weights_scale", s, "a number".to_owned())),
+        };
+        Ok(Self {
+            gating,
+            n_group,
+            n_group_used,
+            norm_topk: k.flag("expert_weights_norm")?.unwrap_or(false),
+            weights_scale,
+        })
+    }
+}
+
+/// Weights of the model.
+#[derive(Debug)]
+pub struct Model<W> {
+    eps: f32,
+    token_embd: W,
+    layers: Vec<Layer<W>>,
+    output_norm: W,
+    output: Linear<W>,
+}
+
+#[derive(Debug)]
+struct Layer<W> {
+    attn_norm: W,
+    queries: Queries<W>,
+    attn_kv_a_mqa: Linear<W>,
+    attn_kv_a_norm: W,
+    attn_k_b: W,
+    attn_v_b: W,
+    attn_output: Linear<W>,
+    ffn_norm: W,
+    ffn: Ffn<W>,
+}
+
+#[derive(Debug)]
+enum Queries<W> {
+    Full {
+        attn_q: Linear<W>,
+    },
+    Low {
+        attn_q_a: Linear<W>,
+        attn_q_a_norm: W,
+        attn_q_b: Linear<W>,
+    },
+}
+
+#[derive(Debug)]
+enum Ffn<W> {
+    Dense {
+        ffn_gate: Linear<W>,
+        ffn_up: Linear<W>,
+        ffn_down: Linear<W>,
+    },
+    Moe {
+        experts: Moe<W>,
+        shared: Option<Shared<W>>,
+    },
+}
+
+/// Experts that every token is sent to, as one.
+#[derive(Debug)]
+struct Shared<W> {
+    ffn_gate_shexp: Linear<W>,
+    ffn_up_shexp: Linear<W>,
+    ffn_down_shexp: Linear<W>,
+}
+
+impl<W> Model<W> {
+    pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
+        let Shape {
+            n_embd,
+            n_ff,
+            n_vocab,
+            ..
+        } = hp.shape();
+        let k = Keys {
+            file: b.file(),
+            arch: hp.arch,
+        };
+        let Some(l) = hp.latent else {
+            return Err(k.missing("attention.kv_lora_rank"));
+        };
+        let n_dense = k.optional("leading_dense_block_count")?.unwrap_or(0) as usize;
+        if n_dense < hp.n_layer && hp.n_expert == 0 {
+            return Err(k.bad("expert_count", 0, "1 to 4096".to_owned()));
+        }
+        let routing = Routing::read(&k, hp)?;
+        let (n_head, n_q, n_sh) = (hp.n_head, hp.n_head * l.head_dim, hp.n_ff_shexp);
+        let n_nope = l.head_dim - hp.n_rot;
+        let layers = b.numbered_layers(hp.n_layer, |b, il| {
+            Ok(Layer {
+                attn_norm: b.vector("attn_norm", n_embd)?,
+                queries: if l.q_lora > 0 {
+                    Queries::Low {
+                        attn_q_a: b.linear("attn_q_a", n_embd, l.q_lora)?,
+                        attn_q_a_norm: b.vector("attn_q_a_norm", l.q_lora)?,
+                        attn_q_b: b.linear("attn_q_b", l.q_lora, n_q)?,
+                    }
+                } else {
+                    Queries::Full {
+                        attn_q: b.linear("attn_q", n_embd, n_q)?,
+                    }
+                },
+                attn_kv_a_mqa: b.linear("attn_kv_a_mqa", n_embd, hp.head_dim)?,
+                attn_kv_a_norm: b.vector("attn_kv_a_norm", l.kv_lora)?,
+                attn_k_b: b.heads("attn_k_b", n_nope, l.kv_lora, n_head)?,
+                attn_v_b: b.heads("attn_v_b", l.kv_lora, l.head_dim_v, n_head)?,
+                attn_output: b.linear("attn_output", n_head * l.head_dim_v, n_embd)?,
+                ffn_norm: b.vector("ffn_norm", n_embd)?,
+                ffn: if il < n_dense {
+                    Ffn::Dense {
+                        ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
+                        ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
+                        ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
+                    }
+                } else {
+                    Ffn::Moe {
+                        experts: Moe {
+                            gating: routing.gating,
+                            exp_probs_b: b.optional_vector("exp_probs_b.bias", hp.n_expert)?,
+                            n_group: routing.n_group,
+                            n_group_used: routing.n_group_used,
+                            weights_scale: routing.weights_scale,
+                            ..b.moe(hp, routing.norm_topk)?
+                        },
+                        shared: if n_sh > 0 {
+                            Some(Shared {
+                                ffn_gate_shexp: b.linear("ffn_gate_shexp", n_embd, n_sh)?,
+                                ffn_up_shexp: b.linear("ffn_up_shexp", n_embd, n_sh)?,
+                                ffn_down_shexp: b.linear("ffn_down_shexp", n_sh, n_embd)?,
+                            })
+                        } else {
+                            None
+                        },
+                    }
+                },
+            })
+        })?;
+        Ok(Self {
+            eps: hp.eps,
+            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            layers,
+            output_norm: b.vector("output_norm", n_embd)?,
+            output: b.output(n_embd, n_vocab)?,
+        })
+    }
+
+    pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
+        let eps = self.eps;
+        b.embed(X, &self.token_embd);
+        for (il, l) in self.layers.iter().enumerate() {
+            b.rms_norm(Xn, X, &l.attn_norm, eps);
+            b.note("attn_norm", il, Xn);
+            match &l.queries {
+                Queries::Full { attn_q } => b.mul_mats([(Qh, attn_q), (K, &l.attn_kv_a_mqa)], Xn),
+                Queries::Low {
+                    attn_q_a,
+                    attn_q_a_norm,
+                    attn_q_b,
+                } => {
+                    b.mul_mats([(Ql, attn_q_a), (K, &l.attn_kv_a_mqa)], Xn);
+                    b.rms_norm(Ql, Ql, attn_q_a_norm, eps);
+                    b.mul_mats([(Qh, attn_q_b)], Ql);
+                }
+            }
+            b.note("q", il, Qh);
+            b.rms_norm_first(K, &l.attn_kv_a_norm, eps);
+            // Queries come to the keys: what would make keys of the latent vector is multiplied with them.
+            b.mul_mat_heads(Q, &l.attn_k_b, Qh);
+            b.rope(Q, K, il);
+            b.note("Qcur", il, Q);
+            b.note("Kcur", il, K);
+            b.attention(Att, [Q, K, K], il, None);
+            b.mul_mat_heads(Vh, &l.attn_v_b, Att);
+            b.note("kqv_out", il, Vh);
+            b.mul_mat_add(X, &l.attn_output, Vh);
+            b.note("ffn_inp", il, X);
+
+            b.rms_norm(Xn, X, &l.ffn_norm, eps);
+            b.note("ffn_norm", il, Xn);
+            match &l.ffn {
+                Ffn::Dense {
+                    ffn_gate,
+                    ffn_up,
+                    ffn_down,
+                } => {
+                    b.mul_mats([(Gate, ffn_gate), (Up, ffn_up)], Xn);
+                    b.swiglu(Gate, Up);
+                    b.mul_mat_add(X, ffn_down, Gate);
+                }
+                Ffn::Moe { experts, shared } => {
+                    b.moe_ffn(X, Xn, experts);
+                    if let Some(s) = shared {
+                        b.mul_mats([(GateSh, &s.ffn_gate_shexp), (UpSh, &s.ffn_up_shexp)], Xn);
+                        b.swiglu(GateSh, UpSh);
+                        b.mul_mat_add(X, &s.ffn_down_shexp, GateSh);
+                    }
+                }
+            }
+            b.note("l_out", il, X);
+        }
+        b.output(&self.output, &self.output_norm, X, eps);
+    }
+}
