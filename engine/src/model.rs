@@ -79,7 +79,7 @@ impl Model {
         let template = template(&file, &tokenizer, o.chat_template.as_deref());
         let file = Arc::new(file);
         // A dry run of binding finds missing tensors and wrong shapes before anything is allocated.
-        ArchModel::bind(&hp, &mut Binder::new(&file, &mut |_| Ok(())))?;
+        ArchModel::bind(&hp, &mut Binder::new(&file, &mut |_| Ok(())).dry())?;
         Ok(Self {
             file,
             hp,

@@ -54,6 +54,7 @@ fn a_decode_step_allocates_nothing() {
         "gpt-oss",
         "gemma2",
         "gemma3",
+        "deepseek2-v3",
     ] {
         // Every policy, and every option that has a path of its own in a step.
         let options = [

@@ -6,7 +6,7 @@ use super::HParams;
 pub use super::hparams::Shape;
 use crate::backend::{Act, Gating, Linear, Moe, MoeBias, Tensor};
 use crate::error::Error;
-use crate::gguf::GgufFile;
+use crate::gguf::{Bytes, GgufFile};
 use crate::report;
 
 /// Binds the tensors of one file to a backend's weights.
@@ -15,6 +15,8 @@ pub struct Binder<'a, W> {
     make: &'a mut dyn FnMut(Tensor) -> Result<W, Error>,
     /// `blk.N.` inside [`Binder::layers`], empty outside.
     prefix: String,
+    /// Whether weights are only looked for: nobody will read them.
+    dry: bool,
 }
 
 impl<'a, W> Binder<'a, W> {
@@ -24,7 +26,14 @@ impl<'a, W> Binder<'a, W> {
             file,
             make,
             prefix: String::new(),
+            dry: false,
         }
+    }
+
+    /// The same where weights are only looked for and not read.
+    #[must_use]
+    pub fn dry(self) -> Self {
+        Self { dry: true, ..self }
     }
 
     /// The file.
@@ -122,6 +131,66 @@ impl<'a, W> Binder<'a, W> {
         n_head: usize,
     ) -> Result<W, Error> {
         self.required(&format!("{name}.weight"), &[n_in, n_out, n_head])
+    }
+
+    /// [`Binder::heads`] of keys and of values as older files have them: in one matrix, which has for each head `n_k` rows that make its key
+    /// and `n_v` that make its value, of `n_in` elements each. Keys are wanted the other way round, so these weights are copied: in 16
+    /// bits, if they are not numbers already.
+    pub(super) fn heads_in_one(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        [n_k, n_v]: [usize; 2],
+        n_head: usize,
+    ) -> Result<[W; 2], Error> {
+        let (name, dims) = (format!("{name}.weight"), [n_in, n_head * (n_k + n_v)]);
+        let all = (self.find(&name, &dims, false)?).ok_or_else(|| self.missing(&name, &dims))?;
+        let (mut k, mut v) = (Vec::new(), Vec::new());
+        let ty = match all.ty {
+            GgmlType::F32 | GgmlType::BF16 => all.ty,
+            _ => GgmlType::F16,
+        };
+        if let Some(quantize_row) = ty.traits().quantize_row.filter(|_| !self.dry) {
+            let size = ty.row_size(n_k).unwrap_or(0);
+            let (mut rows, mut column) = (vec![0.0; n_k * n_in], vec![0.0; n_k]);
+            for h in 0..n_head {
+                let first = h * (n_k + n_v);
+                for (i, row) in rows.chunks_exact_mut(n_in).enumerate() {
+                    all.dequantize_row(first + i, row);
+                }
+                for i in 0..n_in {
+                    for (to, row) in column.iter_mut().zip(rows.chunks_exact(n_in)) {
+                        *to = row[i];
+                    }
+                    let at = k.len();
+                    k.resize(at + size, 0);
+                    quantize_row(&column, &mut k[at..]);
+                }
+                v.extend_from_slice(&all.part(first + n_k, n_v).bytes);
+            }
+        }
+        let (ty_v, vector) = (all.ty, false);
+        let k = Tensor {
+            ty,
+            n_in: n_k,
+            n_out: n_head * n_in,
+            vector,
+            bytes: Bytes::owned(k),
+        };
+        let v = Tensor {
+            ty: ty_v,
+            n_in,
+            n_out: n_head * n_v,
+            vector,
+            bytes: Bytes::owned(v),
+        };
+        Ok([(self.make)(k)?, (self.make)(v)?])
+    }
+
+    /// Whether the file has a tensor.
+    pub(super) fn has(&self, name: &str) -> bool {
+        let name = format!("{}{name}.weight", self.prefix);
+        self.file.tensor(&name).is_some()
     }
 
     /// The output matrix, which is the embedding where the file has none (tied).

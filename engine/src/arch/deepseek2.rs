@@ -15,7 +15,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     let or = |n: Option<usize>, default| n.unwrap_or(default);
     let l = Latent {
         q_lora: k.optional("attention.q_lora_rank")?.unwrap_or(0) as usize,
-        // Older files have the widths of heads where newer ones have those of the pool.
+        // Older files have the widths of heads where newer ones have those of the pool, and one matrix for keys and values.
         head_dim: or(
             k.optional_count("attention.key_length_mla", MAX_DIM)?,
             hp.head_dim,
@@ -240,6 +240,14 @@ impl<W> Model<W> {
         let (n_head, n_q, n_sh) = (hp.n_head, hp.n_head * l.head_dim, hp.n_ff_shexp);
         let n_nope = l.head_dim - hp.n_rot;
         let layers = b.numbered_layers(hp.n_layer, |b, il| {
+            let [attn_k_b, attn_v_b] = if b.has("attn_kv_b") && !b.has("attn_k_b") {
+                b.heads_in_one("attn_kv_b", l.kv_lora, [n_nope, l.head_dim_v], n_head)?
+            } else {
+                [
+                    b.heads("attn_k_b", n_nope, l.kv_lora, n_head)?,
+                    b.heads("attn_v_b", l.kv_lora, l.head_dim_v, n_head)?,
+                ]
+            };
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,
                 queries: if l.q_lora > 0 {
@@ -255,8 +263,8 @@ impl<W> Model<W> {
                 },
                 attn_kv_a_mqa: b.linear("attn_kv_a_mqa", n_embd, hp.head_dim)?,
                 attn_kv_a_norm: b.vector("attn_kv_a_norm", l.kv_lora)?,
-                attn_k_b: b.heads("attn_k_b", n_nope, l.kv_lora, n_head)?,
-                attn_v_b: b.heads("attn_v_b", l.kv_lora, l.head_dim_v, n_head)?,
+                attn_k_b,
+                attn_v_b,
                 attn_output: b.linear("attn_output", n_head * l.head_dim_v, n_embd)?,
                 ffn_norm: b.vector("ffn_norm", n_embd)?,
                 ffn: if il < n_dense {

@@ -197,10 +197,10 @@ pub trait Backend {
     /// their queries, the last.
     fn rope(&mut self, q: Buf, k: Buf, il: usize);
 
-    /// `qkv`: queries, keys and values (which are not looked at where they are in the keys). Stores keys and values of the pass in their slots of layer `il`, attends over the live pages up to
-    /// each token's position, and leaves the page masses of the last token if the policy wants them. A layer with a window
-    /// ([`LayerParams::window`](crate::arch::LayerParams::window)) sees so many tokens, the token itself included. `sinks`, `[n_head]`: a score of
-    /// each head that takes part in the softmax and has no value. Scores are bounded by
+    /// `qkv`: queries, keys and values (which are not looked at where they are in the keys). Stores keys and values of the pass in their
+    /// slots of layer `il`, attends over the live pages up to each token's position, and leaves the page masses of the last token if the
+    /// policy wants them. A layer with a window ([`LayerParams::window`](crate::arch::LayerParams::window)) sees so many tokens, the token
+    /// itself included. `sinks`, `[n_head]`: a score of each head that takes part in the softmax and has no value. Scores are bounded by
     /// [`HParams::attn_softcap`](crate::arch::HParams::attn_softcap).
     fn attention(&mut self, out: Buf, qkv: [Buf; 3], il: usize, sinks: Option<&Self::Weight>);
 

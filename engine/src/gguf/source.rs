@@ -128,6 +128,13 @@ pub struct Bytes {
 }
 
 impl Bytes {
+    /// Bytes that no file has.
+    pub(crate) fn owned(bytes: Vec<u8>) -> Self {
+        let range = 0..bytes.len();
+        let source = Source::Owned(bytes.into());
+        Self { source, range }
+    }
+
     /// A part of these bytes; `range` lies within them.
     pub(crate) fn slice(&self, range: Range<usize>) -> Self {
         let at = self.range.start;
