@@ -104,6 +104,35 @@ fn sides(
 }
 
 #[test]
+fn what_has_no_kernels_is_refused_in_a_line() {
+    for gpu in gpus() {
+        for (name, what) in [
+            ("gpt-oss", "sliding windows"),
+            ("gemma2", "GELU"),
+            ("gemma3", "GELU"),
+            ("deepseek2-v3", "latent attention"),
+        ] {
+            let path = lemma_tests::data()
+                .join("arch")
+                .join(format!("{name}.gguf"));
+            let file = GgufFile::open(&path).unwrap();
+            let hp = HParams::read(&file).unwrap();
+            let o = LoadOptions::default();
+            let layout = Layout::new(&o.kv, hp.n_layer, hp.n_head_kv, 4, 512);
+            let said = match CudaRunner::new(&gpu, &file, &hp, &o, &layout, 64) {
+                Ok(_) => panic!("{name} was bound"),
+                Err(e) => e.to_string(),
+            };
+            let wanted = format!("{what} on a GPU, expected --device cpu with it");
+            assert!(
+                said.contains(&wanted) && !said.contains('\n'),
+                "{name}: {said}"
+            );
+        }
+    }
+}
+
+#[test]
 fn logits_agree_with_the_reference() {
     for gpu in gpus() {
         for case in cases() {

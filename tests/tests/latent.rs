@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
+use lemma_engine::error::Error;
 use lemma_engine::gguf::write::Builder;
 use lemma_engine::gguf::{GgmlType, GgufFile, Value, ValueKind};
 use lemma_engine::kv::Demoted;
@@ -57,7 +58,11 @@ impl Draft {
         })
     }
 
-    fn model(mut self, o: &LoadOptions) -> Arc<Model> {
+    fn model(self, o: &LoadOptions) -> Arc<Model> {
+        Arc::new(self.load(o).unwrap())
+    }
+
+    fn load(mut self, o: &LoadOptions) -> Result<Model, Error> {
         let b = &mut self.keys;
         for (key, value) in self.file.meta().iter() {
             let own = key.strip_prefix("deepseek2.");
@@ -86,7 +91,7 @@ impl Draft {
             body.write(&bytes).unwrap();
         }
         let bytes = body.finish().unwrap().leak();
-        Arc::new(Model::load_static(bytes, "made here", o).unwrap())
+        Model::load_static(bytes, "made here", o)
     }
 }
 
@@ -305,4 +310,30 @@ fn pages_of_latent_keys_move_as_in_the_reference() {
         let error = nmse(&got.2, &want.2);
         assert!(error < limit, "{spec}: {error:.1e}");
     }
+}
+
+#[test]
+fn routing_that_nobody_can_follow_is_refused() {
+    for (key, n) in [
+        ("expert_gating_func", 3),
+        ("expert_group_count", 3),
+        ("expert_group_count", 128),
+        ("expert_group_used_count", 1),
+        ("expert_group_used_count", 5),
+        ("attention.kv_lora_rank", 31),
+    ] {
+        let draft = Draft::of("deepseek2-v3").number(key, n);
+        let said = match draft.load(&LoadOptions::default()) {
+            Ok(_) => panic!("{key} {n} was taken"),
+            Err(e) => e.to_string(),
+        };
+        assert!(
+            said.contains(key) || said.contains("tensor"),
+            "{key} {n}: {said}"
+        );
+    }
+    let mut draft = Draft::of("deepseek2-v3");
+    draft.tensors.retain(|t| t.0 != "blk.1.attn_v_b.weight");
+    let said = draft.load(&LoadOptions::default()).map(|_| ()).unwrap_err();
+    assert!(said.to_string().contains("blk.1.attn_v_b.weight"), "{said}");
 }

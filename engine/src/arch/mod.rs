@@ -135,3 +135,6 @@ impl Widths {
         self.0[b as usize]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Hyper-parameters that published models have, from headers alone.
+
+use super::{HParams, RopeScaling};
+use crate::error::Error;
+use crate::gguf::write::Builder;
+use crate::gguf::{GgmlType, GgufFile};
+
+/// Reads the hyper-parameters of a header with these keys and what all files have.
+fn read(arch: &str, numbers: &[(&str, u32)], floats: &[(&str, f32)]) -> Result<HParams, Error> {
+    let mut b = Builder::new();
+    let key = |name: &str| format!("{arch}.{name}");
+    b.str("general.architecture", arch)
+        .u32(&key("context_length"), 131_072)
+        .u32(&key("feed_forward_length"), 64)
+        .f32(&key("attention.layer_norm_rms_epsilon"), 1e-6);
+    for (name, n) in numbers {
+        b.u32(&key(name), *n);
+    }
+    for (name, x) in floats {
+        b.f32(&key(name), *x);
+    }
+    let n_embd = numbers.iter().find(|(k, _)| *k == "embedding_length");
+    let n_embd = n_embd.map_or(32, |(_, n)| *n);
+    b.tensor("token_embd.weight", GgmlType::F16, &[n_embd.into(), 1]);
+    let mut body = b.begin(Vec::new()).unwrap();
+    body.write(&vec![0; 2 * n_embd as usize]).unwrap();
+    HParams::read(&GgufFile::from_bytes(body.finish().unwrap(), "header").unwrap())
+}
+
+/// Windows of the layers, `.` for none.
+fn windows(hp: &HParams) -> String {
+    let mark = |w: Option<u32>| if w.is_some() { 'w' } else { '.' };
+    hp.layers.iter().map(|l| mark(l.window)).collect()
+}
+
+#[test]
+fn gemma_3_27b() {
+    let shape = [
+        ("block_count", 62),
+        ("embedding_length", 5376),
+        ("attention.head_count", 32),
+        ("attention.head_count_kv", 16),
+        ("attention.key_length", 128),
+        ("attention.value_length", 128),
+    ];
+    let floats = [("rope.freq_base", 1e6), ("rope.scaling.factor", 8.0)];
+    let window = ("attention.sliding_window", 1024);
+    let hp = read("gemma3", &[&shape[..], &[window]].concat(), &floats).unwrap();
+    assert_eq!(hp.attn_scale, 1.0 / 168.0f32.sqrt());
+    assert_eq!(windows(&hp)[..13], *"wwwww.wwwww.w");
+    assert_eq!(
+        (hp.layers[0].window, hp.layers[0].rope),
+        (Some(1024), Some(1))
+    );
+    assert_eq!(hp.layers[5].rope, Some(0));
+    assert_eq!(hp.ropes[0].scaling, RopeScaling::Linear { factor: 8.0 });
+    assert_eq!(
+        (hp.ropes[1].freq_base, hp.ropes[1].scaling),
+        (10_000.0, RopeScaling::None)
+    );
+    assert_eq!((hp.attn_softcap, hp.logit_softcap), (None, None));
+
+    let pattern = ("attention.sliding_window_pattern", 3);
+    let hp = read(
+        "gemma3",
+        &[&shape[..], &[window, pattern]].concat(),
+        &floats,
+    )
+    .unwrap();
+    assert_eq!(windows(&hp)[..7], *"ww.ww.w");
+    let hp = read("gemma3", &shape, &floats).unwrap();
+    assert_eq!((windows(&hp).contains('w'), hp.ropes.len()), (false, 1));
+}
+
+#[test]
+fn gemma_2() {
+    let shape = |n_layer| {
+        [
+            ("block_count", n_layer),
+            ("embedding_length", 4608),
+            ("attention.head_count", 32),
+            ("attention.head_count_kv", 16),
+            ("attention.key_length", 128),
+        ]
+    };
+    let hp = read("gemma2", &shape(46), &[]).unwrap();
+    assert_eq!(hp.attn_scale, 1.0 / 144.0f32.sqrt());
+    assert_eq!(
+        (windows(&hp)[..5].to_owned(), hp.layers[0].window),
+        ("w.w.w".to_owned(), Some(4096))
+    );
+    assert_eq!(
+        (hp.attn_softcap, hp.logit_softcap, hp.ropes.len()),
+        (Some(50.0), Some(30.0), 1)
+    );
+    let caps = [
+        ("attn_logit_softcapping", 0.0),
+        ("final_logit_softcapping", 7.0),
+    ];
+    let hp = read("gemma2", &shape(42), &caps).unwrap();
+    assert_eq!(hp.attn_scale, 1.0 / 128.0f32.sqrt());
+    assert_eq!((hp.attn_softcap, hp.logit_softcap), (None, Some(7.0)));
+    let said = read("gemma2", &shape(42), &[("attn_logit_softcapping", -1.0)]).unwrap_err();
+    assert!(
+        said.to_string().contains("gemma2.attn_logit_softcapping"),
+        "{said}"
+    );
+}
+
+#[test]
+fn deepseek_v3() {
+    let mut shape = vec![
+        ("block_count", 61),
+        ("embedding_length", 7168),
+        ("attention.head_count", 128),
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", 576),
+        ("attention.value_length", 512),
+        ("attention.key_length_mla", 192),
+        ("attention.value_length_mla", 128),
+        ("attention.q_lora_rank", 1536),
+        ("attention.kv_lora_rank", 512),
+        ("rope.dimension_count", 64),
+        ("expert_count", 256),
+        ("expert_used_count", 8),
+        ("expert_shared_count", 1),
+        ("expert_feed_forward_length", 2048),
+    ];
+    let hp = read("deepseek2", &shape, &[]).unwrap();
+    assert_eq!(
+        (hp.n_head_kv, hp.head_dim, hp.head_dim_v, hp.rope_from()),
+        (1, 576, 512, 512)
+    );
+    assert_eq!((hp.n_ff, hp.n_ff_exp, hp.n_ff_shexp), (64, 2048, 2048));
+    assert_eq!(hp.attn_scale, 1.0 / 192.0f32.sqrt());
+
+    let floats = [("attention.temperature_scale", 0.1)];
+    let said = read("deepseek2", &shape, &floats).unwrap_err();
+    assert!(said.to_string().contains("temperature_scale"), "{said}");
+    for (name, n) in [
+        ("attention.key_length_mla", 64),
+        ("attention.kv_lora_rank", 1 << 20),
+        ("attention.value_length_mla", 1 << 20),
+        ("attention.q_lora_rank", u32::MAX),
+        ("expert_shared_count", 1 << 20),
+        ("rope.dimension_count", 63),
+        ("rope.dimension_count", u32::MAX),
+    ] {
+        let i = shape.iter().position(|(k, _)| *k == name).unwrap();
+        let usual = std::mem::replace(&mut shape[i].1, n);
+        let said = read("deepseek2", &shape, &[]).unwrap_err().to_string();
+        assert!(
+            said.contains(name) || said.contains("key_length_mla"),
+            "{name} {n}: {said}"
+        );
+        shape[i].1 = usual;
+    }
+}
