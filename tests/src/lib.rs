@@ -5,6 +5,7 @@ pub mod cuda;
 
 use std::path::{Path, PathBuf};
 
+use lemma_engine::gguf::{self, write::Builder};
 use serde_json::Value;
 
 /// Folder of the test data that the project carries.
@@ -19,6 +20,23 @@ pub fn folders(name: &str) -> Vec<PathBuf> {
         .chain(more)
         .filter(|p| p.is_dir())
         .collect()
+}
+
+/// Writes a key as another file has it; numbers of any width as 32 bits.
+pub fn copy_key(b: &mut Builder, key: &str, value: gguf::Value<'_>) {
+    match value {
+        gguf::Value::Str(s) => b.str(key, std::str::from_utf8(s).unwrap()),
+        gguf::Value::F32(x) => b.f32(key, x),
+        gguf::Value::Bool(x) => b.bool(key, x),
+        gguf::Value::Int { value, .. } => b.u32(key, u32::try_from(value).unwrap()),
+        gguf::Value::Array(a) => match (a.strings(), a.f32s(), a.ints()) {
+            (Some(s), ..) => b.strings(key, s.collect::<Vec<_>>().into_iter()),
+            (_, Some(f), _) => b.f32s(key, f),
+            (.., Some(i)) => b.i32s(key, i.map(|i| i as i32)),
+            _ => panic!("{key}"),
+        },
+        other => panic!("{key}: {other:?}"),
+    };
 }
 
 /// A JSON file.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use lemma_engine::error::Error;
+use lemma_engine::gguf::GgufFile;
 use lemma_engine::gguf::write::Builder;
-use lemma_engine::gguf::{GgufFile, Value};
 use lemma_engine::model::Model;
 use lemma_engine::options::{BackendKind, LoadOptions};
 use lemma_engine::session::Session;
 use lemma_quant::GgmlType;
-use lemma_tests::{data, nmse};
+use lemma_tests::{copy_key, data, nmse};
 
 /// What is changed of a file.
 #[derive(Default)]
@@ -37,29 +37,13 @@ enum New<'a> {
 /// A tensor of f32: its name, its shape, its numbers.
 type NewTensor = (String, Vec<u64>, Vec<f32>);
 
-fn copy(b: &mut Builder, key: &str, value: Value<'_>) {
-    match value {
-        Value::Str(s) => b.str(key, std::str::from_utf8(s).unwrap()),
-        Value::F32(x) => b.f32(key, x),
-        Value::Bool(x) => b.bool(key, x),
-        Value::Int { value, .. } => b.u32(key, u32::try_from(value).unwrap()),
-        Value::Array(a) => match (a.strings(), a.f32s(), a.ints()) {
-            (Some(s), ..) => b.strings(key, s.collect::<Vec<_>>().into_iter()),
-            (_, Some(f), _) => b.f32s(key, f),
-            (.., Some(i)) => b.i32s(key, i.map(|i| i as i32)),
-            _ => panic!("{key}"),
-        },
-        other => panic!("{key}: {other:?}"),
-    };
-}
-
 /// The file `name` of the reference data with a change.
 fn changed(name: &str, change: &Change<'_>) -> &'static [u8] {
     let file = GgufFile::open(&data().join("arch").join(name)).unwrap();
     let mut b = Builder::new();
     for (key, value) in file.meta().iter() {
         if !change.without.contains(&key) {
-            copy(&mut b, key, value);
+            copy_key(&mut b, key, value);
         }
     }
     for (key, value) in change.keys {

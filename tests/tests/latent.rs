@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use lemma_engine::error::Error;
 use lemma_engine::gguf::write::Builder;
-use lemma_engine::gguf::{GgmlType, GgufFile, Value, ValueKind};
+use lemma_engine::gguf::{GgmlType, GgufFile};
 use lemma_engine::kv::Demoted;
 use lemma_engine::model::Model;
 use lemma_engine::options::{BackendKind, KvBudget, LoadOptions};
 use lemma_engine::session::Session;
-use lemma_tests::{data, floats, json, nmse};
+use lemma_tests::{copy_key, data, floats, json, nmse};
 
 const MODELS: [&str; 2] = ["deepseek2-v3", "deepseek2-noqlora"];
 const BACKENDS: [BackendKind; 2] = [BackendKind::Trace, BackendKind::Cpu];
@@ -69,17 +69,7 @@ impl Draft {
             if own.is_some_and(|k| self.left_out.contains(&k)) {
                 continue;
             }
-            match value {
-                Value::Int { value, .. } => b.u32(key, value as u32),
-                Value::F32(x) => b.f32(key, x),
-                Value::Bool(x) => b.bool(key, x),
-                Value::Str(s) => b.str(key, std::str::from_utf8(s).unwrap()),
-                Value::Array(a) if a.elem() == ValueKind::String => {
-                    b.strings(key, a.strings().unwrap().collect::<Vec<_>>().into_iter())
-                }
-                Value::Array(a) => b.i32s(key, a.ints().unwrap().map(|n| n as i32)),
-                other => panic!("{key}: {other:?}"),
-            };
+            copy_key(b, key, value);
         }
         let mut b = self.keys;
         for (name, shape, _) in &self.tensors {

@@ -11,12 +11,12 @@ const LAYERS_27B: usize = 46;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
-    k.windows(hp, Some(4096), 2)?;
-    let freq_base = k.positive("rope.freq_base_swa", Some(hp.ropes[0].freq_base))?;
-    hp.rope_of_windows(RopeParams {
-        freq_base,
+    let window = k.optional_window()?.unwrap_or(4096);
+    let local = RopeParams {
+        freq_base: k.positive("rope.freq_base_swa", Some(hp.ropes[0].freq_base))?,
         ..hp.ropes[0]
-    });
+    };
+    hp.windows(window, &k.window_pattern(hp.n_layer, 2)?, local);
     hp.attn_softcap = k.softcap("attn_logit_softcapping", 50.0)?;
     hp.logit_softcap = k.softcap("final_logit_softcapping", 30.0)?;
     if hp.n_layer == LAYERS_27B && k.float("attention.scale")?.is_none() {

@@ -11,13 +11,13 @@ const LAYERS_27B: usize = 62;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
-    if k.windows(hp, None, 6)? {
+    if let Some(window) = k.optional_window()? {
         let local = RopeParams {
             freq_base: k.positive("rope.freq_base_swa", Some(10_000.0))?,
             scaling: RopeScaling::None,
             magnitude: 1.0,
         };
-        hp.rope_of_windows(local);
+        hp.windows(window, &k.window_pattern(hp.n_layer, 6)?, local);
     }
     hp.logit_softcap = k.softcap("final_logit_softcapping", 0.0)?;
     if hp.n_layer == LAYERS_27B && k.float("attention.scale")?.is_none() {

@@ -269,13 +269,13 @@ impl HParams {
         Ok(hp)
     }
 
-    /// Lets layers with a window rotate in their own way, if it is another.
-    pub(super) fn rope_of_windows(&mut self, rope: RopeParams) {
-        if self.ropes[0] == rope {
-            return;
+    /// Gives layers a window, and lets those rotate in their own way, if it is another than that of the others.
+    pub(super) fn windows(&mut self, window: u32, layers: &[bool], rope: RopeParams) {
+        if self.ropes[0] != rope {
+            self.ropes.push(rope);
         }
-        self.ropes.push(rope);
-        for l in self.layers.iter_mut().filter(|l| l.window.is_some()) {
+        for (l, _) in self.layers.iter_mut().zip(layers).filter(|(_, has)| **has) {
+            l.window = Some(window);
             l.rope = Some(self.ropes.len() - 1);
         }
     }

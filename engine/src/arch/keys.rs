@@ -160,32 +160,6 @@ impl Keys<'_> {
         }
     }
 
-    /// Gives layers windows of `attention.sliding_window` tokens (`default` where it is missing or zero): all but the last of every
-    /// `attention.sliding_window_pattern` of them (`usual_period` where it is missing). Says whether there are windows.
-    pub(super) fn windows(
-        &self,
-        hp: &mut HParams,
-        default: Option<u32>,
-        usual_period: u32,
-    ) -> Result<bool, Error> {
-        let name = "attention.sliding_window";
-        let window = match self.optional(name)?.filter(|n| *n > 0).or(default) {
-            Some(n) if n > u32::MAX >> 1 => {
-                return Err(self.bad(name, n, format!("1 to {}", u32::MAX >> 1)));
-            }
-            Some(n) => n,
-            None => return Ok(false),
-        };
-        let period = self.optional("attention.sliding_window_pattern")?;
-        let period = period.unwrap_or(usual_period) as usize;
-        for (il, l) in hp.layers.iter_mut().enumerate() {
-            if period == 0 || il % period < period - 1 {
-                l.window = Some(window);
-            }
-        }
-        Ok(true)
-    }
-
     /// The rotation that the common keys describe.
     pub(super) fn rope(&self) -> Result<RopeParams, Error> {
         let (scaling, magnitude) = self.rope_scaling()?;

@@ -11,17 +11,12 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     let Some(window) = k.optional_window()? else {
         return Ok(());
     };
-    hp.ropes.push(RopeParams {
+    let local = RopeParams {
         freq_base: k.positive("rope.freq_base_swa", Some(hp.ropes[0].freq_base))?,
         scaling: RopeScaling::None,
         magnitude: 1.0,
-    });
-    for (l, has_window) in hp.layers.iter_mut().zip(k.window_pattern(hp.n_layer, 4)?) {
-        if has_window {
-            l.window = Some(window);
-            l.rope = Some(1);
-        }
-    }
+    };
+    hp.windows(window, &k.window_pattern(hp.n_layer, 4)?, local);
     Ok(())
 }
 
