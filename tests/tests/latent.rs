@@ -22,6 +22,8 @@ struct Draft {
     left_out: Vec<&'static str>,
     keys: Builder,
     tensors: Vec<(String, Vec<u64>, Vec<f32>)>,
+    /// Whether matrices are, in types that their rows allow.
+    quantized: bool,
 }
 
 impl Draft {
@@ -38,6 +40,7 @@ impl Draft {
             left_out: Vec::new(),
             keys: Builder::new(),
             tensors,
+            quantized: false,
         }
     }
 
@@ -72,13 +75,23 @@ impl Draft {
             copy_key(b, key, value);
         }
         let mut b = self.keys;
+        let ty = |shape: &[u64]| match shape {
+            [n, _, ..] if self.quantized && n % 256 == 0 => GgmlType::Q4_K,
+            [n, _, ..] if self.quantized && n % 32 == 0 => GgmlType::Q8_0,
+            _ => GgmlType::F32,
+        };
         for (name, shape, _) in &self.tensors {
-            b.tensor(name, GgmlType::F32, shape);
+            b.tensor(name, ty(shape), shape);
         }
         let mut body = b.begin(Vec::new()).unwrap();
-        for (_, _, x) in &self.tensors {
-            let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
-            body.write(&bytes).unwrap();
+        for (_, shape, x) in &self.tensors {
+            let (ty, n) = (ty(shape), shape[0] as usize);
+            let quantize_row = ty.traits().quantize_row.unwrap();
+            let mut row = vec![0; ty.row_size(n).unwrap()];
+            for x in x.chunks_exact(n) {
+                quantize_row(x, &mut row);
+                body.write(&row).unwrap();
+            }
         }
         let bytes = body.finish().unwrap().leak();
         Model::load_static(bytes, "made here", o)
@@ -217,18 +230,20 @@ fn yarn_makes_scores_grow() {
     }
 }
 
+fn random(seed: &mut u32, n: u64, size: f32) -> Vec<f32> {
+    let mut next = || {
+        *seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (*seed >> 8) as f32 / 8_388_608.0 - 1.0
+    };
+    (0..n).map(|_| size * next()).collect()
+}
+
 /// A model whose latent keys are two blocks of 32, of random weights.
 fn wide(o: &LoadOptions) -> Arc<Model> {
     let mut draft = Draft::of("deepseek2-noqlora");
     let (n_head, n_rot, kv_lora, n_nope) = (3, 12, 52, 12);
-    let mut seed = 1u32;
-    let mut random = |n: u64| {
-        let mut next = || {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (seed >> 8) as f32 / 8_388_608.0 - 1.0
-        };
-        (0..n).map(|_| 0.3 * next()).collect::<Vec<f32>>()
-    };
+    let mut seed = 1;
+    let mut random = |n| random(&mut seed, n, 0.3);
     for (name, shape, x) in &mut draft.tensors {
         let part = name.rsplit('.').nth(1).unwrap();
         let new = match part {
@@ -326,4 +341,75 @@ fn routing_that_nobody_can_follow_is_refused() {
     draft.tensors.retain(|t| t.0 != "blk.1.attn_v_b.weight");
     let said = draft.load(&LoadOptions::default()).map(|_| ()).unwrap_err();
     assert!(said.to_string().contains("blk.1.attn_v_b.weight"), "{said}");
+}
+
+/// Attention as wide as in DeepSeek-V2-Lite, weights in types that such files have. On the CPU activations have eight bits, in the reference
+/// they are as they are.
+#[test]
+fn published_widths_with_quantized_weights() {
+    let (n_head, n_nope, n_rot, n_v, kv_lora) = (16, 128, 64, 128, 512);
+    let make = |o: &LoadOptions| {
+        let mut draft = Draft::of("deepseek2-noqlora");
+        draft.quantized = true;
+        let mut seed = 7;
+        // 48 wide are a residual stream and 32 an expert, which become 256 each.
+        let wider = |n: &u64| {
+            if matches!(*n, 32 | 48 | 64 | 96) {
+                256
+            } else {
+                *n
+            }
+        };
+        for (name, shape, x) in &mut draft.tensors {
+            let part = name.rsplit('.').nth(1).unwrap();
+            let n_embd = 256;
+            *shape = match part {
+                "attn_q" => vec![n_embd, n_head * (n_nope + n_rot)],
+                "attn_kv_a_mqa" => vec![n_embd, kv_lora + n_rot],
+                "attn_kv_a_norm" => vec![kv_lora],
+                "attn_k_b" => vec![n_nope, kv_lora, n_head],
+                "attn_v_b" => vec![kv_lora, n_v, n_head],
+                "attn_output" => vec![n_head * n_v, n_embd],
+                "ffn_gate_shexp" | "ffn_up_shexp" => vec![n_embd, 512],
+                "ffn_down_shexp" => vec![512, n_embd],
+                _ => shape.iter().map(wider).collect(),
+            };
+            let norm = shape.len() == 1;
+            // Products of unit size.
+            let size = if norm {
+                0.1
+            } else {
+                (3.0 / shape[0] as f32).sqrt()
+            };
+            *x = random(&mut seed, shape.iter().product(), size);
+            x.iter_mut()
+                .for_each(|x| *x += if norm { 1.0 } else { 0.0 });
+        }
+        draft
+            .number("embedding_length", 256)
+            .number("feed_forward_length", 256)
+            .number("expert_feed_forward_length", 256)
+            .number("attention.head_count", n_head as u32)
+            .number("attention.key_length_mla", (n_nope + n_rot) as u32)
+            .number("attention.value_length_mla", n_v as u32)
+            .number("attention.kv_lora_rank", kv_lora as u32)
+            .number("rope.dimension_count", n_rot as u32)
+            .model(o)
+    };
+    let tokens: Vec<u32> = (0..40).map(|i| (i * 37 + 5) % 250).collect();
+    let [want, got] = BACKENDS.map(|backend| {
+        let o = options(backend, "full");
+        score(make(&o), &o, &tokens)
+    });
+    let error = nmse(&got, &want);
+    assert!(error < 5e-3, "{error:.1e}");
+    // A token alone gets what it gets in a batch.
+    let o = options(BackendKind::Cpu, "full");
+    let mut session = Session::new(make(&o), &o).unwrap();
+    for (i, &t) in tokens.iter().enumerate() {
+        session.decode(t).unwrap();
+        let n = session.logits().len();
+        let error = nmse(session.logits(), &got[i * n..][..n]);
+        assert!(error < 1e-9, "token {i}: {error:.1e}");
+    }
 }

@@ -12,18 +12,14 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Norm;
     hp.partial_rotary = true;
     let kv_lora = k.count("attention.kv_lora_rank", MAX_DIM)?;
-    let or = |n: Option<usize>, default| n.unwrap_or(default);
+    let width = |name, default| -> Result<usize, Error> {
+        Ok(k.optional_count(name, MAX_DIM)?.unwrap_or(default))
+    };
     let l = Latent {
         q_lora: k.optional("attention.q_lora_rank")?.unwrap_or(0) as usize,
         // Older files have the widths of heads where newer ones have those of the pool, and one matrix for keys and values.
-        head_dim: or(
-            k.optional_count("attention.key_length_mla", MAX_DIM)?,
-            hp.head_dim,
-        ),
-        head_dim_v: or(
-            k.optional_count("attention.value_length_mla", MAX_DIM)?,
-            hp.head_dim_v,
-        ),
+        head_dim: width("attention.key_length_mla", hp.head_dim)?,
+        head_dim_v: width("attention.value_length_mla", hp.head_dim_v)?,
         kv_lora,
     };
     let most = MAX_DIM as usize / hp.n_head;
@@ -86,7 +82,9 @@ fn attn_scale(k: &Keys<'_>, hp: &mut HParams, head_dim: usize) -> Result<f32, Er
     }
     let attn_factor = k.positive("rope.scaling.attn_factor", Some(1.0))?;
     let ln = factor.max(1.0).ln();
-    let m = match k.float("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0) {
+    let name = "rope.scaling.yarn_log_multiplier";
+    let m = match k.float(name)?.unwrap_or(0.0) {
+        x if !x.is_finite() => return Err(k.bad(name, x, "a number".to_owned())),
         0.0 => {
             rope.magnitude = attn_factor * (1.0 + 0.1 * ln);
             rope.magnitude
