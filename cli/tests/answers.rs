@@ -176,7 +176,7 @@ fn a_small_pool_recycles_and_goes_on() {
     let pages = r["kv"]["pages"].as_u64().unwrap();
     assert!(
         (11..20).contains(&pages),
-        "five pages of f16, most of them as k3/v2: {r}"
+        "five pages of f16, most of them as k4/v2: {r}"
     );
 }
 

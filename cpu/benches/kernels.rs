@@ -195,7 +195,7 @@ fn attention(c: &mut Criterion) {
         (32_768, both(GgmlType::F16)),
         (4096, both(GgmlType::Q8_0)),
         (4096, both(GgmlType::Q4_0)),
-        (4096, [KvType::K3, KvType::V2]),
+        (4096, [KvType::K4, KvType::V2]),
     ] {
         let shape = KvShape {
             ty_k,

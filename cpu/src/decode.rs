@@ -1,7 +1,7 @@
 //! Keys and values as they are stored, to f32.
 
 use crate::simd::{Simd, for_isa};
-use lemma_quant::pages::{PAGE, TILE, TileK3, TileV2, tiles};
+use lemma_quant::pages::{PAGE, TILE, TileK4, TileV2, tiles};
 
 for_isa! {
     /// Decodes half-precision numbers, a multiple of 16.
@@ -22,11 +22,11 @@ for_isa! {
     /// `isa` is available.
     pub(crate) unsafe fn decode_q4_0<S>(from: &[u8], to: &mut [f32]) decode_q4_0_s;
 
-    /// Decodes a page of `k3`, as the reference does.
+    /// Decodes a page of `k4`, as the reference does.
     ///
     /// # Safety
     /// `isa` is available.
-    pub(crate) unsafe fn decode_k3<S>(from: &[u8], to: &mut [f32]) decode_k3_s;
+    pub(crate) unsafe fn decode_k4<S>(from: &[u8], to: &mut [f32]) decode_k4_s;
 
     /// Decodes a page of `v2`, as the reference does.
     ///
@@ -94,8 +94,8 @@ unsafe fn decode_q4_0_s<S: Simd>(from: &[u8], to: &mut [f32]) {
 }
 
 #[inline(always)]
-unsafe fn decode_k3_s<S: Simd>(from: &[u8], to: &mut [f32]) {
-    let tiles = tiles::<TileK3>(from);
+unsafe fn decode_k4_s<S: Simd>(from: &[u8], to: &mut [f32]) {
+    let tiles = tiles::<TileK4>(from);
     let dim = tiles.len() * TILE;
     assert_eq!(to.len(), PAGE * dim);
     for (i, tile) in tiles.iter().enumerate() {
@@ -103,22 +103,17 @@ unsafe fn decode_k3_s<S: Simd>(from: &[u8], to: &mut [f32]) {
         for c in (0..TILE).step_by(S::N) {
             // SAFETY: a tile has `TILE` of each, and rows have room for all tiles.
             unsafe {
-                let a = S::load_u32(tile.a.as_ptr().add(c).cast());
-                let b = S::load_u16(tile.b.as_ptr().add(c).cast());
                 let (d, zero) = (S::load(d.as_ptr().add(c)), S::load(zero.as_ptr().add(c)));
                 let to = to.as_mut_ptr().add(i * TILE + c);
-                // Every product and sum is exact.
-                for t in 0..10 {
-                    let q = S::code::<3>(a, 3 * t as u32);
-                    S::store(to.add(t * dim), S::fma(q, d, zero));
+                for (half, words) in [&tile.a, &tile.b].into_iter().enumerate() {
+                    let words = S::load_u32(words.as_ptr().add(c).cast());
+                    for t in 0..PAGE / 2 {
+                        // Every product and sum is exact.
+                        let q = S::code::<4>(words, 4 * t as u32);
+                        let to = to.add((half * PAGE / 2 + t) * dim);
+                        S::store(to, S::fma(q, d, zero));
+                    }
                 }
-                for t in 0..5 {
-                    let q = S::code::<3>(b, 3 * t as u32);
-                    S::store(to.add((10 + t) * dim), S::fma(q, d, zero));
-                }
-                let last = S::bits_of_two((a, 30, 3), (b, 13, 4));
-                let q = S::code::<3>(last, 0);
-                S::store(to.add(15 * dim), S::fma(q, d, zero));
             }
         }
     }
@@ -181,7 +176,7 @@ mod tests {
             .map(|i| (i as f32 * 0.37).sin() * (i % 41) as f32 - (i % 7) as f32)
             .collect();
         type Decode = unsafe fn(Isa, &[u8], &mut [f32]);
-        let types: [(_, Decode); 2] = [(KvType::K3, decode_k3), (KvType::V2, decode_v2)];
+        let types: [(_, Decode); 2] = [(KvType::K4, decode_k4), (KvType::V2, decode_v2)];
         for (ty, decode) in types {
             let mut bytes = vec![0; ty.page_size(dim).unwrap()];
             let mut want = vec![0.0; values.len()];

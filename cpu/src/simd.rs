@@ -54,17 +54,7 @@ pub(crate) unsafe trait Simd {
     /// # Safety
     /// See the trait.
     unsafe fn load_u32(p: *const u32) -> Self::U;
-    /// Reads 16-bit numbers.
-    ///
-    /// # Safety
-    /// See the trait.
-    unsafe fn load_u16(p: *const u16) -> Self::U;
-    /// `a >> shift_a & mask_a | b >> shift_b & mask_b`
-    ///
-    /// # Safety
-    /// See the trait.
-    unsafe fn bits_of_two(a: (Self::U, u32, u32), b: (Self::U, u32, u32)) -> Self::U;
-    /// The `BITS` bits from `shift` on as numbers; three bits at most.
+    /// The `BITS` bits from `shift` on as numbers; four bits at most.
     ///
     /// # Safety
     /// See the trait.
@@ -177,15 +167,6 @@ unsafe impl Simd for Plain {
     unsafe fn load_u32(p: *const u32) -> u32 {
         // SAFETY: by the caller.
         unsafe { p.read_unaligned() }
-    }
-    #[inline(always)]
-    unsafe fn load_u16(p: *const u16) -> u32 {
-        // SAFETY: by the caller.
-        u32::from(unsafe { p.read_unaligned() })
-    }
-    #[inline(always)]
-    unsafe fn bits_of_two(a: (u32, u32, u32), b: (u32, u32, u32)) -> u32 {
-        a.0 >> a.1 & a.2 | b.0 >> b.1 & b.2
     }
     #[inline(always)]
     unsafe fn code<const BITS: u32>(v: u32, shift: u32) -> f32 {

@@ -43,15 +43,15 @@ fn attention_reads_pages_that_have_moved() {
     let rows = |ty: GgmlType| KvType::from(ty);
     let f32s = [rows(GgmlType::F32); 2];
     for (dim, second, third) in [
-        (64, [rows(GgmlType::Q8_0); 2], [KvType::K3, KvType::V2]),
+        (64, [rows(GgmlType::Q8_0); 2], [KvType::K4, KvType::V2]),
         (
             128,
             [rows(GgmlType::Q5_0), rows(GgmlType::Q4_0)],
-            [KvType::K3, KvType::V2],
+            [KvType::K4, KvType::V2],
         ),
         (
             32,
-            [KvType::K3, rows(GgmlType::Q8_0)],
+            [KvType::K4, rows(GgmlType::Q8_0)],
             [rows(GgmlType::Q4_0), KvType::V2],
         ),
         (96, [rows(GgmlType::Q8_0); 2], [rows(GgmlType::Q4_0); 2]),

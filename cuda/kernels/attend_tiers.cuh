@@ -1,7 +1,7 @@
 // The same of pages of any tier: attention on tensor cores to keys and values that are stored as pages.cuh says.
 //
 // Whole numbers of few bits are exact in f16, so keys of q8_0 and q4_0 are multiplied as they are, and their scores with the scales of their
-// blocks, which are the chunks of 32 dimensions that a lane's products go by. Of k3 and v2 every number but the very largest is
+// blocks, which are the chunks of 32 dimensions that a lane's products go by. Of k4 and v2 every number but the very largest is
 // exact in f16 itself. Values of q8_0 and q4_0 are rounded to f16, as the weights are that they are multiplied with.
 #pragma once
 #include "attend.cuh"
@@ -60,42 +60,40 @@ struct RowsQ4 {
         row_keys<RowsQ4>(page, d, c, k);
     }
 };
-struct TilesK3 {
+struct TilesK4 {
     static constexpr bool SCALED = false;
     static __device__ __forceinline__ int scales_at(int) { return 0; }
     // Scales of pairs of channels, then what is added, as halves: the lanes decode them once for all.
     static __device__ __forceinline__ void prepare(const uint8_t* page, int d, uint32_t* pairs) {
         for (int i = threadIdx.x % WARP; i < d / 2; i += WARP) {
-            const uint16_t* tile = reinterpret_cast<const uint16_t*>(page + tile_bytes(K3) * (i / 16)) + i % 16;
-            const uint32_t scales = tile[96], zeros = tile[112];
+            const uint16_t* tile = reinterpret_cast<const uint16_t*>(page + tile_bytes(K4) * (i / 16)) + i % 16;
+            const uint32_t scales = tile[128], zeros = tile[144];
             const float s0 = byte_scale(scales & 0xff), s1 = byte_scale(scales >> 8);
-            pairs[i] = halves(s0, s1), pairs[d / 2 + i] = halves(byte_zero(zeros, s0, 0.5f), byte_zero(zeros >> 8, s1, 0.5f));
+            pairs[i] = halves(s0, s1), pairs[d / 2 + i] = halves(byte_zero(zeros, s0, 1.0f), byte_zero(zeros >> 8, s1, 1.0f));
         }
         __syncwarp();
     }
     static __device__ __forceinline__ void keys(const uint8_t* page, int d, int c, const uint32_t* pairs, uint4 (&k)[2]) {
         const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-        const uint8_t* tile = page + tile_bytes(K3) * c;
-        const uint4 lo = reinterpret_cast<const uint4*>(tile)[2 * t], hi = reinterpret_cast<const uint4*>(tile)[2 * t + 1];
-        const uint4 b = reinterpret_cast<const uint4*>(tile + 128)[t];
+        const uint8_t* tile = page + tile_bytes(K4) * c;
+        const uint4* words = reinterpret_cast<const uint4*>(tile) + 2 * t;
+        const uint4 lo[2] = {words[0], words[8]}, hi[2] = {words[1], words[9]};
         const uint4 scales = reinterpret_cast<const uint4*>(pairs)[4 * c + t], zeros = reinterpret_cast<const uint4*>(pairs + d / 2)[4 * c + t];
-        // Key g + 8 lies in the first bits (8, 9), in the second (10 to 14), or in both (15).
-        const bool second = g >= 2 && g < 7;
-        const int by = g < 2 ? 24 + 3 * g : second ? 3 * (g - 2) : 30, turn = (3 * g + 16) % 32;
-        uint32_t w0[4], w1[4];
+        // Of key g, then of key g + 8, which lies where g does in the second half.
+        const int by = 4 * g, turn = (4 * g + 16) % 32;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const uint4& a = i < 2 ? lo : hi;
-            const uint32_t a0 = word(a, 2 * i % 4), a1 = word(a, 2 * i % 4 + 1), both = word(b, i);
-            // The code of one channel in the lowest bits, that of the next 16 bits above.
-            auto decode = [&](uint32_t x0, uint32_t x1) {
-                return fma_halves(sub_halves((x0 & 7) | (x1 & 0x70000) | WIDE, WIDE), word(scales, i), word(zeros, i));
-            };
-            w0[i] = decode(a0 >> 3 * g, shift_right(a1, a1, turn));
-            const uint32_t last = shift_right(second ? both >> 16 : a1, both >> 31, by);
-            w1[i] = decode(shift_right(second ? both : a0, both >> 15, by), last << 16);
+        for (int h = 0; h < 2; h++) {
+            uint32_t w[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const uint4& both = i < 2 ? lo[h] : hi[h];
+                const uint32_t x0 = word(both, 2 * i % 4), x1 = word(both, 2 * i % 4 + 1);
+                // The code of one channel in the lowest bits, that of the next 16 bits above.
+                const uint32_t codes = (x0 >> by & 15) | (shift_right(x1, x1, turn) & 0xf0000);
+                w[i] = fma_halves(sub_halves(codes | WIDE, WIDE), word(scales, i), word(zeros, i));
+            }
+            k[h] = make_uint4(w[0], w[1], w[2], w[3]);
         }
-        k[0] = make_uint4(w0[0], w0[1], w0[2], w0[3]), k[1] = make_uint4(w1[0], w1[1], w1[2], w1[3]);
     }
 };
 
@@ -134,7 +132,7 @@ template <class T, int NC> __device__ __forceinline__ Scores scores_of(const uin
 
 // The keys of a page that is not f16.
 template <int NC> __device__ __forceinline__ Scores scores_of(uint32_t type, const uint8_t* page, int d, const Queries& q, uint32_t* pairs) {
-    if (type == K3) return scores_of<TilesK3, NC>(page, d, q, pairs);
+    if (type == K4) return scores_of<TilesK4, NC>(page, d, q, pairs);
     return type == Q8_0 ? scores_of<RowsQ8, NC>(page, d, q, pairs) : scores_of<RowsQ4, NC>(page, d, q, pairs);
 }
 

@@ -68,16 +68,15 @@ template <int N, int TOP, int PARTS, int TRIES> __device__ __forceinline__ int f
 }
 
 // Keys of a tile: a lane has a channel.
-__device__ __forceinline__ void store_k3(float (&x)[PAGE], uint8_t* tile) {
+__device__ __forceinline__ void store_k4(float (&x)[PAGE], uint8_t* tile) {
     const int c = threadIdx.x % WARP;
-    uint32_t q[PAGE], a = 0, b = 0;
+    uint32_t q[PAGE], words[2] = {};
     int zero;
-    const int d = fit<PAGE, 7, 2, 2>(x, zero, q);
+    const int d = fit<PAGE, 15, 1, 2>(x, zero, q);
 #pragma unroll
-    for (int t = 0; t < 15; t++) (t < 10 ? a : b) |= q[t] << 3 * (t % 10);
-    reinterpret_cast<uint32_t*>(tile)[c] = a | q[15] << 30;
-    reinterpret_cast<uint16_t*>(tile + 128)[c] = uint16_t(b | q[15] >> 2 << 15);
-    tile[192 + c] = uint8_t(d), tile[224 + c] = uint8_t(zero);
+    for (int t = 0; t < PAGE; t++) words[t / 8] |= q[t] << 4 * (t % 8);
+    reinterpret_cast<uint32_t*>(tile)[c] = words[0], reinterpret_cast<uint32_t*>(tile)[TILE_ROW + c] = words[1];
+    tile[256 + c] = uint8_t(d), tile[288 + c] = uint8_t(zero);
 }
 
 // Values of a tile, of which a lane has a channel: a lane fits a token.
@@ -133,8 +132,8 @@ KERNEL __launch_bounds__(WARP) move_pages(const MovePages a) {
     float x[PAGE];
 #pragma unroll
     for (int row = 0; row < PAGE; row++) x[row] = stored(old_page, old_type, n_kv * d, d, row, b * TILE_ROW + lane);
-    if (new_type == K3) {
-        store_k3(x, new_page + b * tile_bytes(K3));
+    if (new_type == K4) {
+        store_k4(x, new_page + b * tile_bytes(K4));
     } else if (new_type == V2) {
         store_v2(x, new_page + b * tile_bytes(V2), turned);
     } else {

@@ -5,8 +5,8 @@
 //
 //   q8_0   quants (PAGE, head_dim), scales (head_dim / 32, PAGE) f16
 //   q4_0   the same, quants (PAGE, head_dim / 2), 16 bytes of a block as ggml has them
-//   k3     keys, tiles of 32 channels as lemma-quant has them: 32 bits of each channel (tokens 0 to 9, and the lower bits of 15), 16 bits
-//          (10 to 14, and the upper bit of 15), scales, zeros
+//   k4     keys, tiles of 32 channels as lemma-quant has them: 32 bits of each channel (four of tokens 0 to 7 each), as many (8 to 15),
+//          scales, zeros
 //   v2     values, likewise: 32 bits of each channel, two of each token; scales and zeros of the tokens
 //
 // Those are the bytes that the CPU stores of the same numbers, in another order, rounded in the same way. head_dim is a multiple of 32.
@@ -14,7 +14,7 @@
 #include "types.cuh"
 
 // Beside the numbers of ggml_type.
-constexpr uint32_t K3 = 256, V2 = 257;
+constexpr uint32_t K4 = 256, V2 = 257;
 constexpr int TILE_ROW = 32;  // channels of a tile, elements of a block
 constexpr int MAX_TIERS = 4;
 
@@ -32,7 +32,7 @@ __device__ __forceinline__ uint32_t slot_of(const uint2& page) { return page.x &
 
 // Bytes of a page of a head, by tiles of it; f16 is not in one piece.
 __device__ __forceinline__ int tile_bytes(uint32_t type) {
-    return type == K3 ? 256 : type == V2 ? 160 : type == Q4_0 ? PAGE * 18 : type == Q8_0 ? PAGE * 34 : PAGE * 64;
+    return type == K4 ? 320 : type == V2 ? 160 : type == Q4_0 ? PAGE * 18 : type == Q8_0 ? PAGE * 34 : PAGE * 64;
 }
 
 // Where a page of a head begins.
@@ -41,15 +41,10 @@ __device__ __forceinline__ const uint8_t* page_at(const uint8_t* pool, uint32_t 
     return type == F16 ? pool + 2 * (slots * PAGE + kv) * d : pool + (slots + kv) * (d / TILE_ROW * tile_bytes(type));
 }
 
-// The scale that a byte of k3 or v2 stands for.
+// The scale that a byte of k4 or v2 stands for.
 __device__ __forceinline__ float byte_scale(uint32_t byte) { return byte ? __uint_as_float((byte + ((127 - 16) << 3)) << 20) : 0.0f; }
 // The number that is added to quants of that scale; it is counted in a `part` of a step.
 __device__ __forceinline__ float byte_zero(uint32_t byte, float d, float part) { return float(int8_t(byte)) * (d * part); }
-
-// The code of k3 of token `t`, from the bits that a channel has of tokens 0 to 9 and of 10 to 14.
-__device__ __forceinline__ uint32_t k3_code(uint32_t a, uint32_t b, int t) {
-    return t < 10 ? a >> 3 * t & 7 : t < 15 ? b >> 3 * (t - 10) & 7 : a >> 30 | (b >> 15 & 1) << 2;
-}
 
 __device__ __forceinline__ float block_scale(const uint8_t* scales, int b, int row) {
     return half_to_float(reinterpret_cast<const uint16_t*>(scales)[b * PAGE + row]);
@@ -65,11 +60,11 @@ __device__ __forceinline__ float stored(const uint8_t* page, uint32_t type, int 
         return float(int(q) - 8) * block_scale(page + PAGE * d / 2, b, row);
     }
     const uint8_t* tile = page + b * tile_bytes(type);
-    const uint32_t bits = reinterpret_cast<const uint32_t*>(tile)[i];
-    const bool keys = type == K3;
-    const int at = keys ? 192 + i : 128 + row;
-    const float s = byte_scale(tile[at]), zero = byte_zero(tile[at + (keys ? 32 : 16)], s, keys ? 0.5f : 0.125f);
-    const uint32_t q = keys ? k3_code(bits, reinterpret_cast<const uint16_t*>(tile + 128)[i], row) : bits >> 2 * row & 3;
+    const bool keys = type == K4;
+    const uint32_t bits = reinterpret_cast<const uint32_t*>(tile)[keys ? row / 8 * TILE_ROW + i : i];
+    const int at = keys ? 256 + i : 128 + row;
+    const float s = byte_scale(tile[at]), zero = byte_zero(tile[at + (keys ? 32 : 16)], s, keys ? 1.0f : 0.125f);
+    const uint32_t q = keys ? bits >> 4 * (row % 8) & 15 : bits >> 2 * row & 3;
     // Every product and sum is exact.
     return float(q) * s + zero;
 }

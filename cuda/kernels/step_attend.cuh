@@ -168,7 +168,7 @@ template <int NJ> struct KeysOf {
     __device__ __forceinline__ void ask_stored(const uint8_t* page, int bytes) const {
         for (int i = threadIdx.x % WARP; i < bytes / 16; i += WARP) copy16(to + 16 * i, page + 16 * i);
     }
-    // Room behind a page of k3.
+    // Room behind a page of k4.
     __device__ __forceinline__ uint32_t* pairs() const { return reinterpret_cast<uint32_t*>(to + PAGE * 64 * NJ); }
     // Waits for them, and puts a key of d elements in the place of row `row` if that is one of a page.
     __device__ __forceinline__ void wait(int row, const uint16_t* key, int d) const {

@@ -8,7 +8,7 @@ use common::*;
 use half::f16;
 use lemma_cuda::ops::{self, Heads, Tier, TierTable, Tiers};
 use lemma_cuda::{Buffer, Gpu, PAGE, Stretch};
-use lemma_quant::pages::KvType::{self, K3, V2};
+use lemma_quant::pages::KvType::{self, K4, V2};
 
 const SHAPES: [(usize, usize); 5] = [(1, 32), (2, 64), (3, 96), (2, 128), (1, 256)];
 
@@ -139,12 +139,12 @@ fn tokens_are_stored_as_the_reference_does() {
 #[test]
 fn pages_move_as_the_reference_stores_them() {
     let lists: [&[[KvType; 2]]; 6] = [
-        &[[F16; 2], [Q8_0; 2], [K3, V2]],
-        &[[F16; 2], [K3, V2]],
+        &[[F16; 2], [Q8_0; 2], [K4, V2]],
+        &[[F16; 2], [K4, V2]],
         &[[F16; 2], [Q8_0; 2], [Q8_0, Q4_0], [Q4_0; 2]],
-        &[[Q8_0; 2], [Q4_0; 2], [K3, V2]],
-        &[[F16, Q8_0], [K3, Q8_0], [K3, V2]],
-        &[[Q4_0; 2], [K3, V2]],
+        &[[Q8_0; 2], [Q4_0; 2], [K4, V2]],
+        &[[F16, Q8_0], [K4, Q8_0], [K4, V2]],
+        &[[Q4_0; 2], [K4, V2]],
     ];
     for gpu in gpus() {
         let mut rng = Rng::new(32);

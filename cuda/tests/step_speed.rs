@@ -305,7 +305,7 @@ fn steps() {
         let kinds = [
             ("f16", None),
             ("q8_0", Some([KvType::from(Q8_0); 2])),
-            ("k3/v2", Some([KvType::K3, KvType::V2])),
+            ("k4/v2", Some([KvType::K4, KvType::V2])),
         ];
         let all = counts
             .iter()

@@ -223,7 +223,7 @@ impl Model {
     }
 
     /// What `auto` stands for in the pool's options when a session of this model is made with a policy that recycles, as a specification
-    /// says it: `budget_scope=model,demote=q8_0:0.15+k3/v2:0.75`.
+    /// says it: `budget_scope=model,demote=k4/v2:0.95`.
     pub fn what_auto_means(&self, o: &LoadOptions) -> String {
         o.kv.what_auto_means(self.demotes(o.backend))
     }

@@ -112,7 +112,7 @@ pub enum Clock {
 /// A tier of the pool that pages go to before they are forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demotion {
-    /// How keys are stored there: rows of a type with blocks in [`crate::model::KV_TYPES`], or [`KvType::K3`].
+    /// How keys are stored there: rows of a type with blocks in [`crate::model::KV_TYPES`], or [`KvType::K4`].
     pub ty_k: KvType,
     /// How values are stored there: rows of such a type, or [`KvType::V2`].
     pub ty_v: KvType,
@@ -123,8 +123,8 @@ pub struct Demotion {
 /// Where pages go before they are forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Demote {
-    /// To `q8_0` and `k3/v2` (on a GPU to no more than [`DEFAULT_BUDGET`] tokens in all), where the policy is `raas`, pages are of `f16`
-    /// and heads are whole blocks; to `q8_0` alone where pages are of 8 tokens.
+    /// To `k4/v2` (on a GPU to no more than [`DEFAULT_BUDGET`] tokens in all), where the policy is `raas`, pages are of `f16`
+    /// and heads are whole blocks; to `q8_0` where pages are of 8 tokens.
     Auto,
     /// To these, one after the other; nowhere if there are none. What the shares leave is the first tier's. Where all tiers together would
     /// hold more tokens than the number says, more of the first stays.
@@ -148,18 +148,18 @@ impl Demotion {
 }
 
 /// Where pages go if nobody says.
-const AUTO: [Demotion; 2] = [
-    Demotion {
-        ty_k: KvType::Rows(GgmlType::Q8_0),
-        ty_v: KvType::Rows(GgmlType::Q8_0),
-        share: 150_000,
-    },
-    Demotion {
-        ty_k: KvType::K3,
-        ty_v: KvType::V2,
-        share: 750_000,
-    },
-];
+const AUTO: Demotion = Demotion {
+    ty_k: KvType::K4,
+    ty_v: KvType::V2,
+    share: 950_000,
+};
+
+/// The same where pages are too small to be stored as a whole.
+const AUTO_ROWS: Demotion = Demotion {
+    ty_k: KvType::Rows(GgmlType::Q8_0),
+    ty_v: KvType::Rows(GgmlType::Q8_0),
+    share: 900_000,
+};
 
 /// Options of the KV pool.
 #[derive(Clone, Debug)]
@@ -218,14 +218,11 @@ impl KvOptions {
         } else if o.demote == Demote::Auto {
             o.demote = match demotes.filter(|_| plain && half) {
                 Some(most) => {
-                    let list = match o.page as usize >= PAGE {
-                        true => AUTO.to_vec(),
-                        false => vec![Demotion {
-                            share: AUTO.iter().map(|d| d.share).sum(),
-                            ..AUTO[0]
-                        }],
+                    let auto = match o.page as usize >= PAGE {
+                        true => AUTO,
+                        false => AUTO_ROWS,
                     };
-                    Demote::To(list, (most < u32::MAX).then_some(most))
+                    Demote::To(vec![auto], (most < u32::MAX).then_some(most))
                 }
                 None => Demote::To(Vec::new(), None),
             };

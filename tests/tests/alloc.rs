@@ -63,7 +63,7 @@ fn a_decode_step_allocates_nothing() {
             "raas:score=bound,page=8",
             "lrfu:guard=0.2,redundancy=0.5,dense_layers=1",
             "raas:demote=q8_0+q4_0",
-            "raas:demote=q8_0+k3/v2",
+            "raas:demote=q8_0+k4/v2",
             "lag:demote=q4_0,redundancy=0.5,scope=head",
         ];
         for spec in POLICIES.iter().map(|p| p.name).chain(options) {

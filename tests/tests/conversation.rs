@@ -174,7 +174,7 @@ fn a_long_reply_stays_in_its_footprint() {
         (out.finish, out.n_think + out.n_answer),
         (Finish::Length, 2500)
     );
-    // Sixteen pages of f16: two stay, the others have become four of q8_0 and 58 of k3/v2.
+    // Sixteen pages of f16: two stay, the others have become four of q8_0 and 58 of k4/v2.
     let kv = c.session().kv();
     assert_eq!(kv.n_slots, 64);
     assert_eq!((recycled, kv.pages), (Some(64 * 16), 64));

@@ -107,7 +107,7 @@ impl Bench {
 /// What a pool of the same bytes costs whose pages go through tiers, once all of them are full.
 fn tiers(gpu: &Gpu, file: &GgufFile, hp: &HParams, params: &SamplerParams) -> String {
     let mut o = LoadOptions::default();
-    let spec = "raas:demote=q8_0:0.15+k3/v2:0.75,budget_scope=model";
+    let spec = "raas:demote=k4/v2:0.95,budget_scope=model";
     o.kv.apply(spec).unwrap();
     let mut layout = Layout::new(&o.kv, hp.n_layer, hp.n_head_kv, SLOTS, SLOTS * 16 * 8);
     layout.head_dim = hp.head_dim;

@@ -138,15 +138,15 @@ fn compare(gpu: &Gpu, spec: &str, reference: Reference, limit: f64) -> (usize, u
 /// Pools whose pages move, and how far logits may be from those of the reference: where a number of few bits is rounded the other
 /// way, it is another number.
 const TIERS: [(&str, f64); 6] = [
-    ("raas:demote=q8_0:0.15+k3/v2:0.75", 1e-2),
+    ("raas:demote=q8_0:0.15+k4/v2:0.75", 1e-2),
     ("h2o:demote=q8_0/q4_0+q4_0,aggregate=mean", 1e-3),
     (
-        "window:demote=k3/q8_0:0.3+k3/v2:0.3,budget_scope=layer",
+        "window:demote=k4/q8_0:0.3+k4/v2:0.3,budget_scope=layer",
         3e-2,
     ),
     ("raas:demote=q8_0+q4_0,budget_scope=layer", 1e-3),
-    ("window:demote=k3/v2", 1e-2),
-    ("lrfu:demote=q8_0+q4_0+k3/v2", 1e-2),
+    ("window:demote=k4/v2", 1e-2),
+    ("lrfu:demote=q8_0+q4_0+k4/v2", 1e-2),
 ];
 
 #[test]
@@ -167,9 +167,9 @@ fn pools_of_other_types_are_those_of_the_cpu() {
     for gpu in gpus() {
         let specs = [
             ("raas:ctk=q8_0,ctv=q8_0", 1e-3),
-            ("window:ctk=q4_0,ctv=q4_0,demote=k3/v2", 3e-2),
+            ("window:ctk=q4_0,ctv=q4_0,demote=k4/v2", 3e-2),
             ("raas:ctv=q4_0", 1e-3),
-            ("lrfu:ctk=q8_0,ctv=q8_0,demote=q4_0+k3/v2", 1e-2),
+            ("lrfu:ctk=q8_0,ctv=q8_0,demote=q4_0+k4/v2", 1e-2),
         ];
         for (spec, limit) in &specs[..if is_slow(&gpu) { 2 } else { specs.len() }] {
             let (alike, all) = compare(&gpu, spec, Reference::Cpu, *limit);
@@ -181,7 +181,7 @@ fn pools_of_other_types_are_those_of_the_cpu() {
 #[test]
 fn steps_ahead_of_the_host_change_nothing_in_tiers() {
     for gpu in gpus() {
-        let spec = "raas:demote=q8_0+k3/v2";
+        let spec = "raas:demote=q8_0+k4/v2";
         let (hp, _, mut plain) = sides(&gpu, spec, 6, Reference::Cpu);
         let (_, _, mut ahead) = sides(&gpu, spec, 6, Reference::Cpu);
         let prompt: Vec<u32> = (0..40).map(|i| token(i, hp.n_vocab)).collect();
@@ -228,7 +228,7 @@ fn steps_ahead_of_the_host_change_nothing_in_tiers() {
 #[test]
 fn a_pool_that_grows_keeps_its_tiers() {
     for gpu in gpus() {
-        let (hp, mut want, mut got) = sides(&gpu, "raas:demote=q8_0+k3/v2", 5, Reference::Cpu);
+        let (hp, mut want, mut got) = sides(&gpu, "raas:demote=q8_0+k4/v2", 5, Reference::Cpu);
         let mut at = 0;
         for (steps, n_slots) in [(130, 9), (60, 0)] {
             for _ in 0..steps {

@@ -19,9 +19,9 @@ const DEMOTED: [&str; 12] = [
     "lrfu:demote=iq4_nl,page=8,dense_layers=1",
     "raas:demote=q5_0,page=32,guard=0.25",
     "lag:alpha=0.05,demote=q4_0,redundancy=0.6",
-    "raas:demote=q8_0+k3/v2",
-    "window:demote=k3/v2,scope=head,budget_scope=layer",
-    "h2o:demote=q5_0/q4_0+k3/v2,page=32,dense_layers=1",
+    "raas:demote=q8_0+k4/v2",
+    "window:demote=k4/v2,scope=head,budget_scope=layer",
+    "h2o:demote=q5_0/q4_0+k4/v2,page=32,dense_layers=1",
     "raas:demote=q8_0/v2,page=64,scope=head",
 ];
 
@@ -233,18 +233,18 @@ fn what_cannot_be_demoted_is_told() {
         ),
         (
             "qwen2-gqa-tied.gguf",
-            "raas:demote=k3/v2",
-            "--kv-demote k3 with heads of 16",
+            "raas:demote=k4/v2",
+            "--kv-demote k4 with heads of 16",
         ),
         (
             "qwen3-tied.gguf",
-            "raas:demote=k3/v2+q4_0",
+            "raas:demote=k4/v2+q4_0",
             "--kv-demote q4_0 after types as small",
         ),
         (
             "qwen3-tied.gguf",
-            "raas:demote=q8_0+k3/v2,page=8",
-            "--kv-demote k3/v2 with pages of 8, expected pages of 16",
+            "raas:demote=q8_0+k4/v2,page=8",
+            "--kv-demote k4/v2 with pages of 8, expected pages of 16",
         ),
     ] {
         let e = open(model, spec).unwrap_err().to_string();

@@ -416,8 +416,8 @@ pub(crate) struct KvArgs {
     /// Recycle this share of the pages last, those with the widest range of values [default: 0, off]
     #[arg(long, value_name = "F", hide_short_help = true)]
     pub(crate) kv_guard: Option<String>,
-    /// Store pages as cheaper types before they are forgotten, in the same bytes: none, q8_0, q4_0, q8_0+k3/v2, or with shares of the
-    /// bytes and the most tokens to hold, q8_0:0.25+q4_0:0.5@8192 [default: auto, q8_0+k3/v2 with raas, on a GPU @4096]
+    /// Store pages as cheaper types before they are forgotten, in the same bytes: none, q8_0, q4_0, q8_0+k4/v2, or with shares of the
+    /// bytes and the most tokens to hold, q8_0:0.25+q4_0:0.5@8192 [default: auto, k4/v2:0.95 with raas, on a GPU @4096]
     #[arg(long, value_name = "LIST", hide_short_help = true)]
     pub(crate) kv_demote: Option<String>,
     /// Seed of policies that draw

@@ -443,7 +443,7 @@ impl Pass<'_> {
             KvType::Rows(ty) => ty,
             pages => {
                 let decode = match pages {
-                    KvType::K3 => decode::decode_k3,
+                    KvType::K4 => decode::decode_k4,
                     _ => decode::decode_v2,
                 };
                 // SAFETY: `isa` is available.

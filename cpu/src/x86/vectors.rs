@@ -91,25 +91,13 @@ unsafe impl Simd for Avx2 {
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_u16(p: *const u16) -> __m256i {
-        // SAFETY: by the caller.
-        _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(p.cast()) })
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn bits_of_two(a: (__m256i, u32, u32), b: (__m256i, u32, u32)) -> __m256i {
-        let [a, b] = [a, b].map(|(v, shift, mask)| {
-            let v = _mm256_srl_epi32(v, _mm_cvtsi32_si128(shift.cast_signed()));
-            _mm256_and_si256(v, _mm256_set1_epi32(mask.cast_signed()))
-        });
-        _mm256_or_si256(a, b)
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn code<const BITS: u32>(v: __m256i, shift: u32) -> __m256 {
+        let v = _mm256_srl_epi32(v, _mm_cvtsi32_si128(shift.cast_signed()));
+        if BITS > 3 {
+            return _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32((1 << BITS) - 1)));
+        }
         // A table of 8 numbers is asked with the lowest bits alone, so nothing has to be masked or converted.
         let numbers: [f32; 8] = std::array::from_fn(|i| (i & ((1 << BITS) - 1)) as f32);
-        let v = _mm256_srl_epi32(v, _mm_cvtsi32_si128(shift.cast_signed()));
         // SAFETY: the table has as many numbers.
         unsafe { _mm256_permutevar8x32_ps(_mm256_loadu_ps(numbers.as_ptr()), v) }
     }
@@ -277,21 +265,6 @@ unsafe impl Simd for Avx512 {
     unsafe fn load_u32(p: *const u32) -> __m512i {
         // SAFETY: by the caller.
         unsafe { _mm512_loadu_si512(p.cast()) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn load_u16(p: *const u16) -> __m512i {
-        // SAFETY: by the caller.
-        _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(p.cast()) })
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn bits_of_two(a: (__m512i, u32, u32), b: (__m512i, u32, u32)) -> __m512i {
-        let [a, b] = [a, b].map(|(v, shift, mask)| {
-            let v = _mm512_srl_epi32(v, _mm_cvtsi32_si128(shift.cast_signed()));
-            _mm512_and_si512(v, _mm512_set1_epi32(mask.cast_signed()))
-        });
-        _mm512_or_si512(a, b)
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]

@@ -70,7 +70,7 @@ impl Tier {
             let page = page_bytes(ty, h).expect("a type that the pool can hold");
             assert!(view.bytes().is_multiple_of(page));
         }
-        let ty_v_only = self.ty_k != KvType::V2 && self.ty_v != KvType::K3;
+        let ty_v_only = self.ty_k != KvType::V2 && self.ty_v != KvType::K4;
         assert!(
             ty_v_only,
             "formats of keys hold keys, those of values values"
@@ -82,7 +82,7 @@ impl Tier {
 fn id(ty: KvType) -> u32 {
     match ty {
         KvType::Rows(ty) => ty.id(),
-        KvType::K3 => 256,
+        KvType::K4 => 256,
         KvType::V2 => 257,
     }
 }
@@ -92,7 +92,7 @@ fn id(ty: KvType) -> u32 {
 pub fn page_bytes(ty: KvType, h: Heads) -> Option<usize> {
     let known = match ty {
         KvType::Rows(ty) => matches!(ty, GgmlType::F16 | GgmlType::Q8_0 | GgmlType::Q4_0),
-        KvType::K3 | KvType::V2 => true,
+        KvType::K4 | KvType::V2 => true,
     };
     let head = ty.page_size(h.head_dim).filter(|_| known)?;
     Some(head * h.n_head_kv)

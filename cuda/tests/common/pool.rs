@@ -2,7 +2,7 @@
 
 use lemma_cuda::ops::{self, Heads, Tier, Tiers};
 use lemma_cuda::{Buffer, Gpu, PAGE};
-use lemma_quant::pages::KvType::{self, K3, V2};
+use lemma_quant::pages::KvType::{self, K4, V2};
 
 use super::Rng;
 use super::pages::{F16, Q4_0, Q8_0, Stored, stored};
@@ -10,11 +10,11 @@ use super::pages::{F16, Q4_0, Q8_0, Stored, stored};
 /// Pools: types of keys and values of each tier.
 pub const POOLS: [&[[KvType; 2]]; 6] = [
     &[[F16; 2]],
-    &[[F16; 2], [Q8_0; 2], [K3, V2]],
+    &[[F16; 2], [Q8_0; 2], [K4, V2]],
     &[[F16; 2], [Q8_0, Q4_0], [Q4_0; 2]],
     &[[Q8_0; 2]],
-    &[[Q4_0; 2], [K3, V2]],
-    &[[F16, Q8_0], [K3, Q8_0], [K3, V2]],
+    &[[Q4_0; 2], [K4, V2]],
+    &[[F16, Q8_0], [K4, Q8_0], [K4, V2]],
 ];
 
 /// Whether heads of this shape can be stored so: all but f16 wants whole blocks.

@@ -133,7 +133,7 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "demote",
-        values: "auto, none, or types from q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl and k3/v2, at most three, with or without their shares of the bytes and the most tokens to hold: q8_0, q8_0+k3/v2@4096, q8_0:0.25+q4_0:0.5",
+        values: "auto, none, or types from q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl and k4/v2, at most three, with or without their shares of the bytes and the most tokens to hold: q8_0, q8_0+k4/v2@4096, q8_0:0.25+q4_0:0.5",
         set: |o, v| put(&mut o.demote, demotions(v)),
     },
     Key {
@@ -247,7 +247,7 @@ fn demotions(list: &str) -> Option<Demote> {
     let one = |(&(name, share), default): (&(&str, Option<&str>), &u32)| {
         let (ty_k, ty_v) = name.split_once('/').unwrap_or((name, name));
         Some(Demotion {
-            ty_k: demoted(ty_k, KvType::K3)?,
+            ty_k: demoted(ty_k, KvType::K4)?,
             ty_v: demoted(ty_v, KvType::V2)?,
             share: if told { millionths(share?)? } else { *default },
         })
@@ -303,12 +303,12 @@ mod tests {
         );
         o.apply("raas:demote=q4_0").unwrap();
         assert_eq!(o.demotions(), [tier(GgmlType::Q4_0, 900_000)]);
-        o.apply("raas:demote=q8_0/q4_0+k3/v2").unwrap();
+        o.apply("raas:demote=q8_0/q4_0+k4/v2").unwrap();
         let types = o.demotions().iter().map(|d| (d.ty_k, d.ty_v));
         let mixed = (GgmlType::Q8_0.into(), GgmlType::Q4_0.into());
-        assert!(types.eq([mixed, (KvType::K3, KvType::V2)]));
+        assert!(types.eq([mixed, (KvType::K4, KvType::V2)]));
         assert_eq!(o.most_held(), None);
-        o.apply("raas:demote=q8_0+k3/v2@4096").unwrap();
+        o.apply("raas:demote=q8_0+k4/v2@4096").unwrap();
         assert_eq!((o.demotions().len(), o.most_held()), (2, Some(4096)));
         o.apply("raas:demote=none").unwrap();
         assert_eq!(o.demote, Demote::To(Vec::new(), None));
@@ -358,8 +358,8 @@ mod tests {
             ("raas:demote=q8_0@0", "demote \"q8_0@0\""),
             ("raas:demote=q8_0@", "demote \"q8_0@\""),
             ("raas:demote=@9", "demote \"@9\""),
-            ("raas:demote=k3", "demote \"k3\""),
-            ("raas:demote=v2/k3", "demote \"v2/k3\""),
+            ("raas:demote=k3", "demote \"k4\""),
+            ("raas:demote=v2/k4", "demote \"v2/k4\""),
             ("raas:demote=", "demote \"\""),
             ("raas:demote=q8_0:0.6+q4_0:0.4", "demote"),
             ("raas:demote=q8_0+q5_0+q4_1+q4_0", "demote"),

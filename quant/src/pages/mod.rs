@@ -7,16 +7,16 @@
 //!
 //! | type | what | bits a value |
 //! |---|---|---|
-//! | [`k3`] | keys, 3 bits, a scale for each channel of a page | 4 |
+//! | [`k4`] | keys, 4 bits, a scale for each channel of a page | 5 |
 //! | [`v2`] | values, 2 bits, a scale for 32 values of a token | 2.5 |
 //!
 //! Both keep a scale and a zero in a byte each: `x = d / n * (n * q + zero)`, where `n` is a power of two. Products and sums have so few
 //! bits that every way of computing them gives the same value.
 
-pub mod k3;
+pub mod k4;
 pub mod v2;
 
-pub use k3::TileK3;
+pub use k4::TileK4;
 pub use v2::TileV2;
 
 use crate::types::{GgmlType, TypeTraits};
@@ -36,8 +36,8 @@ pub type Tile = [[f32; TILE]; PAGE];
 pub enum KvType {
     /// Row after row.
     Rows(GgmlType),
-    /// Keys in 3 bits.
-    K3,
+    /// Keys in 4 bits.
+    K4,
     /// Values in 2 bits.
     V2,
 }
@@ -47,7 +47,7 @@ impl KvType {
     pub fn name(self) -> &'static str {
         match self {
             Self::Rows(ty) => ty.name(),
-            Self::K3 => "k3",
+            Self::K4 => "k4",
             Self::V2 => "v2",
         }
     }
@@ -62,7 +62,7 @@ impl KvType {
         let tiles = || dim.is_multiple_of(TILE).then_some(dim / TILE);
         match self {
             Self::Rows(ty) => ty.row_size(dim).map(|row| PAGE * row),
-            Self::K3 => tiles().map(|n| n * size_of::<TileK3>()),
+            Self::K4 => tiles().map(|n| n * size_of::<TileK4>()),
             Self::V2 => tiles().map(|n| n * size_of::<TileV2>()),
         }
     }
@@ -71,7 +71,7 @@ impl KvType {
     pub fn rows(self) -> Option<&'static TypeTraits> {
         match self {
             Self::Rows(ty) => Some(ty.traits()),
-            Self::K3 | Self::V2 => None,
+            Self::K4 | Self::V2 => None,
         }
     }
 
@@ -87,7 +87,7 @@ impl KvType {
                     (ty.traits().dequantize_row)(&page[i * size..][..size], to);
                 }
             }
-            Self::K3 => *to = tiles::<TileK3>(page)[i].decode(),
+            Self::K4 => *to = tiles::<TileK4>(page)[i].decode(),
             Self::V2 => *to = tiles::<TileV2>(page)[i].decode(),
         }
     }
@@ -106,7 +106,7 @@ impl KvType {
                     quantize(from, &mut page[i * size..][..size]);
                 }
             }
-            Self::K3 => bytemuck::cast_slice_mut(page)[i] = TileK3::encode(from),
+            Self::K4 => bytemuck::cast_slice_mut(page)[i] = TileK4::encode(from),
             Self::V2 => bytemuck::cast_slice_mut(page)[i] = TileV2::encode(from),
         }
     }

@@ -50,7 +50,7 @@ pub(super) fn types(kv: &KvOptions, layout: &Layout, h: Heads) -> Result<Vec<[Kv
             }
             let (flag, known) = match tier {
                 0 => (flag, "f16, q8_0 or q4_0"),
-                _ => ("--kv-demote", "q8_0, q4_0 or k3/v2"),
+                _ => ("--kv-demote", "q8_0, q4_0 or k4/v2"),
             };
             return Err(report::usage(format!("{flag} {ty} on a GPU"), known));
         }

@@ -148,9 +148,9 @@ mod tests {
         let memory = gpu.alloc(1024).unwrap();
         let tiers = Tier::f16(memory.view(), memory.view()).alone();
         for spec in [
-            "raas:demote=q8_0+q4_0+k3/v2",
-            "random:demote=q8_0:0.2+k3/v2:0.7",
-            "lrfu:demote=q8_0+k3/v2,budget_scope=model",
+            "raas:demote=q8_0+q4_0+k4/v2",
+            "random:demote=q8_0:0.2+k4/v2:0.7",
+            "lrfu:demote=q8_0+k4/v2,budget_scope=model",
             "window:demote=q4_0,budget_scope=model",
         ] {
             let mut o = KvOptions::default();

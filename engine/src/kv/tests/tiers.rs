@@ -59,8 +59,8 @@ fn tiers_take_the_bytes_of_the_budget() {
         "q8_0",
         "q4_0",
         "q8_0+q4_0",
-        "q8_0+k3/v2",
-        "k3/v2",
+        "q8_0+k4/v2",
+        "k4/v2",
         "q8_0:0.3+q5_0:0.3+q4_0:0.3",
         "q4_0:0.97",
     ];
@@ -134,7 +134,7 @@ fn pages_go_down_in_the_order_of_their_worth() {
 fn the_first_tier_has_all_of_the_budget_until_it_is_full() {
     for (spec, n_layer) in [
         ("raas:demote=q8_0", 3),
-        ("raas:demote=q8_0+k3/v2", 2),
+        ("raas:demote=q8_0+k4/v2", 2),
         ("raas:demote=q8_0:0.9", 1),
         ("window:demote=q8_0+q4_0,budget_scope=layer", 2),
         ("raas:demote=q4_0:0.9,scope=head", 2),
