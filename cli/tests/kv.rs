@@ -163,7 +163,9 @@ fn a_replay_is_the_same_every_time_and_zero_where_nothing_is_forgotten() {
             assert_eq!(number(&r["nll"]), number(&r["nll_full"]), "{r}");
         } else {
             assert!(number(&r["kl"]) > 0.0, "{r}");
-            assert!((0.001..0.9).contains(&number(&r["missed"])), "{r}");
+            // `raas` still has all of it, in fewer bits.
+            let least = if r["policy"] == "raas" { 0.0 } else { 0.001 };
+            assert!((least..0.9).contains(&number(&r["missed"])), "{r}");
             missed.push((
                 r["policy"].as_str().unwrap().to_owned(),
                 number(&r["missed"]),

@@ -156,7 +156,7 @@ fn keys_that_hold_values_move() {
     let mut random = Random(23);
     let (dim_k, dim_v, n) = (96, 64, 2 * PAGE);
     let (f16, q8_0) = (GgmlType::F16.into(), GgmlType::Q8_0.into());
-    for types in [[f16, q8_0], [f16, KvType::K3], [q8_0, KvType::K3]] {
+    for types in [[f16, q8_0], [f16, KvType::K4], [q8_0, KvType::K4]] {
         let k = random.vec(n * dim_k);
         let v: Vec<f32> = k.chunks(dim_k).flat_map(|k| k[..dim_v].to_vec()).collect();
         let q = Shared::from_slice(&random.vec(3 * dim_k));

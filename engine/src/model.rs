@@ -209,7 +209,7 @@ impl Model {
 
     /// How many tokens a pool may hold by storing pages anew as other types if nobody says, where that can be: heads are whole blocks of
     /// those types, and it is not the reference, which does so only when asked; nor are they latent keys, which hold the values as well
-    /// and of which nobody has measured what three bits leave. A GPU, which is there for its speed, holds no more than
+    /// and of which nobody has measured what few bits leave. A GPU, which is there for its speed, holds no more than
     /// the default budget; small pools gain as much as on a CPU.
     pub(crate) fn demotes(&self, backend: BackendKind) -> Option<u32> {
         let most = match backend {

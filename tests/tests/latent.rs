@@ -269,7 +269,7 @@ fn pages_of_latent_keys_move_as_in_the_reference() {
     for spec in [
         "raas:demote=none",
         "raas:demote=q8_0",
-        "raas:demote=q8_0+k3/v2",
+        "raas:demote=q8_0+k4/v2",
         "window:demote=q4_0",
         "lag:demote=q8_0,guard=0.25,redundancy=0.6",
         "quest",

@@ -358,7 +358,7 @@ mod tests {
             ("raas:demote=q8_0@0", "demote \"q8_0@0\""),
             ("raas:demote=q8_0@", "demote \"q8_0@\""),
             ("raas:demote=@9", "demote \"@9\""),
-            ("raas:demote=k3", "demote \"k4\""),
+            ("raas:demote=k4", "demote \"k4\""),
             ("raas:demote=v2/k4", "demote \"v2/k4\""),
             ("raas:demote=", "demote \"\""),
             ("raas:demote=q8_0:0.6+q4_0:0.4", "demote"),
