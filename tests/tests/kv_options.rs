@@ -208,7 +208,8 @@ fn what_cannot_be_demoted_is_told() {
         o.kv.apply(spec).unwrap();
         let path = lemma_tests::data().join("arch").join(model);
         let model = Arc::new(Model::load(&path, &o).unwrap());
-        Session::new(model, &o).map(|s| s.kv().tiers.len())
+        let names = |s: Session| s.kv().tiers.into_iter().map(|t| t.name).collect::<Vec<_>>();
+        Session::new(model, &o).map(|s| names(s).join("+"))
     };
     for (model, spec, said) in [
         (
@@ -251,10 +252,14 @@ fn what_cannot_be_demoted_is_told() {
         assert!(e.contains(said), "{spec}: {e}");
     }
     let tiers = |spec| open("qwen3-tied.gguf", spec).unwrap();
-    assert_eq!(tiers("raas:demote=q4_0,ctk=q8_0,ctv=q8_0"), 2);
-    assert_eq!(tiers("raas"), 3, "the default");
-    assert_eq!(tiers("raas:page=8"), 2, "whole pages have 16 tokens");
-    assert_eq!(tiers("window"), 0);
-    assert_eq!(tiers("full:demote=q4_0"), 0, "nothing has to go");
-    assert_eq!(tiers("quest:demote=q4_0"), 0);
+    assert_eq!(tiers("raas:demote=q4_0,ctk=q8_0,ctv=q8_0"), "q8_0+q4_0");
+    assert_eq!(tiers("raas"), "f16+k4/v2", "the default");
+    assert_eq!(
+        tiers("raas:page=8"),
+        "f16+q8_0",
+        "whole pages have 16 tokens"
+    );
+    assert_eq!(tiers("window"), "");
+    assert_eq!(tiers("full:demote=q4_0"), "", "nothing has to go");
+    assert_eq!(tiers("quest:demote=q4_0"), "");
 }
