@@ -11,6 +11,8 @@ pub enum Isa {
     Scalar,
     /// x86-64 with `avx2`, `fma` and `f16c`.
     Avx2,
+    /// [`Isa::Avx2`] with sums of products of bytes in 256 bits (`avxvnni`).
+    AvxVnni,
     /// x86-64 with `avx512` `f`, `bw`, `vl`, `dq`, `vnni` and all of [`Isa::Avx2`].
     Avx512,
     /// [`Isa::Avx512`] with products of bf16 pairs.
@@ -19,20 +21,12 @@ pub enum Isa {
     Amx,
 }
 
-/// Instructions beyond the sets, for information and for kernels that profit from them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct IsaFlags {
-    /// Products of bf16 pairs, 512 bits wide.
-    pub avx512bf16: bool,
-    /// Byte dot products in 256 bits without AVX-512.
-    pub avxvnni: bool,
-}
-
 impl Isa {
     /// All sets, weakest first.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Scalar,
         Self::Avx2,
+        Self::AvxVnni,
         Self::Avx512,
         Self::Avx512Bf16,
         Self::Amx,
@@ -60,6 +54,8 @@ impl Isa {
                     && is_x86_feature_detected!("f16c")
             }
             #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Self::AvxVnni => Self::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
             Self::Avx512 => {
                 Self::Avx2.is_available()
                     && is_x86_feature_detected!("avx512f")
@@ -79,7 +75,7 @@ impl Isa {
         }
     }
 
-    /// The set with this name: `scalar`, `avx2`, `avx512`, `avx512_bf16` or `amx`.
+    /// The set with this name: `scalar`, `avx2`, `avx_vnni`, `avx512`, `avx512_bf16` or `amx`.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|isa| isa.name() == name)
     }
@@ -89,6 +85,7 @@ impl Isa {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx_vnni",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512_bf16",
             Self::Amx => "amx",
@@ -99,23 +96,6 @@ impl Isa {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
-    }
-}
-
-impl IsaFlags {
-    /// What this machine has.
-    pub fn detect() -> Self {
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        {
-            Self {
-                avx512bf16: is_x86_feature_detected!("avx512bf16"),
-                avxvnni: is_x86_feature_detected!("avxvnni"),
-            }
-        }
-        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        {
-            Self::default()
-        }
     }
 }
 

@@ -33,7 +33,7 @@ macro_rules! multiversion {
                 $crate::Isa::Scalar => body::<false>($($arg),*),
                 // SAFETY: a set is only chosen where it is available; `Ops::new` has checked.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::Isa::Avx2 | $crate::Isa::AvxVnni => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 | $crate::Isa::Amx => unsafe { avx512($($arg),*) },

@@ -28,7 +28,7 @@ mod tensor;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use isa::{Isa, IsaFlags};
+pub use isa::Isa;
 pub use kv::{KvLayer, KvShape, Move, PAGE, PageRef, Place};
 pub use ops::{
     Act, Attention, Estimate, Gating, KeyBounds, Limits, MoeBias, MoeFfn, Ops, Pass, RopeMode,

@@ -244,7 +244,7 @@ macro_rules! for_isa {
             unsafe {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
-                    $crate::Isa::Avx2 => avx2($($arg),*),
+                    $crate::Isa::Avx2 | $crate::Isa::AvxVnni => avx2($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 | $crate::Isa::Amx => avx512($($arg),*),
                     _ => $body::<$crate::simd::Plain>($($arg),*),

@@ -311,7 +311,7 @@ impl Default for KvOptions {
 pub struct LoadOptions {
     /// Worker threads; `None` takes the physical cores within the allowance of the process.
     pub n_threads: Option<usize>,
-    /// Instruction set to force: `scalar`, `avx2`, `avx512`, `avx512_bf16` or `amx`; `None` takes the best present.
+    /// Instruction set to force: `scalar`, `avx2`, `avx_vnni`, `avx512`, `avx512_bf16` or `amx`; `None` takes the best present.
     pub isa: Option<String>,
     /// Where the forward pass runs.
     pub backend: BackendKind,

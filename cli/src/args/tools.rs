@@ -151,7 +151,7 @@ pub(crate) struct BenchArgs {
     /// 0: keep everything on the CPU [short: -ngl]
     #[arg(long, alias = "n-gpu-layers", value_name = "N", hide_short_help = true)]
     pub(crate) gpu_layers: Option<String>,
-    /// Instruction set of the CPU kernels: scalar, avx2, avx512, avx512_bf16 or amx
+    /// Instruction set of the CPU kernels: scalar, avx2, avx_vnni, avx512, avx512_bf16 or amx
     #[arg(long, value_name = "NAME", env = "LEMMA_ISA", hide_env_values = true, value_parser = ISAS, hide_possible_values = true)]
     pub(crate) isa: Option<String>,
     /// Upper limit of --ubatch-size, for llama.cpp's sake

@@ -14,7 +14,7 @@ use super::tools::{
 };
 
 /// Instruction sets that `--isa` takes.
-pub(crate) const ISAS: [&str; 5] = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"];
+pub(crate) const ISAS: [&str; 6] = ["scalar", "avx2", "avx_vnni", "avx512", "avx512_bf16", "amx"];
 
 const MODEL: &str = "Model";
 const PROMPT: &str = "Prompt";
@@ -498,7 +498,7 @@ pub(crate) struct ComputeArgs {
     /// 0: keep everything on the CPU; any other number: use a GPU if there is one [short: -ngl]
     #[arg(long, alias = "n-gpu-layers", value_name = "N", hide_short_help = true)]
     pub(crate) gpu_layers: Option<String>,
-    /// Instruction set of the CPU kernels: scalar, avx2, avx512, avx512_bf16 or amx [default: the best present]
+    /// Instruction set of the CPU kernels: scalar, avx2, avx_vnni, avx512, avx512_bf16 or amx [default: the best present]
     #[arg(long, value_name = "NAME", env = "LEMMA_ISA", hide_env_values = true, hide_short_help = true, value_parser = ISAS, hide_possible_values = true)]
     pub(crate) isa: Option<String>,
     /// Upper limit of --ubatch-size, for llama.cpp's sake

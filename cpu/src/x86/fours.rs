@@ -5,7 +5,8 @@
 //! four blocks. Sums are those of `rows`, bit for bit.
 
 use super::ahead::{Reach, prefetch};
-use super::rows::{Rows32, avx512};
+use super::dots::Avx512;
+use super::rows::{Rows32, avx512, offset};
 use super::{Form, Rows, RowsFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{X32, X32x4, X256};
@@ -43,7 +44,7 @@ pub(super) unsafe trait Four256 {
 /// # Safety
 /// Functions read nothing outside of four blocks.
 pub(super) unsafe trait Four32: Rows32 {
-    /// Quants (plus `OFFSET`) of four blocks of a row: the first 16 of each block, then the others.
+    /// Quants (plus [`offset`]) of four blocks of a row: the first 16 of each block, then the others.
     ///
     /// # Safety
     /// `w` is valid for four blocks, and the instruction set is available.
@@ -58,15 +59,15 @@ pub(super) unsafe trait Four32: Rows32 {
 
 pub(super) fn kernel(ty: GgmlType) -> Option<(Form, RowsFn)> {
     Some(match ty {
-        GgmlType::Q4_0 => (Form::X32, rows_32::<q4_0::avx512::Q4_0> as _),
-        GgmlType::Q4_1 => (Form::X32, rows_32::<q4_0::avx512::Q4_1> as _),
-        GgmlType::Q5_0 => (Form::X32, rows_32::<q5_0::avx512::Q5_0> as _),
-        GgmlType::Q5_1 => (Form::X32, rows_32::<q5_0::avx512::Q5_1> as _),
-        GgmlType::Q8_0 => (Form::X32, rows_32::<q8_0::avx512::Q8_0> as _),
-        GgmlType::IQ4_NL => (Form::X32, rows_32::<iq4_nl::avx512::IQ4NL> as _),
-        GgmlType::MXFP4 => (Form::X32, rows_32::<mxfp4::avx512::MXFP4> as _),
-        GgmlType::Q2_K => (Form::X256, avx512::rows_256::<q2_k::avx512::Q2K> as _),
-        GgmlType::Q3_K => (Form::X256, avx512::rows_256::<q3_k::avx512::Q3K> as _),
+        GgmlType::Q4_0 => (Form::X32, rows_32::<q4_0::rows::Q4_0> as _),
+        GgmlType::Q4_1 => (Form::X32, rows_32::<q4_0::rows::Q4_1> as _),
+        GgmlType::Q5_0 => (Form::X32, rows_32::<q5_0::rows::Q5_0> as _),
+        GgmlType::Q5_1 => (Form::X32, rows_32::<q5_0::rows::Q5_1> as _),
+        GgmlType::Q8_0 => (Form::X32, rows_32::<q8_0::rows::Q8_0> as _),
+        GgmlType::IQ4_NL => (Form::X32, rows_32::<iq4_nl::rows::IQ4NL> as _),
+        GgmlType::MXFP4 => (Form::X32, rows_32::<mxfp4::rows::MXFP4> as _),
+        GgmlType::Q2_K => (Form::X256, avx512::rows_256::<q2_k::rows::Q2K> as _),
+        GgmlType::Q3_K => (Form::X256, avx512::rows_256::<q3_k::rows::Q3K> as _),
         GgmlType::Q4_K => (Form::X256, rows_256::<q4_k::avx512::Q4K> as _),
         GgmlType::Q5_K => (Form::X256, rows_256::<q5_k::avx512::Q5K> as _),
         GgmlType::Q6_K => (Form::X256, rows_256::<q6_k::avx512::Q6K> as _),
@@ -196,9 +197,9 @@ unsafe fn four_blocks<F: Four32>(w: [*const u8; 4], x: &X32x4, mut acc: __m128) 
         let block = quarter_numbers();
         let spread =
             |p: *const f32| _mm512_permutexvar_ps(block, _mm512_castps128_ps512(_mm_loadu_ps(p)));
-        if F::OFFSET != 0 {
+        if offset::<F, Avx512>() != 0 {
             let of_x = _mm512_castps_si512(spread(x.sum.as_ptr().cast()));
-            let offset = _mm512_mullo_epi32(of_x, _mm512_set1_epi32(F::OFFSET));
+            let offset = _mm512_mullo_epi32(of_x, _mm512_set1_epi32(offset::<F, Avx512>()));
             sums = _mm512_sub_epi32(sums, offset);
         }
         let (d, m) = F::all_scales(w);

@@ -3,7 +3,6 @@
 use super::bytes::Bytes;
 use super::unpack::{To, Unpack, nibbles};
 use super::util::*;
-use crate::activations::X32;
 use std::arch::x86_64::*;
 
 const TABLE: [i8; 16] = [
@@ -18,7 +17,7 @@ pub(super) fn table() -> __m256i {
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(TABLE.as_ptr().cast()) })
 }
 
-pub(super) mod avx2 {
+pub(super) mod rows {
     use super::super::rows::Rows32;
     use super::*;
 
@@ -28,16 +27,14 @@ pub(super) mod avx2 {
     unsafe impl Rows32 for IQ4NL {
         const SIZE: usize = 18;
         const OFFSET: i32 = 0;
+        const SIGNED: bool = true;
         const MINS: bool = false;
 
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
-            // SAFETY: by the caller; `x.q` has 32 bytes.
-            unsafe {
-                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                dot4_signed_avx2(_mm256_shuffle_epi8(table(), nibbles_32(w.add(2))), x)
-            }
+        unsafe fn block(w: *const u8) -> __m256i {
+            // SAFETY: by the caller.
+            unsafe { _mm256_shuffle_epi8(table(), nibbles_32(w.add(2))) }
         }
 
         #[inline]
@@ -51,36 +48,10 @@ pub(super) mod avx2 {
 
 pub(super) mod avx512 {
     use super::super::fours::Four32;
-    use super::super::q4_0::avx512::Q4_0;
+    use super::super::q4_0::rows::Q4_0;
     use super::super::rows::Rows32;
+    use super::rows::IQ4NL;
     use super::*;
-
-    pub(in super::super) struct IQ4NL;
-
-    // SAFETY: offsets are within the block.
-    unsafe impl Rows32 for IQ4NL {
-        const SIZE: usize = 18;
-        const OFFSET: i32 = 128;
-        const MINS: bool = false;
-
-        #[inline]
-        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
-            // SAFETY: by the caller; `x.q` has 32 bytes.
-            unsafe {
-                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                let table = _mm256_add_epi8(table(), _mm256_set1_epi8(-128));
-                dot4_avx512(_mm256_shuffle_epi8(table, nibbles_32(w.add(2))), x)
-            }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
-            // SAFETY: by the caller.
-            unsafe { (f16x4(w), _mm_setzero_ps()) }
-        }
-    }
 
     // SAFETY: offsets are within four blocks: 72 bytes.
     unsafe impl Four32 for IQ4NL {

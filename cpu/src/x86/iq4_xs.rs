@@ -39,8 +39,9 @@ unsafe fn sub_scales(w: *const u8) -> __m128i {
     _mm_sub_epi16(six, _mm_set1_epi16(32))
 }
 
-pub(super) mod avx2 {
-    use super::super::q4_k::avx2::scale;
+pub(super) mod rows {
+    use super::super::dots::Dots;
+    use super::super::q4_k::rows::scale;
     use super::super::rows::Rows256;
     use super::*;
 
@@ -51,9 +52,8 @@ pub(super) mod avx2 {
         const SIZE: usize = SIZE;
         const MINS: bool = false;
 
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+        #[inline(always)]
+        unsafe fn dot<P: Dots>(w: *const u8, x: &X256) -> (__m256i, __m128i) {
             // SAFETY: by the caller; offsets into `x` end at 256.
             unsafe {
                 let scales = sub_scales(w);
@@ -63,8 +63,7 @@ pub(super) mod avx2 {
                     let x = _mm256_load_si256(x.q.as_ptr().add(32 * j).cast());
                     let magnitude = _mm256_abs_epi8(v);
                     let p = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, v));
-                    let p = _mm256_madd_epi16(p, scale(scales, j));
-                    sum = _mm256_add_epi32(sum, p);
+                    sum = P::words(sum, p, scale(scales, j));
                 }
                 (sum, _mm_setzero_si128())
             }

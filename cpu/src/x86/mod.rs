@@ -14,10 +14,11 @@ pub(crate) mod ahead;
 pub(crate) mod amx;
 pub(crate) mod bf16;
 mod bytes;
+mod dots;
 mod fours;
 mod gemm;
+mod gemm_256;
 mod gemm_amx;
-mod gemm_avx2;
 mod gemm_avx512;
 mod iq4_nl;
 mod iq4_xs;
@@ -111,7 +112,8 @@ pub(crate) struct Kernel {
 pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
     let (form, rows) = match isa {
         Isa::Scalar => None,
-        Isa::Avx2 => rows::kernel_avx2(ty),
+        Isa::Avx2 => rows::avx2::kernel(ty),
+        Isa::AvxVnni => rows::avx_vnni::kernel(ty),
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => fours::kernel(ty),
     }?;
     Some(Kernel {

@@ -3,7 +3,6 @@
 use super::bytes::Bytes;
 use super::unpack::{To, Unpack, nibbles};
 use super::util::*;
-use crate::activations::X32;
 use std::arch::x86_64::*;
 
 use lemma_quant::num::e8m0_half_to_f32;
@@ -11,15 +10,15 @@ use lemma_quant::num::e8m0_half_to_f32;
 /// E2M1 numbers, doubled.
 const TABLE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
-/// The values that nibbles stand for, in both halves.
+/// The values that nibbles stand for, plus 16.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn table() -> __m256i {
+fn table() -> __m128i {
     // SAFETY: the table has 16 bytes.
-    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(TABLE.as_ptr().cast()) })
+    unsafe { _mm_loadu_si128(UNSIGNED.as_ptr().cast()) }
 }
 
-pub(super) mod avx2 {
+pub(super) mod rows {
     use super::super::rows::Rows32;
     use super::*;
 
@@ -28,16 +27,17 @@ pub(super) mod avx2 {
     // SAFETY: offsets are within the block.
     unsafe impl Rows32 for MXFP4 {
         const SIZE: usize = 17;
-        const OFFSET: i32 = 0;
+        const OFFSET: i32 = 16;
+        const SIGNED: bool = false;
         const MINS: bool = false;
 
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
-            // SAFETY: by the caller; `x.q` has 32 bytes.
+        unsafe fn block(w: *const u8) -> __m256i {
+            // SAFETY: by the caller.
             unsafe {
-                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                dot4_signed_avx2(_mm256_shuffle_epi8(table(), nibbles_32(w.add(1))), x)
+                let table = _mm256_broadcastsi128_si256(table());
+                _mm256_shuffle_epi8(table, nibbles_32(w.add(1)))
             }
         }
 
@@ -56,37 +56,8 @@ pub(super) mod avx2 {
 pub(super) mod avx512 {
     use super::super::fours::{Four32, dwords};
     use super::super::rows::Rows32;
+    use super::rows::MXFP4;
     use super::*;
-
-    pub(in super::super) struct MXFP4;
-
-    // SAFETY: offsets are within the block.
-    unsafe impl Rows32 for MXFP4 {
-        const SIZE: usize = 17;
-        const OFFSET: i32 = 16;
-        const MINS: bool = false;
-
-        #[inline]
-        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
-            // SAFETY: by the caller; `x.q` has 32 bytes.
-            unsafe {
-                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                let table = _mm256_add_epi8(table(), _mm256_set1_epi8(16));
-                dot4_avx512(_mm256_shuffle_epi8(table, nibbles_32(w.add(1))), x)
-            }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
-            // SAFETY: by the caller.
-            unsafe {
-                let d = w.map(|w| e8m0_half_to_f32(*w));
-                (_mm_set_ps(d[3], d[2], d[1], d[0]), _mm_setzero_ps())
-            }
-        }
-    }
 
     // SAFETY: offsets are within four blocks: 68 bytes.
     unsafe impl Four32 for MXFP4 {
@@ -95,8 +66,7 @@ pub(super) mod avx512 {
         unsafe fn quants(w: *const u8) -> [__m512i; 2] {
             // SAFETY: by the caller.
             unsafe {
-                let table = _mm_add_epi8(_mm256_castsi256_si128(table()), _mm_set1_epi8(16));
-                let table = _mm512_broadcast_i32x4(table);
+                let table = _mm512_broadcast_i32x4(table());
                 nibbles_512(w.add(1), Self::SIZE).map(|q| _mm512_shuffle_epi8(table, q))
             }
         }

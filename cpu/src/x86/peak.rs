@@ -45,6 +45,11 @@ pub(crate) unsafe fn bytes(isa: Isa, n: u64) -> u64 {
                 repeat!(n, "vpmaddubsw ", "ymm", ", ymm0, ymm1");
                 n * SUMS * 32 * 2
             }
+            Isa::AvxVnni => {
+                // Without the prefix it is encoded as for AVX-512.
+                repeat!(n, "{{vex}} vpdpbusd ", "ymm", ", ymm0, ymm1");
+                n * SUMS * 32 * 2
+            }
             Isa::Avx512 | Isa::Avx512Bf16 => {
                 repeat!(n, "vpdpbusd ", "zmm", ", zmm0, zmm1");
                 n * SUMS * 64 * 2
@@ -80,7 +85,7 @@ pub(crate) unsafe fn floats(isa: Isa, n: u64) -> u64 {
     unsafe {
         match isa {
             Isa::Scalar => 0,
-            Isa::Avx2 => {
+            Isa::Avx2 | Isa::AvxVnni => {
                 repeat!(n, "vfmadd231ps ", "ymm", ", ymm0, ymm1");
                 n * SUMS * 8 * 2
             }

@@ -35,57 +35,50 @@ pub(super) fn two_scales(scales: __m128i, i: usize) -> __m256i {
     _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, pick))
 }
 
-macro_rules! rows {
-    ($isa:ident, $features:literal) => {
-        pub(super) mod $isa {
-            use super::super::rows::Rows256;
-            use super::*;
+pub(super) mod rows {
+    use super::super::dots::Dots;
+    use super::super::rows::Rows256;
+    use super::*;
 
-            pub(in super::super) struct Q2K;
+    pub(in super::super) struct Q2K;
 
-            // SAFETY: offsets are within the 84 bytes.
-            unsafe impl Rows256 for Q2K {
-                const SIZE: usize = SIZE;
-                const MINS: bool = true;
+    // SAFETY: offsets are within the 84 bytes.
+    unsafe impl Rows256 for Q2K {
+        const SIZE: usize = SIZE;
+        const MINS: bool = true;
 
-                #[inline]
-                #[target_feature(enable = $features)]
-                unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
-                    // SAFETY: by the caller; offsets into `x` end at 256.
-                    unsafe {
-                        let packed = _mm_loadu_si128(w.cast());
-                        let mask = _mm_set1_epi8(15);
-                        let scales = _mm_and_si128(packed, mask);
-                        let mins = _mm_and_si128(_mm_srli_epi16::<4>(packed), mask);
-                        let sums = _mm256_loadu_si256(x.sum16.as_ptr().cast());
-                        let mins = _mm256_madd_epi16(_mm256_cvtepu8_epi16(mins), sums);
-                        let mins = _mm_add_epi32(
-                            _mm256_castsi256_si128(mins),
-                            _mm256_extracti128_si256::<1>(mins),
-                        );
-                        let mut sum = _mm256_setzero_si256();
-                        for i in 0..8 {
-                            let x = _mm256_load_si256(x.q.as_ptr().add(32 * i).cast());
-                            let p = _mm256_maddubs_epi16(crumbs_32(w.add(QS), i), x);
-                            sum =
-                                _mm256_add_epi32(sum, _mm256_madd_epi16(p, two_scales(scales, i)));
-                        }
-                        (sum, mins)
-                    }
+        #[inline(always)]
+        unsafe fn dot<P: Dots>(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+            // SAFETY: by the caller; offsets into `x` end at 256.
+            unsafe {
+                let packed = _mm_loadu_si128(w.cast());
+                let mask = _mm_set1_epi8(15);
+                let scales = _mm_and_si128(packed, mask);
+                let mins = _mm_and_si128(_mm_srli_epi16::<4>(packed), mask);
+                let sums = _mm256_loadu_si256(x.sum16.as_ptr().cast());
+                let mins = _mm256_madd_epi16(_mm256_cvtepu8_epi16(mins), sums);
+                let mins = _mm_add_epi32(
+                    _mm256_castsi256_si128(mins),
+                    _mm256_extracti128_si256::<1>(mins),
+                );
+                let mut sum = _mm256_setzero_si256();
+                for i in 0..8 {
+                    let x = _mm256_load_si256(x.q.as_ptr().add(32 * i).cast());
+                    let p = _mm256_maddubs_epi16(crumbs_32(w.add(QS), i), x);
+                    sum = P::words(sum, p, two_scales(scales, i));
                 }
-
-                #[inline]
-                #[target_feature(enable = "avx2,f16c")]
-                unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
-                    // SAFETY: by the caller.
-                    unsafe { scale_pairs(w.map(|w| w.add(D))) }
-                }
+                (sum, mins)
             }
         }
-    };
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { scale_pairs(w.map(|w| w.add(D))) }
+        }
+    }
 }
-rows!(avx2, "avx2");
-rows!(avx512, "avx2,avx512f,avx512bw,avx512vl,avx512vnni");
 
 /// For batches.
 pub(super) struct Q2K;

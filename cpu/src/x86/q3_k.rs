@@ -54,51 +54,44 @@ unsafe fn quants(w: *const u8, i: usize) -> __m256i {
     }
 }
 
-macro_rules! rows {
-    ($isa:ident, $features:literal) => {
-        pub(super) mod $isa {
-            use super::super::rows::Rows256;
-            use super::*;
+pub(super) mod rows {
+    use super::super::dots::Dots;
+    use super::super::rows::Rows256;
+    use super::*;
 
-            pub(in super::super) struct Q3K;
+    pub(in super::super) struct Q3K;
 
-            // SAFETY: offsets are within the 110 bytes.
-            unsafe impl Rows256 for Q3K {
-                const SIZE: usize = SIZE;
-                const MINS: bool = false;
+    // SAFETY: offsets are within the 110 bytes.
+    unsafe impl Rows256 for Q3K {
+        const SIZE: usize = SIZE;
+        const MINS: bool = false;
 
-                #[inline]
-                #[target_feature(enable = $features)]
-                unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
-                    // SAFETY: by the caller; offsets into `x` end at 256.
-                    unsafe {
-                        let scales = sub_scales(w);
-                        let sums = _mm256_loadu_si256(x.sum16.as_ptr().cast());
-                        let offset = _mm256_madd_epi16(_mm256_cvtepi8_epi16(scales), sums);
-                        let offset = _mm256_slli_epi32::<2>(offset);
-                        let mut sum = _mm256_sub_epi32(_mm256_setzero_si256(), offset);
-                        for i in 0..8 {
-                            let x = _mm256_load_si256(x.q.as_ptr().add(32 * i).cast());
-                            let p = _mm256_maddubs_epi16(quants(w, i), x);
-                            sum =
-                                _mm256_add_epi32(sum, _mm256_madd_epi16(p, two_scales(scales, i)));
-                        }
-                        (sum, _mm_setzero_si128())
-                    }
+        #[inline(always)]
+        unsafe fn dot<P: Dots>(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+            // SAFETY: by the caller; offsets into `x` end at 256.
+            unsafe {
+                let scales = sub_scales(w);
+                let sums = _mm256_loadu_si256(x.sum16.as_ptr().cast());
+                let offset = _mm256_madd_epi16(_mm256_cvtepi8_epi16(scales), sums);
+                let offset = _mm256_slli_epi32::<2>(offset);
+                let mut sum = _mm256_sub_epi32(_mm256_setzero_si256(), offset);
+                for i in 0..8 {
+                    let x = _mm256_load_si256(x.q.as_ptr().add(32 * i).cast());
+                    let p = _mm256_maddubs_epi16(quants(w, i), x);
+                    sum = P::words(sum, p, two_scales(scales, i));
                 }
-
-                #[inline]
-                #[target_feature(enable = "avx2,f16c")]
-                unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
-                    // SAFETY: by the caller.
-                    unsafe { (f16x4(w.map(|w| w.add(D))), _mm_setzero_ps()) }
-                }
+                (sum, _mm_setzero_si128())
             }
         }
-    };
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
+            // SAFETY: by the caller.
+            unsafe { (f16x4(w.map(|w| w.add(D))), _mm_setzero_ps()) }
+        }
+    }
 }
-rows!(avx2, "avx2");
-rows!(avx512, "avx2,avx512f,avx512bw,avx512vl,avx512vnni");
 
 /// For batches.
 pub(super) struct Q3K;

@@ -11,7 +11,8 @@ const SIZE: usize = 144;
 /// Where the quants begin.
 const QS: usize = 16;
 
-pub(super) mod avx2 {
+pub(super) mod rows {
+    use super::super::dots::Dots;
     use super::super::rows::Rows256;
     use super::*;
 
@@ -22,13 +23,12 @@ pub(super) mod avx2 {
         const SIZE: usize = SIZE;
         const MINS: bool = true;
 
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+        #[inline(always)]
+        unsafe fn dot<P: Dots>(w: *const u8, x: &X256) -> (__m256i, __m128i) {
             // SAFETY: by the caller; offsets into `x` end at 256.
             unsafe {
                 let (scales, mins) = scales_and_mins(w, x);
-                let mut sum = _mm256_setzero_si256();
+                let mut sum = [_mm256_setzero_si256(); 2];
                 let mask = _mm256_set1_epi8(15);
                 for g in 0..4 {
                     let q = _mm256_loadu_si256(w.add(QS + 32 * g).cast());
@@ -38,11 +38,10 @@ pub(super) mod avx2 {
                     let x_high = _mm256_load_si256(x.q.as_ptr().add(64 * g + 32).cast());
                     let low = _mm256_maddubs_epi16(low, x_low);
                     let high = _mm256_maddubs_epi16(high, x_high);
-                    let low = _mm256_madd_epi16(low, scale(scales, 2 * g));
-                    let high = _mm256_madd_epi16(high, scale(scales, 2 * g + 1));
-                    sum = _mm256_add_epi32(sum, _mm256_add_epi32(low, high));
+                    sum[0] = P::words(sum[0], low, scale(scales, 2 * g));
+                    sum[1] = P::words(sum[1], high, scale(scales, 2 * g + 1));
                 }
-                (sum, mins)
+                (_mm256_add_epi32(sum[0], sum[1]), mins)
             }
         }
 

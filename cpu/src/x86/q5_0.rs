@@ -3,7 +3,6 @@
 use super::bytes::Bytes;
 use super::unpack::{To, Unpack, nibbles};
 use super::util::*;
-use crate::activations::X32;
 use std::arch::x86_64::*;
 
 /// Fifth bits, then nibbles.
@@ -23,7 +22,7 @@ unsafe fn quants(p: *const u8) -> __m256i {
     }
 }
 
-pub(super) mod avx2 {
+pub(super) mod rows {
     use super::super::rows::Rows32;
     use super::*;
 
@@ -33,16 +32,14 @@ pub(super) mod avx2 {
     unsafe impl Rows32 for Q5_0 {
         const SIZE: usize = 22;
         const OFFSET: i32 = 16;
+        const SIGNED: bool = false;
         const MINS: bool = false;
 
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
-            // SAFETY: by the caller; `x.q` has 32 bytes.
-            unsafe {
-                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                dot4_avx2(quants(w.add(2)), x)
-            }
+        unsafe fn block(w: *const u8) -> __m256i {
+            // SAFETY: by the caller.
+            unsafe { quants(w.add(2)) }
         }
 
         #[inline]
@@ -59,16 +56,14 @@ pub(super) mod avx2 {
     unsafe impl Rows32 for Q5_1 {
         const SIZE: usize = 24;
         const OFFSET: i32 = 0;
+        const SIGNED: bool = false;
         const MINS: bool = true;
 
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
-            // SAFETY: by the caller; `x.q` has 32 bytes.
-            unsafe {
-                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                dot4_avx2(quants(w.add(4)), x)
-            }
+        unsafe fn block(w: *const u8) -> __m256i {
+            // SAFETY: by the caller.
+            unsafe { quants(w.add(4)) }
         }
 
         #[inline]
@@ -83,59 +78,8 @@ pub(super) mod avx2 {
 pub(super) mod avx512 {
     use super::super::fours::{Four32, dwords, halves, second_upper};
     use super::super::rows::Rows32;
+    use super::rows::{Q5_0, Q5_1};
     use super::*;
-
-    pub(in super::super) struct Q5_0;
-
-    // SAFETY: offsets are within the block.
-    unsafe impl Rows32 for Q5_0 {
-        const SIZE: usize = 22;
-        const OFFSET: i32 = 16;
-        const MINS: bool = false;
-
-        #[inline]
-        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
-            // SAFETY: by the caller; `x.q` has 32 bytes.
-            unsafe {
-                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                dot4_avx512(quants(w.add(2)), x)
-            }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
-            // SAFETY: by the caller.
-            unsafe { (f16x4(w), _mm_setzero_ps()) }
-        }
-    }
-
-    pub(in super::super) struct Q5_1;
-
-    // SAFETY: offsets are within the block.
-    unsafe impl Rows32 for Q5_1 {
-        const SIZE: usize = 24;
-        const OFFSET: i32 = 0;
-        const MINS: bool = true;
-
-        #[inline]
-        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
-            // SAFETY: by the caller; `x.q` has 32 bytes.
-            unsafe {
-                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                dot4_avx512(quants(w.add(4)), x)
-            }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
-            // SAFETY: by the caller.
-            unsafe { super::super::q4_k::scale_pairs(w) }
-        }
-    }
 
     // SAFETY: offsets are within four blocks: 88 bytes.
     unsafe impl Four32 for Q5_0 {

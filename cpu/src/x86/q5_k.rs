@@ -34,8 +34,9 @@ unsafe fn quants(w: *const u8, qh: __m256i, g: usize) -> (__m256i, __m256i) {
     )
 }
 
-pub(super) mod avx2 {
-    use super::super::q4_k::avx2::scale;
+pub(super) mod rows {
+    use super::super::dots::Dots;
+    use super::super::q4_k::rows::scale;
     use super::super::rows::Rows256;
     use super::*;
 
@@ -46,25 +47,23 @@ pub(super) mod avx2 {
         const SIZE: usize = SIZE;
         const MINS: bool = true;
 
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+        #[inline(always)]
+        unsafe fn dot<P: Dots>(w: *const u8, x: &X256) -> (__m256i, __m128i) {
             // SAFETY: by the caller; offsets into `x` end at 256.
             unsafe {
                 let (scales, mins) = scales_and_mins(w, x);
                 let qh = _mm256_loadu_si256(w.add(QH).cast());
-                let mut sum = _mm256_setzero_si256();
+                let mut sum = [_mm256_setzero_si256(); 2];
                 for g in 0..4 {
                     let (low, high) = quants(w, qh, g);
                     let x_low = _mm256_load_si256(x.q.as_ptr().add(64 * g).cast());
                     let x_high = _mm256_load_si256(x.q.as_ptr().add(64 * g + 32).cast());
                     let low = _mm256_maddubs_epi16(low, x_low);
                     let high = _mm256_maddubs_epi16(high, x_high);
-                    let low = _mm256_madd_epi16(low, scale(scales, 2 * g));
-                    let high = _mm256_madd_epi16(high, scale(scales, 2 * g + 1));
-                    sum = _mm256_add_epi32(sum, _mm256_add_epi32(low, high));
+                    sum[0] = P::words(sum[0], low, scale(scales, 2 * g));
+                    sum[1] = P::words(sum[1], high, scale(scales, 2 * g + 1));
                 }
-                (sum, mins)
+                (_mm256_add_epi32(sum[0], sum[1]), mins)
             }
         }
 

@@ -58,7 +58,8 @@ fn pick(a: usize) -> __m128i {
     _mm_set_epi64x(eight + 0x0101_0101_0101_0101, eight)
 }
 
-pub(super) mod avx2 {
+pub(super) mod rows {
+    use super::super::dots::Dots;
     use super::super::rows::Rows256;
     use super::*;
 
@@ -69,9 +70,8 @@ pub(super) mod avx2 {
         const SIZE: usize = SIZE;
         const MINS: bool = false;
 
-        #[inline]
-        #[target_feature(enable = "avx2")]
-        unsafe fn dot(w: *const u8, x: &X256) -> (__m256i, __m128i) {
+        #[inline(always)]
+        unsafe fn dot<P: Dots>(w: *const u8, x: &X256) -> (__m256i, __m128i) {
             // SAFETY: by the caller; offsets into `x` end at 256.
             unsafe {
                 let scales = _mm_loadu_si128(w.add(SCALES).cast());
@@ -81,7 +81,7 @@ pub(super) mod avx2 {
                         let x = _mm256_load_si256(x.q.as_ptr().add(128 * h + 32 * i).cast());
                         let s = _mm_shuffle_epi8(scales, pick(8 * h + 2 * i));
                         let p = _mm256_maddubs_epi16(q, x);
-                        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(p, _mm256_cvtepi8_epi16(s)));
+                        sum = P::words(sum, p, _mm256_cvtepi8_epi16(s));
                     }
                 }
                 (sum, _mm_setzero_si128())

@@ -3,10 +3,9 @@
 use super::bytes::Bytes;
 use super::unpack::{To, Unpack};
 use super::util::*;
-use crate::activations::X32;
 use std::arch::x86_64::*;
 
-pub(super) mod avx2 {
+pub(super) mod rows {
     use super::super::rows::Rows32;
     use super::*;
 
@@ -16,16 +15,14 @@ pub(super) mod avx2 {
     unsafe impl Rows32 for Q8_0 {
         const SIZE: usize = 34;
         const OFFSET: i32 = 0;
+        const SIGNED: bool = true;
         const MINS: bool = false;
 
         #[inline]
         #[target_feature(enable = "avx2")]
-        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
-            // SAFETY: by the caller; `x.q` has 32 bytes.
-            unsafe {
-                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                dot4_signed_avx2(_mm256_loadu_si256(w.add(2).cast()), x)
-            }
+        unsafe fn block(w: *const u8) -> __m256i {
+            // SAFETY: by the caller.
+            unsafe { _mm256_loadu_si256(w.add(2).cast()) }
         }
 
         #[inline]
@@ -40,34 +37,8 @@ pub(super) mod avx2 {
 pub(super) mod avx512 {
     use super::super::fours::{Four32, dwords, halves, second_upper, sixteen_of};
     use super::super::rows::Rows32;
+    use super::rows::Q8_0;
     use super::*;
-
-    pub(in super::super) struct Q8_0;
-
-    // SAFETY: offsets are within the block.
-    unsafe impl Rows32 for Q8_0 {
-        const SIZE: usize = 34;
-        const OFFSET: i32 = 128;
-        const MINS: bool = false;
-
-        #[inline]
-        #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn dot(w: *const u8, x: &X32) -> __m256i {
-            // SAFETY: by the caller; `x.q` has 32 bytes.
-            unsafe {
-                let x = _mm256_loadu_si256(x.q.as_ptr().cast());
-                let w = _mm256_loadu_si256(w.add(2).cast());
-                dot4_avx512(_mm256_xor_si256(w, _mm256_set1_epi8(-128)), x)
-            }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
-            // SAFETY: by the caller.
-            unsafe { (f16x4(w), _mm_setzero_ps()) }
-        }
-    }
 
     // SAFETY: offsets are within four blocks: 136 bytes.
     unsafe impl Four32 for Q8_0 {

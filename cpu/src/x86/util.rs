@@ -22,29 +22,6 @@ pub(super) fn sum_half_lanes(v: [__m128i; 4]) -> __m128i {
     _mm_hadd_epi32(_mm_hadd_epi32(v[0], v[1]), _mm_hadd_epi32(v[2], v[3]))
 }
 
-/// Sums of four neighbouring products of unsigned and signed bytes. Pairs of products must fit 16 bits, which
-/// holds for factors below 128.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn dot4_avx2(u: __m256i, s: __m256i) -> __m256i {
-    _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1))
-}
-
-/// Sums of four neighbouring products of signed bytes; `x` is not -128.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn dot4_signed_avx2(w: __m256i, x: __m256i) -> __m256i {
-    // 128 * 127 twice still fits 16 bits.
-    dot4_avx2(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-}
-
-/// Sums of four neighbouring products of unsigned and signed bytes.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512vnni")]
-pub(super) fn dot4_avx512(u: __m256i, s: __m256i) -> __m256i {
-    _mm256_dpbusd_epi32(_mm256_setzero_si256(), u, s)
-}
-
 /// 16 bytes of nibbles: the low ones, then the high ones.
 ///
 /// # Safety

@@ -1,11 +1,12 @@
-//! Batches with AVX2: products of bytes are added up in 16 bits as long as they fit, then in 32.
+//! Batches with vectors of 256 bits, which hold half of the sixteen rows.
 //!
-//! A vector holds half of the sixteen rows. Bytes that use all eight bits are multiplied by magnitude, with their signs moved
-//! to the activations.
+//! AVX2 adds up products of bytes in 16 bits as long as they fit, then in 32. Bytes that use all eight bits are multiplied by
+//! magnitude, with their signs moved to the activations. With AVX-VNNI neither is needed.
 
 #![allow(clippy::needless_range_loop, reason = "lanes are counted")]
 
-use super::bytes::{Avx2, ROWS};
+use super::bytes::ROWS;
+use super::dots::{self, Dots};
 use super::gemm::NONE;
 use super::gemm_avx512::pairs;
 use super::unpack::{self, Tile, Unpack};
@@ -23,34 +24,58 @@ pub(super) unsafe fn unpack<F: Unpack>(
     tile: &mut Tile,
 ) {
     // SAFETY: by the caller.
-    unsafe { unpack::unpack::<F, Avx2>(w, row_size, n, n32, next, tile) };
+    unsafe { unpack::unpack::<F, super::bytes::Avx2>(w, row_size, n, n32, next, tile) };
 }
 
-/// Sums of products of eight rows and `N` tokens over `STEPS * 4 * M` columns, multiplied by 16-bit `factor`s and added up in
-/// 32 bits. `w` goes on after 64 bytes.
+/// In place of how many products of four columns fit 16 bits: signs are needed.
+const SIGNS: usize = 0;
+/// In place of it: products are added up in 32 bits at once.
+const ALL: usize = usize::MAX;
+
+/// Adds sums of products of eight rows and `N` tokens over `4 * steps` columns to `sums`, each times the `scale` of its row, which
+/// fits 16 bits. `w` goes on after 64 bytes.
 ///
 /// # Safety
-/// Pointers are valid for that.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn sub_block<const N: usize, const M: usize>(
+/// Pointers are valid for that, and the instruction set is available.
+#[inline(always)]
+unsafe fn sub_block<P: Dots, const N: usize, const M: usize>(
     w: *const u8,
     x: [*const i32; N],
     steps: usize,
-    factor: __m256i,
+    scale: Option<__m256i>,
     mut sums: [__m256i; N],
 ) -> [__m256i; N] {
     // SAFETY: by the caller.
     unsafe {
-        if M == 0 {
+        if M == ALL {
+            let mut a = match scale {
+                Some(_) => [_mm256_setzero_si256(); N],
+                None => sums,
+            };
+            for k in 0..steps {
+                let w = _mm256_load_si256(w.add(64 * k).cast());
+                for t in 0..N {
+                    a[t] = P::bytes(a[t], w, _mm256_set1_epi32(*x[t].add(k)));
+                }
+            }
+            let Some(scale) = scale else { return a };
+            for t in 0..N {
+                sums[t] = _mm256_add_epi32(sums[t], _mm256_mullo_epi32(a[t], scale));
+            }
+            return sums;
+        }
+        let factor = match scale {
+            Some(scale) => twice(scale),
+            None => _mm256_set1_epi16(1),
+        };
+        if M == SIGNS {
             for k in 0..steps {
                 let w = _mm256_load_si256(w.add(64 * k).cast());
                 let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
                 let magnitude = _mm256_abs_epi8(w);
                 for t in 0..N {
                     let x = _mm256_sign_epi8(_mm256_set1_epi32(*x[t].add(k)), w);
-                    let p = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, x), factor);
-                    sums[t] = _mm256_add_epi32(sums[t], p);
+                    sums[t] = P::words(sums[t], _mm256_maddubs_epi16(magnitude, x), factor);
                 }
             }
             return sums;
@@ -65,7 +90,7 @@ unsafe fn sub_block<const N: usize, const M: usize>(
                 }
             }
             for t in 0..N {
-                sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(a[t], factor));
+                sums[t] = P::words(sums[t], a[t], factor);
             }
         }
         sums
@@ -80,27 +105,73 @@ fn twice(words: __m256i) -> __m256i {
     _mm256_or_si256(low, _mm256_slli_epi32::<16>(words))
 }
 
-/// Formats of 256 values with scales for `SUB` of them, and offsets or minimums. See `TilesFn`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn mul_256<const SUB: usize, const M: usize, const MINS: bool>(
-    rows: &[Tile],
-    x: *const u8,
-    n: usize,
-    _: usize,
-    acc: &mut [[f32; ROWS]],
-) {
-    // SAFETY: by the caller.
-    unsafe {
-        match n {
-            1 | 2 => mul_256_n::<2, SUB, M, MINS>(rows, x, n, acc),
-            _ => mul_256_n::<4, SUB, M, MINS>(rows, x, n, acc),
+/// Formats of 256 values with scales for `SUB` of them, and offsets or minimums; and formats of 32 values, whose quants are 128,
+/// shifted right by `SHIFT`, too large, if not `NONE`. See `TilesFn`.
+macro_rules! tiles {
+    ($features:literal, $dots:ty, $m:expr $(, $parameter:ident)?) => {
+        #[target_feature(enable = $features)]
+        pub(in super::super) unsafe fn mul_256<
+            const SUB: usize,
+            $(const $parameter: usize,)?
+            const MINS: bool,
+        >(
+            rows: &[Tile],
+            x: *const u8,
+            n: usize,
+            _: usize,
+            acc: &mut [[f32; ROWS]],
+        ) {
+            // SAFETY: by the caller.
+            unsafe {
+                match n {
+                    1 | 2 => mul_256_n::<$dots, 2, SUB, { $m }, MINS>(rows, x, n, acc),
+                    _ => mul_256_n::<$dots, 4, SUB, { $m }, MINS>(rows, x, n, acc),
+                }
+            }
         }
-    }
+
+        #[target_feature(enable = $features)]
+        pub(in super::super) unsafe fn mul_32<
+            const SHIFT: u32,
+            $(const $parameter: usize,)?
+            const MINS: bool,
+        >(
+            rows: &[Tile],
+            x: *const u8,
+            n: usize,
+            n32: usize,
+            acc: &mut [[f32; ROWS]],
+        ) {
+            // SAFETY: by the caller.
+            unsafe {
+                match n {
+                    1 | 2 => mul_32_n::<$dots, 2, SHIFT, { $m }, MINS>(rows, x, n, n32, acc),
+                    _ => mul_32_n::<$dots, 4, SHIFT, { $m }, MINS>(rows, x, n, n32, acc),
+                }
+            }
+        }
+    };
+}
+
+/// With AVX2: `M` says how many products of four columns fit 16 bits, or `SIGNS`.
+pub(super) mod avx2 {
+    pub(in super::super) use super::unpack;
+    use super::*;
+
+    tiles!("avx2,fma,f16c", dots::Avx2, M, M);
+}
+
+/// With AVX-VNNI.
+pub(super) mod avx_vnni {
+    pub(in super::super) use super::unpack;
+    use super::*;
+
+    tiles!("avx2,fma,f16c,avxvnni", dots::AvxVnni, ALL);
 }
 
 /// `N` tokens at a time.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn mul_256_n<const N: usize, const SUB: usize, const M: usize, const MINS: bool>(
+#[inline(always)]
+unsafe fn mul_256_n<P: Dots, const N: usize, const SUB: usize, const M: usize, const MINS: bool>(
     rows: &[Tile],
     x: *const u8,
     n: usize,
@@ -115,12 +186,12 @@ unsafe fn mul_256_n<const N: usize, const SUB: usize, const M: usize, const MINS
                     std::array::from_fn(|i| x.cast::<X256>().add((t + i).min(n - 1)));
                 let mut mins = [_mm256_setzero_si256(); N];
                 // Signed bytes have no offset.
-                if MINS || M != 0 {
+                if MINS || M != SIGNS {
                     for i in 0..128 / SUB {
                         let two = _mm256_load_si256(tile.mins[i].as_ptr().add(half).cast());
                         for t in 0..N {
                             let sums = _mm256_set1_epi32(*pairs::<SUB>(x[t]).add(i));
-                            mins[t] = _mm256_add_epi32(mins[t], _mm256_madd_epi16(two, sums));
+                            mins[t] = P::words(mins[t], two, sums);
                         }
                     }
                 }
@@ -133,7 +204,7 @@ unsafe fn mul_256_n<const N: usize, const SUB: usize, const M: usize, const MINS
                     let w = tile.q.as_ptr().add(16 * SUB * j + 4 * half);
                     let xq = x.map(|x| (*x).q.as_ptr().cast::<i32>().add(SUB / 4 * j));
                     let scales = _mm256_load_si256(tile.scales[j].as_ptr().add(half).cast());
-                    sums = sub_block::<N, M>(w, xq, SUB / 4, twice(scales), sums);
+                    sums = sub_block::<P, N, M>(w, xq, SUB / 4, Some(scales), sums);
                 }
                 let (d, m) = (
                     _mm256_load_ps(tile.d[0].as_ptr().add(half)),
@@ -155,34 +226,15 @@ unsafe fn mul_256_n<const N: usize, const SUB: usize, const M: usize, const MINS
     }
 }
 
-/// Formats of 32 values; quants are 128, shifted right by `SHIFT`, too large, if not `NONE`. See `TilesFn`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn mul_32<const SHIFT: u32, const M: usize, const MINS: bool>(
-    rows: &[Tile],
-    x: *const u8,
-    n: usize,
-    n32: usize,
-    acc: &mut [[f32; ROWS]],
-) {
-    // SAFETY: by the caller.
-    unsafe {
-        match n {
-            1 | 2 => mul_32_n::<2, SHIFT, M, MINS>(rows, x, n, n32, acc),
-            _ => mul_32_n::<4, SHIFT, M, MINS>(rows, x, n, n32, acc),
-        }
-    }
-}
-
 /// `N` tokens at a time.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn mul_32_n<const N: usize, const SHIFT: u32, const M: usize, const MINS: bool>(
+#[inline(always)]
+unsafe fn mul_32_n<P: Dots, const N: usize, const SHIFT: u32, const M: usize, const MINS: bool>(
     rows: &[Tile],
     x: *const u8,
     n: usize,
     n32: usize,
     acc: &mut [[f32; ROWS]],
 ) {
-    let one = _mm256_set1_epi16(1);
     for (tile, acc) in rows.iter().zip(acc.chunks_exact_mut(n)) {
         for (t, half) in (0..n).step_by(N).flat_map(|t| [(t, 0), (t, 8)]) {
             // SAFETY: by the caller; arrays are as long as the loops say.
@@ -198,7 +250,8 @@ unsafe fn mul_32_n<const N: usize, const SHIFT: u32, const M: usize, const MINS:
                         }
                     }
                     let w = tile.q.as_ptr().add(8 * 64 * b + 4 * half);
-                    sums = sub_block::<N, M>(w, x.map(|x| (*x).q.as_ptr().cast()), 8, one, sums);
+                    let q = x.map(|x| (*x).q.as_ptr().cast());
+                    sums = sub_block::<P, N, M>(w, q, 8, None, sums);
                     let d = _mm256_load_ps(tile.d[b].as_ptr().add(half));
                     for t in 0..N {
                         let d = _mm256_mul_ps(d, _mm256_set1_ps((*x[t]).d));
