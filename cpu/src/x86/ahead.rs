@@ -14,8 +14,6 @@ pub(crate) struct Reach {
     pub(crate) near: bool,
     /// Bytes for each of four long runs of quantized rows.
     pub(crate) runs: usize,
-    /// Bytes at least where rows are read in the order of memory.
-    pub(crate) rows: usize,
 }
 
 impl Reach {
@@ -26,12 +24,10 @@ impl Reach {
             true => Self {
                 near: false,
                 runs: 2 << 10,
-                rows: 16 << 10,
             },
             false => Self {
                 near: true,
                 runs: 1 << 10,
-                rows: 8 << 10,
             },
         })
     }

@@ -4,13 +4,13 @@
 //! multiply. Scales of four rows share vectors; so do the sums of lanes, and, where blocks have 32 values, those of
 //! four blocks. Sums are those of `rows`, bit for bit.
 
-use super::ahead::{Reach, prefetch};
 use super::dots::Avx512;
 use super::rows::{Rows32, avx512, offset};
+use super::runs::Runs;
 use super::{Form, Rows, RowsFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{X32, X32x4, X256};
-use crate::kernels::{first_rows, run};
+use crate::kernels::run;
 use lemma_quant::GgmlType;
 use std::arch::x86_64::*;
 
@@ -76,61 +76,6 @@ pub(super) fn kernel(ty: GgmlType) -> Option<(Form, RowsFn)> {
     })
 }
 
-/// Rows as four runs beside each other: the processor sees four places from which memory is read in order for long, and reads
-/// ahead by itself. Rows that are neighbours would be places that end again soon.
-struct Runs {
-    /// Where the runs begin, and end.
-    starts: [*const u8; 4],
-    ends: [*const u8; 4],
-    /// From the end of a run to the place that is read next.
-    jumps: [usize; 4],
-    /// The number of the first row of each.
-    first: [usize; 4],
-    /// Which run is read ahead in.
-    turn: usize,
-    reach: Reach,
-}
-
-impl Runs {
-    /// `n` rows.
-    fn new(job: &Rows<'_>, n: usize) -> Self {
-        let len = run(n);
-        let first = first_rows(n);
-        let starts = first.map(|row| job.w.as_ptr().wrapping_add(row * job.row_size));
-        let ends = starts.map(|p| p.wrapping_add(len * job.row_size));
-        Self {
-            starts,
-            ends,
-            jumps: std::array::from_fn(|r| {
-                let next = job.next.at.wrapping_add(r * job.next.stride);
-                if job.next.at.is_null() {
-                    0
-                } else {
-                    next.addr().wrapping_sub(ends[r].addr())
-                }
-            }),
-            first,
-            turn: 0,
-            reach: Reach::get(),
-        }
-    }
-
-    /// What is `at` bytes from the starts of all runs. Begins to read what will be there the next four times, for one of them:
-    /// `4 n` bytes.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn at(&mut self, at: usize, n: usize) -> [*const u8; 4] {
-        let turn = self.turn % 4;
-        self.turn += 1;
-        let mut ahead = self.starts[turn].wrapping_add(at + self.reach.runs);
-        if ahead >= self.ends[turn] {
-            ahead = ahead.wrapping_add(self.jumps[turn]);
-        }
-        prefetch(self.reach.near, ahead, 4 * n);
-        self.starts.map(|p| p.wrapping_add(at))
-    }
-}
-
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn rows_256<F: Four256>(job: &Rows<'_>, out: &mut [f32]) {
     // SAFETY: by the caller.
@@ -149,7 +94,7 @@ unsafe fn rows_256<F: Four256>(job: &Rows<'_>, out: &mut [f32]) {
                 }
                 at += F::SIZE;
             }
-            store(out, &runs, i, acc);
+            runs.store(i, acc, out);
         }
     }
 }
@@ -171,10 +116,10 @@ unsafe fn rows_32<F: Four32>(job: &Rows<'_>, out: &mut [f32]) {
                 at += 4 * F::SIZE;
             }
             for x in rest {
-                acc = avx512::block_32::<F, 4>(runs.at(at, F::SIZE), x, acc);
+                acc = avx512::block_32::<F>(runs.at(at, F::SIZE), x, acc);
                 at += F::SIZE;
             }
-            store(out, &runs, i, acc);
+            runs.store(i, acc, out);
         }
     }
 }
@@ -212,18 +157,6 @@ unsafe fn four_blocks<F: Four32>(w: [*const u8; 4], x: &X32x4, mut acc: __m128) 
             }
         }
         acc
-    }
-}
-
-/// Writes the results of row `i` of each run.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn store(out: &mut [f32], runs: &Runs, i: usize, acc: __m128) {
-    let mut four = [0.0; 4];
-    // SAFETY: four values.
-    unsafe { _mm_storeu_ps(four.as_mut_ptr(), acc) };
-    for (first, value) in runs.first.iter().zip(four) {
-        out[first + i] = value;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Kernels for x86-64.
 //!
 //! One file per format has what is special to it: how a block is multiplied with activations, and how it is unpacked
-//! for batches. What formats share is in `rows` and `fours` (a few rows with one token: memory-bound) and `gemm` (a tile of rows
+//! for batches. What formats share is in `rows`, `fours` and `runs` (a few rows with one token: memory-bound) and `gemm` (a tile of rows
 //! with many tokens: compute-bound).
 //!
 //! # One order of sums
@@ -34,6 +34,7 @@ mod q6_k;
 mod q8_0;
 mod quantize;
 mod rows;
+mod runs;
 mod unpack;
 mod util;
 mod vectors;

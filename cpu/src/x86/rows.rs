@@ -1,15 +1,14 @@
 //! A few rows with one token.
 //!
 //! With one token every weight is used once, so the speed is that of the memory. Four rows at a time share the
-//! loads of activations and the folding of lanes. The next ones are prefetched in the order in which they lie in
-//! memory, whatever the order in which four rows are read: left to itself, the processor sees four streams that end
-//! again soon, and gets half of the speed.
+//! loads of activations and the folding of lanes; which four that are says `runs`.
 
-use super::ahead::{Reach, prefetch};
 use super::dots::{Avx2, Avx512, AvxVnni, Dots};
+use super::runs::Runs;
 use super::{Form, Rows, RowsFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{X32, X256};
+use crate::kernels::run;
 use lemma_quant::GgmlType;
 use std::arch::x86_64::*;
 
@@ -82,52 +81,6 @@ fn one_by_one(sum: &mut __m256i) {
     };
 }
 
-/// Reads ahead, in the order of memory.
-struct Ahead {
-    at: *const u8,
-    end: *const u8,
-    next: *const u8,
-    near: bool,
-}
-
-impl Ahead {
-    fn new(job: &Rows<'_>) -> Self {
-        let end = job.w.as_ptr_range().end;
-        let Reach { near, rows, .. } = Reach::get();
-        let start = job.w.as_ptr().wrapping_add((4 * job.row_size).max(rows));
-        if start < end {
-            Self {
-                at: start,
-                end,
-                next: job.next.at,
-                near,
-            }
-        } else {
-            Self {
-                at: job.next.at,
-                end: std::ptr::null(),
-                next: job.next.at,
-                near,
-            }
-        }
-    }
-
-    /// Begins to read `n` bytes more.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn read(&mut self, n: usize) {
-        if self.at.is_null() {
-            return;
-        }
-        prefetch(self.near, self.at, n);
-        self.at = self.at.wrapping_add(n);
-        if self.at >= self.end && !self.end.is_null() {
-            self.at = self.next;
-            self.end = std::ptr::null();
-        }
-    }
-}
-
 /// What needs to be compiled for every instruction set. Behind them: what only sets without AVX-512 use.
 macro_rules! drivers {
     ($isa:ident, $features:literal, $dots:ty $(, $more:ident)?) => {
@@ -139,45 +92,42 @@ macro_rules! drivers {
             pub(in super::super) unsafe fn rows_256<F: Rows256>(job: &Rows<'_>, out: &mut [f32]) {
                 // SAFETY: by the caller.
                 unsafe {
-                    let x = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);
-                    let mut ahead = Ahead::new(job);
-                    for (i, out) in out.chunks_mut(4).enumerate() {
-                        let w = job.w.as_ptr().add(4 * i * job.row_size);
-                        let sums = match out.len() {
-                            4 => some_rows_256::<F, 4>(w, job.row_size, x, &mut ahead),
-                            3 => some_rows_256::<F, 3>(w, job.row_size, x, &mut ahead),
-                            2 => some_rows_256::<F, 2>(w, job.row_size, x, &mut ahead),
-                            _ => some_rows_256::<F, 1>(w, job.row_size, x, &mut ahead),
-                        };
-                        out.copy_from_slice(&sums[..out.len()]);
+                    let x: &[X256] = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);
+                    let mut runs = Runs::new(job, out.len());
+                    for i in 0..run(out.len()) {
+                        let mut at = i * job.row_size;
+                        let mut acc = _mm_setzero_ps();
+                        for x in x {
+                            acc = block_256::<F>(runs.at(at, F::SIZE), x, acc);
+                            at += F::SIZE;
+                        }
+                        runs.store(i, acc, out);
                     }
                 }
             }
 
+            /// Adds the products of a block of each row to `acc`.
+            ///
+            /// # Safety
+            /// Pointers are valid for a block.
+            #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn some_rows_256<F: Rows256, const R: usize>(
-                w: *const u8,
-                row_size: usize,
-                x: &[X256],
-                ahead: &mut Ahead,
-            ) -> [f32; 4] {
-                let mut acc = _mm_setzero_ps();
-                let mut at = w;
-                for x in x {
-                    ahead.read(R * F::SIZE);
-                    let mut sums = [_mm256_setzero_si256(); 4];
-                    let mut min_sums = [_mm_setzero_si128(); 4];
-                    let mut blocks = [at; 4];
-                    for r in 0..R {
-                        // SAFETY: the block of row r, by the caller.
-                        unsafe {
-                            blocks[r] = at.add(r * row_size);
-                            (sums[r], min_sums[r]) = F::dot::<$dots>(blocks[r], x);
-                            one_by_one(&mut sums[r]);
-                        }
-                    }
-                    // SAFETY: the blocks from above.
-                    let (d, dmin) = unsafe { F::scales(blocks) };
+            unsafe fn block_256<F: Rows256>(
+                w: [*const u8; 4],
+                x: &X256,
+                mut acc: __m128,
+            ) -> __m128 {
+                // SAFETY: by the caller.
+                unsafe {
+                    let row = |r: usize| {
+                        let (mut sum, mins) = F::dot::<$dots>(w[r], x);
+                        one_by_one(&mut sum);
+                        (sum, mins)
+                    };
+                    // Written out: as a loop it goes through memory.
+                    let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+                    let (sums, min_sums) = ([a.0, b.0, c.0, d.0], [a.1, b.1, c.1, d.1]);
+                    let (d, dmin) = F::scales(w);
                     let dx = _mm_set1_ps(x.d);
                     let sum = _mm_cvtepi32_ps(sum_lanes(sums));
                     acc = _mm_fmadd_ps(sum, _mm_mul_ps(d, dx), acc);
@@ -185,21 +135,17 @@ macro_rules! drivers {
                         let sum = _mm_cvtepi32_ps(sum_half_lanes(min_sums));
                         acc = _mm_fnmadd_ps(sum, _mm_mul_ps(dmin, dx), acc);
                     }
-                    at = at.wrapping_add(F::SIZE);
+                    acc
                 }
-                let mut out = [0.0; 4];
-                // SAFETY: four values.
-                unsafe { _mm_storeu_ps(out.as_mut_ptr(), acc) };
-                out
             }
 
-            /// Adds the products of a block of `R` rows to `acc`.
+            /// Adds the products of a block of each row to `acc`.
             ///
             /// # Safety
             /// Pointers are valid for a block.
             #[inline]
             #[target_feature(enable = $features)]
-            pub(in super::super) unsafe fn block_32<F: Rows32, const R: usize>(
+            pub(in super::super) unsafe fn block_32<F: Rows32>(
                 w: [*const u8; 4],
                 x: &X32,
                 acc: __m128,
@@ -207,15 +153,14 @@ macro_rules! drivers {
                 // SAFETY: by the caller.
                 unsafe {
                     let q = _mm256_loadu_si256(x.q.as_ptr().cast());
-                    let mut sums = [_mm256_setzero_si256(); 4];
-                    for r in 0..R {
-                        let w = F::block(w[r]);
-                        sums[r] = if F::SIGNED {
+                    let sums = w.map(|w| {
+                        let w = F::block(w);
+                        if F::SIGNED {
                             <$dots>::signed(w, q)
                         } else {
-                            <$dots>::bytes(sums[r], w, q)
-                        };
-                    }
+                            <$dots>::bytes(_mm256_setzero_si256(), w, q)
+                        }
+                    });
                     let (d, m) = F::scales(w);
                     let sum = sum_lanes(sums);
                     let sum = _mm_sub_epi32(sum, _mm_set1_epi32(offset::<F, $dots>() * x.sum));
@@ -260,45 +205,23 @@ macro_rules! without_avx512 {
         unsafe fn rows_32<F: Rows32>(job: &Rows<'_>, out: &mut [f32]) {
             // SAFETY: by the caller.
             unsafe {
-                let x = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);
-                let mut ahead = Ahead::new(job);
-                for (i, out) in out.chunks_mut(4).enumerate() {
-                    let w = job.w.as_ptr().add(4 * i * job.row_size);
-                    let sums = match out.len() {
-                        4 => some_rows_32::<F, 4>(w, job.row_size, x, &mut ahead),
-                        3 => some_rows_32::<F, 3>(w, job.row_size, x, &mut ahead),
-                        2 => some_rows_32::<F, 2>(w, job.row_size, x, &mut ahead),
-                        _ => some_rows_32::<F, 1>(w, job.row_size, x, &mut ahead),
-                    };
-                    out.copy_from_slice(&sums[..out.len()]);
+                let x: &[X32] = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);
+                let mut runs = Runs::new(job, out.len());
+                for i in 0..run(out.len()) {
+                    let mut at = i * job.row_size;
+                    let mut acc = _mm_setzero_ps();
+                    // Blocks are small: not for each of them.
+                    for x in x.chunks(4) {
+                        let mut w = runs.at(at, x.len() * F::SIZE);
+                        for x in x {
+                            acc = block_32::<F>(w, x, acc);
+                            w = w.map(|w| w.wrapping_add(F::SIZE));
+                        }
+                        at += x.len() * F::SIZE;
+                    }
+                    runs.store(i, acc, out);
                 }
             }
-        }
-
-        #[target_feature(enable = $features)]
-        unsafe fn some_rows_32<F: Rows32, const R: usize>(
-            first: *const u8,
-            row_size: usize,
-            x: &[X32],
-            ahead: &mut Ahead,
-        ) -> [f32; 4] {
-            let mut acc = _mm_setzero_ps();
-            // Rows that are missing repeat the first one.
-            let mut w =
-                std::array::from_fn(|r| first.wrapping_add(if r < R { r * row_size } else { 0 }));
-            for (b, x) in x.iter().enumerate() {
-                // Blocks are small: not for each of them.
-                if b % 4 == 0 {
-                    ahead.read(4 * R * F::SIZE);
-                }
-                // SAFETY: blocks of the rows, by the caller.
-                acc = unsafe { block_32::<F, R>(w, x, acc) };
-                w = w.map(|w| w.wrapping_add(F::SIZE));
-            }
-            let mut out = [0.0; 4];
-            // SAFETY: four values.
-            unsafe { _mm_storeu_ps(out.as_mut_ptr(), acc) };
-            out
         }
     };
 }
