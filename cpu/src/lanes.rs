@@ -131,6 +131,53 @@ multiversion! {
         }
     }
 
+    /// `x[i] *= sigmoid(gate[i])`
+    pub(crate) fn sigmoid_mul(x: &mut [f32], gate: &[f32]) {
+        for (x, g) in x.iter_mut().zip(gate) {
+            *x /= 1.0 + exp::<FMA>(-*g);
+        }
+    }
+
+    /// `x[i] = x[i] / sqrt(sum of squares + eps)`
+    pub(crate) fn l2_norm(x: &mut [f32], eps: f32) {
+        let mut sum = [0.0f64; LANES];
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for x in chunks {
+            for i in 0..LANES {
+                sum[i] += f64::from(x[i]) * f64::from(x[i]);
+            }
+        }
+        for (i, x) in rest.iter().enumerate() {
+            sum[i] += f64::from(*x) * f64::from(*x);
+        }
+        let scale = 1.0 / (sum.iter().sum::<f64>() as f32 + eps).sqrt();
+        for x in x {
+            *x *= scale;
+        }
+    }
+
+    /// A causal convolution of [`LANES`] channels along the rows, and `silu` of it, in place. `past`: the inputs of before, the oldest first;
+    /// the last ones in the end. `taps`: weights of each row of `past`, and of the row itself.
+    pub(crate) fn conv_silu(x: Columns, past: &mut [[f32; LANES]], taps: &[[f32; LANES]]) {
+        for t in 0..x.n_rows {
+            // SAFETY: promised when `x` was made.
+            let x = unsafe { &mut *x.start.add(t * x.stride).cast::<[f32; LANES]>() };
+            let (mut sum, now) = ([0.0; LANES], *x);
+            for (x, w) in past.iter().chain([&now]).zip(taps) {
+                for i in 0..LANES {
+                    sum[i] = fma::<FMA>(x[i], w[i], sum[i]);
+                }
+            }
+            for i in 0..LANES {
+                x[i] = sum[i] / (1.0 + exp::<FMA>(-sum[i]));
+            }
+            past.copy_within(1.., 0);
+            if let Some(last) = past.last_mut() {
+                *last = now;
+            }
+        }
+    }
+
     /// `gate[i] = g * sigmoid(1.702 g) * (u + 1)`, `g` at most 7 and `u` within 7 of zero: what gpt-oss has for `swiglu`.
     pub(crate) fn swiglu_oai(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {

@@ -31,7 +31,8 @@ mod x86;
 pub use isa::Isa;
 pub use kv::{KvLayer, KvShape, Move, PAGE, PageRef, Place};
 pub use ops::{
-    Act, Attention, Estimate, Gating, KeyBounds, Limits, MoeBias, MoeFfn, Ops, Pass, RopeMode,
+    Act, Attention, DeltaShape, DeltaState, Estimate, Gating, KeyBounds, Limits, MoeBias, MoeFfn,
+    Ops, Pass, RopeMode,
 };
 pub use shared::Shared;
 pub use team::{Team, Worker, default_threads};

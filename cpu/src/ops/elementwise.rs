@@ -121,6 +121,60 @@ impl Pass<'_> {
         self.barrier();
     }
 
+    /// `x *= sigmoid(gate)` for `n` rows of `width` numbers in `x`. In `gate` a row has `n_gate` numbers, each for as many of `x` that lie
+    /// side by side; different buffers.
+    pub fn sigmoid_mul(
+        &self,
+        x: &Shared<f32>,
+        gate: &Shared<f32>,
+        n: usize,
+        width: usize,
+        n_gate: usize,
+    ) {
+        self.check("sigmoid_mul", &[id(x), id(gate), n, width, n_gate]);
+        assert!(!x.is(gate) && n_gate > 0 && width.is_multiple_of(n_gate));
+        let each = width / n_gate;
+        let wide = each > 1;
+        for i in self.w.range(if wide { n * n_gate } else { n }, 1) {
+            // SAFETY: `gate` is only read, row i, or what element i gates, is this worker's.
+            let (x, gate) = unsafe {
+                let (of, by) = if wide { (each, 1) } else { (width, width) };
+                (
+                    x.slice_mut(i * of..(i + 1) * of),
+                    gate.slice(i * by..(i + 1) * by),
+                )
+            };
+            match (gate, wide) {
+                (&[g], true) => lanes::scale(self.isa, x, 1.0 / (1.0 + (-g).exp())),
+                _ => lanes::sigmoid_mul(self.isa, x, gate),
+            }
+        }
+        self.barrier();
+    }
+
+    /// Takes apart what heads of `x` have side by side: the first half of each goes to `a`, the second to `b`. `x`: `[n_heads, 2, dim]`;
+    /// `a`, `b`: `[n_heads, dim]`, buffers of their own.
+    pub fn split_heads(
+        &self,
+        a: &Shared<f32>,
+        b: &Shared<f32>,
+        x: &Shared<f32>,
+        n_heads: usize,
+        dim: usize,
+    ) {
+        self.check("split_heads", &[id(a), id(b), id(x), n_heads, dim]);
+        assert!(!a.is(x) && !b.is(x) && !a.is(b));
+        for i in self.w.range(n_heads, 1) {
+            // SAFETY: `x` is only read, head i of the others is this worker's.
+            unsafe {
+                let (first, second) = x.slice(2 * i * dim..2 * (i + 1) * dim).split_at(dim);
+                a.slice_mut(i * dim..(i + 1) * dim).copy_from_slice(first);
+                b.slice_mut(i * dim..(i + 1) * dim).copy_from_slice(second);
+            }
+        }
+        self.barrier();
+    }
+
     /// `out = g * sigmoid(1.702 g) * (u + 1)` for `n` elements, where `g` is the gate, 7 at most, and `u` is `up`, within 7 of zero.
     /// `out` may be `gate`.
     pub fn swiglu_oai(&self, out: &Shared<f32>, gate: &Shared<f32>, up: &Shared<f32>, n: usize) {

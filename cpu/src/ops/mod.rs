@@ -24,6 +24,7 @@
 
 mod attention;
 mod bounds;
+mod delta;
 mod elementwise;
 mod heads;
 mod matmul;
@@ -33,6 +34,7 @@ mod products;
 
 pub use attention::Attention;
 pub use bounds::{Estimate, KeyBounds};
+pub use delta::{DeltaShape, DeltaState};
 pub use elementwise::RopeMode;
 pub use moe::{Act, Gating, MoeBias, MoeFfn};
 

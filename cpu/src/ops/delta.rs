@@ -1,0 +1,278 @@
+//! Gated delta nets: layers whose memory of all earlier tokens is a matrix for each value head.
+//!
+//! A token first makes the matrix forget, then corrects what it says about the token's key (Gated DeltaNet, arXiv 2412.06464):
+//!
+//! ```text
+//! S = alpha S;  S += beta (v - S k) kᵀ;  out = S q / sqrt(dim)
+//! ```
+//!
+//! Rows of `S`, one for each element of a value, do not need each other, so workers divide them, and each goes through the tokens of a
+//! batch in their order while its rows stay in the cache. Sums run over the elements of a key in one order, so that it makes no difference
+//! how tokens are divided into batches. There is no form for chunks of tokens: its products would be rounded otherwise than those
+//! of single steps.
+
+use super::{Pass, id};
+use crate::Shared;
+use crate::lanes::{self, Columns, LANES};
+use crate::simd::{Simd, for_isa};
+
+/// Most tokens that a convolution sees.
+const MAX_CONV: usize = 8;
+
+/// What a layer looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaShape {
+    /// Heads of queries and keys; value head `h` goes with number `h % n_head_k`.
+    pub n_head_k: usize,
+    /// Heads of values.
+    pub n_head_v: usize,
+    /// Elements of a query, a key and a value: a multiple of 16.
+    pub dim: usize,
+    /// Tokens that the convolution sees, the current one included: 2 to 8.
+    pub d_conv: usize,
+}
+
+impl DeltaShape {
+    /// Queries, keys and values of a token: those of all heads, one after the other.
+    fn width(&self) -> usize {
+        (2 * self.n_head_k + self.n_head_v) * self.dim
+    }
+
+    /// Rows of matrices are kept in groups of [`LANES`].
+    fn n_groups(&self) -> usize {
+        self.n_head_v * self.dim / LANES
+    }
+}
+
+/// What a layer keeps of the tokens before.
+#[derive(Debug)]
+pub struct DeltaState {
+    shape: DeltaShape,
+    /// Inputs of the convolution, for each [`LANES`] channels the oldest first: `[width / 16, d_conv - 1, 16]`.
+    past: Shared<f32>,
+    /// The matrices, column after column within a group of rows: `[n_head_v, dim / 16, dim, 16]`.
+    s: Shared<f32>,
+}
+
+impl DeltaState {
+    /// The state before the first token.
+    ///
+    /// # Panics
+    /// If the shape is not one that [`DeltaShape`] describes.
+    pub fn new(shape: DeltaShape) -> Self {
+        assert!(shape.dim.is_multiple_of(LANES) && (2..=MAX_CONV).contains(&shape.d_conv));
+        assert!(shape.n_head_k > 0 && shape.n_head_v.is_multiple_of(shape.n_head_k));
+        Self {
+            shape,
+            past: Shared::zeroed((shape.d_conv - 1) * shape.width()),
+            s: Shared::zeroed(shape.n_head_v * shape.dim * shape.dim),
+        }
+    }
+
+    /// Makes this the same as another of the same shape.
+    pub fn copy_from(&mut self, other: &mut Self) {
+        self.past
+            .as_mut_slice()
+            .copy_from_slice(other.past.as_mut_slice());
+        self.s
+            .as_mut_slice()
+            .copy_from_slice(other.s.as_mut_slice());
+    }
+}
+
+impl Pass<'_> {
+    /// A causal convolution of every channel along the tokens, and `silu` of it, in place. `x`: `[n_tokens, width]`; `w`: `[d_conv, width]`,
+    /// the oldest token first. A `fresh` state knows nothing of what is in its memory.
+    pub fn ssm_conv(
+        &self,
+        x: &Shared<f32>,
+        w: &[f32],
+        state: &DeltaState,
+        n_tokens: usize,
+        fresh: bool,
+    ) {
+        self.check("ssm_conv", &[id(x), id(&state.past), n_tokens]);
+        let (width, d_conv) = (state.shape.width(), state.shape.d_conv);
+        assert!(w.len() == d_conv * width && x.len() >= n_tokens * width);
+        let size = (d_conv - 1) * LANES;
+        let mut taps = [[0.0; LANES]; MAX_CONV];
+        for i in self.w.range(width / LANES, 1) {
+            for (tap, w) in taps.iter_mut().zip(w.chunks_exact(width)) {
+                tap.copy_from_slice(&w[i * LANES..(i + 1) * LANES]);
+            }
+            // SAFETY: these channels of the state are this worker's.
+            let past = unsafe { state.past.slice_mut(i * size..(i + 1) * size) };
+            if fresh {
+                past.fill(0.0);
+            }
+            // SAFETY: so are they in the rows, which are there by the assertion.
+            let x = unsafe { Columns::new(x.as_ptr().add(i * LANES), width, n_tokens) };
+            lanes::conv_silu(self.isa, x, past.as_chunks_mut().0, &taps[..d_conv]);
+        }
+        self.barrier();
+    }
+
+    /// `x / sqrt(|x|^2 + eps)`, in place for each of the `n_head` heads of `dim` numbers that rows of `stride` begin with.
+    pub fn l2_norm_first(
+        &self,
+        x: &Shared<f32>,
+        (n_head, dim): (usize, usize),
+        eps: f32,
+        stride: usize,
+        n_rows: usize,
+    ) {
+        self.check("l2_norm_first", &[id(x), n_head, dim, stride, n_rows]);
+        assert!(n_head * dim <= stride);
+        for i in self.w.range(n_rows * n_head, 1) {
+            let from = i / n_head * stride + i % n_head * dim;
+            // SAFETY: head i is this worker's.
+            lanes::l2_norm(self.isa, unsafe { x.slice_mut(from..from + dim) }, eps);
+        }
+        self.barrier();
+    }
+
+    /// `alpha = exp(a * softplus(alpha + dt))` and `beta = sigmoid(beta)`, in place. `alpha`, `beta`: `[n_tokens, n_head_v]`; `a`, `dt`:
+    /// `[n_head_v]`.
+    pub fn delta_gates(
+        &self,
+        alpha: &Shared<f32>,
+        beta: &Shared<f32>,
+        a: &[f32],
+        dt: &[f32],
+        n_tokens: usize,
+    ) {
+        self.check("delta_gates", &[id(alpha), id(beta), n_tokens]);
+        assert!(!alpha.is(beta) && a.len() == dt.len());
+        let n = a.len();
+        for i in self.w.range(n_tokens * n, 1) {
+            // SAFETY: element i is this worker's.
+            let (alpha, beta) = unsafe { (alpha.slice_mut(i..i + 1), beta.slice_mut(i..i + 1)) };
+            let x = alpha[0] + dt[i % n];
+            // For large numbers the logarithm is the number.
+            let softplus = if x > 20.0 { x } else { x.exp().ln_1p() };
+            alpha[0] = (a[i % n] * softplus).exp();
+            beta[0] = 1.0 / (1.0 + (-beta[0]).exp());
+        }
+        self.barrier();
+    }
+
+    /// The gated delta rule, token by token. `qkv`: queries and keys of length one, and values, `[n_tokens, width]`; `gates`: `alpha` and
+    /// `beta`, `[n_tokens, n_head_v]`; `out`: `[n_tokens, n_head_v, dim]`, a buffer of its own. A `fresh` state is zero.
+    pub fn gated_delta_net(
+        &self,
+        out: &Shared<f32>,
+        qkv: &Shared<f32>,
+        gates: [&Shared<f32>; 2],
+        state: &DeltaState,
+        n_tokens: usize,
+        fresh: bool,
+    ) {
+        self.check("gated_delta_net", &[id(out), id(&state.s), n_tokens]);
+        let DeltaShape {
+            n_head_k,
+            n_head_v,
+            dim,
+            ..
+        } = state.shape;
+        assert!(!out.is(qkv) && gates.iter().all(|g| !out.is(g)));
+        let n = n_head_v * dim;
+        assert!(out.len() >= n_tokens * n);
+        // SAFETY: these are only read.
+        let (qkv, [alpha, beta]) = unsafe {
+            (
+                qkv.slice(0..n_tokens * state.shape.width()),
+                gates.map(|g| g.slice(0..n_tokens * n_head_v)),
+            )
+        };
+        for i in self.w.range(state.shape.n_groups(), 1) {
+            let head = i * LANES / dim;
+            // SAFETY: this group of rows is this worker's.
+            let s = unsafe { state.s.slice_mut(i * dim * LANES..(i + 1) * dim * LANES) };
+            if fresh {
+                s.fill(0.0);
+            }
+            for t in 0..n_tokens {
+                let qkv = &qkv[t * state.shape.width()..][..state.shape.width()];
+                let k = n_head_k * dim;
+                let of = head % n_head_k * dim..(head % n_head_k + 1) * dim;
+                let at = t * n + i * LANES;
+                let mut row = Token {
+                    s,
+                    q: &qkv[of.clone()],
+                    k: &qkv[k..][of],
+                    v: &qkv[2 * k + i * LANES..][..LANES],
+                    alpha: alpha[t * n_head_v + head],
+                    beta: beta[t * n_head_v + head],
+                    // SAFETY: what these rows give is this worker's.
+                    out: unsafe { out.slice_mut(at..at + LANES) },
+                };
+                // SAFETY: the set is available: `Ops::new` has checked.
+                unsafe { delta_rule(self.isa, &mut row) };
+            }
+        }
+        self.barrier();
+    }
+}
+
+/// A token and [`LANES`] rows of a state.
+struct Token<'a> {
+    /// `[dim, 16]`
+    s: &'a mut [f32],
+    /// `[dim]`
+    q: &'a [f32],
+    /// `[dim]`
+    k: &'a [f32],
+    /// `[16]`
+    v: &'a [f32],
+    alpha: f32,
+    beta: f32,
+    /// `[16]`
+    out: &'a mut [f32],
+}
+
+for_isa! {
+    /// One token of the rule.
+    ///
+    /// # Safety
+    /// `isa` is available.
+    unsafe fn delta_rule<S>(t: &mut Token<'_>) delta_rule_s;
+}
+
+#[inline(always)]
+unsafe fn delta_rule_s<S: Simd>(t: &mut Token<'_>) {
+    let dim = t.k.len();
+    assert!(dim.is_multiple_of(4) && t.q.len() == dim && t.s.len() == dim * LANES);
+    assert!(t.v.len() == LANES && t.out.len() == LANES);
+    let scale = 1.0 / (dim as f32).sqrt();
+    // SAFETY: lengths are asserted above, lanes divide 16; the instruction set is available.
+    unsafe {
+        for lane in (0..LANES).step_by(S::N) {
+            let s = t.s.as_mut_ptr().add(lane);
+            // Four sums side by side need not wait for each other.
+            let mut sums = [S::splat(0.0); 4];
+            for j in (0..dim).step_by(4) {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let column = S::load(s.add((j + i) * LANES));
+                    *sum = S::fma(column, S::splat(*t.k.get_unchecked(j + i)), *sum);
+                }
+            }
+            let said = S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]));
+            let v = S::load(t.v.as_ptr().add(lane));
+            let wrong = S::fma(said, S::splat(-t.alpha), v);
+            let change = S::mul(wrong, S::splat(t.beta));
+            let alpha = S::splat(t.alpha);
+            let mut sums = [S::splat(0.0); 4];
+            for j in (0..dim).step_by(4) {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let at = s.add((j + i) * LANES);
+                    let kept = S::mul(S::load(at), alpha);
+                    let column = S::fma(change, S::splat(*t.k.get_unchecked(j + i)), kept);
+                    S::store(at, column);
+                    *sum = S::fma(column, S::splat(*t.q.get_unchecked(j + i)), *sum);
+                }
+            }
+            let read = S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]));
+            S::store(t.out.as_mut_ptr().add(lane), S::mul(read, S::splat(scale)));
+        }
+    }
+}
