@@ -400,6 +400,7 @@ pub fn reuse(session: &mut Session, tokens: &[u32]) -> usize {
     let keep = common.min(tokens.len().saturating_sub(1));
     match session.rewind(keep as u32) {
         Rewind::Done => keep,
+        Rewind::Back(kept) => kept as usize,
         Rewind::Refill => 0,
     }
 }

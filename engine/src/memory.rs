@@ -12,6 +12,8 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Bytes of the KV pool.
     pub kv: u64,
+    /// Bytes of recurrent states, of models that have them.
+    pub state: u64,
     /// Bytes of activations, logits and tables.
     pub scratch: u64,
 }
@@ -19,7 +21,11 @@ pub struct MemoryPlan {
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (w, kv, s) = (show(self.weights), show(self.kv), show(self.scratch));
-        write!(f, "weights {w} mapped + KV pool {kv} + scratch {s}")
+        write!(f, "weights {w} mapped + KV pool {kv}")?;
+        if self.state > 0 {
+            write!(f, " + recurrent states {}", show(self.state))?;
+        }
+        write!(f, " + scratch {s}")
     }
 }
 
@@ -46,13 +52,14 @@ pub fn check(plan: &MemoryPlan) -> Result<(), Error> {
     let Some(free) = available() else {
         return Ok(());
     };
-    let need = plan.kv.saturating_add(plan.scratch);
+    let scratch = plan.state.saturating_add(plan.scratch);
+    let need = plan.kv.saturating_add(scratch);
     if need > free {
         return Err(report::memory(
             format!(
                 "{} for the KV pool and {} of scratch",
                 show(plan.kv),
-                show(plan.scratch)
+                show(scratch)
             ),
             format!("at most the {} that are available", show(free)),
         ));
@@ -103,11 +110,20 @@ mod tests {
         let plan = MemoryPlan {
             weights: 1_116_691_497,
             kv: 112 << 20,
+            state: 0,
             scratch: 24 << 20,
         };
         assert_eq!(
             plan.to_string(),
             "weights 1.04 GiB mapped + KV pool 112 MiB + scratch 24.0 MiB"
+        );
+        let plan = MemoryPlan {
+            state: 3 << 20,
+            ..plan
+        };
+        assert_eq!(
+            plan.to_string(),
+            "weights 1.04 GiB mapped + KV pool 112 MiB + recurrent states 3.0 MiB + scratch 24.0 MiB"
         );
     }
 
@@ -116,6 +132,7 @@ mod tests {
         let plan = MemoryPlan {
             weights: 0,
             kv: u64::MAX,
+            state: 0,
             scratch: 1,
         };
         if available().is_some() {

@@ -203,6 +203,7 @@ impl Model {
         MemoryPlan {
             weights: self.file.n_tensor_bytes(),
             kv,
+            state: self.hp.state_bytes(),
             scratch: scratch as u64,
         }
     }

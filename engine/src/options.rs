@@ -190,7 +190,7 @@ pub struct KvOptions {
     pub budget_scope: BudgetScope,
     /// Tokens in a page, one of [`crate::kv::PAGE_SIZES`].
     pub page: u32,
-    /// Layers, counted from the first, that keep everything.
+    /// Layers, counted from the first that has pages, that keep everything.
     pub dense_layers: u32,
     /// Factor of a page's count per tick of [`KvOptions::clock`] (`lrfu`), `0.0..=1.0`.
     pub lambda: f32,

@@ -28,12 +28,18 @@ pub use pool::{KvStats, TierStats};
 /// Logits of one scoring batch are kept below this many elements.
 const MAX_SCORE_LOGITS: usize = 16 << 20;
 
+/// Where a recurrent state is kept for sequences that come back: so many tokens before the end of a prompt. What follows a prompt that is
+/// rendered again often differs in the words that open the reply.
+const KEPT_BEFORE: usize = 8;
+
 /// Answer of [`Session::rewind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rewind {
     /// The sequence ends at the position asked for.
     Done,
-    /// A page was recycled since: the sequence is empty now and has to be filled again.
+    /// The model has a recurrent state, which can only go back to where it was kept: the sequence ends there, before the position asked for.
+    Back(u32),
+    /// A page was recycled since, or no recurrent state was kept: the sequence is empty now and has to be filled again.
     Refill,
 }
 
@@ -71,6 +77,8 @@ pub struct Session {
     n_batch: usize,
     n_ubatch: usize,
     tokens: Vec<u32>,
+    /// The position of the recurrent state that was kept, of models that have one.
+    kept_state: Option<u32>,
     timings: Timings,
     on_recycle: Option<OnRecycle>,
     on_demote: Option<OnDemote>,
@@ -121,6 +129,7 @@ impl Session {
             n_ctx,
             n_batch: o.n_batch.max(o.n_ubatch).max(1) as usize,
             n_ubatch,
+            kept_state: None,
             tokens: room((n_ctx as usize).min(1 << 18)),
             timings: Timings::default(),
             on_recycle: None,
@@ -211,10 +220,17 @@ impl Session {
         self.make_room(tokens.len())?;
         let start = Instant::now();
         let n_pinned = n_pinned.min(tokens.len());
+        let keep_at = tokens.len().saturating_sub(KEPT_BEFORE);
         let mut done = 0;
         while done < tokens.len() {
             let pin = done < n_pinned;
-            let end = if pin { n_pinned } else { tokens.len() };
+            let mut end = if pin { n_pinned } else { tokens.len() };
+            if self.is_recurrent() && done <= keep_at {
+                match done == keep_at {
+                    true => self.keep_state(),
+                    false => end = end.min(keep_at),
+                }
+            }
             let n = (end - done).min(self.n_ubatch).min(self.cache.batch());
             let last = done + n == tokens.len();
             let outputs = if last { Outputs::Last } else { Outputs::None };
@@ -287,17 +303,48 @@ impl Session {
     pub fn clear(&mut self) {
         self.cache.clear();
         self.tokens.clear();
+        self.kept_state = None;
         self.timings = Timings::default();
     }
 
     /// Drops the tokens from `pos` on, or everything if a page was recycled since `pos`.
+    ///
+    /// A recurrent state cannot forget its last tokens. Where the model has one, the sequence goes back to where a copy was kept (shortly
+    /// before the end of the last prompt), if that is not behind `pos`, and else to its beginning.
     pub fn rewind(&mut self, pos: u32) -> Rewind {
-        if self.cache.rewind(pos) {
-            self.tokens.truncate(pos as usize);
-            Rewind::Done
-        } else {
-            self.clear();
-            Rewind::Refill
+        let to = match self.kept_state {
+            _ if pos >= self.pos() || !self.is_recurrent() => Some(pos),
+            kept => kept.filter(|&kept| kept <= pos),
+        };
+        match to {
+            Some(to) if self.cache.rewind(to) => {
+                if self.is_recurrent() && to < self.tokens.len() as u32 {
+                    self.runner.restore_state();
+                }
+                self.tokens.truncate(to as usize);
+                if to == pos {
+                    Rewind::Done
+                } else {
+                    Rewind::Back(to)
+                }
+            }
+            _ => {
+                self.clear();
+                Rewind::Refill
+            }
+        }
+    }
+
+    /// Whether the model has recurrent states beside the pool.
+    fn is_recurrent(&self) -> bool {
+        self.model.hparams().delta.is_some()
+    }
+
+    /// Keeps the recurrent state as it is now; of an empty sequence there is nothing to keep.
+    fn keep_state(&mut self) {
+        self.kept_state = Some(self.pos()).filter(|&pos| pos > 0);
+        if self.kept_state.is_some() {
+            self.runner.save_state();
         }
     }
 

@@ -241,6 +241,7 @@ fn each_arch() -> Vec<Case> {
         "gemma3.gguf",
         "deepseek2-v3.gguf",
         "deepseek2-noqlora.gguf",
+        "qwen35.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

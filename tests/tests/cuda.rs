@@ -29,9 +29,9 @@ fn cases() -> Vec<Case> {
             .as_array()
             .unwrap()
         {
-            // Windows, sinks and GELU are for the CPU alone.
+            // Windows, sinks, GELU, latent attention and gated delta nets are for the CPU alone.
             let (arch, model) = (e["arch"].as_str().unwrap(), e["model"].as_str().unwrap());
-            let refused = ["gpt-oss", "gemma2", "gemma3", "deepseek2"];
+            let refused = ["gpt-oss", "gemma2", "gemma3", "deepseek2", "qwen35"];
             let refused = refused.contains(&arch) || model == "olmo3.gguf";
             if arch::NAMES.contains(&arch) && !refused {
                 let tokens = e["tokens"].as_array().unwrap();
@@ -112,6 +112,7 @@ fn what_has_no_kernels_is_refused_in_a_line() {
             ("gemma2", "GELU"),
             ("gemma3", "GELU"),
             ("deepseek2-v3", "latent attention"),
+            ("qwen35", "gated delta nets"),
         ] {
             let path = lemma_tests::data()
                 .join("arch")

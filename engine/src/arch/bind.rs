@@ -117,9 +117,39 @@ impl<'a, W> Binder<'a, W> {
         self.required(&format!("{name}.weight"), &[n])
     }
 
+    /// `<name>.weight` of `n` elements as a matrix of one row.
+    pub(super) fn row(&mut self, name: &str, n: usize) -> Result<Linear<W>, Error> {
+        let (name, dims) = (format!("{name}.weight"), [n]);
+        let found = self.find(&name, &dims, false)?;
+        let t = found.ok_or_else(|| self.missing(&name, &dims))?;
+        Ok(Linear {
+            w: (self.make)(t)?,
+            bias: None,
+        })
+    }
+
     /// `<name>` of `n` elements, if there is one.
     pub(super) fn optional_vector(&mut self, name: &str, n: usize) -> Result<Option<W>, Error> {
         self.optional(name, &[n])
+    }
+
+    /// `<name>` of `n` elements.
+    pub(super) fn plain_vector(&mut self, name: &str, n: usize) -> Result<W, Error> {
+        self.required(name, &[n])
+    }
+
+    /// `<name>.weight`: weights of a convolution over `d_conv` tokens for each of `n` channels. Files have those of a channel side by side;
+    /// they are bound (and copied, being few) as a vector of `[d_conv, n]`, so that channels can be computed side by side.
+    pub(super) fn conv1d(&mut self, name: &str, d_conv: usize, n: usize) -> Result<W, Error> {
+        let (name, dims) = (format!("{name}.weight"), [d_conv, n]);
+        let found = self.find(&name, &dims, true)?;
+        let mut t = found.ok_or_else(|| self.missing(&name, &dims))?;
+        if !self.dry {
+            let w = t.to_f32();
+            let turned = (0..d_conv * n).flat_map(|i| w[i % n * d_conv + i / n].to_le_bytes());
+            (t.ty, t.bytes) = (GgmlType::F32, Bytes::owned(turned.collect()));
+        }
+        (self.make)(t)
     }
 
     /// `<name>.weight`: a matrix of `n_out` rows of `n_in` elements for each head.

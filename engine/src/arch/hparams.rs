@@ -29,6 +29,8 @@ pub struct HParams {
     pub head_dim_v: usize,
     /// Where keys and values of all heads are one latent vector.
     pub latent: Option<Latent>,
+    /// Where some layers have a recurrent state in place of keys and values.
+    pub delta: Option<DeltaNet>,
     /// Width of the feed-forward block (of an expert, where there is nothing else).
     pub n_ff: usize,
     /// Width of an expert, 0 for a dense model.
@@ -67,6 +69,8 @@ pub struct HParams {
     pub partial_rotary: bool,
     /// Which elements rotate together.
     pub rope_mode: RopeMode,
+    /// Interleaved M-RoPE: how many pairs rotate by each of four coordinates. Those of text are its position three times, and zero.
+    pub rope_sections: Option<[usize; 4]>,
     /// Kinds of rotation; the first is what the common keys say.
     pub ropes: Vec<RopeParams>,
     /// What differs between layers, `[n_layer]`.
@@ -94,9 +98,51 @@ impl Latent {
     }
 }
 
+/// Gated delta net (arXiv 2412.06464): a layer's memory is a matrix for each value head, which a token first makes forget and then
+/// corrects. Queries, keys and values go through a short causal convolution before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaNet {
+    /// Heads of queries and keys; value head `h` goes with number `h % n_head_k`.
+    pub n_head_k: usize,
+    /// Heads of values; a multiple of `n_head_k`.
+    pub n_head_v: usize,
+    /// Width of a query, a key and a value; a multiple of 16.
+    pub head_dim: usize,
+    /// Tokens that the convolution sees, the current one included.
+    pub d_conv: usize,
+}
+
+impl DeltaNet {
+    /// Width of queries, keys and values of all heads, side by side.
+    pub fn n_qkv(&self) -> usize {
+        (2 * self.n_head_k + self.n_head_v) * self.head_dim
+    }
+
+    /// Width of the values of all heads.
+    pub fn n_v(&self) -> usize {
+        self.n_head_v * self.head_dim
+    }
+
+    /// Numbers that a layer keeps: the inputs of the convolution before the current one, and the matrices.
+    pub fn state_len(&self) -> usize {
+        (self.d_conv - 1) * self.n_qkv() + self.n_v() * self.head_dim
+    }
+}
+
+/// What a layer keeps of the tokens before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// Keys and values in pages: the number of the layer in the pool, which counts these layers alone.
+    Pages(usize),
+    /// A recurrent state of fixed size: its number.
+    State(usize),
+}
+
 /// What is a layer's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerParams {
+    /// What it keeps of the tokens before.
+    pub past: Past,
     /// Tokens that it sees, the current one included, if not all.
     pub window: Option<u32>,
     /// Its kind of rotation, of [`HParams::ropes`]; `None` where nothing rotates.
@@ -214,6 +260,7 @@ impl HParams {
             head_dim,
             head_dim_v: head_dim_v.unwrap_or(head_dim),
             latent: None,
+            delta: None,
             // Zero stands for none until the architecture has had its say.
             n_ff: n_ff.unwrap_or(0),
             n_ff_exp: 0,
@@ -234,14 +281,15 @@ impl HParams {
             n_rot,
             partial_rotary: false,
             rope_mode: RopeMode::Norm,
+            rope_sections: None,
             ropes: vec![k.rope()?],
-            layers: vec![
-                LayerParams {
+            layers: (0..n_layer)
+                .map(|il| LayerParams {
+                    past: Past::Pages(il),
                     window: None,
                     rope: Some(0),
-                };
-                n_layer
-            ],
+                })
+                .collect(),
         };
         super::hparams(&k, &mut hp)?;
         if hp.n_ff == 0 {
@@ -278,6 +326,34 @@ impl HParams {
             l.window = Some(window);
             l.rope = Some(self.ropes.len() - 1);
         }
+    }
+
+    /// Layers that have pages in the pool.
+    pub fn n_layer_kv(&self) -> usize {
+        let paged = self.layers.iter();
+        paged.filter(|l| matches!(l.past, Past::Pages(_))).count()
+    }
+
+    /// The number of layer `il` in the pool.
+    ///
+    /// # Panics
+    /// If it has no pages: no forward pass asks for attention there.
+    pub fn layer_of_pool(&self, il: usize) -> usize {
+        match self.layers[il].past {
+            Past::Pages(n) => n,
+            Past::State(_) => unreachable!("layer {il} has a recurrent state and no pages"),
+        }
+    }
+
+    /// Layers that have a recurrent state.
+    pub fn n_layer_state(&self) -> usize {
+        self.layers.len() - self.n_layer_kv()
+    }
+
+    /// Bytes of the recurrent states of a sequence, and of the copy of them that it may go back to.
+    pub fn state_bytes(&self) -> u64 {
+        let layer = self.delta.map_or(0, |d| d.state_len());
+        (2 * self.n_layer_state() * layer * size_of::<f32>()) as u64
     }
 
     /// The first element of a head that rotates: latent keys rotate at their end.

@@ -136,19 +136,50 @@ impl Keys<'_> {
     /// Which of `n_layer` layers have a window: the file says it for each, or that every `period`-th has none, zero for all having one.
     pub(super) fn window_pattern(&self, n_layer: usize, period: u32) -> Result<Vec<bool>, Error> {
         let name = "attention.sliding_window_pattern";
-        let period = match self.file.meta().get(&self.key(name)) {
-            Some(Value::Array(a)) => {
-                let bools = a.bools().map(Iterator::collect::<Vec<bool>>);
-                let ints = a.ints().map(|all| all.map(|n| n != 0).collect());
-                let all = bools.or(ints).filter(|all| all.len() == n_layer);
-                let found = format!("an array of {} {}", a.len(), a.elem().name());
-                return all.ok_or_else(|| self.bad(name, found, format!("{n_layer} bools")));
-            }
-            Some(_) => self.optional(name)?.unwrap_or(period) as usize,
-            None => period as usize,
-        };
+        if let Some(all) = self.layer_flags(name, n_layer)? {
+            return Ok(all);
+        }
+        let period = self.optional(name)?.unwrap_or(period) as usize;
         let has = |il| period == 0 || il % period < period - 1;
         Ok((0..n_layer).map(has).collect())
+    }
+
+    /// An array that says yes or no for each of `n_layer` layers; `None` if it is missing or a number.
+    pub(super) fn layer_flags(
+        &self,
+        name: &str,
+        n_layer: usize,
+    ) -> Result<Option<Vec<bool>>, Error> {
+        let Some(Value::Array(a)) = self.file.meta().get(&self.key(name)) else {
+            return Ok(None);
+        };
+        let bools = a.bools().map(Iterator::collect::<Vec<bool>>);
+        let ints = a.ints().map(|all| all.map(|n| n != 0).collect());
+        let all = bools.or(ints).filter(|all| all.len() == n_layer);
+        let found = format!("an array of {} {}", a.len(), a.elem().name());
+        let all = all.ok_or_else(|| self.bad(name, found, format!("{n_layer} bools")));
+        all.map(Some)
+    }
+
+    /// How many pairs of elements rotate by each coordinate of a position.
+    pub(super) fn rope_sections(&self) -> Result<[usize; 4], Error> {
+        let name = "rope.dimension_sections";
+        let all = self.file.meta().opt_i32s(&self.key(name))?;
+        let Some(all) = all else {
+            return Err(self
+                .file
+                .meta()
+                .missing(&self.key(name), "an array of four numbers"));
+        };
+        let all: Vec<i32> = all.take(5).collect();
+        let sections = all.iter().filter_map(|n| usize::try_from(*n).ok());
+        match <[usize; 4]>::try_from(sections.collect::<Vec<_>>()) {
+            Ok(s) if all.len() == 4 && s.iter().any(|&n| n > 0) => Ok(s),
+            _ => {
+                let expected = "four numbers, none negative and not all zero".to_owned();
+                Err(self.bad(name, format!("{all:?}"), expected))
+            }
+        }
     }
 
     /// A bound of scores or logits; zero stands for none.

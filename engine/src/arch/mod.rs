@@ -17,12 +17,14 @@ mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen35;
+mod qwen35moe;
 mod qwen3moe;
 mod rope;
 mod smollm3;
 
 pub use bind::{Binder, Shape};
-pub use hparams::{HParams, Latent, LayerParams};
+pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past};
 pub use rope::{Rope, RopeParams, RopeScaling};
 
 use self::keys::Keys;
@@ -77,6 +79,8 @@ archs! {
     "qwen2" => qwen2::Qwen2,
     "qwen3" => qwen3::Qwen3,
     "qwen3moe" => qwen3moe::Qwen3Moe,
+    "qwen35" => qwen35::Qwen35,
+    "qwen35moe" => qwen35moe::Qwen35Moe,
     "gpt-oss" => gpt_oss::GptOss,
     "phi3" => phi3::Phi3,
     "glm4" => glm4::Glm4,
@@ -116,13 +120,23 @@ impl Widths {
             Buf::Qh => hp.latent.map_or(0, |l| hp.n_head * l.head_dim),
             Buf::Vh => hp.latent.map_or(0, |l| hp.n_head * l.head_dim_v),
             Buf::GateSh | Buf::UpSh => hp.n_ff_shexp,
+            Buf::Qg => hp.delta.map_or(0, |_| 2 * hp.n_head * hp.head_dim),
+            Buf::Ag => hp.delta.map_or(0, |_| hp.n_head * hp.head_dim),
+            Buf::Qkv => hp.delta.map_or(0, |d| d.n_qkv()),
+            Buf::Dn | Buf::Z => hp.delta.map_or(0, |d| d.n_v()),
+            Buf::Share => hp.delta.map_or(0, |_| usize::from(hp.n_ff_shexp > 0)),
+            Buf::Alpha | Buf::Beta => hp.delta.map_or(0, |d| d.n_head_v),
         }))
     }
 
     /// The widest input of a matrix.
     pub fn widest_input(&self, hp: &HParams) -> usize {
         // Head by head, latent attention is not.
-        let apart = |b: &Buf| matches!(b, Buf::Q | Buf::Qh | Buf::Att) && hp.latent.is_some();
+        let apart = |b: &Buf| match b {
+            Buf::Q | Buf::Qh | Buf::Att => hp.latent.is_some(),
+            Buf::Qg | Buf::Qkv => true,
+            _ => false,
+        };
         let inputs = Buf::ALL.into_iter().filter(|b| !apart(b));
         let widest = inputs.map(|b| self.get(b)).max().unwrap_or(0);
         widest

@@ -140,6 +140,9 @@ impl Frequencies {
         let base = f64::from(rope.freq_base);
         let freq = (0..hp.n_rot / 2)
             .map(|i| {
+                if hp.rope_sections.is_some_and(|s| is_still(i, s)) {
+                    return 0.0;
+                }
                 let extrapolated = base.powf(-2.0 * i as f64 / hp.n_rot as f64)
                     / factors.map_or(1.0, |f| f64::from(f[i]));
                 match rope.scaling {
@@ -170,4 +173,11 @@ impl Frequencies {
             magnitude: f64::from(rope.magnitude),
         }
     }
+}
+
+/// Whether pair `i` rotates by the fourth coordinate of interleaved M-RoPE, which is zero in text. The other three take turns; each
+/// has so many turns as its section says.
+fn is_still(i: usize, sections: [usize; 4]) -> bool {
+    let i = i % sections.iter().sum::<usize>();
+    i >= 3 * sections[i % 3]
 }

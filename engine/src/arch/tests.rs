@@ -1,13 +1,24 @@
 //! Hyper-parameters that published models have, from headers alone.
 
-use super::{HParams, RopeScaling};
+use super::{HParams, Past, Rope, RopeScaling};
 use crate::error::Error;
 use crate::gguf::write::Builder;
 use crate::gguf::{GgmlType, GgufFile};
 
 /// Reads the hyper-parameters of a header with these keys and what all files have.
 fn read(arch: &str, numbers: &[(&str, u32)], floats: &[(&str, f32)]) -> Result<HParams, Error> {
+    read_more(arch, numbers, floats, |_| {})
+}
+
+/// The same with what `add` adds.
+fn read_more(
+    arch: &str,
+    numbers: &[(&str, u32)],
+    floats: &[(&str, f32)],
+    add: impl Fn(&mut Builder),
+) -> Result<HParams, Error> {
     let mut b = Builder::new();
+    add(&mut b);
     let key = |name: &str| format!("{arch}.{name}");
     b.str("general.architecture", arch)
         .u32(&key("context_length"), 131_072)
@@ -153,6 +164,80 @@ fn deepseek_v3() {
             said.contains(name) || said.contains("key_length_mla"),
             "{name} {n}: {said}"
         );
+        shape[i].1 = usual;
+    }
+}
+
+#[test]
+fn qwen_3_5_4b() {
+    let mut shape = vec![
+        ("block_count", 32),
+        ("embedding_length", 2560),
+        ("attention.head_count", 16),
+        ("attention.head_count_kv", 4),
+        ("attention.key_length", 256),
+        ("attention.value_length", 256),
+        ("rope.dimension_count", 64),
+        ("full_attention_interval", 4),
+        ("ssm.conv_kernel", 4),
+        ("ssm.state_size", 128),
+        ("ssm.group_count", 16),
+        ("ssm.time_step_rank", 32),
+        ("ssm.inner_size", 4096),
+    ];
+    let sections = |b: &mut Builder| {
+        b.i32s(
+            "qwen35.rope.dimension_sections",
+            [11, 11, 10, 0].into_iter(),
+        );
+    };
+    let hp = read_more("qwen35", &shape, &[("rope.freq_base", 1e7)], sections).unwrap();
+    assert_eq!(
+        (hp.n_layer, hp.n_layer_kv(), hp.n_layer_state()),
+        (32, 8, 24)
+    );
+    assert_eq!(
+        [2, 3, 4, 31].map(|il| hp.layers[il].past),
+        [
+            Past::State(2),
+            Past::Pages(0),
+            Past::State(3),
+            Past::Pages(7)
+        ]
+    );
+    let d = hp.delta.unwrap();
+    assert_eq!((d.n_qkv(), d.n_v()), (8192, 4096));
+    assert_eq!(hp.state_bytes(), 2 * 24 * 4 * (3 * 8192 + 4096 * 128));
+    // All 32 pairs rotate in text.
+    let mut table = [0.0; 64];
+    Rope::new(&hp, None).fill(0, 1000, 1, 64, &mut table);
+    assert!(table.chunks_exact(2).all(|pair| pair[1] != 0.0));
+
+    // A block behind the layers that guesses tokens is not one of them.
+    shape[0].1 = 33;
+    shape.push(("nextn_predict_layers", 1));
+    let hp = read_more("qwen35", &shape, &[], sections).unwrap();
+    assert_eq!((hp.n_layer, hp.layers.len(), hp.n_layer_kv()), (32, 32, 8));
+    let said = read("qwen35", &shape, &[]).unwrap_err().to_string();
+    assert!(said.contains("rope.dimension_sections"), "{said}");
+    for (name, n) in [
+        ("nextn_predict_layers", 33),
+        ("full_attention_interval", 0),
+        ("full_attention_interval", 33),
+        ("ssm.conv_kernel", u32::MAX),
+        ("ssm.state_size", 1 << 24),
+        ("ssm.state_size", 8),
+        ("ssm.group_count", 5),
+        ("ssm.group_count", 0),
+        ("ssm.time_step_rank", u32::MAX),
+        ("ssm.inner_size", 4095),
+        ("rope.dimension_count", 258),
+    ] {
+        let i = shape.iter().position(|(k, _)| *k == name).unwrap();
+        let usual = std::mem::replace(&mut shape[i].1, n);
+        let said = read_more("qwen35", &shape, &[], sections);
+        let said = said.unwrap_err().to_string();
+        assert!(said.contains(name), "{name} {n}: {said}");
         shape[i].1 = usual;
     }
 }

@@ -1,15 +1,20 @@
 //! The CPU backend: the verbs over `lemma-cpu`, every worker of the team running the same pass.
 
+mod machine;
 mod pool;
+mod recurrent;
 mod weight;
 
 use lemma_cpu::{
-    Attention, Estimate, Isa, KeyBounds, KvLayer, KvShape, Limits, Move, Ops, PageRef, Pass, Place,
+    Attention, Estimate, KeyBounds, KvLayer, KvShape, Limits, Move, Ops, PageRef, Pass, Place,
     Shared, Team,
 };
 
+use self::machine::isa;
+pub use self::machine::{default_threads, isas, read_bandwidth};
 pub(crate) use self::pool::bound_bytes;
 use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, moved, n_bounds};
+use self::recurrent::States;
 pub use self::weight::CpuWeight;
 use self::weight::{moe_ffn, product};
 use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner};
@@ -18,7 +23,6 @@ use crate::error::Error;
 use crate::gguf::GgufFile;
 use crate::kv::{self, Cache, Layout, PAGE, Part};
 use crate::options::LoadOptions;
-use crate::report;
 
 /// A model bound to the CPU.
 pub struct CpuRunner {
@@ -36,6 +40,8 @@ struct State {
     layout: Layout,
     /// Regions of the pool, each with its tiers: `[region, tier]`.
     kv: Vec<KvLayer>,
+    /// What layers without pages keep.
+    states: States,
     /// Which blocks of them have memory.
     memory: Memory,
     /// Page masses of each layer, table after table, `[heads, n_spans]`; empty where the policy does not want them.
@@ -122,15 +128,15 @@ impl CpuRunner {
             tokens: Vec::with_capacity(n_ubatch),
             positions: Vec::with_capacity(n_ubatch),
             angles: vec![vec![0.0; n_ubatch * hp.n_rot]; hp.ropes.len()],
-            pages: (0..hp.n_layer)
+            pages: (0..layout.n_layer)
                 .map(|il| Vec::with_capacity(layer_spans(layout, il)))
                 .collect(),
-            tables: vec![Vec::with_capacity(layout.groups); hp.n_layer],
-            places: (0..hp.n_layer)
+            tables: vec![Vec::with_capacity(layout.groups); layout.n_layer],
+            places: (0..layout.n_layer)
                 .map(|_| Vec::with_capacity(n_ubatch * layout.groups))
                 .collect(),
             moves: Vec::with_capacity(6 * layout.n_tables() * layout.tiers.len()),
-            bounds: (0..if layout.bounds { hp.n_layer } else { 0 })
+            bounds: (0..if layout.bounds { layout.n_layer } else { 0 })
                 .map(|il| Bounds {
                     slots: Vec::with_capacity(layer_spans(layout, il)),
                     places: Vec::with_capacity(n_ubatch * layout.groups),
@@ -151,7 +157,7 @@ impl CpuRunner {
                     .flat_map(|r| (0..layout.n_tiers()).map(move |tier| (r, tier)))
                     .map(|(r, tier)| region(r, tier))
                     .collect(),
-                mass: (0..hp.n_layer)
+                mass: (0..layout.n_layer)
                     .map(|il| Shared::zeroed(masses(layout, il, hp)))
                     .collect(),
                 bounds: (0..if layout.bounds { layout.n_regions() } else { 0 })
@@ -160,6 +166,7 @@ impl CpuRunner {
                     .collect(),
                 keep: Shared::zeroed(max_spans(layout)),
                 order: Shared::zeroed(max_spans(layout)),
+                states: States::new(hp),
                 memory: Memory::new(layout),
                 layout: layout.clone(),
                 logits: Shared::zeroed(hp.n_vocab),
@@ -169,35 +176,6 @@ impl CpuRunner {
                 hp: hp.clone(),
             },
         })
-    }
-}
-
-pub use lemma_cpu::default_threads;
-
-/// Names of the instruction sets that this machine has kernels for, the best last.
-pub fn isas() -> Vec<String> {
-    Isa::available().map(|isa| isa.to_string()).collect()
-}
-
-/// Read bandwidth of `n_threads` workers over a buffer larger than the caches, in GB/s (10⁹ bytes): the ceiling of decoding.
-pub fn read_bandwidth(n_threads: Option<usize>) -> f64 {
-    let n = n_threads.filter(|&n| n > 0);
-    let team = Team::new(n.unwrap_or_else(lemma_cpu::default_threads));
-    lemma_cpu::ceiling::read_gbps(&team, 1 << 30)
-}
-
-/// The instruction set of a name, of the environment, or the best there is.
-fn isa(name: Option<&str>) -> Result<Isa, Error> {
-    let env = std::env::var("LEMMA_ISA").ok().filter(|v| !v.is_empty());
-    let Some(name) = name.or(env.as_deref()) else {
-        return Ok(Isa::detect());
-    };
-    match Isa::from_name(name) {
-        Some(isa) if isa.is_available() => Ok(isa),
-        _ => Err(report::usage(
-            format!("instruction set {name:?}"),
-            format!("one of {}", isas().join(", ")),
-        )),
     }
 }
 
@@ -224,6 +202,14 @@ impl Runner for CpuRunner {
 
     fn logits(&mut self) -> &[f32] {
         &self.state.logits.as_mut_slice()[..self.state.n_outputs * self.state.hp.n_vocab]
+    }
+
+    fn save_state(&mut self) {
+        self.state.states.save();
+    }
+
+    fn restore_state(&mut self) {
+        self.state.states.restore();
     }
 
     fn grow(&mut self, layout: &Layout) -> Result<(), Error> {
@@ -275,6 +261,7 @@ impl State {
     fn prepare(&mut self, tokens: &[u32], cache: &Cache, outputs: Outputs) {
         let n = tokens.len();
         let first = cache.pos() - n as u32;
+        self.states.fresh = first == 0;
         let step = &mut self.step;
         step.tokens.clear();
         step.tokens.extend_from_slice(tokens);
@@ -480,7 +467,9 @@ impl Backend for CpuPass<'_> {
     }
 
     fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, sinks: Option<&CpuWeight>) {
-        let (s, tiers) = (self.s, self.s.tiers(il));
+        let (s, window) = (self.s, self.s.hp.layers[il].window);
+        let il = s.hp.layer_of_pool(il);
+        let tiers = s.tiers(il);
         // New tokens go to the first tier.
         let layer = &tiers[0];
         let chosen = self.bound(q, k, il);
@@ -501,10 +490,49 @@ impl Backend for CpuPass<'_> {
             scale: s.hp.attn_scale,
             sinks: sinks.map(CpuWeight::vec),
             softcap: s.hp.attn_softcap,
-            window: s.hp.layers[il].window,
+            window,
             mass: (s.step.wants_mass && !s.layout.bounds).then_some(&s.mass[il]),
         };
         self.pass.attention(s.buf(out), s.buf(q), tiers, &a);
+    }
+
+    fn split_heads(&mut self, [a, b]: [Buf; 2], x: Buf) {
+        let (s, dim) = (self.s, self.s.hp.head_dim);
+        let n_heads = self.n() * s.widths.get(a) / dim;
+        self.pass
+            .split_heads(s.buf(a), s.buf(b), s.buf(x), n_heads, dim);
+    }
+
+    fn sigmoid_mul(&mut self, x: Buf, gate: Buf) {
+        let (s, n) = (self.s, self.n());
+        let [width, n_gate] = [x, gate].map(|b| s.widths.get(b));
+        self.pass
+            .sigmoid_mul(s.buf(x), s.buf(gate), n, width, n_gate);
+    }
+
+    fn ssm_conv(&mut self, x: Buf, w: &CpuWeight, il: usize) {
+        let (s, state) = (self.s, self.s.states.of(&self.s.hp, il));
+        self.pass
+            .ssm_conv(s.buf(x), w.vec(), state, self.n(), s.states.fresh);
+    }
+
+    fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
+        let (x, width) = (self.s.buf(x), self.s.widths.get(x));
+        self.pass
+            .l2_norm_first(x, (n_head, head_dim), eps, width, self.n());
+    }
+
+    fn delta_gates(&mut self, alpha: Buf, beta: Buf, a: &CpuWeight, dt: &CpuWeight) {
+        let [alpha, beta] = [alpha, beta].map(|b| self.s.buf(b));
+        self.pass
+            .delta_gates(alpha, beta, a.vec(), dt.vec(), self.n());
+    }
+
+    fn gated_delta_net(&mut self, out: Buf, qkv: Buf, gates: [Buf; 2], il: usize) {
+        let (s, state) = (self.s, self.s.states.of(&self.s.hp, il));
+        let (gates, fresh) = (gates.map(|b| s.buf(b)), s.states.fresh);
+        self.pass
+            .gated_delta_net(s.buf(out), s.buf(qkv), gates, state, self.n(), fresh);
     }
 
     fn swiglu(&mut self, gate: Buf, up: Buf) {

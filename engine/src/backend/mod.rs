@@ -53,11 +53,27 @@ pub enum Buf {
     GateSh,
     /// Up projection of shared experts, `n_ff_shexp`.
     UpSh,
+    /// Queries and what gates the output of attention, head by head side by side; `2 * n_head * head_dim`.
+    Qg,
+    /// Gate of the output of attention, `n_head * head_dim`.
+    Ag,
+    /// Gated delta net: queries, keys and values of all its heads, one after the other; `n_qkv` of [`DeltaNet`](crate::arch::DeltaNet).
+    Qkv,
+    /// Gated delta net: what it reads from its state, `n_v` of [`DeltaNet`](crate::arch::DeltaNet).
+    Dn,
+    /// Gate of that, then their product; as wide.
+    Z,
+    /// Gated delta net: what is kept of the state, `n_head_v` of [`DeltaNet`](crate::arch::DeltaNet).
+    Alpha,
+    /// Gated delta net: how much of a correction is made, as wide.
+    Beta,
+    /// How much of the shared experts is taken, 1.
+    Share,
 }
 
 impl Buf {
     /// Every buffer, in the order of their discriminants.
-    pub const ALL: [Buf; 13] = [
+    pub const ALL: [Buf; 21] = [
         Buf::X,
         Buf::Xn,
         Buf::Q,
@@ -71,6 +87,14 @@ impl Buf {
         Buf::Vh,
         Buf::GateSh,
         Buf::UpSh,
+        Buf::Qg,
+        Buf::Ag,
+        Buf::Qkv,
+        Buf::Dn,
+        Buf::Z,
+        Buf::Alpha,
+        Buf::Beta,
+        Buf::Share,
     ];
 }
 
@@ -204,6 +228,27 @@ pub trait Backend {
     /// [`HParams::attn_softcap`](crate::arch::HParams::attn_softcap).
     fn attention(&mut self, out: Buf, qkv: [Buf; 3], il: usize, sinks: Option<&Self::Weight>);
 
+    /// Takes apart what heads of `x` have side by side, two parts of the same width: the first go to one buffer, the second to the other.
+    fn split_heads(&mut self, outs: [Buf; 2], x: Buf);
+
+    /// `x *= sigmoid(gate)`; a gate that is narrower than `x` has one element for several of `x` that lie side by side.
+    fn sigmoid_mul(&mut self, x: Buf, gate: Buf);
+
+    /// A causal convolution along the tokens, every element of a row by itself, and `silu` of the result, in place. `w`: `[d_conv, width]`,
+    /// the oldest token first. Inputs of before the pass come from the state of layer `il`, which keeps the last ones.
+    fn ssm_conv(&mut self, x: Buf, w: &Self::Weight, il: usize);
+
+    /// `x / sqrt(|x|² + eps)`, in place over each of the `n_head` heads of `head_dim` elements that rows of `x` begin with.
+    fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32);
+
+    /// The gates of a delta net, in place: `alpha = exp(a * softplus(alpha + dt))`, `beta = sigmoid(beta)`. `a` and `dt`: `[n_head_v]`.
+    fn delta_gates(&mut self, alpha: Buf, beta: Buf, a: &Self::Weight, dt: &Self::Weight);
+
+    /// The gated delta rule (arXiv 2412.06464, section 3), token by token: `S = alpha S; S += beta (v - S k) kᵀ; out = S q / sqrt(head_dim)`, where `S`
+    /// is the state of layer `il`, a matrix for each value head, and zero before position 0. `qkv`: queries, keys and values of
+    /// [`Buf::Qkv`]; `[alpha, beta]`: what [`Backend::delta_gates`] leaves.
+    fn gated_delta_net(&mut self, out: Buf, qkv: Buf, gates: [Buf; 2], il: usize);
+
     /// `gate = silu(gate) * up`.
     fn swiglu(&mut self, gate: Buf, up: Buf);
 
@@ -317,6 +362,12 @@ pub trait Runner: Send {
     fn follow(&mut self, choice: Choice) {
         let _ = choice;
     }
+
+    /// Keeps a copy of the recurrent states as they are, for [`Runner::restore_state`]. Models without have nothing to keep.
+    fn save_state(&mut self) {}
+
+    /// Brings back the states of the last [`Runner::save_state`].
+    fn restore_state(&mut self) {}
 
     /// Enlarges the KV pool to `layout`, which differs from that of before in its number of slots.
     ///

@@ -4,12 +4,14 @@
 //! It is the oracle of the fast backends and a tool for whoever ports an architecture: run a pass, then look at
 //! [`TraceRunner::named`] beside another engine's dump of the same names. It makes no attempt at speed.
 
+mod attention;
 mod math;
 mod pool;
+mod recurrent;
 
 use std::collections::BTreeMap;
 
-use self::math::{best_experts, dot, gelu, norm, silu, softcap, softmax, swiglu_oai};
+use self::math::{best_experts, dot, gelu, norm, sigmoid, silu, softcap, softmax, swiglu_oai};
 use super::{Act, Backend, Buf, Gating, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
@@ -50,6 +52,7 @@ struct TracePass {
     /// types leave of them.
     k: Vec<Vec<f32>>,
     v: Vec<Vec<f32>>,
+    states: recurrent::States,
     tokens: Vec<u32>,
     pos: u32,
     tables: Vec<(Vec<Span>, Vec<Place>)>,
@@ -79,6 +82,7 @@ impl TraceRunner {
             layout: layout.clone(),
             k: vec![Vec::new(); layout.n_tiers() * layout.n_regions()],
             v: vec![Vec::new(); layout.n_tiers() * layout.n_regions()],
+            states: recurrent::States::new(hp),
             tokens: Vec::new(),
             pos: 0,
             tables: Vec::new(),
@@ -120,6 +124,9 @@ impl Runner for TraceRunner {
         }
         p.tokens = tokens.to_vec();
         p.pos = cache.pos() - tokens.len() as u32;
+        if p.pos == 0 {
+            p.states = recurrent::States::new(&p.hp);
+        }
         p.outputs = outputs;
         p.named.clear();
         let tables = cache.tables().iter();
@@ -158,6 +165,14 @@ impl Runner for TraceRunner {
 
     fn logits(&mut self) -> &[f32] {
         &self.pass.logits
+    }
+
+    fn save_state(&mut self) {
+        self.pass.states.save();
+    }
+
+    fn restore_state(&mut self) {
+        self.pass.states.restore();
     }
 
     fn grow(&mut self, layout: &Layout) -> Result<(), Error> {
@@ -216,103 +231,6 @@ impl TracePass {
     fn table(&self, il: usize, kv: usize) -> usize {
         let groups = self.layout.groups;
         il * groups + kv * groups / self.hp.n_head_kv
-    }
-
-    /// Masses of the pages that the heads of `table` see, by the bounds of their keys: `[heads, n_pages]`.
-    fn bound_masses(&self, q: Buf, t: usize, il: usize, table: usize) -> Vec<f32> {
-        let (d, group) = (self.hp.head_dim, self.hp.n_head / self.hp.n_head_kv);
-        let mut masses = Vec::new();
-        for h in (0..self.hp.n_head).filter(|h| self.table(il, h / group) == table) {
-            let qh = &self.row(q, t)[h * d..][..d];
-            let bound = |s: &Span| {
-                let key = |row| {
-                    let (region, at) = self.at(s.tier, il, h / group, s.slot, s.row + row);
-                    &self.k[region][at..][..d]
-                };
-                let most = |i: usize| {
-                    let products = (0..s.len).map(|row| f64::from(qh[i]) * f64::from(key(row)[i]));
-                    products.fold(f64::NEG_INFINITY, f64::max)
-                };
-                (0..d).map(most).sum::<f64>() * f64::from(self.hp.attn_scale)
-            };
-            let mut bounds: Vec<f64> = self.tables[table].0.iter().map(bound).collect();
-            softmax(&mut bounds);
-            masses.extend(bounds.iter().map(|b| *b as f32));
-        }
-        masses
-    }
-
-    /// Whether each page of a table is attended, by its masses.
-    fn choose(&self, table: usize, masses: &[f32]) -> Vec<bool> {
-        let (forced, n) = &self.attends[table];
-        let pages = forced.len();
-        let value = |i: usize| {
-            let heads = masses.chunks_exact(pages).map(|row| row[i]);
-            heads.fold(if forced[i] { f32::INFINITY } else { 0.0 }, f32::max)
-        };
-        let mut order: Vec<usize> = (0..pages).collect();
-        order.sort_by(|&a, &b| value(b).total_cmp(&value(a)).then(a.cmp(&b)));
-        let mut keep = forced.clone();
-        for &i in order.iter().take(n.unwrap_or(pages)) {
-            keep[i] = true;
-        }
-        keep
-    }
-
-    fn attend(&mut self, q: Buf, t: usize, il: usize, sinks: Option<&[f32]>, out: &mut [f32]) {
-        let bounds = self.layout.bounds && self.n() == 1;
-        let (d, group) = (self.hp.head_dim, self.hp.n_head / self.hp.n_head_kv);
-        let pos = self.pos + t as u32;
-        let window = self.hp.layers[il].window;
-        let first = window.map_or(0, |w| (pos + 1).saturating_sub(w));
-        for table in self.layout.tables_of(il) {
-            self.masses[table].clear();
-            if bounds {
-                self.masses[table] = self.bound_masses(q, t, il, table);
-            }
-            self.attended[table] = if bounds {
-                self.choose(table, &self.masses[table])
-            } else {
-                vec![true; self.tables[table].0.len()]
-            };
-        }
-        for h in 0..self.hp.n_head {
-            let kv = h / group;
-            let table = self.table(il, kv);
-            let qh = &self.row(q, t)[h * d..][..d];
-            let mut scores = Vec::new();
-            let mut at = Vec::new();
-            for (i, s) in self.tables[table].0.iter().enumerate() {
-                if !self.attended[table][i] {
-                    continue;
-                }
-                for row in (0..s.len).filter(|row| (first..=pos).contains(&(s.first_pos + row))) {
-                    let (region, base) = self.at(s.tier, il, kv, s.slot, s.row + row);
-                    let product = dot(qh, &self.k[region][base..][..d]);
-                    let score = f64::from(product) * f64::from(self.hp.attn_scale);
-                    scores.push(softcap(score, self.hp.attn_softcap));
-                    at.push((i, region, base));
-                }
-            }
-            // A sink takes its part of the softmax and gives nothing.
-            scores.extend(sinks.map(|s| f64::from(s[h])));
-            softmax(&mut scores);
-            let dim_v = self.hp.head_dim_v;
-            let mut sum = vec![0.0f64; dim_v];
-            let mut mass = vec![0.0; self.tables[table].0.len()];
-            for (s, (i, region, base)) in scores.iter().zip(&at) {
-                mass[*i] += *s as f32;
-                for (acc, v) in sum.iter_mut().zip(self.value(*region, *base)) {
-                    *acc += s * f64::from(*v);
-                }
-            }
-            if !bounds {
-                self.masses[table].extend(mass);
-            }
-            for (o, s) in out[h * dim_v..][..dim_v].iter_mut().zip(sum) {
-                *o = s as f32;
-            }
-        }
     }
 }
 
@@ -419,7 +337,8 @@ impl Backend for TracePass {
 
     fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, sinks: Option<&TraceWeight>) {
         let sinks = sinks.map(TraceWeight::vector);
-        let d = self.hp.head_dim;
+        let (d, window) = (self.hp.head_dim, self.hp.layers[il].window);
+        let il = self.hp.layer_of_pool(il);
         for t in 0..self.n() {
             for kv in 0..self.hp.n_head_kv {
                 let p = self.tables[self.table(il, kv)].1[t];
@@ -435,9 +354,65 @@ impl Backend for TracePass {
         let width = self.widths.get(out);
         let mut all = vec![0.0; self.n() * width];
         for (t, row) in all.chunks_exact_mut(width).enumerate() {
-            self.attend(q, t, il, sinks.as_deref(), row);
+            let next = self.pos + t as u32 + 1;
+            let first = window.map_or(0, |w| next.saturating_sub(w));
+            self.attend(q, t, (il, first), sinks.as_deref(), row);
         }
         self.bufs[out as usize] = all;
+    }
+
+    fn split_heads(&mut self, outs: [Buf; 2], x: Buf) {
+        let dim = self.hp.head_dim;
+        for (part, out) in outs.into_iter().enumerate() {
+            let heads = self.bufs[x as usize].chunks_exact(2 * dim);
+            self.bufs[out as usize] = heads
+                .flat_map(|h| h[part * dim..][..dim].to_vec())
+                .collect();
+        }
+    }
+
+    fn sigmoid_mul(&mut self, x: Buf, gate: Buf) {
+        let each = self.widths.get(x) / self.widths.get(gate);
+        let gates = self.bufs[gate as usize].clone();
+        let x = self.bufs[x as usize].chunks_exact_mut(each);
+        for (x, g) in x.zip(gates) {
+            for x in x {
+                *x = (f64::from(*x) * sigmoid(g)) as f32;
+            }
+        }
+    }
+
+    fn ssm_conv(&mut self, x: Buf, w: &TraceWeight, il: usize) {
+        self.conv(x, &w.vector(), il);
+    }
+
+    fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
+        let width = self.widths.get(x);
+        for row in self.bufs[x as usize].chunks_exact_mut(width) {
+            for head in row[..n_head * head_dim].chunks_exact_mut(head_dim) {
+                let size = head.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+                let size = (size + f64::from(eps)).sqrt();
+                for x in head {
+                    *x = (f64::from(*x) / size) as f32;
+                }
+            }
+        }
+    }
+
+    fn delta_gates(&mut self, alpha: Buf, beta: Buf, a: &TraceWeight, dt: &TraceWeight) {
+        let (a, dt) = (a.vector(), dt.vector());
+        let heads = a.iter().zip(&dt).cycle();
+        for (x, (a, dt)) in self.bufs[alpha as usize].iter_mut().zip(heads) {
+            let softplus = (f64::from(*x) + f64::from(*dt)).exp().ln_1p();
+            *x = (f64::from(*a) * softplus).exp() as f32;
+        }
+        for x in &mut self.bufs[beta as usize] {
+            *x = sigmoid(*x) as f32;
+        }
+    }
+
+    fn gated_delta_net(&mut self, out: Buf, qkv: Buf, gates: [Buf; 2], il: usize) {
+        self.delta_rule(out, qkv, gates, il);
     }
 
     fn swiglu(&mut self, gate: Buf, up: Buf) {

@@ -221,7 +221,7 @@ pub(super) fn first_layout(
     n_ctx: u32,
     row: u64,
 ) -> Result<Layout, Error> {
-    let mut layout = Layout::new(kv, hp.n_layer, hp.n_head_kv, 0, n_ctx as usize);
+    let mut layout = Layout::new(kv, hp.n_layer_kv(), hp.n_head_kv, 0, n_ctx as usize);
     layout.head_dim = hp.head_dim;
     if hp.latent.is_some() {
         layout.values_are_in_keys(kv.ty_k);

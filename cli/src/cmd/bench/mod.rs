@@ -291,7 +291,7 @@ impl Bench {
         for i in 0..=repetitions {
             self.progress(&format!("{}: {i} of {repetitions}", t.name()));
             if session.pos() as usize != t.n_depth
-                && session.rewind(t.n_depth as u32) == Rewind::Refill
+                && session.rewind(t.n_depth as u32) != Rewind::Done
             {
                 session.clear();
             }

@@ -550,6 +550,30 @@ impl Backend for Pass {
         self.refuse("latent attention");
     }
 
+    fn split_heads(&mut self, _: [Buf; 2], _: Buf) {
+        self.refuse("gated delta nets");
+    }
+
+    fn sigmoid_mul(&mut self, _: Buf, _: Buf) {
+        self.refuse("gated delta nets");
+    }
+
+    fn ssm_conv(&mut self, _: Buf, _: &CudaWeight, _: usize) {
+        self.refuse("gated delta nets");
+    }
+
+    fn l2_norm_first(&mut self, _: Buf, _: usize, _: usize, _: f32) {
+        self.refuse("gated delta nets");
+    }
+
+    fn delta_gates(&mut self, _: Buf, _: Buf, _: &CudaWeight, _: &CudaWeight) {
+        self.refuse("gated delta nets");
+    }
+
+    fn gated_delta_net(&mut self, _: Buf, _: Buf, _: [Buf; 2], _: usize) {
+        self.refuse("gated delta nets");
+    }
+
     fn geglu(&mut self, _: Buf, _: Buf) {
         self.refuse("GELU");
     }

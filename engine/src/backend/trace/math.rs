@@ -40,6 +40,11 @@ pub(super) fn norm(row: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
         .collect()
 }
 
+/// `1 / (1 + e^-x)`
+pub(super) fn sigmoid(x: f32) -> f64 {
+    1.0 / (1.0 + (-f64::from(x)).exp())
+}
+
 /// `x * sigmoid(x)`
 pub(super) fn silu(x: f32) -> f32 {
     let x = f64::from(x);

@@ -1,0 +1,343 @@
+//! `qwen35`: Qwen3.5. Three layers of four are gated delta nets (arXiv 2412.06464): a recurrent state of fixed size in place of keys and
+//! values. The others attend as in `qwen3`, with a part of each head rotated and a gate on what comes out. The mixture of experts,
+//! `qwen35moe`, has the same layers.
+
+use super::hparams::{DeltaNet, Past};
+use super::keys::{Keys, MAX_DIM, MAX_HEADS};
+use super::{Binder, HParams, Shape};
+use crate::backend::{Backend, Buf::*, Linear, Moe, RopeMode};
+use crate::error::Error;
+
+/// Most tokens that a convolution may see.
+const MAX_CONV: u32 = 8;
+
+pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+    if hp.n_expert > 0 {
+        let expected = "none (qwen35moe has experts)".to_owned();
+        return Err(k.bad("expert_count", hp.n_expert, expected));
+    }
+    delta_layers(k, hp)
+}
+
+/// What is said of layers that attend and layers that do not.
+pub(super) fn delta_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+    hp.rope_mode = RopeMode::Neox;
+    hp.partial_rotary = true;
+    hp.rope_sections = Some(k.rope_sections()?);
+    hp.cpu_only = Some("gated delta nets");
+
+    // Behind the layers of the model there may be some that guess further tokens; they are not used.
+    let n_block = hp.n_layer;
+    let n_guess = k.optional("nextn_predict_layers")?.unwrap_or(0) as usize;
+    if n_guess >= n_block {
+        let expected = format!("less than block_count {n_block}");
+        return Err(k.bad("nextn_predict_layers", n_guess, expected));
+    }
+    hp.n_layer -= n_guess;
+    hp.layers.truncate(hp.n_layer);
+    let recurrent = "attention.recurrent_layers";
+    let interval = "full_attention_interval";
+    let (name, is_recurrent) = match k.layer_flags(recurrent, n_block)? {
+        Some(all) => (recurrent, all),
+        None => {
+            let n = k.optional_count(interval, u32::MAX)?.unwrap_or(4);
+            let all = (0..n_block).map(|il| (il + 1) % n != 0).collect();
+            (interval, all)
+        }
+    };
+    let (mut n_pages, mut n_states) = (0, 0);
+    for (l, is_recurrent) in hp.layers.iter_mut().zip(is_recurrent) {
+        let n = if is_recurrent {
+            l.past = Past::State(n_states);
+            &mut n_states
+        } else {
+            l.past = Past::Pages(n_pages);
+            &mut n_pages
+        };
+        *n += 1;
+    }
+    // Pools are made of at least one layer.
+    if n_pages == 0 {
+        let found = format!("such that none of {} layers attends", hp.n_layer);
+        return Err(k.bad(name, found, "some that do".to_owned()));
+    }
+    hp.delta = Some(delta_net(k)?);
+    Ok(())
+}
+
+fn delta_net(k: &Keys<'_>) -> Result<DeltaNet, Error> {
+    let d = DeltaNet {
+        n_head_k: k.count("ssm.group_count", MAX_HEADS)?,
+        n_head_v: k.count("ssm.time_step_rank", MAX_HEADS)?,
+        head_dim: k.count("ssm.state_size", MAX_DIM)?,
+        d_conv: k.count("ssm.conv_kernel", MAX_CONV)?,
+    };
+    if !d.head_dim.is_multiple_of(16) {
+        return Err(k.bad("ssm.state_size", d.head_dim, "a multiple of 16".to_owned()));
+    }
+    if d.d_conv < 2 {
+        return Err(k.bad("ssm.conv_kernel", d.d_conv, format!("2 to {MAX_CONV}")));
+    }
+    if !d.n_head_v.is_multiple_of(d.n_head_k) {
+        let expected = format!("a divisor of time_step_rank {}", d.n_head_v);
+        return Err(k.bad("ssm.group_count", d.n_head_k, expected));
+    }
+    // Both factors are bounded, so the products do not overflow.
+    let most = MAX_DIM as usize;
+    if d.n_qkv() > most || d.state_len() > 16 * most {
+        let expected = format!("a state of {} numbers at most", 16 * most);
+        return Err(k.bad("ssm.state_size", d.head_dim, expected));
+    }
+    let inner = k.count("ssm.inner_size", MAX_DIM)?;
+    if inner != d.n_v() {
+        let expected = format!("state_size times time_step_rank, {}", d.n_v());
+        return Err(k.bad("ssm.inner_size", inner, expected));
+    }
+    Ok(d)
+}
+
+/// Weights of the model.
+#[derive(Debug)]
+pub struct Model<W> {
+    eps: f32,
+    delta: DeltaNet,
+    token_embd: W,
+    layers: Vec<Layer<W>>,
+    output_norm: W,
+    output: Linear<W>,
+}
+
+#[derive(Debug)]
+struct Layer<W> {
+    attn_norm: W,
+    mixer: Mixer<W>,
+    post_attention_norm: W,
+    ffn: Ffn<W>,
+}
+
+/// How a layer looks back.
+#[derive(Debug)]
+enum Mixer<W> {
+    Attention {
+        /// Queries and gates, head by head.
+        attn_q: Linear<W>,
+        attn_k: Linear<W>,
+        attn_v: Linear<W>,
+        attn_q_norm: W,
+        attn_k_norm: W,
+        attn_output: Linear<W>,
+    },
+    Delta {
+        attn_qkv: Linear<W>,
+        attn_gate: Linear<W>,
+        ssm_conv1d: W,
+        ssm_alpha: Linear<W>,
+        ssm_beta: Linear<W>,
+        ssm_a: W,
+        ssm_dt: W,
+        ssm_norm: W,
+        ssm_out: Linear<W>,
+    },
+}
+
+#[derive(Debug)]
+enum Ffn<W> {
+    Dense {
+        ffn_gate: Linear<W>,
+        ffn_up: Linear<W>,
+        ffn_down: Linear<W>,
+    },
+    Moe {
+        experts: Moe<W>,
+        /// The expert that every token is sent to, and how much of it is taken.
+        ffn_gate_inp_shexp: Linear<W>,
+        ffn_gate_shexp: Linear<W>,
+        ffn_up_shexp: Linear<W>,
+        ffn_down_shexp: Linear<W>,
+    },
+}
+
+impl<W> Model<W> {
+    pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
+        let Shape {
+            n_embd,
+            n_q,
+            n_kv,
+            n_ff,
+            n_vocab,
+        } = hp.shape();
+        let k = Keys {
+            file: b.file(),
+            arch: hp.arch,
+        };
+        let Some(d) = hp.delta else {
+            return Err(k.missing("ssm.state_size"));
+        };
+        let (n_v, n_sh) = (d.n_v(), hp.n_ff_shexp);
+        let layers = b.numbered_layers(hp.n_layer, |b, il| {
+            Ok(Layer {
+                attn_norm: b.vector("attn_norm", n_embd)?,
+                mixer: match hp.layers[il].past {
+                    Past::Pages(_) => Mixer::Attention {
+                        attn_q: b.linear("attn_q", n_embd, 2 * n_q)?,
+                        attn_k: b.linear("attn_k", n_embd, n_kv)?,
+                        attn_v: b.linear("attn_v", n_embd, n_kv)?,
+                        attn_q_norm: b.vector("attn_q_norm", hp.head_dim)?,
+                        attn_k_norm: b.vector("attn_k_norm", hp.head_dim)?,
+                        attn_output: b.linear("attn_output", n_q, n_embd)?,
+                    },
+                    Past::State(_) => Mixer::Delta {
+                        attn_qkv: b.linear("attn_qkv", n_embd, d.n_qkv())?,
+                        attn_gate: b.linear("attn_gate", n_embd, n_v)?,
+                        ssm_conv1d: b.conv1d("ssm_conv1d", d.d_conv, d.n_qkv())?,
+                        ssm_alpha: b.linear("ssm_alpha", n_embd, d.n_head_v)?,
+                        ssm_beta: b.linear("ssm_beta", n_embd, d.n_head_v)?,
+                        ssm_a: b.plain_vector("ssm_a", d.n_head_v)?,
+                        ssm_dt: b.plain_vector("ssm_dt.bias", d.n_head_v)?,
+                        ssm_norm: b.vector("ssm_norm", d.head_dim)?,
+                        ssm_out: b.linear("ssm_out", n_v, n_embd)?,
+                    },
+                },
+                post_attention_norm: b.vector("post_attention_norm", n_embd)?,
+                ffn: if hp.n_expert == 0 {
+                    Ffn::Dense {
+                        ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
+                        ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
+                        ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
+                    }
+                } else {
+                    Ffn::Moe {
+                        experts: b.moe(hp, true)?,
+                        ffn_gate_inp_shexp: b.row("ffn_gate_inp_shexp", n_embd)?,
+                        ffn_gate_shexp: b.linear("ffn_gate_shexp", n_embd, n_sh)?,
+                        ffn_up_shexp: b.linear("ffn_up_shexp", n_embd, n_sh)?,
+                        ffn_down_shexp: b.linear("ffn_down_shexp", n_sh, n_embd)?,
+                    }
+                },
+            })
+        })?;
+        Ok(Self {
+            eps: hp.eps,
+            delta: d,
+            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            layers,
+            output_norm: b.vector("output_norm", n_embd)?,
+            output: b.output(n_embd, n_vocab)?,
+        })
+    }
+
+    pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
+        let eps = self.eps;
+        b.embed(X, &self.token_embd);
+        for (il, l) in self.layers.iter().enumerate() {
+            b.rms_norm(Xn, X, &l.attn_norm, eps);
+            b.note("attn_norm", il, Xn);
+            l.mixer.forward(b, il, self.delta, eps);
+            b.note("attn_residual", il, X);
+
+            b.rms_norm(Xn, X, &l.post_attention_norm, eps);
+            b.note("attn_post_norm", il, Xn);
+            l.ffn.forward(b);
+            b.note("l_out", il, X);
+        }
+        b.output(&self.output, &self.output_norm, X, eps);
+    }
+}
+
+impl<W> Mixer<W> {
+    fn forward<B: Backend<Weight = W>>(&self, b: &mut B, il: usize, d: DeltaNet, eps: f32) {
+        match self {
+            Mixer::Attention {
+                attn_q,
+                attn_k,
+                attn_v,
+                attn_q_norm,
+                attn_k_norm,
+                attn_output,
+            } => {
+                b.mul_mats([(Qg, attn_q), (K, attn_k), (V, attn_v)], Xn);
+                b.split_heads([Q, Ag], Qg);
+                b.rms_norm_heads(Q, attn_q_norm, eps);
+                b.rms_norm_heads(K, attn_k_norm, eps);
+                b.note("Qcur_normed", il, Q);
+                b.note("Kcur_normed", il, K);
+                b.rope(Q, K, il);
+                b.note("Qcur", il, Q);
+                b.note("Kcur", il, K);
+                b.note("Vcur", il, V);
+                b.attention(Att, [Q, K, V], il, None);
+                b.note("attn_pregate", il, Att);
+                b.sigmoid_mul(Att, Ag);
+                b.note("attn_gated", il, Att);
+                b.mul_mat_add(X, attn_output, Att);
+            }
+            Mixer::Delta {
+                attn_qkv,
+                attn_gate,
+                ssm_conv1d,
+                ssm_alpha,
+                ssm_beta,
+                ssm_a,
+                ssm_dt,
+                ssm_norm,
+                ssm_out,
+            } => {
+                let inputs = [
+                    (Qkv, attn_qkv),
+                    (Z, attn_gate),
+                    (Alpha, ssm_alpha),
+                    (Beta, ssm_beta),
+                ];
+                b.mul_mats(inputs, Xn);
+                b.note("linear_attn_qkv_mixed", il, Qkv);
+                b.note("z", il, Z);
+                b.ssm_conv(Qkv, ssm_conv1d, il);
+                b.note("conv_output_silu", il, Qkv);
+                // Queries and keys come first.
+                b.l2_norm_first(Qkv, 2 * d.n_head_k, d.head_dim, eps);
+                b.delta_gates(Alpha, Beta, ssm_a, ssm_dt);
+                b.gated_delta_net(Dn, Qkv, [Alpha, Beta], il);
+                b.note("attn_output", il, Dn);
+                b.rms_norm_heads(Dn, ssm_norm, eps);
+                b.swiglu(Z, Dn);
+                b.note("final_output", il, Z);
+                b.mul_mat_add(X, ssm_out, Z);
+            }
+        }
+    }
+}
+
+impl<W> Ffn<W> {
+    fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
+        match self {
+            Ffn::Dense {
+                ffn_gate,
+                ffn_up,
+                ffn_down,
+            } => {
+                b.mul_mats([(Gate, ffn_gate), (Up, ffn_up)], Xn);
+                b.swiglu(Gate, Up);
+                b.mul_mat_add(X, ffn_down, Gate);
+            }
+            Ffn::Moe {
+                experts,
+                ffn_gate_inp_shexp,
+                ffn_gate_shexp,
+                ffn_up_shexp,
+                ffn_down_shexp,
+            } => {
+                b.moe_ffn(X, Xn, experts);
+                let inputs = [
+                    (GateSh, ffn_gate_shexp),
+                    (UpSh, ffn_up_shexp),
+                    (Share, ffn_gate_inp_shexp),
+                ];
+                b.mul_mats(inputs, Xn);
+                b.swiglu(GateSh, UpSh);
+                // The product that follows is linear: its input can be gated as well as what it gives.
+                b.sigmoid_mul(GateSh, Share);
+                b.mul_mat_add(X, ffn_down_shexp, GateSh);
+            }
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! What the machine has: instruction sets, cores, memory.
+
+use lemma_cpu::{Isa, Team};
+
+use crate::error::Error;
+use crate::report;
+
+pub use lemma_cpu::default_threads;
+
+/// Names of the instruction sets that this machine has kernels for, the best last.
+pub fn isas() -> Vec<String> {
+    Isa::available().map(|isa| isa.to_string()).collect()
+}
+
+/// Read bandwidth of `n_threads` workers over a buffer larger than the caches, in GB/s (10⁹ bytes): the ceiling of decoding.
+pub fn read_bandwidth(n_threads: Option<usize>) -> f64 {
+    let n = n_threads.filter(|&n| n > 0);
+    let team = Team::new(n.unwrap_or_else(lemma_cpu::default_threads));
+    lemma_cpu::ceiling::read_gbps(&team, 1 << 30)
+}
+
+/// The instruction set of a name, of the environment, or the best there is.
+pub(super) fn isa(name: Option<&str>) -> Result<Isa, Error> {
+    let env = std::env::var("LEMMA_ISA").ok().filter(|v| !v.is_empty());
+    let Some(name) = name.or(env.as_deref()) else {
+        return Ok(Isa::detect());
+    };
+    match Isa::from_name(name) {
+        Some(isa) if isa.is_available() => Ok(isa),
+        _ => Err(report::usage(
+            format!("instruction set {name:?}"),
+            format!("one of {}", isas().join(", ")),
+        )),
+    }
+}
