@@ -11,7 +11,7 @@
 //!
 //! 16 values of a channel in 10 bytes, 5 bits per value. `x = d * (q + zero)`.
 
-use super::{PAGE, TILE, Tile, fit, scale};
+use super::{PAGE, TILE, Tile, fit, scales};
 use bytemuck::{Pod, Zeroable};
 
 const TOP: u8 = 15;
@@ -51,12 +51,7 @@ impl TileK4 {
     /// The scale and the zero of every channel, as `x = d * q + zero`.
     #[inline(always)]
     pub fn scales(&self) -> [[f32; TILE]; 2] {
-        let d = self.d.map(scale);
-        let mut zero = [0.0; TILE];
-        for c in 0..TILE {
-            zero[c] = f32::from(self.zero[c]) * (d[c] / f32::from(PARTS));
-        }
-        [d, zero]
+        scales::<_, PARTS>(&self.d, &self.zero)
     }
 
     /// The keys.

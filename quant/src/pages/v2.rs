@@ -10,7 +10,7 @@
 //!
 //! 32 values of a token in 10 bytes, 2.5 bits per value. `x = d / 8 * (8 * q + zero)`.
 
-use super::{PAGE, TILE, Tile, fit, scale};
+use super::{PAGE, TILE, Tile, fit, scales};
 use bytemuck::{Pod, Zeroable};
 
 const TOP: u8 = 3;
@@ -50,12 +50,7 @@ impl TileV2 {
     /// The scale and the zero of every token, as `x = d * q + zero`.
     #[inline(always)]
     pub fn scales(&self) -> [[f32; PAGE]; 2] {
-        let d = self.d.map(scale);
-        let mut zero = [0.0; PAGE];
-        for t in 0..PAGE {
-            zero[t] = f32::from(self.zero[t]) * (d[t] / f32::from(PARTS));
-        }
-        [d, zero]
+        scales::<_, PARTS>(&self.d, &self.zero)
     }
 
     /// The values.
