@@ -23,7 +23,7 @@ use lemma_quant::GgmlType;
 use lemma_quant::pages::KvType;
 use std::time::{Duration, Instant};
 
-const TYPES: [GgmlType; 14] = [
+const TYPES: [GgmlType; 23] = [
     GgmlType::Q4_K,
     GgmlType::Q6_K,
     GgmlType::Q8_0,
@@ -36,6 +36,15 @@ const TYPES: [GgmlType; 14] = [
     GgmlType::IQ4_NL,
     GgmlType::IQ4_XS,
     GgmlType::MXFP4,
+    GgmlType::IQ2_XXS,
+    GgmlType::IQ2_XS,
+    GgmlType::IQ2_S,
+    GgmlType::IQ3_XXS,
+    GgmlType::IQ3_S,
+    GgmlType::IQ1_S,
+    GgmlType::IQ1_M,
+    GgmlType::TQ1_0,
+    GgmlType::TQ2_0,
     GgmlType::F16,
     GgmlType::BF16,
 ];
@@ -74,13 +83,16 @@ fn values(n: usize) -> Vec<f32> {
 
 /// A matrix whose rows repeat after a while.
 fn weights(ty: GgmlType, n_in: usize, n_out: usize) -> Vec<u8> {
-    let quantize = ty
-        .traits()
-        .quantize_row
-        .expect("a type that can be written");
-    let rows = values(16 * n_in);
     let mut some = vec![0; 16 * ty.row_size(n_in).expect("whole blocks")];
-    quantize(&rows, &mut some);
+    match ty.traits().quantize_row {
+        Some(quantize) => quantize(&values(16 * n_in), &mut some),
+        // Any bytes are blocks of the others; below 64 no half-precision number is large.
+        None => {
+            for (i, byte) in some.iter_mut().enumerate() {
+                *byte = (i as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0] & 63;
+            }
+        }
+    }
     some.iter()
         .copied()
         .cycle()

@@ -29,6 +29,8 @@ pub(crate) struct X256 {
     /// The quants with the second and third run of 32 of every 128 swapped, as 64 bytes of nibbles have them. Not
     /// filled in by the quantizer.
     pub(crate) swapped: [i8; 256],
+    /// The first of every eight quants, then the second, and so on. Not filled in by the quantizer.
+    pub(crate) grouped: [[i8; 32]; 8],
     /// Sums of 16 quants.
     pub(crate) sum16: [i16; 16],
     /// Sums of 32 quants.
@@ -81,14 +83,20 @@ impl X256 {
     pub(crate) const ZERO: Self = Self {
         q: [0; 256],
         swapped: [0; 256],
+        grouped: [[0; 32]; 8],
         sum16: [0; 16],
         sum32: [0; 8],
         d: 0.0,
         unused: [0; 3],
     };
 
-    /// Fills in `swapped`.
-    pub(crate) fn swap(&mut self) {
+    /// Fills in `swapped` and `grouped`.
+    pub(crate) fn arrange(&mut self) {
+        for (k, to) in self.grouped.iter_mut().enumerate() {
+            for (to, group) in to.iter_mut().zip(self.q.as_chunks::<8>().0) {
+                *to = group[k];
+            }
+        }
         for (to, q) in self
             .swapped
             .as_chunks_mut::<128>()

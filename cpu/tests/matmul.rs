@@ -7,8 +7,23 @@ use lemma_quant::GgmlType;
 
 fn weight_types() -> impl Iterator<Item = GgmlType> {
     GgmlType::ALL.iter().copied().filter(|ty| {
-        ty.traits().quantize_row.is_some() && !matches!(ty, GgmlType::Q8_1 | GgmlType::Q8_K)
+        ty.traits().vec_dot.is_some() && !matches!(ty, GgmlType::Q8_1 | GgmlType::Q8_K)
     })
+}
+
+/// Random weights: quantized, or blocks of random bytes where there is no quantizer.
+fn weights(ty: GgmlType, random: &mut Random, n: usize) -> Vec<u8> {
+    if ty.traits().quantize_row.is_some() {
+        return quantize(ty, &random.vec(n));
+    }
+    let mut bytes: Vec<u8> = (0..row_size(ty, n)).map(|_| random.bits() as u8).collect();
+    for block in bytes.chunks_exact_mut(ty.type_size()) {
+        set_scales(ty, block);
+        // Not the same for all.
+        let byte = if ty == GgmlType::IQ1_M { 49 } else { 0 };
+        block[byte] = random.bits() as u8;
+    }
+    bytes
 }
 
 fn limits(n_tokens: usize, n_in: usize) -> Limits {
@@ -124,7 +139,7 @@ fn every_type_and_shape() {
             (19, 53, 2),
         ] {
             let n_in = block * blocks;
-            let data = quantize(ty, &random.vec(n_out * n_in));
+            let data = weights(ty, &mut random, n_out * n_in);
             check(
                 Mat::new(ty, n_in, n_out, &data),
                 &random.vec(n_tokens * n_in),
@@ -220,6 +235,21 @@ fn set_scales(ty: GgmlType, block: &mut [u8]) {
         GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4_NL | GgmlType::IQ4_XS => {
             &[0]
         }
+        GgmlType::IQ2_XXS
+        | GgmlType::IQ2_XS
+        | GgmlType::IQ2_S
+        | GgmlType::IQ3_XXS
+        | GgmlType::IQ3_S
+        | GgmlType::IQ1_S => &[0],
+        GgmlType::TQ1_0 => &[52],
+        GgmlType::TQ2_0 => &[64],
+        GgmlType::IQ1_M => {
+            // The upper nibbles of four numbers.
+            for (i, nibble) in [0x0, 0x0, 0xc, 0x3].into_iter().enumerate() {
+                block[49 + 2 * i] = block[49 + 2 * i] & 0x0f | nibble << 4;
+            }
+            &[]
+        }
         _ => {
             // No kernels of its own; some valid block.
             let mut random = Random(9);
@@ -240,7 +270,7 @@ fn results_do_not_depend_on_company() {
     let mut random = Random(2);
     for ty in weight_types() {
         let (n_in, n_out, n_tokens) = (ty.block_size().max(160) * 4, 77, 55);
-        let data = quantize(ty, &random.vec(n_out * n_in));
+        let data = weights(ty, &mut random, n_out * n_in);
         let w = Mat::new(ty, n_in, n_out, &data);
         let (x, bias) = (random.vec(n_tokens * n_in), random.vec(n_out));
         let bits = |y: Vec<f32>| y.into_iter().map(f32::to_bits).collect::<Vec<_>>();
@@ -334,7 +364,7 @@ fn heads_have_matrices() {
         let block = ty.block_size();
         // Three blocks of 32 leave a group of four unfinished.
         let (n_in, n_out, n_head) = (block.max(96 / block * block), 37, 11);
-        let data = quantize(ty, &random.vec(n_head * n_out * n_in));
+        let data = weights(ty, &mut random, n_head * n_out * n_in);
         let w = Experts {
             ty,
             n_in,

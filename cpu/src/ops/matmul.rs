@@ -358,7 +358,7 @@ impl Pass<'_> {
                         let to = &mut *block::<X256>(&scratch.x256, start + i);
                         quantize_256(self.isa, x.try_into().expect("256 values"), to);
                         if n_tokens == 1 {
-                            to.swap();
+                            to.arrange();
                         }
                     }
                 }

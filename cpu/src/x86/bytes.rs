@@ -15,8 +15,9 @@ pub(super) struct Places<'a> {
 }
 
 impl Places<'_> {
+    /// Row `i` from that place on.
     #[inline(always)]
-    fn row(&self, i: usize) -> *const u8 {
+    pub(super) fn row(&self, i: usize) -> *const u8 {
         self.w.wrapping_offset(self.offsets[i] as isize)
     }
 }

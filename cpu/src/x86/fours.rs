@@ -5,6 +5,8 @@
 //! four blocks. Sums are those of `rows`, bit for bit.
 
 use super::dots::Avx512;
+use super::patterns::{self, rows as looked_up};
+use super::patterns_512;
 use super::rows::{Rows32, avx512, offset};
 use super::runs::Runs;
 use super::{Form, Rows, RowsFn};
@@ -58,6 +60,9 @@ pub(super) unsafe trait Four32: Rows32 {
 }
 
 pub(super) fn kernel(ty: GgmlType) -> Option<(Form, RowsFn)> {
+    if let Some(kernel) = patterns_512::kernel(ty) {
+        return Some(kernel);
+    }
     Some(match ty {
         GgmlType::Q4_0 => (Form::X32, rows_32::<q4_0::rows::Q4_0> as _),
         GgmlType::Q4_1 => (Form::X32, rows_32::<q4_0::rows::Q4_1> as _),
@@ -72,12 +77,58 @@ pub(super) fn kernel(ty: GgmlType) -> Option<(Form, RowsFn)> {
         GgmlType::Q5_K => (Form::X256, rows_256::<q5_k::avx512::Q5K> as _),
         GgmlType::Q6_K => (Form::X256, rows_256::<q6_k::avx512::Q6K> as _),
         GgmlType::IQ4_XS => (Form::X256, rows_256::<iq4_xs::avx512::IQ4XS> as _),
+        GgmlType::IQ2_XXS => (
+            Form::X256,
+            avx512::rows_256::<looked_up::Rows<patterns::IQ2XXS>> as _,
+        ),
+        GgmlType::IQ2_XS => (
+            Form::X256,
+            avx512::rows_256::<looked_up::Rows<patterns::IQ2XS>> as _,
+        ),
+        GgmlType::IQ2_S => (
+            Form::X256,
+            avx512::rows_256::<looked_up::Rows<patterns::IQ2S>> as _,
+        ),
+        GgmlType::IQ3_XXS => (
+            Form::X256,
+            avx512::rows_256::<looked_up::Rows<patterns::IQ3XXS>> as _,
+        ),
+        GgmlType::IQ3_S => (
+            Form::X256,
+            avx512::rows_256::<looked_up::Rows<patterns::IQ3S>> as _,
+        ),
+        GgmlType::IQ1_S => (
+            Form::X256,
+            avx512::rows_256::<looked_up::Rows<patterns::IQ1S>> as _,
+        ),
+        GgmlType::IQ1_M => (
+            Form::X256,
+            avx512::rows_256::<looked_up::Rows<patterns::IQ1M>> as _,
+        ),
+        GgmlType::TQ1_0 => (
+            Form::X256,
+            avx512::rows_256::<looked_up::Rows<patterns::TQ1_0>> as _,
+        ),
+        GgmlType::TQ2_0 => (
+            Form::X256,
+            avx512::rows_256::<looked_up::Rows<patterns::TQ2_0>> as _,
+        ),
         _ => return None,
     })
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn rows_256<F: Four256>(job: &Rows<'_>, out: &mut [f32]) {
+    // SAFETY: by the caller.
+    unsafe { four_rows::<F>(job, out) }
+}
+
+/// Multiplies rows of blocks of 256 values, four at a time. To be compiled for what `F` asks for.
+///
+/// # Safety
+/// See [`RowsFn`].
+#[inline(always)]
+pub(super) unsafe fn four_rows<F: Four256>(job: &Rows<'_>, out: &mut [f32]) {
     // SAFETY: by the caller.
     unsafe {
         let x: &[X256] = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);

@@ -15,6 +15,7 @@ use super::amx::Tiles;
 use super::bytes::{Avx512, ROWS};
 use super::gemm::NONE;
 use super::gemm_avx512::pairs;
+use super::patterns::{self, Batch};
 use super::unpack::{self, Tile, Unpack};
 use super::{TilesFn, UnpackFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
@@ -59,6 +60,15 @@ pub(super) fn kernel(ty: GgmlType) -> Option<(usize, UnpackFn, TilesFn)> {
         Q5_K: 32, q5_k::Q5K, mul_256::<SPLIT, 32, true>, 0, SPLIT, 32;
         Q6_K: 20, q6_k::Q6K, mul_256::<SPLIT, 16, false>, 32, SPLIT, 16;
         IQ4_XS: 30, iq4_xs::IQ4XS, mul_256::<SPLIT, 32, false>, 128, SPLIT, 32;
+        IQ2_XXS: 30, Batch<patterns::IQ2XXS>, mul_256::<SPLIT, 32, false>, 128, SPLIT, 32;
+        IQ2_XS: 30, Batch<patterns::IQ2XS>, mul_256::<SPLIT, 16, false>, 128, SPLIT, 16;
+        IQ2_S: 30, Batch<patterns::IQ2S>, mul_256::<SPLIT, 16, false>, 128, SPLIT, 16;
+        IQ3_XXS: 30, Batch<patterns::IQ3XXS>, mul_256::<SPLIT, 32, false>, 128, SPLIT, 32;
+        IQ3_S: 30, Batch<patterns::IQ3S>, mul_256::<SPLIT, 32, false>, 128, SPLIT, 32;
+        IQ1_S: 30, Batch<patterns::IQ1S>, mul_256::<SPLIT, 32, false>, 128, SPLIT, 32;
+        IQ1_M: 30, Batch<patterns::IQ1M>, mul_256::<SPLIT, 16, false>, 128, SPLIT, 16;
+        TQ1_0: 12, Batch<patterns::TQ1_0>, mul_256::<SCALED, 32, false>, 128, SCALED, 32;
+        TQ2_0: 12, Batch<patterns::TQ2_0>, mul_256::<SCALED, 32, false>, 128, SCALED, 32;
     })
 }
 

@@ -23,6 +23,8 @@ mod gemm_avx512;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
+mod patterns;
+mod patterns_512;
 pub(crate) mod peak;
 mod q2_k;
 mod q3_k;

@@ -40,6 +40,36 @@ pub(super) struct To<'a, B> {
 }
 
 impl<B: Bytes> To<'_, B> {
+    /// The block of row `i` of those that are unpacked together.
+    #[inline(always)]
+    pub(super) fn row(&self, i: usize) -> *const u8 {
+        self.p.row(self.first + i)
+    }
+
+    /// The same place for rows that have been read to elsewhere, the first of them to `w`.
+    #[inline(always)]
+    pub(super) fn rows<'r>(&self, w: *const u8, offsets: &'r [i32; ROWS]) -> To<'r, B> {
+        To {
+            // Of all rows: the first of these comes first there.
+            p: Places {
+                w: w.wrapping_offset(-(offsets[self.first] as isize)),
+                offsets,
+            },
+            next: w,
+            ..*self
+        }
+    }
+
+    /// Begins to read what is read next, as much as blocks of `size` bytes of these rows take.
+    #[inline(always)]
+    pub(super) fn read_ahead(&self, size: usize) {
+        prefetch(
+            false,
+            self.next.wrapping_add(self.first * size),
+            B::LANES * size,
+        );
+    }
+
     /// Sixteen bytes of the block from `at` on, four in each vector.
     ///
     /// # Safety
