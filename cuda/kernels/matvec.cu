@@ -11,7 +11,7 @@ constexpr int MAX_WARPS = 8;  // warps of a block
 enum Mode : uint32_t {
     STORE = 0,   // out = w x (+ bias)
     ADD = 1,     // out += w x (+ bias)
-    SWIGLU = 2,  // out = silu(seg[0] x (+ bias)) * (seg[1] x (+ bias)); both of one type and shape
+    GATED = 2,   // out = glu(kind, seg[0] x (+ bias), seg[1] x (+ bias)), both of one type and shape; the kind of `Glu` is added
 };
 
 struct Segment {
@@ -19,7 +19,7 @@ struct Segment {
     uint64_t row_bytes;     // of one row
     uint64_t expert_bytes;  // of all rows of an expert
     float* out;             // (columns, n_out)
-    const float* bias;      // (n_out) or null
+    const float* bias;      // (n_expert or 1, n_out) or null
     uint32_t type;
     uint32_t n_out;
 };
@@ -52,12 +52,12 @@ template <class T> __device__ __forceinline__ void plain(const uint8_t* r0, cons
 }
 
 // Grid: (blocks of all segments, columns). Block: 32 * (1 .. MAX_WARPS) threads.
-// A segment has ceil(n_out / ROWS) blocks; with SWIGLU there are n_out blocks in all.
+// A segment has ceil(n_out / ROWS) blocks; gated there are n_out blocks in all.
 KERNEL __launch_bounds__(WARP* MAX_WARPS) mul_mat_vec(const MatVec a) {
     begin();
     const int col = blockIdx.y;
     int block = blockIdx.x, s = 0;
-    if (a.mode != SWIGLU) {
+    if (a.mode < GATED) {
         while (s + 1 < int(a.n_seg) && block >= int(a.seg[s].n_out + ROWS - 1) / ROWS) {
             block -= (a.seg[s].n_out + ROWS - 1) / ROWS;
             s++;
@@ -70,7 +70,7 @@ KERNEL __launch_bounds__(WARP* MAX_WARPS) mul_mat_vec(const MatVec a) {
 
     const uint8_t *r0, *r1;
     int row;  // first row of the block
-    if (a.mode == SWIGLU) {
+    if (a.mode >= GATED) {
         row = block;
         r0 = a.seg[0].w + expert * a.seg[0].expert_bytes + row * a.seg[0].row_bytes;
         r1 = a.seg[1].w + expert * a.seg[1].expert_bytes + row * a.seg[1].row_bytes;
@@ -115,17 +115,17 @@ KERNEL __launch_bounds__(WARP* MAX_WARPS) mul_mat_vec(const MatVec a) {
         for (int r = 0; r < ROWS; r++) y[r] += part[r][w];
     }
 
-    if (a.mode == SWIGLU) {
+    if (a.mode >= GATED) {
         if (threadIdx.x != 0) return;
-        if (a.seg[0].bias) y[0] += a.seg[0].bias[row];
-        if (a.seg[1].bias) y[1] += a.seg[1].bias[row];
-        g.out[size_t(col) * g.n_out + row] = silu(y[0]) * y[1];
+        if (a.seg[0].bias) y[0] += a.seg[0].bias[expert * g.n_out + row];
+        if (a.seg[1].bias) y[1] += a.seg[1].bias[expert * g.n_out + row];
+        g.out[size_t(col) * g.n_out + row] = glu(a.mode - GATED, y[0], y[1]);
         return;
     }
     const int r = row + threadIdx.x;
     if (r >= int(g.n_out)) return;
     float v = threadIdx.x == 0 ? y[0] : y[1];
-    if (g.bias) v += g.bias[r];
+    if (g.bias) v += g.bias[expert * g.n_out + r];
     float* out = g.out + size_t(col) * g.n_out + r;
     *out = a.mode == ADD ? *out + v : v;
 }

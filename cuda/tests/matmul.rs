@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use lemma_cuda::ops::{self, Experts, MatVec, Mode, Quant};
+use lemma_cuda::ops::{self, Experts, Glu, MatVec, Mode, Quant};
 use lemma_cuda::step::{Builder, Inputs, Products, Shape};
 use lemma_cuda::{Buffer, Gpu, Source, Uploader, Weight, has_kernels};
 use lemma_quant::GgmlType;
@@ -233,16 +233,13 @@ fn mat_vecs_with_one_input_share_a_launch() {
     }
 }
 
-fn silu(x: f64) -> f64 {
-    x / (1.0 + (-x).exp())
-}
-
 #[test]
 fn gate_and_up_in_one_launch() {
     for gpu in gpus() {
         let mut rng = Rng::new(4);
         let (n_in, n_ff) = (256, 45);
-        for ty in [GgmlType::Q4_K, GgmlType::Q8_0, GgmlType::BF16] {
+        let types = [GgmlType::Q4_K, GgmlType::Q8_0, GgmlType::BF16];
+        for (ty, kind) in types.iter().flat_map(|&ty| GLUS.map(|kind| (ty, kind))) {
             let ((gd, gv), (ud, uv)) = (
                 matrix(&mut rng, ty, n_in, n_ff),
                 matrix(&mut rng, ty, n_in, n_ff),
@@ -268,16 +265,17 @@ fn gate_and_up_in_one_launch() {
                 columns: 1,
                 per_input: 1,
                 experts: None,
-                mode: Mode::Swiglu,
+                mode: Mode::Gated(kind),
             };
             ops::mat_vec(&gpu, &m).expect("mat_vec");
             let (gate, up) = (
                 reference(&x, &gv, None, n_in),
                 reference(&x, &uv, Some(&bias), n_in),
             );
-            let want: Vec<f64> = gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect();
+            let pairs = gate.iter().zip(up);
+            let want: Vec<f64> = pairs.map(|(g, u)| gated(kind, *g, u)).collect();
             let e = nmse(&read(&gpu, out.view()), &want);
-            assert!(e < 5e-4, "{gpu:?} {}: {e:e}", ty.name());
+            assert!(e < 5e-4, "{gpu:?} {} {kind:?}: {e:e}", ty.name());
         }
     }
 }
@@ -287,34 +285,61 @@ fn experts_are_chosen_by_column() {
     for gpu in gpus() {
         let mut rng = Rng::new(5);
         let (n_in, n_out, n_expert) = (256, 9, 5);
-        let (data, values) = matrix(&mut rng, GgmlType::Q5_K, n_in, n_out * n_expert);
-        let w = put(&gpu, GgmlType::Q5_K, &data, n_in, n_out * n_expert);
-        let x = rng.normals(n_in * 3);
-        let xb = upload(&gpu, &x);
-        let q8 = Q8::of(&gpu, &xb, n_in * 3).expect("whole blocks");
-        let ids = [4, 0, 2, 2, 1, 3];
-        let (idb, out) = (upload_u32(&gpu, &ids), poisoned(&gpu, ids.len() * n_out));
-        let parts = [(&w, None, out.view())];
-        let m = MatVec {
-            parts: &parts,
-            x: xb.view(),
-            quant: Some(q8.quant()),
-            columns: ids.len(),
-            per_input: 2,
-            experts: Some(Experts {
-                ids: idb.view(),
-                n: n_expert,
-            }),
-            mode: Mode::Store,
-        };
-        ops::mat_vec(&gpu, &m).expect("mat_vec");
-        let mut want = Vec::new();
-        for (c, &id) in ids.iter().enumerate() {
-            let rows = &values[id as usize * n_out * n_in..][..n_out * n_in];
-            want.extend(reference(&x[c / 2 * n_in..][..n_in], rows, None, n_in));
+        for ty in [GgmlType::Q5_K, GgmlType::MXFP4] {
+            let made = [0; 2].map(|_| matrix(&mut rng, ty, n_in, n_out * n_expert));
+            let w = [0, 1].map(|i| put(&gpu, ty, &made[i].0, n_in, n_out * n_expert));
+            // A bias for each row of each expert.
+            let bias = [0; 2].map(|_| rng.normals(n_out * n_expert));
+            let bb = bias.each_ref().map(|b| upload(&gpu, b));
+            let x: Vec<f32> = rng.normals(n_in * 3).iter().map(|v| v * 0.2).collect();
+            let xb = upload(&gpu, &x);
+            let q8 = Q8::of(&gpu, &xb, n_in * 3).expect("whole blocks");
+            let x = q8.values(&gpu);
+            let ids = [4, 0, 2, 2, 1, 3];
+            let n = ids.len() * n_out;
+            let idb = upload_u32(&gpu, &ids);
+            for biased in [false, true] {
+                let y = [0, 1].map(|i| {
+                    let mut y = Vec::new();
+                    for (c, &id) in ids.iter().enumerate() {
+                        let at = id as usize * n_out;
+                        let rows = &made[i].1[at * n_in..][..n_out * n_in];
+                        let bias = biased.then(|| &bias[i][at..][..n_out]);
+                        y.extend(reference(&x[c / 2 * n_in..][..n_in], rows, bias, n_in));
+                    }
+                    y
+                });
+                let outs = [0; 2].map(|_| poisoned(&gpu, n));
+                let part = |i: usize| (&w[i], biased.then(|| bb[i].view()), outs[i].view());
+                let run = |mode| {
+                    let m = MatVec {
+                        parts: &[part(0), part(1)],
+                        x: xb.view(),
+                        quant: Some(q8.quant()),
+                        columns: ids.len(),
+                        per_input: 2,
+                        experts: Some(Experts {
+                            ids: idb.view(),
+                            n: n_expert,
+                        }),
+                        mode,
+                    };
+                    ops::mat_vec(&gpu, &m).expect("mat_vec");
+                };
+                run(Mode::Store);
+                for (out, y) in outs.iter().zip(&y) {
+                    let e = nmse(&read(&gpu, out.view()), y);
+                    assert!(e < 1e-10, "{gpu:?} {ty:?} biased {biased}: {e:e}");
+                }
+                for kind in GLUS {
+                    run(Mode::Gated(kind));
+                    let pairs = y[0].iter().zip(&y[1]);
+                    let want: Vec<f64> = pairs.map(|(g, u)| gated(kind, *g, *u)).collect();
+                    let e = nmse(&read(&gpu, outs[0].view()), &want);
+                    assert!(e < 1e-10, "{gpu:?} {ty:?} {kind:?} biased {biased}: {e:e}");
+                }
+            }
         }
-        let e = nmse(&read(&gpu, out.view()), &want);
-        assert!(e < 5e-4, "{gpu:?}: {e:e}");
     }
 }
 
@@ -464,20 +489,24 @@ fn products_of_a_step() {
                     let e = nmse(&read(&gpu, out.view()), want);
                     assert!(e < limit, "{ty:?} {n_in} x {n_out}: {e:.1e}");
                 }
-                let gated = [
+                let both = [
                     (&wa, Some(db.view()), outs[2].view()),
                     (&wb, None, outs[2].view()),
                 ];
                 run_step(
                     &gpu,
                     &[Products {
-                        parts: &gated,
+                        parts: &both,
                         src: dx.view(),
                         norm: with,
-                        mode: Mode::Swiglu,
+                        mode: Mode::Gated(Glu::Swiglu),
                     }],
                 );
-                let want: Vec<f64> = ya.iter().zip(&yb).map(|(g, u)| silu(*g) * u).collect();
+                let want: Vec<f64> = ya
+                    .iter()
+                    .zip(&yb)
+                    .map(|(g, u)| gated(Glu::Swiglu, *g, *u))
+                    .collect();
                 let e = nmse(&read(&gpu, outs[2].view()), &want);
                 assert!(e < 4.0 * limit, "{ty:?} {n_in} x {n_out} gated: {e:.1e}");
                 // Added to what is there, twice, without a norm; behind a phase that it waits for.

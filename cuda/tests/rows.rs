@@ -134,23 +134,44 @@ fn sums_are_scaled() {
 }
 
 #[test]
-fn swiglu_is_silu_of_gate_times_up() {
+fn gates_of_every_kind() {
     for gpu in gpus() {
         let mut rng = Rng::new(12);
         let n = 1000;
-        let (g, u) = (
-            rng.normals(n).iter().map(|v| v * 10.0).collect::<Vec<_>>(),
-            rng.normals(n),
-        );
-        let (gb, ub) = (upload(&gpu, &g), upload(&gpu, &u));
-        ops::swiglu(&gpu, gb.view(), ub.view(), n).expect("swiglu");
-        let want: Vec<f64> = g
-            .iter()
-            .zip(&u)
-            .map(|(g, u)| f64::from(*g) / (1.0 + (-f64::from(*g)).exp()) * f64::from(*u))
-            .collect();
-        let e = nmse(&read(&gpu, gb.view()), &want);
-        assert!(e < 1e-10, "{gpu:?}: {e:e}");
+        // As far out as bounds are, and where nothing is left of a gate.
+        let mut ten = || {
+            let mut x: Vec<f32> = rng.normals(n).iter().map(|v| v * 10.0).collect();
+            x.extend([0.0, -0.0, 7.0, -7.0, 300.0, -300.0, 1e-4]);
+            x
+        };
+        let (g, u) = (ten(), ten());
+        for kind in GLUS {
+            let (gb, ub) = (upload(&gpu, &g), upload(&gpu, &u));
+            ops::gate_up(&gpu, kind, gb.view(), ub.view(), g.len()).expect("gate_up");
+            let pairs = g.iter().zip(&u);
+            let want: Vec<f64> = pairs
+                .map(|(g, u)| gated(kind, f64::from(*g), f64::from(*u)))
+                .collect();
+            let e = nmse(&read(&gpu, gb.view()), &want);
+            assert!(e < 1e-10, "{gpu:?} {kind:?}: {e:e}");
+        }
+    }
+}
+
+#[test]
+fn logits_are_bounded() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(15);
+        let mut x: Vec<f32> = rng.normals(700).iter().map(|v| v * 20.0).collect();
+        x.extend([0.0, 1e4, -1e4, 1e-3]);
+        for cap in [30.0, 6.0] {
+            let xb = upload(&gpu, &x);
+            ops::soft_cap(&gpu, xb.view(), cap, x.len()).expect("soft_cap");
+            let cap = f64::from(cap);
+            let want = x.iter().map(|x| cap * (f64::from(*x) / cap).tanh());
+            let e = nmse(&read(&gpu, xb.view()), &want.collect::<Vec<_>>());
+            assert!(e < 1e-12, "{gpu:?}: {e:e}");
+        }
     }
 }
 
