@@ -128,7 +128,7 @@ __device__ __forceinline__ void bound(const Seen& s, float (&e)[4]) {
 }
 
 // What the keys of a page come to. `rows`: those that query g may see; `ml` becomes maximum and sum of exponentials of the page.
-template <int NJ, class Rows> __device__ __forceinline__ Shares share_out(Scores scores, const Rows& rows, Sums<NJ>& sum, float2& ml) {
+template <int NJ, class Rows> __device__ __forceinline__ Shares share_out(Scores scores, Rows rows, Sums<NJ>& sum, float2& ml) {
     const int t = threadIdx.x % 4;
     float(&e)[4] = scores.e;
     bound(rows, e);
@@ -157,7 +157,7 @@ template <int NJ, class Rows> __device__ __forceinline__ Shares share_out(Scores
 
 // The keys of a page, `key(c, i)` as `PageOf` has them.
 template <int NC, int NJ, class Keys, class Rows>
-__device__ __forceinline__ Shares attend_keys(const Keys& keys, const Queries& q, const Rows& rows, Sums<NJ>& sum, float2& ml) {
+__device__ __forceinline__ Shares attend_keys(const Keys& keys, const Queries& q, Rows rows, Sums<NJ>& sum, float2& ml) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     float c0[4] = {}, c1[4] = {};
 #pragma unroll

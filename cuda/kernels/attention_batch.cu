@@ -24,7 +24,7 @@ struct AttentionBatch {
 
 // A page of any tier. `rows` of it have been written, of which query g sees `seen`.
 template <int NC, int NJ, bool EXACT, class Rows>
-__device__ __forceinline__ void attend_page(const AttentionBatch& a, const Queries& q, const uint2& entry, int rows, const Rows& seen, Sums<NJ>& sum) {
+__device__ __forceinline__ void attend_page(const AttentionBatch& a, const Queries& q, const uint2& entry, int rows, Rows seen, Sums<NJ>& sum) {
     const int n_kv = a.n_head_kv, kv = blockIdx.x, d = EXACT ? 32 * NC : int(a.head_dim);
     const Tier& tier = a.tiers[tier_of(entry)];
     StoredValues<NJ, true> values;

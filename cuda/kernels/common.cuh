@@ -314,7 +314,7 @@ __device__ __forceinline__ float glu(uint32_t kind, float g, float u) {
 }
 
 // cap * tanh(x / cap)
-__device__ __forceinline__ float soft_cap(float x, float cap) { return cap - 2.0f * cap / (1.0f + __expf(2.0f * x / cap)); }
+__device__ __forceinline__ float soft_cap(float x, float cap) { return cap - quotient(2.0f * cap, 1.0f + __expf(quotient(2.0f * x, cap))); }
 
 // Sum over the block, known to every thread. `scratch` holds a float per warp; the block is a multiple of 32 threads.
 __device__ __forceinline__ float block_sum(float x, float* scratch) {
