@@ -77,7 +77,10 @@ fn decode(
 ) {
     let what = format!("{gpu:?} {h:?} {types:?} {n_pages} pages {splits} splits {rules:?}");
     let rows = 1 + rng.below(PAGE);
-    let pool = Pool::new(gpu, rng, h, types, n_pages, rows);
+    let mut pool = Pool::new(gpu, rng, h, types, n_pages, rows);
+    if rng.below(2) == 0 {
+        pool.close_up(n_pages);
+    }
     let pos = pool.pages[n_pages - 1].2 + rows as u32 - 1;
     let max_pages = n_pages + 2;
     let mut table = pool.table();
@@ -151,11 +154,12 @@ fn batch(
 ) {
     let rows = if n_pages == 1 { 9 } else { 1 + rng.below(PAGE) };
     let mut pool = Pool::new(gpu, rng, h, types, n_pages, rows);
-    let start = 100 * PAGE as u32;
-    let tail = n.div_ceil(PAGE) + 1;
-    for i in n_pages.saturating_sub(tail)..n_pages {
-        pool.pages[i].2 = start + (i * PAGE) as u32;
-    }
+    let with_holes = n.div_ceil(PAGE) + 1;
+    pool.close_up(if rng.below(2) == 0 {
+        with_holes
+    } else {
+        n_pages
+    });
     let last = pool.pages[n_pages - 1].2 + rows as u32 - 1;
     let pos = last + 1 - n as u32;
     let width = h.n_head * h.head_dim;

@@ -109,6 +109,14 @@ impl Pool {
         }
     }
 
+    /// Leaves no holes between the positions of the last `n` pages.
+    pub fn close_up(&mut self, n: usize) {
+        let n_pages = self.pages.len();
+        for i in n_pages.saturating_sub(n)..n_pages {
+            self.pages[i].2 = ((100 + i) * PAGE) as u32;
+        }
+    }
+
     /// As kernels read it.
     pub fn table(&self) -> Vec<u32> {
         let entry = |&(tier, slot, first): &(u8, u32, u32)| [ops::slot_of(tier, slot), first];
