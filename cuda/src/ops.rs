@@ -4,11 +4,13 @@
 
 mod attention;
 mod draw;
+mod experts;
 mod gemm;
 mod pages;
 
 pub use attention::*;
 pub use draw::*;
+pub use experts::*;
 pub use gemm::*;
 pub use pages::*;
 

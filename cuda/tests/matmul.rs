@@ -3,10 +3,11 @@
 
 mod common;
 
+use common::weights::{Q8, matrix, put, reference};
 use common::*;
-use lemma_cuda::ops::{self, Experts, Glu, MatVec, Mode, Quant};
+use lemma_cuda::ops::{self, Glu, MatVec, Mode};
 use lemma_cuda::step::{Builder, Inputs, Products, Shape};
-use lemma_cuda::{Buffer, Gpu, Source, Uploader, Weight, has_kernels};
+use lemma_cuda::{Gpu, has_kernels};
 use lemma_quant::GgmlType;
 
 /// Every format with kernels, and one without.
@@ -19,81 +20,6 @@ fn formats() -> Vec<GgmlType> {
     assert_eq!(all.len(), 16);
     all.push(GgmlType::TQ1_0);
     all
-}
-
-/// Random rows of a format and what they mean.
-fn matrix(rng: &mut Rng, ty: GgmlType, n_in: usize, n_row: usize) -> (Vec<u8>, Vec<f32>) {
-    let quantize = ty.traits().quantize_row.expect("a quantizer");
-    let row = ty.row_size(n_in).expect("whole blocks");
-    let mut bytes = vec![0; row * n_row];
-    let mut values = vec![0.0; n_in * n_row];
-    for (b, v) in bytes
-        .chunks_exact_mut(row)
-        .zip(values.chunks_exact_mut(n_in))
-    {
-        quantize(&rng.normals(n_in), b);
-        (ty.traits().dequantize_row)(b, v);
-    }
-    (bytes, values)
-}
-
-/// `x w^T + bias`: `[n, n_out]`.
-fn reference(x: &[f32], w: &[f32], bias: Option<&[f32]>, n_in: usize) -> Vec<f64> {
-    let mut out = Vec::new();
-    for x in x.chunks_exact(n_in) {
-        for (i, w) in w.chunks_exact(n_in).enumerate() {
-            let dot: f64 = x
-                .iter()
-                .zip(w)
-                .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                .sum();
-            out.push(dot + bias.map_or(0.0, |b| f64::from(b[i])));
-        }
-    }
-    out
-}
-
-fn put(gpu: &Gpu, ty: GgmlType, data: &[u8], n_in: usize, n_row: usize) -> Weight {
-    let source = Source {
-        ty,
-        n_in,
-        n_row,
-        data,
-    };
-    let mut uploader = Uploader::new(gpu).expect("uploader");
-    uploader.upload(source).expect("upload")
-}
-
-struct Q8(Buffer, Buffer);
-
-impl Q8 {
-    fn of(gpu: &Gpu, x: &Buffer, n: usize) -> Option<Self> {
-        if !n.is_multiple_of(32) {
-            return None;
-        }
-        let q = Self(gpu.alloc(n).expect("q"), gpu.alloc(n / 4).expect("ds"));
-        ops::quantize(gpu, q.quant(), x.view(), n).expect("quantize");
-        Some(q)
-    }
-
-    fn quant(&self) -> Quant {
-        Quant {
-            q: self.0.view(),
-            ds: self.1.view(),
-        }
-    }
-
-    /// What the quantized activations stand for: with these as input, only rounding of sums is left as an error.
-    fn values(&self, gpu: &Gpu) -> Vec<f32> {
-        let (q, ds) = (
-            gpu.read(self.0.view()).expect("read"),
-            read(gpu, self.1.view()),
-        );
-        q.iter()
-            .enumerate()
-            .map(|(i, v)| f32::from(*v as i8) * ds[i / 32 * 2])
-            .collect()
-    }
 }
 
 /// Widths that a format can have, odd ones where it can.
@@ -276,69 +202,6 @@ fn gate_and_up_in_one_launch() {
             let want: Vec<f64> = pairs.map(|(g, u)| gated(kind, *g, u)).collect();
             let e = nmse(&read(&gpu, out.view()), &want);
             assert!(e < 5e-4, "{gpu:?} {} {kind:?}: {e:e}", ty.name());
-        }
-    }
-}
-
-#[test]
-fn experts_are_chosen_by_column() {
-    for gpu in gpus() {
-        let mut rng = Rng::new(5);
-        let (n_in, n_out, n_expert) = (256, 9, 5);
-        for ty in [GgmlType::Q5_K, GgmlType::MXFP4] {
-            let made = [0; 2].map(|_| matrix(&mut rng, ty, n_in, n_out * n_expert));
-            let w = [0, 1].map(|i| put(&gpu, ty, &made[i].0, n_in, n_out * n_expert));
-            // A bias for each row of each expert.
-            let bias = [0; 2].map(|_| rng.normals(n_out * n_expert));
-            let bb = bias.each_ref().map(|b| upload(&gpu, b));
-            let x: Vec<f32> = rng.normals(n_in * 3).iter().map(|v| v * 0.2).collect();
-            let xb = upload(&gpu, &x);
-            let q8 = Q8::of(&gpu, &xb, n_in * 3).expect("whole blocks");
-            let x = q8.values(&gpu);
-            let ids = [4, 0, 2, 2, 1, 3];
-            let n = ids.len() * n_out;
-            let idb = upload_u32(&gpu, &ids);
-            for biased in [false, true] {
-                let y = [0, 1].map(|i| {
-                    let mut y = Vec::new();
-                    for (c, &id) in ids.iter().enumerate() {
-                        let at = id as usize * n_out;
-                        let rows = &made[i].1[at * n_in..][..n_out * n_in];
-                        let bias = biased.then(|| &bias[i][at..][..n_out]);
-                        y.extend(reference(&x[c / 2 * n_in..][..n_in], rows, bias, n_in));
-                    }
-                    y
-                });
-                let outs = [0; 2].map(|_| poisoned(&gpu, n));
-                let part = |i: usize| (&w[i], biased.then(|| bb[i].view()), outs[i].view());
-                let run = |mode| {
-                    let m = MatVec {
-                        parts: &[part(0), part(1)],
-                        x: xb.view(),
-                        quant: Some(q8.quant()),
-                        columns: ids.len(),
-                        per_input: 2,
-                        experts: Some(Experts {
-                            ids: idb.view(),
-                            n: n_expert,
-                        }),
-                        mode,
-                    };
-                    ops::mat_vec(&gpu, &m).expect("mat_vec");
-                };
-                run(Mode::Store);
-                for (out, y) in outs.iter().zip(&y) {
-                    let e = nmse(&read(&gpu, out.view()), y);
-                    assert!(e < 1e-10, "{gpu:?} {ty:?} biased {biased}: {e:e}");
-                }
-                for kind in GLUS {
-                    run(Mode::Gated(kind));
-                    let pairs = y[0].iter().zip(&y[1]);
-                    let want: Vec<f64> = pairs.map(|(g, u)| gated(kind, *g, *u)).collect();
-                    let e = nmse(&read(&gpu, outs[0].view()), &want);
-                    assert!(e < 1e-10, "{gpu:?} {ty:?} {kind:?} biased {biased}: {e:e}");
-                }
-            }
         }
     }
 }

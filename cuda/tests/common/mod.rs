@@ -4,6 +4,7 @@
 
 pub mod pages;
 pub mod pool;
+pub mod weights;
 
 use lemma_cuda::ops::Glu;
 use lemma_cuda::{Buffer, Gpu, View};

@@ -37,9 +37,6 @@ use crate::options::{Aggregate, LoadOptions};
 use crate::report;
 use crate::sampling::{self, Candidate, Choice};
 
-/// Pairs of token and expert that a batch of experts takes at once.
-const EXPERT_COLUMNS: usize = 256;
-
 impl From<CudaError> for Error {
     fn from(e: CudaError) -> Self {
         Error::runtime(e.0)
@@ -181,7 +178,7 @@ impl CudaRunner {
             });
         }
         let moe = if hp.n_expert > 0 {
-            Some(Moe::new(gpu, hp, n_ubatch, EXPERT_COLUMNS)?)
+            Some(Moe::new(gpu, hp, n_ubatch)?)
         } else {
             None
         };

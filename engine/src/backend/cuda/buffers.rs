@@ -1,6 +1,6 @@
 //! Device memory that passes work in: the KV pool and the scratch of experts.
 
-use lemma_cuda::ops::{self, Heads, Tier, Tiers};
+use lemma_cuda::ops::{self, Grouped, Half, Heads, Tier, Tiers};
 use lemma_cuda::{Buffer, CudaError, Gpu, Stretch, View};
 use lemma_quant::pages::KvType;
 
@@ -253,18 +253,41 @@ pub(super) struct Moe {
     pub(super) q8: Option<(Buffer, Buffer)>,
     /// `[columns, n_embd]`
     pub(super) y: Buffer,
-    /// Tokens of a batch of experts.
+    /// Tokens whose columns are mat-vecs at once.
     pub(super) tokens: usize,
+    /// What sorts columns by expert, and how many tokens it takes at once; nothing where batches are too small for it.
+    pub(super) grouped: Option<(Grouped, usize)>,
+}
+
+/// Columns (pairs of token and expert) that are mat-vecs at once, and that are sorted by expert at once.
+const COLUMNS: [usize; 2] = [256, 8192];
+
+/// So many columns as tokens of a batch.
+fn tokens(hp: &HParams, n_ubatch: usize, columns: usize) -> usize {
+    (columns / hp.n_expert_used).clamp(1, n_ubatch)
+}
+
+/// Tokens whose columns are sorted by expert at once, if that ever pays.
+fn grouped_tokens(hp: &HParams, n_ubatch: usize) -> Option<usize> {
+    let tokens = tokens(hp, n_ubatch, COLUMNS[1]);
+    let enough = tokens * hp.n_expert_used >= Grouped::min_columns(hp.n_expert);
+    let fits = Half::holds(hp.n_embd, hp.n_ff) && Half::holds(hp.n_ff, hp.n_embd);
+    (enough && fits && n_ubatch >= Half::MIN_TOKENS).then_some(tokens)
 }
 
 impl Moe {
-    pub(super) fn new(
-        gpu: &Gpu,
-        hp: &HParams,
-        n_ubatch: usize,
-        columns: usize,
-    ) -> Result<Self, CudaError> {
-        let tokens = (columns / hp.n_expert_used).clamp(1, n_ubatch);
+    /// Bytes of the scratch, about.
+    pub(super) fn bytes(hp: &HParams, n_ubatch: usize) -> usize {
+        if hp.n_expert == 0 {
+            return 0;
+        }
+        let small = tokens(hp, n_ubatch, COLUMNS[0]);
+        let columns = grouped_tokens(hp, n_ubatch).unwrap_or(small) * hp.n_expert_used;
+        columns * (12 * hp.n_ff + 8 * hp.n_embd) + n_ubatch * hp.n_expert * 4
+    }
+
+    pub(super) fn new(gpu: &Gpu, hp: &HParams, n_ubatch: usize) -> Result<Self, CudaError> {
+        let tokens = tokens(hp, n_ubatch, COLUMNS[0]);
         let columns = tokens * hp.n_expert_used;
         let q8 = if hp.n_ff.is_multiple_of(32) {
             Some((
@@ -274,7 +297,14 @@ impl Moe {
         } else {
             None
         };
+        let (mut grouped, mut columns) = (None, columns);
+        if let Some(tokens) = grouped_tokens(hp, n_ubatch) {
+            columns = columns.max(tokens * hp.n_expert_used);
+            let new = Grouped::new(gpu, columns, hp.n_expert, hp.n_embd.max(hp.n_ff))?;
+            grouped = Some((new, tokens));
+        }
         Ok(Self {
+            grouped,
             logits: gpu.alloc(n_ubatch * hp.n_expert * 4)?,
             ids: gpu.alloc(n_ubatch * hp.n_expert_used * 4)?,
             weights: gpu.alloc(n_ubatch * hp.n_expert_used * 4)?,

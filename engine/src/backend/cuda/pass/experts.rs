@@ -1,44 +1,77 @@
-//! Mixtures of experts: mat-vecs with a column for each pair of token and chosen expert.
+//! Mixtures of experts. A column is a pair of token and chosen expert; where a batch has many of them they are sorted by expert and go to tensor
+//! cores, and each is a mat-vec otherwise.
 
-use lemma_cuda::ops::{self, Experts, Glu, MatVec, Mode, Quant};
-use lemma_cuda::{Buffer, CudaError};
+use lemma_cuda::ops::{self, Columns, Experts, Glu, Grouped, MatVec, Mode, Quant};
+use lemma_cuda::{Buffer, CudaError, View, Weight};
 
 use super::super::CudaWeight;
 use super::{Done, Pass};
 use crate::backend::{Act, Buf, Moe};
+
+/// A matrix, or those of all experts, and its bias.
+type Biased<'a> = (&'a Weight, Option<View>);
+
+/// What a mixture is made of.
+struct Mixture<'a> {
+    router: Biased<'a>,
+    gate: Biased<'a>,
+    up: Biased<'a>,
+    down: Biased<'a>,
+    kind: Glu,
+    n_expert: usize,
+    used: usize,
+    n_ff: usize,
+}
+
+impl<'a> Mixture<'a> {
+    fn of(moe: &'a Moe<CudaWeight>) -> Self {
+        let bias = moe.bias.as_ref();
+        let with = |w: &'a CudaWeight, b: Option<&CudaWeight>| (&**w.mat(), b.map(CudaWeight::vec));
+        Self {
+            router: with(&moe.gate_inp, bias.map(|b| &b.gate_inp)),
+            gate: with(&moe.gate_exps, bias.map(|b| &b.gate_exps)),
+            up: with(&moe.up_exps, bias.map(|b| &b.up_exps)),
+            down: with(&moe.down_exps, bias.map(|b| &b.down_exps)),
+            kind: match moe.act {
+                Act::Swiglu => Glu::Swiglu,
+                Act::SwigluOai => Glu::SwigluOai,
+            },
+            n_expert: moe.n_expert,
+            used: moe.n_expert_used,
+            n_ff: moe.n_ff,
+        }
+    }
+}
+
+/// Some tokens of a batch: their inputs, and expert and weight of each of their columns.
+struct Chunk {
+    tokens: usize,
+    columns: usize,
+    x: View,
+    quant: Option<Quant>,
+    ids: View,
+}
 
 impl Pass {
     /// `acc += experts(x)`
     pub(super) fn experts(&mut self, acc: Buf, x: Buf, moe: &Moe<CudaWeight>) -> Done {
         self.flush()?;
         self.fresh[acc as usize] = false;
-        let (gate, up, down) = (moe.gate_exps.mat(), moe.up_exps.mat(), moe.down_exps.mat());
-        let bias = moe.bias.as_ref().map(|b| {
-            let of = CudaWeight::vec;
-            [
-                of(&b.gate_inp),
-                of(&b.gate_exps),
-                of(&b.up_exps),
-                of(&b.down_exps),
-            ]
-        });
-        let [router_bias, gate_bias, up_bias, down_bias] = match bias {
-            Some(all) => all.map(Some),
-            None => [None; 4],
-        };
-        let kind = match moe.act {
-            Act::Swiglu => Glu::Swiglu,
-            Act::SwigluOai => Glu::SwigluOai,
-        };
-        let wants_q8 = [gate, up, moe.gate_inp.mat()].iter().any(|w| w.wants_q8());
+        let m = Mixture::of(moe);
+        let (n, used, width) = (self.n, m.used, self.widths.get(x));
+        let many = self.moe.as_ref().map_or(0, |s| s.many(n, &m));
+        // What is left of a batch behind large chunks may be for mat-vecs.
+        let all_large = many > 0 && (n % many == 0 || (n % many) * used >= least(&m));
+        let wants_q8 =
+            m.router.0.wants_q8() || !all_large && (m.gate.0.wants_q8() || m.up.0.wants_q8());
         let quant = if wants_q8 { self.fresh_quant(x)? } else { None };
         let Some(s) = &self.moe else {
             return Err(CudaError("experts in a model without any".to_owned()));
         };
-        let (gpu, n, used, width) = (&self.gpu, self.n, moe.n_expert_used, self.widths.get(x));
+        let gpu = &self.gpu;
 
         // The router is not rounded to f16, whatever the batch: its decisions are the same for any batch.
-        let parts = [(&**moe.gate_inp.mat(), router_bias, s.logits.view())];
+        let parts = [(m.router.0, m.router.1, s.logits.view())];
         let router = MatVec {
             parts: &parts,
             x: self.view(x),
@@ -55,79 +88,118 @@ impl Pass {
             s.weights.view(),
             s.logits.view(),
             n,
-            moe.n_expert,
+            m.n_expert,
             used,
             moe.norm_topk,
         )?;
 
-        for first in (0..n).step_by(s.tokens) {
-            let tokens = s.tokens.min(n - first);
+        let mut first = 0;
+        while first < n {
+            let large = many > 0 && (n - first) * used >= least(&m);
+            let tokens = (n - first).min(if large { many } else { s.tokens });
             let columns = tokens * used;
             let chosen = |b: &Buffer| b.view().slice(first * used * 4, columns * 4);
-            let mut call = MatVec {
-                parts: &[],
+            let chunk = Chunk {
+                tokens,
+                columns,
                 x: self.rows(x, first, tokens),
                 quant: quant.map(|q| Quant {
                     q: q.q.slice(first * width, tokens * width),
                     ds: q.ds.slice(first * width / 4, tokens * width / 4),
                 }),
-                columns,
-                per_input: used,
-                experts: Some(Experts {
-                    ids: chosen(&s.ids),
-                    n: moe.n_expert,
-                }),
-                mode: Mode::Store,
+                ids: chosen(&s.ids),
             };
-            let parts = [
-                (&**gate, gate_bias, s.hidden[0].view()),
-                (&**up, up_bias, s.hidden[1].view()),
-            ];
-            call.parts = &parts;
-            if (gate.ty(), gate.n_row()) == (up.ty(), up.n_row()) {
-                call.mode = Mode::Gated(kind);
-                ops::mat_vec(gpu, &call)?;
+            if large {
+                self.grouped_products(&m, &chunk)?;
             } else {
-                ops::mat_vec(gpu, &call)?;
-                ops::gate_up(
-                    gpu,
-                    kind,
-                    s.hidden[0].view(),
-                    s.hidden[1].view(),
-                    columns * moe.n_ff,
-                )?;
+                self.column_products(&m, &chunk)?;
             }
-            let hidden =
-                s.q8.as_ref()
-                    .filter(|_| down.wants_q8())
-                    .map(|(q, ds)| Quant {
-                        q: q.view(),
-                        ds: ds.view(),
-                    });
-            if let Some(q) = hidden {
-                ops::quantize(gpu, q, s.hidden[0].view(), columns * moe.n_ff)?;
-            }
-            let parts = [(&**down, down_bias, s.y.view())];
-            let call = MatVec {
-                parts: &parts,
-                x: s.hidden[0].view(),
-                quant: hidden,
-                per_input: 1,
-                mode: Mode::Store,
-                ..call
-            };
-            ops::mat_vec(gpu, &call)?;
             let acc = self.rows(acc, first, tokens);
-            ops::moe_sum(
-                gpu,
-                acc,
-                s.y.view(),
-                chosen(&s.weights),
-                tokens,
-                used,
-                width,
-            )?;
+            let weights = chosen(&s.weights);
+            ops::moe_sum(gpu, acc, s.y.view(), weights, chunk.tokens, used, width)?;
+            first += tokens;
         }
         Ok(())
+    }
+
+    /// What the chosen experts say, a mat-vec for each column.
+    fn column_products(&self, m: &Mixture<'_>, c: &Chunk) -> Done {
+        let (gpu, Some(s)) = (&self.gpu, &self.moe) else {
+            return Ok(());
+        };
+        let [hidden, other] = s.hidden.each_ref().map(Buffer::view);
+        let experts = Some(Experts {
+            ids: c.ids,
+            n: m.n_expert,
+        });
+        let fused = (m.gate.0.ty(), m.gate.0.n_row()) == (m.up.0.ty(), m.up.0.n_row());
+        let parts = [(m.gate.0, m.gate.1, hidden), (m.up.0, m.up.1, other)];
+        let call = MatVec {
+            parts: &parts,
+            x: c.x,
+            quant: c.quant,
+            columns: c.columns,
+            per_input: m.used,
+            experts,
+            mode: match fused {
+                true => Mode::Gated(m.kind),
+                false => Mode::Store,
+            },
+        };
+        ops::mat_vec(gpu, &call)?;
+        if !fused {
+            ops::gate_up(gpu, m.kind, hidden, other, c.columns * m.n_ff)?;
+        }
+        let q8 = s.q8.as_ref().filter(|_| m.down.0.wants_q8());
+        let quant = q8.map(|(q, ds)| Quant {
+            q: q.view(),
+            ds: ds.view(),
+        });
+        if let Some(q) = quant {
+            ops::quantize(gpu, q, hidden, c.columns * m.n_ff)?;
+        }
+        let parts = [(m.down.0, m.down.1, s.y.view())];
+        let call = MatVec {
+            parts: &parts,
+            x: hidden,
+            quant,
+            columns: c.columns,
+            per_input: 1,
+            experts,
+            mode: Mode::Store,
+        };
+        ops::mat_vec(gpu, &call)
+    }
+
+    /// The same of columns sorted by expert, on tensor cores.
+    fn grouped_products(&self, m: &Mixture<'_>, c: &Chunk) -> Done {
+        let (Some(s), Some(half)) = (&self.moe, &self.half) else {
+            return Ok(());
+        };
+        let (gpu, Some((grouped, _))) = (&self.gpu, &s.grouped) else {
+            return Ok(());
+        };
+        let [hidden, other] = s.hidden.each_ref().map(Buffer::view);
+        let (n, given) = (c.columns, Columns::Given(m.used));
+        grouped.sort(gpu, c.ids, n)?;
+        let parts = [(m.gate.0, m.gate.1, hidden), (m.up.0, m.up.1, other)];
+        grouped.mul_mats(gpu, half, &parts, c.x, n, given, Columns::Sorted)?;
+        ops::gate_up(gpu, m.kind, hidden, other, n * m.n_ff)?;
+        let parts = [(m.down.0, m.down.1, s.y.view())];
+        let given = Columns::Given(1);
+        grouped.mul_mats(gpu, half, &parts, hidden, n, Columns::Sorted, given)
+    }
+}
+
+/// Columns from which they are sorted by expert.
+fn least(m: &Mixture<'_>) -> usize {
+    Grouped::min_columns(m.n_expert)
+}
+
+impl super::super::buffers::Moe {
+    /// Tokens that are sorted by expert at once in a batch of `n`; 0 where that does not pay.
+    fn many(&self, n: usize, m: &Mixture<'_>) -> usize {
+        let grouped = self.grouped.as_ref().filter(|_| n * m.used >= least(m));
+        grouped.map_or(0, |(_, tokens)| *tokens)
     }
 }
