@@ -95,7 +95,9 @@ args! {
     /// `draw.cu`
     Draw => draw { logits: u64, next: u64, out: u64, n_vocab: u32, top_k: u32, top_p: f32, min_p: f32, inv_temp: f32, lot: f32 }
     /// `moe.cu`
-    MoeRoute => moe_route { logits: u64, ids: u64, weights: u64, n_expert: u32, n_used: u32, norm: u32, pad: u32 }
+    MoeRouter => moe_router { m: MatVec, ids: u64, weights: u64, arrived: u64, n_used: u32, norm: u32 }
+    /// `moe.cu`
+    MoeDown => moe_down { m: MatVec, weights: u64, n_used: u32, pad: u32 }
     /// `moe.cu`
     MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32 }
     /// `step.cu`
@@ -250,7 +252,7 @@ macro_rules! kernels {
 kernels! {
     Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", GateUp "gate_up", SoftCap "cap_all", AddScaled "add_scaled", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
-    Combine "attention_combine", Draw "draw", MoeRoute "moe_route", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16", MulMatF16Hopper "mul_mat_f16_hopper",
+    Combine "attention_combine", Draw "draw", MoeRouter "moe_router", MoeDown "moe_down", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16", MulMatF16Hopper "mul_mat_f16_hopper",
     MoeSort "moe_sort", MulMatExperts "mul_mat_experts", MulMatExpertsHopper "mul_mat_experts_hopper",
     StoreRows "store_rows", MovePages "move_pages", AttentionTiers "attention_tiers", AttentionBatchTiers "attention_batch_tiers",
     AttentionBatchBounded "attention_batch_bounded", AttentionBatchBoundedTiers "attention_batch_bounded_tiers", StepTiers "step_tiers",

@@ -274,6 +274,12 @@ fn warps(pieces: usize) -> usize {
 /// # Errors
 /// Those of the driver; quantized activations that are missing.
 pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
+    let (launch, a) = mat_vec_args(m, m.columns)?;
+    gpu.launch(launch, &a)
+}
+
+/// A mat-vec's arguments and geometry; outputs have `results` rows.
+fn mat_vec_args(m: &MatVec<'_>, results: usize) -> Result<(Launch, args::MatVec)> {
     let n_in = m.parts[0].0.n_in();
     let n_expert = m.experts.map_or(1, |e| e.n);
     let inputs = m.columns.div_ceil(m.per_input);
@@ -303,7 +309,7 @@ pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
     for (i, &(w, bias, out)) in m.parts.iter().enumerate() {
         assert_eq!(w.n_in(), n_in);
         if !m.mode.is_gated() || i == 0 {
-            check(out, m.columns * rows_of(w));
+            check(out, results * rows_of(w));
         }
         if let Some(b) = bias {
             check(b, w.n_row());
@@ -332,10 +338,8 @@ pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
         .map(|p| n_in.div_ceil(piece(p.0.ty())))
         .max()
         .unwrap_or(1);
-    gpu.launch(
-        launch([blocks, m.columns, 1], 32 * warps(pieces) as u32, 0),
-        &a,
-    )
+    let block = 32 * warps(pieces) as u32;
+    Ok((launch([blocks, m.columns, 1], block, 0), a))
 }
 
 /// Shape of the heads of a layer.
@@ -443,62 +447,6 @@ pub fn rope_store(gpu: &Gpu, h: Heads, c: &RopeStore, n: usize) -> Result<()> {
         launch([(h.n_head + 2 * h.n_head_kv).div_ceil(4), n, 1], 128, 0),
         &a,
     )
-}
-
-/// Chooses experts: logits `[n, n_expert]` to ids `[n, n_used]` u32 and weights `[n, n_used]`.
-///
-/// # Errors
-/// Those of the driver.
-#[allow(clippy::too_many_arguments, reason = "operands of one kernel")]
-pub fn moe_route(
-    gpu: &Gpu,
-    ids: View,
-    weights: View,
-    logits: View,
-    n: usize,
-    n_expert: usize,
-    n_used: usize,
-    norm: bool,
-) -> Result<()> {
-    check(logits, n * n_expert);
-    check(ids, n * n_used);
-    check(weights, n * n_used);
-    let a = args::MoeRoute {
-        logits: logits.at,
-        ids: ids.at,
-        weights: weights.at,
-        n_expert: n_expert as u32,
-        n_used: n_used as u32,
-        norm: u32::from(norm),
-        pad: 0,
-    };
-    gpu.launch(launch([n, 1, 1], 32, n_expert * 4), &a)
-}
-
-/// `acc[n, width] += sum over n_used of weights * y[n, n_used, width]`.
-///
-/// # Errors
-/// Those of the driver.
-pub fn moe_sum(
-    gpu: &Gpu,
-    acc: View,
-    y: View,
-    weights: View,
-    n: usize,
-    n_used: usize,
-    width: usize,
-) -> Result<()> {
-    check(acc, n * width);
-    check(y, n * n_used * width);
-    check(weights, n * n_used);
-    let a = args::MoeSum {
-        y: y.at,
-        weights: weights.at,
-        acc: acc.at,
-        n_used: n_used as u32,
-        width: width as u32,
-    };
-    gpu.launch(launch([width.div_ceil(128), n, 1], 128, 0), &a)
 }
 
 /// Reads all of a view and drops it: what the ceiling of decoding is measured with. `out` is `[1]`.

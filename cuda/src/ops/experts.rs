@@ -1,9 +1,101 @@
-//! Products of experts with batches of tokens.
+//! Mixtures of experts: choosing them, their products with batches of tokens, adding up what they say.
 
 use super::gemm::{SHARED, TILE, unpack, width};
-use super::{Half, Part, at, check, launch};
+use super::{Experts, Half, MatVec, Mode, Part, Quant, at, check, launch, mat_vec_args};
 use crate::args;
 use crate::gpu::{Buffer, Gpu, Result, View};
+use crate::weight::Weight;
+
+/// Where the experts of `n` tokens are noted, and what is needed on the way.
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen {
+    /// `[n, n_expert]`: the router's products.
+    pub logits: View,
+    /// `[n, n_used]` u32, best first.
+    pub ids: View,
+    /// `[n, n_used]`
+    pub weights: View,
+    /// `[n]` u32: zeros, as they are again behind every call.
+    pub arrived: View,
+    /// Experts of a token.
+    pub n_used: usize,
+    /// Whether weights of a token are made to sum to one.
+    pub norm: bool,
+}
+
+/// Chooses the experts of `n` tokens, x `[n, n_in]`: softmax over all of them, then the best; equal ones by number.
+///
+/// # Errors
+/// Those of the driver; quantized activations that are missing.
+pub fn moe_router(
+    gpu: &Gpu,
+    (w, bias): (&Weight, Option<View>),
+    x: View,
+    quant: Option<Quant>,
+    c: &Chosen,
+    n: usize,
+) -> Result<()> {
+    let (n_expert, parts) = (w.n_row(), [(w, bias, c.logits)]);
+    let call = MatVec {
+        parts: &parts,
+        x,
+        quant,
+        columns: n,
+        per_input: 1,
+        experts: None,
+        mode: Mode::Store,
+    };
+    let (mut launch, m) = mat_vec_args(&call, n)?;
+    check(c.ids, n * c.n_used);
+    check(c.weights, n * c.n_used);
+    check(c.arrived, n);
+    assert!(c.n_used <= n_expert);
+    launch.shared = n_expert as u32 * 4;
+    let a = args::MoeRouter {
+        m,
+        ids: c.ids.at,
+        weights: c.weights.at,
+        arrived: c.arrived.at,
+        n_used: c.n_used as u32,
+        norm: u32::from(c.norm),
+    };
+    gpu.launch(launch, &a)
+}
+
+/// `acc[n, rows] += sum over the chosen experts of weight * (w x + bias)`: x `[n, n_used, n_in]`, weights and experts `[n, n_used]`.
+///
+/// # Errors
+/// Those of the driver; quantized activations that are missing.
+pub fn moe_down(
+    gpu: &Gpu,
+    (w, bias): (&Weight, Option<View>),
+    x: (View, Option<Quant>),
+    acc: View,
+    weights: View,
+    experts: Experts,
+    (n, n_used): (usize, usize),
+) -> Result<()> {
+    check(weights, n * n_used);
+    // A mat-vec of all columns, but for what becomes of its results.
+    let call = MatVec {
+        parts: &[(w, bias, acc)],
+        x: x.0,
+        quant: x.1,
+        columns: n * n_used,
+        per_input: 1,
+        experts: Some(experts),
+        mode: Mode::Add,
+    };
+    let (mut launch, m) = mat_vec_args(&call, n)?;
+    launch.grid[1] = n as u32;
+    let a = args::MoeDown {
+        m,
+        weights: weights.at,
+        n_used: n_used as u32,
+        pad: 0,
+    };
+    gpu.launch(launch, &a)
+}
 
 /// Room for sorting the columns of a batch by expert, and for their activations in f16. A column is a pair of token and chosen expert.
 pub struct Grouped {
@@ -181,4 +273,30 @@ impl Grouped {
 /// Tiles that columns of some experts have at most.
 fn tiles(columns: usize, n_expert: usize) -> usize {
     columns / TILE + n_expert.min(columns)
+}
+
+/// `acc[n, width] += sum over n_used of weights * y[n, n_used, width]`.
+///
+/// # Errors
+/// Those of the driver.
+pub fn moe_sum(
+    gpu: &Gpu,
+    acc: View,
+    y: View,
+    weights: View,
+    n: usize,
+    n_used: usize,
+    width: usize,
+) -> Result<()> {
+    check(acc, n * width);
+    check(y, n * n_used * width);
+    check(weights, n * n_used);
+    let a = args::MoeSum {
+        y: y.at,
+        weights: weights.at,
+        acc: acc.at,
+        n_used: n_used as u32,
+        width: width as u32,
+    };
+    gpu.launch(launch([width.div_ceil(128), n, 1], 128, 0), &a)
 }

@@ -247,16 +247,25 @@ pub(super) struct Moe {
     pub(super) ids: Buffer,
     /// `[n_ubatch, n_expert_used]`
     pub(super) weights: Buffer,
+    /// `[n_ubatch]` counters that are zero between calls.
+    pub(super) arrived: Buffer,
     /// `[columns, n_ff]`, twice: gate and up.
     pub(super) hidden: [Buffer; 2],
     /// The first of them quantized, if `n_ff` is a multiple of 32.
     pub(super) q8: Option<(Buffer, Buffer)>,
-    /// `[columns, n_embd]`
-    pub(super) y: Buffer,
     /// Tokens whose columns are mat-vecs at once.
     pub(super) tokens: usize,
-    /// What sorts columns by expert, and how many tokens it takes at once; nothing where batches are too small for it.
-    pub(super) grouped: Option<(Grouped, usize)>,
+    /// Nothing where batches are too small for it.
+    pub(super) sorted: Option<Sorted>,
+}
+
+/// Scratch of columns that are sorted by expert.
+pub(super) struct Sorted {
+    pub(super) grouped: Grouped,
+    /// `[columns, n_embd]`
+    pub(super) y: Buffer,
+    /// Tokens whose columns are sorted at once.
+    pub(super) tokens: usize,
 }
 
 /// Columns (pairs of token and expert) that are mat-vecs at once, and that are sorted by expert at once.
@@ -297,23 +306,26 @@ impl Moe {
         } else {
             None
         };
-        let (mut grouped, mut columns) = (None, columns);
+        let (mut sorted, mut columns) = (None, columns);
         if let Some(tokens) = grouped_tokens(hp, n_ubatch) {
             columns = columns.max(tokens * hp.n_expert_used);
-            let new = Grouped::new(gpu, columns, hp.n_expert, hp.n_embd.max(hp.n_ff))?;
-            grouped = Some((new, tokens));
+            sorted = Some(Sorted {
+                grouped: Grouped::new(gpu, columns, hp.n_expert, hp.n_embd.max(hp.n_ff))?,
+                y: gpu.alloc(columns * hp.n_embd * 4)?,
+                tokens,
+            });
         }
         Ok(Self {
-            grouped,
+            sorted,
             logits: gpu.alloc(n_ubatch * hp.n_expert * 4)?,
             ids: gpu.alloc(n_ubatch * hp.n_expert_used * 4)?,
             weights: gpu.alloc(n_ubatch * hp.n_expert_used * 4)?,
+            arrived: gpu.alloc(n_ubatch * 4)?,
             hidden: [
                 gpu.alloc(columns * hp.n_ff * 4)?,
                 gpu.alloc(columns * hp.n_ff * 4)?,
             ],
             q8,
-            y: gpu.alloc(columns * hp.n_embd * 4)?,
             tokens,
         })
     }

@@ -1,7 +1,7 @@
 //! Mixtures of experts. A column is a pair of token and chosen expert; where a batch has many of them they are sorted by expert and go to tensor
 //! cores, and each is a mat-vec otherwise.
 
-use lemma_cuda::ops::{self, Columns, Experts, Glu, Grouped, MatVec, Mode, Quant};
+use lemma_cuda::ops::{self, Chosen, Columns, Experts, Glu, Grouped, MatVec, Mode, Quant};
 use lemma_cuda::{Buffer, CudaError, View, Weight};
 
 use super::super::CudaWeight;
@@ -43,13 +43,15 @@ impl<'a> Mixture<'a> {
     }
 }
 
-/// Some tokens of a batch: their inputs, and expert and weight of each of their columns.
+/// Some tokens of a batch: their inputs, expert and weight of each of their columns, and what is added to.
 struct Chunk {
     tokens: usize,
     columns: usize,
     x: View,
     quant: Option<Quant>,
     ids: View,
+    weights: View,
+    acc: View,
 }
 
 impl Pass {
@@ -71,27 +73,15 @@ impl Pass {
         let gpu = &self.gpu;
 
         // The router is not rounded to f16, whatever the batch: its decisions are the same for any batch.
-        let parts = [(m.router.0, m.router.1, s.logits.view())];
-        let router = MatVec {
-            parts: &parts,
-            x: self.view(x),
-            quant,
-            columns: n,
-            per_input: 1,
-            experts: None,
-            mode: Mode::Store,
+        let chosen = Chosen {
+            logits: s.logits.view(),
+            ids: s.ids.view(),
+            weights: s.weights.view(),
+            arrived: s.arrived.view(),
+            n_used: used,
+            norm: moe.norm_topk,
         };
-        ops::mat_vec(gpu, &router)?;
-        ops::moe_route(
-            gpu,
-            s.ids.view(),
-            s.weights.view(),
-            s.logits.view(),
-            n,
-            m.n_expert,
-            used,
-            moe.norm_topk,
-        )?;
+        ops::moe_router(gpu, m.router, self.view(x), quant, &chosen, n)?;
 
         let mut first = 0;
         while first < n {
@@ -102,36 +92,35 @@ impl Pass {
             let chunk = Chunk {
                 tokens,
                 columns,
+                acc: self.rows(acc, first, tokens),
                 x: self.rows(x, first, tokens),
                 quant: quant.map(|q| Quant {
                     q: q.q.slice(first * width, tokens * width),
                     ds: q.ds.slice(first * width / 4, tokens * width / 4),
                 }),
                 ids: chosen(&s.ids),
+                weights: chosen(&s.weights),
             };
             if large {
                 self.grouped_products(&m, &chunk)?;
             } else {
                 self.column_products(&m, &chunk)?;
             }
-            let acc = self.rows(acc, first, tokens);
-            let weights = chosen(&s.weights);
-            ops::moe_sum(gpu, acc, s.y.view(), weights, chunk.tokens, used, width)?;
             first += tokens;
         }
         Ok(())
     }
 
-    /// What the chosen experts say, a mat-vec for each column.
+    /// Adds what the chosen experts say, a mat-vec for each column.
     fn column_products(&self, m: &Mixture<'_>, c: &Chunk) -> Done {
         let (gpu, Some(s)) = (&self.gpu, &self.moe) else {
             return Ok(());
         };
         let [hidden, other] = s.hidden.each_ref().map(Buffer::view);
-        let experts = Some(Experts {
+        let experts = Experts {
             ids: c.ids,
             n: m.n_expert,
-        });
+        };
         let fused = (m.gate.0.ty(), m.gate.0.n_row()) == (m.up.0.ty(), m.up.0.n_row());
         let parts = [(m.gate.0, m.gate.1, hidden), (m.up.0, m.up.1, other)];
         let call = MatVec {
@@ -140,7 +129,7 @@ impl Pass {
             quant: c.quant,
             columns: c.columns,
             per_input: m.used,
-            experts,
+            experts: Some(experts),
             mode: match fused {
                 true => Mode::Gated(m.kind),
                 false => Mode::Store,
@@ -158,17 +147,8 @@ impl Pass {
         if let Some(q) = quant {
             ops::quantize(gpu, q, hidden, c.columns * m.n_ff)?;
         }
-        let parts = [(m.down.0, m.down.1, s.y.view())];
-        let call = MatVec {
-            parts: &parts,
-            x: hidden,
-            quant,
-            columns: c.columns,
-            per_input: 1,
-            experts,
-            mode: Mode::Store,
-        };
-        ops::mat_vec(gpu, &call)
+        let (x, shape) = ((hidden, quant), (c.tokens, m.used));
+        ops::moe_down(gpu, m.down, x, c.acc, c.weights, experts, shape)
     }
 
     /// The same of columns sorted by expert, on tensor cores.
@@ -176,18 +156,21 @@ impl Pass {
         let (Some(s), Some(half)) = (&self.moe, &self.half) else {
             return Ok(());
         };
-        let (gpu, Some((grouped, _))) = (&self.gpu, &s.grouped) else {
+        let (gpu, Some(sorted)) = (&self.gpu, &s.sorted) else {
             return Ok(());
         };
         let [hidden, other] = s.hidden.each_ref().map(Buffer::view);
         let (n, given) = (c.columns, Columns::Given(m.used));
+        let (grouped, y) = (&sorted.grouped, sorted.y.view());
         grouped.sort(gpu, c.ids, n)?;
         let parts = [(m.gate.0, m.gate.1, hidden), (m.up.0, m.up.1, other)];
         grouped.mul_mats(gpu, half, &parts, c.x, n, given, Columns::Sorted)?;
         ops::gate_up(gpu, m.kind, hidden, other, n * m.n_ff)?;
-        let parts = [(m.down.0, m.down.1, s.y.view())];
+        let parts = [(m.down.0, m.down.1, y)];
         let given = Columns::Given(1);
-        grouped.mul_mats(gpu, half, &parts, hidden, n, Columns::Sorted, given)
+        grouped.mul_mats(gpu, half, &parts, hidden, n, Columns::Sorted, given)?;
+        let width = m.down.0.n_row() / m.n_expert;
+        ops::moe_sum(gpu, c.acc, y, c.weights, c.tokens, m.used, width)
     }
 }
 
@@ -199,7 +182,7 @@ fn least(m: &Mixture<'_>) -> usize {
 impl super::super::buffers::Moe {
     /// Tokens that are sorted by expert at once in a batch of `n`; 0 where that does not pay.
     fn many(&self, n: usize, m: &Mixture<'_>) -> usize {
-        let grouped = self.grouped.as_ref().filter(|_| n * m.used >= least(m));
-        grouped.map_or(0, |(_, tokens)| *tokens)
+        let sorted = self.sorted.as_ref().filter(|_| n * m.used >= least(m));
+        sorted.map_or(0, |s| s.tokens)
     }
 }
