@@ -1,8 +1,8 @@
 //! Attention, for batches and for one token.
 
 use super::{Heads, MAX_HEAD_DIM, Quant, Tiers, at, check, launch, only_f16, tier_args};
-use crate::args;
 use crate::gpu::{Gpu, Result, View};
+use crate::{PAGE, args};
 
 /// Pages weighed by a block of the kernel that joins attention.
 const COMBINE_BLOCK: u32 = 128;
@@ -135,7 +135,10 @@ pub fn attention_decode(
     c: &Attention,
     parts: &Parts,
 ) -> Result<()> {
-    let (d, splits, max_pages) = (h.head_dim, parts.splits, c.pages.bytes() / 8);
+    let (d, max_pages) = (h.head_dim, c.pages.bytes() / 8);
+    // Where a window ends few pages are left, and a warp takes one.
+    let seen = c.window.map(|w| w as usize / PAGE + 3);
+    let splits = seen.map_or(parts.splits, |n| parts.splits.min(n.div_ceil(ATT_WARPS)));
     check(out, h.n_head * d);
     check(parts.sums, h.n_head * splits * d);
     check(parts.ml, h.n_head * splits * 2);
