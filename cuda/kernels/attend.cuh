@@ -112,14 +112,30 @@ struct Scores {
     __device__ __forceinline__ Scores(const float (&c0)[4], const float (&c1)[4]) : e{c0[0] + c0[2], c0[1] + c0[3], c1[0] + c1[2], c1[1] + c1[3]} {}
 };
 
-// What the keys of a page come to. `rows`: rows that query g may see; `ml` becomes maximum and sum of exponentials of the page.
-template <int NJ> __device__ __forceinline__ Shares share_out(Scores scores, int rows, Sums<NJ>& sum, float2& ml) {
+// Rows of a page that a query sees, and what becomes of their scores: the first so many, as they are; or `n` from `from` on, bounded by
+// a `cap` that is not 0.
+struct Seen {
+    int from, n;
+    float cap;
+};
+__device__ __forceinline__ bool sees(int rows, int row) { return row < rows; }
+__device__ __forceinline__ bool sees(const Seen& s, int row) { return unsigned(row - s.from) < unsigned(s.n); }
+__device__ __forceinline__ void bound(int, float (&)[4]) {}
+__device__ __forceinline__ void bound(const Seen& s, float (&e)[4]) {
+    if (s.cap == 0.0f) return;
+#pragma unroll
+    for (int i = 0; i < 4; i++) e[i] = soft_cap(e[i], s.cap);
+}
+
+// What the keys of a page come to. `rows`: those that query g may see; `ml` becomes maximum and sum of exponentials of the page.
+template <int NJ, class Rows> __device__ __forceinline__ Shares share_out(Scores scores, Rows rows, Sums<NJ>& sum, float2& ml) {
     const int t = threadIdx.x % 4;
     float(&e)[4] = scores.e;
+    bound(rows, e);
     float mp = -INFINITY;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        if (value_row(i) >= rows) e[i] = -INFINITY;
+        if (!sees(rows, value_row(i))) e[i] = -INFINITY;
         mp = fmaxf(mp, e[i]);
     }
     mp = fmaxf(mp, __shfl_xor_sync(ALL, mp, 1));
@@ -140,8 +156,8 @@ template <int NJ> __device__ __forceinline__ Shares share_out(Scores scores, int
 }
 
 // The keys of a page, `key(c, i)` as `PageOf` has them.
-template <int NC, int NJ, class Keys>
-__device__ __forceinline__ Shares attend_keys(const Keys& keys, const Queries& q, int rows, Sums<NJ>& sum, float2& ml) {
+template <int NC, int NJ, class Keys, class Rows>
+__device__ __forceinline__ Shares attend_keys(const Keys& keys, const Queries& q, Rows rows, Sums<NJ>& sum, float2& ml) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     float c0[4] = {}, c1[4] = {};
 #pragma unroll

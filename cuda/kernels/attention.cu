@@ -6,7 +6,8 @@
 // `attention_combine` joins the parts; page tables, their length and the position are read from device memory, so that one recorded
 // launch serves every step.
 //
-// What may be seen is said by positions: key position <= query position. Pages are in position order and all but the last are full.
+// What may be seen is said by positions: a key is not behind the query, nor as far before it as its window is wide. Pages are in position
+// order and all but the last are full. A sink is a score of a head that takes part in the softmax and has no value.
 //
 // A pool of f16 alone has kernels of its own: here, and for batches in attention_batch.cu.
 #include "pages.cuh"
@@ -22,7 +23,8 @@ struct Attention {
     float* out;               // (n, n_head, head_dim); written if part is null
     float* part;              // (n_head, splits, head_dim) sums not yet normalised, or null; then n is 1
     float2* part_ml;          // (n_head, splits) maximum and sum of exponentials
-    float2* page_ml;          // (n_head, max_pages) the same of each page, or null
+    float2* page_ml;          // (n_head, max_pages) the same of each page that is seen, or null
+    const float* sinks;       // (n_head) or null; looked at if part is null
     Tier tiers[MAX_TIERS];
     uint32_t n;
     uint32_t n_head;
@@ -30,6 +32,8 @@ struct Attention {
     uint32_t head_dim;        // even, at most 256
     uint32_t max_pages;
     float scale;
+    uint32_t window;          // tokens that a query sees, itself included, or NO_WINDOW
+    float cap;                // bound of the scores, or 0
 };
 
 // Eight elements of a row of f16 whose length is d; zeros beyond.
@@ -62,9 +66,9 @@ template <int PAIRS, bool TIERS> __device__ __forceinline__ void attend(const At
     }
     __syncthreads();
 
-    const int n_pages = *a.n_pages, pos0 = *a.pos;
-    const int per = (n_pages + n_split - 1) / n_split;
-    const int end = min(n_pages, (split + 1) * per);
+    const int n_pages = *a.n_pages, pos0 = *a.pos, from = first_in_window(n_pages, a.n, a.window);
+    const int per = (n_pages - from + n_split - 1) / n_split;
+    const int end = min(n_pages, from + (split + 1) * per);
     const int last_pos = pos0 + (q0 + nq - 1) / group;
 
     float m[TILE], l[TILE];
@@ -76,10 +80,12 @@ template <int PAIRS, bool TIERS> __device__ __forceinline__ void attend(const At
         for (int j = 0; j < PAIRS; j++) o[g][j] = make_float2(0.0f, 0.0f);
     }
 
-    for (int p = split * per + warp; p < end; p += ATT_WARPS) {
+    for (int p = from + split * per + warp; p < end; p += ATT_WARPS) {
         const uint2 page = a.pages[p];
         const int first = page.y;
         if (first > last_pos) break;
+        // The last row of a page lies before all windows.
+        if (pos0 + q0 / group - (first + PAGE - 1) >= int(a.window)) continue;
         // Scores: lanes 2r and 2r + 1 share key r, each takes every second chunk of 8 elements.
         const int r = lane / 2;
         const Tier& tier = a.tiers[TIERS ? tier_of(page) : 0];
@@ -104,10 +110,11 @@ template <int PAIRS, bool TIERS> __device__ __forceinline__ void attend(const At
 #pragma unroll
         for (int g = 0; g < TILE; g++) {
             if (g >= nq) break;
-            const float sum = s[g] + __shfl_xor_sync(ALL, s[g], 1);
-            const bool seen = first + r <= pos0 + (q0 + g) / group;
+            const float both = s[g] + __shfl_xor_sync(ALL, s[g], 1), sum = a.cap == 0.0f ? both : soft_cap(both, a.cap);
+            // How far back the key is; behind the query that is more than any window.
+            const bool seen = uint32_t(pos0 + (q0 + g) / group - first - r) < a.window;
             const float mp = warp_max(seen ? sum : -INFINITY);
-            if (mp == -INFINITY) {  // the page lies wholly behind this query
+            if (mp == -INFINITY) {  // this query sees nothing of the page
                 s[g] = 0.0f;
                 continue;
             }
@@ -158,6 +165,7 @@ template <int PAIRS, bool TIERS> __device__ __forceinline__ void attend(const At
         const int g = i / d, e = i % d, qi = q0 + g, head = kv * group + qi % group;
         float mx = -INFINITY, sum = 0.0f, acc = 0.0f;
         for (int w = 0; w < ATT_WARPS; w++) mx = fmaxf(mx, shared_ml[w][g].x);
+        if (!a.part && a.sinks) mx = fmaxf(mx, a.sinks[head]), sum = __expf(a.sinks[head] - mx);
         for (int w = 0; w < ATT_WARPS; w++) {
             const float2 ml = shared_ml[w][g];
             const float f = ml.x == -INFINITY ? 0.0f : __expf(ml.x - mx);
@@ -193,7 +201,10 @@ struct Combine {
     const float* part;        // (n_head, splits, head_dim)
     const float2* part_ml;    // (n_head, splits)
     const float2* page_ml;    // (n_head, max_pages), if w is not null
+    const float* sinks;       // (n_head) or null
+    const uint2* pages;       // (n_pages) slot, first position
     const uint32_t* n_pages;  // (1)
+    const uint32_t* pos;      // (1) position of the token
     float* out;               // (n_head, head_dim)
     int8_t* q;                // (n_head * head_dim) the same quantized, or null; head_dim is then a multiple of 32
     float2* ds;               // (n_head * head_dim / 32)
@@ -203,12 +214,14 @@ struct Combine {
     uint32_t splits;
     uint32_t max_pages;
     uint32_t mean;            // w is the mean over the heads instead of the largest
+    uint32_t window;          // as in `Attention`
 };
 
-// Maximum and sum over the splits of a head.
-__device__ __forceinline__ float2 join(const float2* ml, int n) {
-    float m = -INFINITY, l = 0.0f;
+// Maximum and sum over the splits of a head, and its sink.
+__device__ __forceinline__ float2 join(const float2* ml, int n, const float* sink) {
+    float m = sink ? *sink : -INFINITY, l = 0.0f;
     for (int s = 0; s < n; s++) m = fmaxf(m, ml[s].x);
+    if (sink) l = __expf(*sink - m);
     for (int s = 0; s < n; s++) l += ml[s].x == -INFINITY ? 0.0f : __expf(ml[s].x - m) * ml[s].y;
     return make_float2(m, l);
 }
@@ -221,7 +234,7 @@ KERNEL __launch_bounds__(256) attention_combine(const Combine a) {
     if (blockIdx.x < a.n_head) {
         const int h = blockIdx.x;
         const float2* ml = a.part_ml + size_t(h) * n_split;
-        const float2 all = join(ml, n_split);
+        const float2 all = join(ml, n_split, a.sinks ? a.sinks + h : nullptr);
         for (int e0 = threadIdx.x - lane; e0 < d; e0 += blockDim.x) {
             const int e = e0 + lane;
             float sum = 0.0f;
@@ -235,10 +248,17 @@ KERNEL __launch_bounds__(256) attention_combine(const Combine a) {
         return;
     }
     DYNAMIC_SHARED(float2, heads);
-    for (int h = threadIdx.x; h < int(a.n_head); h += blockDim.x) heads[h] = join(a.part_ml + size_t(h) * n_split, n_split);
+    for (int h = threadIdx.x; h < int(a.n_head); h += blockDim.x) {
+        heads[h] = join(a.part_ml + size_t(h) * n_split, n_split, a.sinks ? a.sinks + h : nullptr);
+    }
     __syncthreads();
     const int p = (blockIdx.x - a.n_head) * blockDim.x + threadIdx.x;
     if (p >= int(*a.n_pages)) return;
+    // Nobody has looked at a page whose last row lies before the window.
+    if (a.window != NO_WINDOW && int(*a.pos) - int(a.pages[p].y + PAGE - 1) >= int(a.window)) {
+        a.w[p] = 0.0f;
+        return;
+    }
     float w = 0.0f;
     for (int h = 0; h < int(a.n_head); h++) {
         const float2 ml = a.page_ml[size_t(h) * a.max_pages + p];

@@ -10,18 +10,21 @@ struct AttentionBatch {
     const uint32_t* n_pages;  // (1)
     const uint32_t* pos;      // (1) position of the first token
     float* out;               // (n, n_head, head_dim)
+    const float* sinks;       // (n_head) or null
     Tier tiers[MAX_TIERS];
     uint32_t n;
     uint32_t n_head;
     uint32_t n_head_kv;
     uint32_t head_dim;        // a multiple of 8, at most MAX_D
     float scale;
+    uint32_t window;          // tokens that a query sees, itself included, or NO_WINDOW
+    float cap;                // bound of the scores, or 0
     uint32_t pad;
 };
 
 // A page of any tier. `rows` of it have been written, of which query g sees `seen`.
-template <int NC, int NJ, bool EXACT>
-__device__ __forceinline__ void attend_page(const AttentionBatch& a, const Queries& q, const uint2& entry, int rows, int seen, Sums<NJ>& sum) {
+template <int NC, int NJ, bool EXACT, class Rows>
+__device__ __forceinline__ void attend_page(const AttentionBatch& a, const Queries& q, const uint2& entry, int rows, Rows seen, Sums<NJ>& sum) {
     const int n_kv = a.n_head_kv, kv = blockIdx.x, d = EXACT ? 32 * NC : int(a.head_dim);
     const Tier& tier = a.tiers[tier_of(entry)];
     StoredValues<NJ, true> values;
@@ -42,7 +45,15 @@ __device__ __forceinline__ void attend_page(const AttentionBatch& a, const Queri
     values.add(tier.type_v, shares, sum);
 }
 
-template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __forceinline__ void attend_batch(const AttentionBatch& a, Queries& q) {
+// Rows of a page at `first` that a query at `pos` sees, as `share_out` has them.
+template <bool BOUNDED> __device__ __forceinline__ auto rows_seen(const AttentionBatch& a, int pos, int first) {
+    const int end = min(PAGE, pos - first + 1), from = max(0, pos - int(a.window - 1) - first);
+    if constexpr (BOUNDED) return Seen{from, max(0, end - from), a.cap};
+    else return end;
+}
+
+// BOUNDED: there are windows or bounds of scores.
+template <int NC, int NJ, bool EXACT, bool TIERS, bool BOUNDED> __device__ __forceinline__ void attend_batch(const AttentionBatch& a, Queries& q) {
     const int d = a.head_dim, group = a.n_head / a.n_head_kv, kv = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int all = a.n * group, q0 = (blockIdx.y * BATCH_WARPS + warp) * UNIT, nq = min(UNIT, all - q0), g = lane / 4, t = lane % 4;
     if (nq <= 0) return;
@@ -54,19 +65,26 @@ template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __forceinline__ voi
     const int n_pages = *a.n_pages, pos0 = *a.pos, last = pos0 + (q0 + nq - 1) / group, seen = pos0 + min(q0 + g, all - 1) / group;
     const Pool pool = {reinterpret_cast<const uint16_t*>(a.tiers[0].k), reinterpret_cast<const uint16_t*>(a.tiers[0].v), int(a.n_head_kv), d};
     Sums<NJ> sum;
-    for (int p = 0; p < n_pages; p++) {
+    for (int p = BOUNDED ? first_in_window(n_pages, a.n, a.window) : 0; p < n_pages; p++) {
         const uint2 entry = a.pages[p];
         if (int(entry.y) > last) break;
+        if (BOUNDED && pos0 + q0 / group - int(entry.y + PAGE - 1) >= int(a.window)) continue;
+        const auto rows = rows_seen<BOUNDED>(a, seen, entry.y);
         if (TIERS) {
-            attend_page<NC, NJ, EXACT>(a, q, entry, min(PAGE, last - int(entry.y) + 1), min(PAGE, seen - int(entry.y) + 1), sum);
+            attend_page<NC, NJ, EXACT>(a, q, entry, min(PAGE, last - int(entry.y) + 1), rows, sum);
             continue;
         }
         PageOf<NC, NJ, EXACT> page;
         page.load(pool, entry.x, kv, min(PAGE, last - int(entry.y) + 1));
         float2 ml;
-        attend_values(page, attend_keys<NC>(page, q, min(PAGE, seen - int(entry.y) + 1), sum, ml), sum);
+        attend_values(page, attend_keys<NC>(page, q, rows, sum, ml), sum);
     }
-    const float inv = 1.0f / sum.l;
+    float inv = 1.0f / sum.l;
+    if (a.sinks) {
+        const float sink = a.sinks[kv * group + min(q0 + g, all - 1) % group], m = fmaxf(sum.m, sink);
+        // What has been summed up is relative to its own maximum.
+        inv = __expf(sum.m - m) / (sum.l * __expf(sum.m - m) + __expf(sink - m));
+    }
     const float f[2] = {__shfl_sync(ALL, inv, 8 * t), __shfl_sync(ALL, inv, 8 * t + 4)};
 #pragma unroll
     for (int j = 0; j < 2; j++) {
@@ -80,20 +98,23 @@ template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __forceinline__ voi
     }
 }
 
-template <bool TIERS> __device__ __forceinline__ void attend_any(const AttentionBatch& a) {
+template <bool TIERS, bool BOUNDED> __device__ __forceinline__ void attend_any(const AttentionBatch& a) {
     begin();
     __shared__ __align__(16) Queries queries[BATCH_WARPS];
     Queries& q = queries[threadIdx.x / WARP];
     if (a.head_dim == 64) {
-        attend_batch<2, 1, true, TIERS>(a, q);
+        attend_batch<2, 1, true, TIERS, BOUNDED>(a, q);
     } else if (a.head_dim == 128) {
-        attend_batch<4, 2, true, TIERS>(a, q);
+        attend_batch<4, 2, true, TIERS, BOUNDED>(a, q);
     } else {
-        attend_batch<4, 2, false, TIERS>(a, q);
+        attend_batch<4, 2, false, TIERS, BOUNDED>(a, q);
     }
 }
 
 // Grid: (n_head_kv, ceil(n * n_head / n_head_kv / UNIT / BATCH_WARPS)). Block: 32 * BATCH_WARPS.
-KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch(const AttentionBatch a) { attend_any<false>(a); }
+KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch(const AttentionBatch a) { attend_any<false, false>(a); }
 // The same of pages of any tier and type.
-KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch_tiers(const IN_PLACE AttentionBatch a) { attend_any<true>(a); }
+KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch_tiers(const IN_PLACE AttentionBatch a) { attend_any<true, false>(a); }
+// The same with windows and bounds of scores, which the others ignore.
+KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch_bounded(const AttentionBatch a) { attend_any<false, true>(a); }
+KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch_bounded_tiers(const IN_PLACE AttentionBatch a) { attend_any<true, true>(a); }

@@ -297,6 +297,25 @@ __device__ __forceinline__ float warp_max(float x) {
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
 
+// x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), written as x times a sigmoid.
+__device__ __forceinline__ float gelu(float x) { return x / (1.0f + __expf(-1.5957691216f * (x + 0.044715f * x * x * x))); }
+
+// What feed-forward blocks make of a gate and of what goes up beside it.
+enum Glu : uint32_t {
+    SWIGLU = 0,      // silu(gate) * up
+    SWIGLU_OAI = 1,  // of a gate of at most 7 and up within 7 of zero: gate * sigmoid(1.702 gate) * (up + 1)
+    GEGLU = 2,       // gelu(gate) * up
+};
+__device__ __forceinline__ float glu(uint32_t kind, float g, float u) {
+    if (kind == SWIGLU) return silu(g) * u;
+    if (kind == GEGLU) return gelu(g) * u;
+    g = fminf(g, 7.0f), u = fminf(fmaxf(u, -7.0f), 7.0f);
+    return g / (1.0f + __expf(-1.702f * g)) * (u + 1.0f);
+}
+
+// cap * tanh(x / cap)
+__device__ __forceinline__ float soft_cap(float x, float cap) { return cap - quotient(2.0f * cap, 1.0f + __expf(quotient(2.0f * x, cap))); }
+
 // Sum over the block, known to every thread. `scratch` holds a float per warp; the block is a multiple of 32 threads.
 __device__ __forceinline__ float block_sum(float x, float* scratch) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, n_warp = blockDim.x / WARP;

@@ -2,6 +2,7 @@
 #include "attention.cu"
 #include "attention_batch.cu"
 #include "draw.cu"
+#include "experts.cu"
 #include "gemm.cu"
 #include "gemm_f16.cu"
 #include "matvec.cu"

@@ -1,29 +1,24 @@
 // Mixture of experts: choosing experts and adding up what they say. The experts' matrices are mat-vecs with a column for each
-// pair of token and chosen expert.
-#include "types.cuh"
+// pair of token and chosen expert, if they are not multiplied with many columns at once (experts.cu).
+#include "matvec.cuh"
 
-struct MoeRoute {
-    const float* logits;  // (n, n_expert) of the router
+struct MoeRouter {
+    MatVec m;             // of the router: one segment, (n_expert) rows, whose outputs are logits (n, n_expert); a column is a token
     uint32_t* ids;        // (n, n_used) chosen experts, best first
     float* weights;       // (n, n_used)
-    uint32_t n_expert;
+    uint32_t* arrived;    // (n) zeros, and zeros again behind it
     uint32_t n_used;
     uint32_t norm;        // the weights of a token are made to sum to one
-    uint32_t pad;
 };
 
-// Softmax over all experts, then the best n_used; equal ones by index. Grid: (n). Block: 32.
-// Dynamic shared memory: n_expert floats.
-KERNEL moe_route(const MoeRoute a) {
-    begin();
-    DYNAMIC_SHARED(float, left);  // logits of the experts not yet chosen
-    const int lane = threadIdx.x, n = a.n_expert;
-    const float* x = a.logits + size_t(blockIdx.x) * n;
+// Softmax over all experts, then the best n_used; equal ones by index. By one warp; `left`: n_expert floats of shared memory.
+__device__ __forceinline__ void choose(const MoeRouter& a, const float* x, int token, float* left) {
+    const int lane = threadIdx.x % WARP, n = a.m.seg[0].n_out;
     float mx = -INFINITY;
-    for (int i = lane; i < n; i += WARP) left[i] = x[i], mx = fmaxf(mx, x[i]);
+    for (int i = lane; i < n; i += WARP) left[i] = look(x + i), mx = fmaxf(mx, left[i]);
     mx = warp_max(mx);
     float all = 0.0f;
-    for (int i = lane; i < n; i += WARP) all += __expf(x[i] - mx);
+    for (int i = lane; i < n; i += WARP) all += __expf(left[i] - mx);
     all = warp_sum(all);
     __syncwarp();
     float chosen = 0.0f;
@@ -44,14 +39,73 @@ KERNEL moe_route(const MoeRoute a) {
         __syncwarp();
         if (lane == 0) {
             left[id] = -INFINITY;
-            a.ids[size_t(blockIdx.x) * a.n_used + u] = id;
-            a.weights[size_t(blockIdx.x) * a.n_used + u] = w;
+            a.ids[size_t(token) * a.n_used + u] = id;
+            a.weights[size_t(token) * a.n_used + u] = w;
         }
         __syncwarp();
     }
     if (a.norm && lane == 0) {
-        for (int u = 0; u < int(a.n_used); u++) a.weights[size_t(blockIdx.x) * a.n_used + u] /= chosen;
+        for (int u = 0; u < int(a.n_used); u++) a.weights[size_t(token) * a.n_used + u] /= chosen;
     }
+}
+
+// Logits of the router, and the experts that they choose: the last block of a token to be through does that.
+// Grid: (ceil(n_expert / ROWS), n). Block: 32 * (1 .. MAX_WARPS). Dynamic shared memory: n_expert floats.
+KERNEL __launch_bounds__(WARP* MAX_WARPS) moe_router(const MoeRouter a) {
+    begin();
+    const Segment& g = a.m.seg[0];
+    const int token = blockIdx.y, row = blockIdx.x * ROWS, n_in = a.m.n_in, n = g.n_out;
+    const Act x = {a.m.xf + size_t(token) * n_in, a.m.xq + size_t(token) * n_in, a.m.xds + size_t(token) * (n_in / 32)};
+    const uint8_t* r0 = g.w + row * g.row_bytes;
+    float acc[ROWS] = {}, y[ROWS];
+    add_products(g.type, r0, row + 1 < n ? r0 + g.row_bytes : r0, n_in, x, acc);
+    block_rows(acc, y);
+    if (threadIdx.x >= WARP) return;
+    DYNAMIC_SHARED(float, left);
+    float* logits = g.out + size_t(token) * n;
+    uint32_t before = 0;
+    if (threadIdx.x == 0) {
+        for (int r = 0; r < ROWS && row + r < n; r++) logits[row + r] = y[r] + (g.bias ? g.bias[row + r] : 0.0f);
+        before = count_up(a.arrived + token);
+    }
+    if (__shfl_sync(ALL, before, 0) + 1 < gridDim.x) return;
+    if (threadIdx.x == 0) a.arrived[token] = 0;
+    choose(a, logits, token, left);
+}
+
+struct MoeDown {
+    MatVec m;              // of the experts: one segment, whose outputs are sums (n, n_out); a column is a token and a chosen expert
+    const float* weights;  // (n, n_used)
+    uint32_t n_used;
+    uint32_t pad;
+};
+
+// out += sum over the chosen experts of weight * (w x + bias).
+// Grid: (ceil(n_out / ROWS), n). Block: 32 * (1 .. MAX_WARPS).
+KERNEL __launch_bounds__(WARP* MAX_WARPS, 4) moe_down(const MoeDown a) {
+    begin();
+    const Segment& g = a.m.seg[0];
+    const int token = blockIdx.y, row = blockIdx.x * ROWS, n_in = a.m.n_in, n = g.n_out;
+    const bool two = row + 1 < n;  // an odd last row is computed twice and stored once
+    float acc[ROWS] = {}, y[ROWS];
+    for (int u = 0; u < int(a.n_used); u++) {
+        const size_t col = size_t(token) * a.n_used + u, expert = a.m.ids[col];
+        const float weight = a.weights[col];
+        const uint8_t* r0 = g.w + expert * g.expert_bytes + row * g.row_bytes;
+        const Act x = {a.m.xf + col * n_in, a.m.xq + col * n_in, a.m.xds + col * (n_in / 32)};
+        float part[ROWS] = {};
+        add_products(g.type, r0, two ? r0 + g.row_bytes : r0, n_in, x, part);
+        acc[0] += weight * part[0], acc[1] += weight * part[1];
+    }
+    block_rows(acc, y);
+    const int r = row + threadIdx.x;
+    if (threadIdx.x >= ROWS || r >= n) return;
+    float sum = threadIdx.x == 0 ? y[0] : y[1];
+    for (int u = 0; g.bias && u < int(a.n_used); u++) {
+        const size_t col = size_t(token) * a.n_used + u;
+        sum += a.weights[col] * g.bias[size_t(a.m.ids[col]) * n + r];
+    }
+    g.out[size_t(token) * n + r] += sum;
 }
 
 struct MoeSum {

@@ -30,6 +30,15 @@ struct Tier {
 __device__ __forceinline__ uint32_t tier_of(const uint2& page) { return page.x >> 30; }
 __device__ __forceinline__ uint32_t slot_of(const uint2& page) { return page.x & 0x3fffffff; }
 
+// Tokens that a query sees, itself included; this many are all.
+constexpr uint32_t NO_WINDOW = 0x7fffffff;
+
+// A page that is not behind the first that any of the last `n` tokens sees: no more pages reach into their windows, since all but the last
+// are full.
+__device__ __forceinline__ int first_in_window(int n_pages, int n, uint32_t window) {
+    return window == NO_WINDOW ? 0 : max(0, n_pages - 2 - int((window + n) / PAGE));
+}
+
 // Bytes of a page of a head, by tiles of it; f16 is not in one piece.
 __device__ __forceinline__ int tile_bytes(uint32_t type) {
     return type == K4 ? 320 : type == V2 ? 160 : type == Q4_0 ? PAGE * 18 : type == Q8_0 ? PAGE * 34 : PAGE * 64;

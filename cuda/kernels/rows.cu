@@ -99,19 +99,33 @@ KERNEL quantize_rows(const Quantize a) {
     quantize_block(a.x[b * WARP + threadIdx.x % WARP], a.q + b * WARP, a.ds + b);
 }
 
-struct Swiglu {
+struct GateUp {
     float* gate;      // (n_elem)
     const float* up;  // (n_elem)
     uint64_t n_elem;
+    uint32_t kind;    // `Glu`
+    uint32_t pad;
 };
 
-// gate = silu(gate) * up. Grid: (ceil(n_elem / threads)).
-KERNEL swiglu(const Swiglu a) {
+// gate = glu(kind, gate, up). Grid: (ceil(n_elem / threads)).
+KERNEL gate_up(const GateUp a) {
     begin();
     const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= a.n_elem) return;
-    const float g = a.gate[i];
-    a.gate[i] = g / (1.0f + __expf(-g)) * a.up[i];
+    if (i < a.n_elem) a.gate[i] = glu(a.kind, a.gate[i], a.up[i]);
+}
+
+struct SoftCap {
+    float* x;  // (n_elem)
+    uint64_t n_elem;
+    float cap;
+    uint32_t pad;
+};
+
+// x = cap * tanh(x / cap). Grid: (ceil(n_elem / threads)).
+KERNEL cap_all(const SoftCap a) {
+    begin();
+    const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < a.n_elem) a.x[i] = soft_cap(a.x[i], a.cap);
 }
 
 struct AddScaled {

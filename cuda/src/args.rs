@@ -39,7 +39,9 @@ args! {
     /// `rows.cu`
     Quantize => quantize_rows { x: u64, q: u64, ds: u64, n_block: u64 }
     /// `rows.cu`
-    Swiglu => swiglu { gate: u64, up: u64, n_elem: u64 }
+    GateUp => gate_up { gate: u64, up: u64, n_elem: u64, kind: u32, pad: u32 }
+    /// `rows.cu`
+    SoftCap => cap_all { x: u64, n_elem: u64, cap: f32, pad: u32 }
     /// `rows.cu`
     AddScaled => add_scaled { x: u64, y: u64, n_elem: u64, factor: f32, pad: u32 }
     /// `rows.cu`
@@ -58,11 +60,17 @@ args! {
         w: u64, x: u64, out: u64, bias: u64, row_bytes: u64, ty: u32, n_in: u32, n_out: u32, n: u32, add: u32, pad: u32,
     }
     /// `gemm_f16.cu`
-    Unpack => unpack { w: u64, out: u64, row_bytes: u64, ty: u32, n_in: u32, width: u32, n_row: u32 }
+    Unpack => unpack { w: u64, out: u64, first: u64, row_bytes: u64, ty: u32, n_in: u32, width: u32, n_row: u32, n_out: u32, pad: u32 }
     /// `gemm_f16.cu`
-    ToHalf => to_half { x: u64, out: u64, n_in: u32, width: u32 }
+    ToHalf => to_half { x: u64, out: u64, order: u64, n_in: u32, width: u32, per_input: u32, pad: u32 }
     /// `gemm_f16.cu`
     MulMatF16 => mul_mat_f16, mul_mat_f16_hopper { part: [PartF16; 3], w: u64, x: u64, width: u32, n: u32, add: u32, n_part: u32 }
+    /// `experts.cu`
+    MoeSort => moe_sort { ids: u64, order: u64, first: u64, first_tile: u64, tile_expert: u64, n: u32, n_expert: u32 }
+    /// `experts.cu`
+    MulMatExperts => mul_mat_experts, mul_mat_experts_hopper {
+        w: u64, x: u64, order: u64, first: u64, first_tile: u64, tile_expert: u64, bias: u64, out: u64, width: u32, n_out: u32, e0: u32, e1: u32,
+    }
     /// `pages.cuh`
     Tier => { k: u64, v: u64, ty_k: u32, ty_v: u32 }
     /// `pages.cu`
@@ -71,23 +79,25 @@ args! {
     MovePages => move_pages { tiers: u64, moves: u64, n_head_kv: u32, head_dim: u32 }
     /// `attention.cu`
     Attention => attention, attention_tiers {
-        q: u64, pages: u64, n_pages: u64, pos: u64, out: u64, part: u64, part_ml: u64, page_ml: u64, tiers: [Tier; MAX_TIERS],
-        n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, max_pages: u32, scale: f32,
+        q: u64, pages: u64, n_pages: u64, pos: u64, out: u64, part: u64, part_ml: u64, page_ml: u64, sinks: u64, tiers: [Tier; MAX_TIERS],
+        n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, max_pages: u32, scale: f32, window: u32, cap: f32,
     }
     /// `attention_batch.cu`
-    AttentionBatch => attention_batch, attention_batch_tiers {
-        q: u64, pages: u64, n_pages: u64, pos: u64, out: u64, tiers: [Tier; MAX_TIERS],
-        n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, scale: f32, pad: u32,
+    AttentionBatch => attention_batch, attention_batch_tiers, attention_batch_bounded, attention_batch_bounded_tiers {
+        q: u64, pages: u64, n_pages: u64, pos: u64, out: u64, sinks: u64, tiers: [Tier; MAX_TIERS],
+        n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, scale: f32, window: u32, cap: f32, pad: u32,
     }
     /// `attention.cu`
     Combine => attention_combine {
-        part: u64, part_ml: u64, page_ml: u64, n_pages: u64, out: u64, q: u64, ds: u64, w: u64,
-        n_head: u32, head_dim: u32, splits: u32, max_pages: u32, mean: u32, pad: u32,
+        part: u64, part_ml: u64, page_ml: u64, sinks: u64, pages: u64, n_pages: u64, pos: u64, out: u64, q: u64, ds: u64, w: u64,
+        n_head: u32, head_dim: u32, splits: u32, max_pages: u32, mean: u32, window: u32,
     }
     /// `draw.cu`
     Draw => draw { logits: u64, next: u64, out: u64, n_vocab: u32, top_k: u32, top_p: f32, min_p: f32, inv_temp: f32, lot: f32 }
     /// `moe.cu`
-    MoeRoute => moe_route { logits: u64, ids: u64, weights: u64, n_expert: u32, n_used: u32, norm: u32, pad: u32 }
+    MoeRouter => moe_router { m: MatVec, ids: u64, weights: u64, arrived: u64, n_used: u32, norm: u32 }
+    /// `moe.cu`
+    MoeDown => moe_down { m: MatVec, weights: u64, n_used: u32, pad: u32 }
     /// `moe.cu`
     MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32 }
     /// `step.cu`
@@ -198,6 +208,11 @@ pub(crate) struct MulMat128(pub(crate) MulMat);
 #[derive(Clone, Copy)]
 pub(crate) struct MulMatF16Hopper(pub(crate) MulMatF16);
 
+/// [`MulMatExperts`] for the kernel of compute capability 9.0.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct MulMatExpertsHopper(pub(crate) MulMatExperts);
+
 /// [`Attention`] over pages of any tier.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -207,6 +222,16 @@ pub(crate) struct AttentionTiers(pub(crate) Attention);
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(crate) struct AttentionBatchTiers(pub(crate) AttentionBatch);
+
+/// [`AttentionBatch`] with windows and bounds of scores.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct AttentionBatchBounded(pub(crate) AttentionBatch);
+
+/// The same over pages of any tier.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct AttentionBatchBoundedTiers(pub(crate) AttentionBatch);
 
 /// [`Step`] over pages of any tier.
 #[repr(transparent)]
@@ -225,9 +250,10 @@ macro_rules! kernels {
 }
 
 kernels! {
-    Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", Swiglu "swiglu", AddScaled "add_scaled", RopeStore "rope_store",
+    Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", GateUp "gate_up", SoftCap "cap_all", AddScaled "add_scaled", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
-    Combine "attention_combine", Draw "draw", MoeRoute "moe_route", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16", MulMatF16Hopper "mul_mat_f16_hopper",
+    Combine "attention_combine", Draw "draw", MoeRouter "moe_router", MoeDown "moe_down", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16", MulMatF16Hopper "mul_mat_f16_hopper",
+    MoeSort "moe_sort", MulMatExperts "mul_mat_experts", MulMatExpertsHopper "mul_mat_experts_hopper",
     StoreRows "store_rows", MovePages "move_pages", AttentionTiers "attention_tiers", AttentionBatchTiers "attention_batch_tiers",
-    StepTiers "step_tiers",
+    AttentionBatchBounded "attention_batch_bounded", AttentionBatchBoundedTiers "attention_batch_bounded_tiers", StepTiers "step_tiers",
 }

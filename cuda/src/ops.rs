@@ -4,11 +4,13 @@
 
 mod attention;
 mod draw;
+mod experts;
 mod gemm;
 mod pages;
 
 pub use attention::*;
 pub use draw::*;
+pub use experts::*;
 pub use gemm::*;
 pub use pages::*;
 
@@ -127,17 +129,46 @@ pub fn quantize(gpu: &Gpu, out: Quant, x: View, n_elem: usize) -> Result<()> {
     gpu.launch(launch([n_block.div_ceil(4), 1, 1], 128, 0), &a)
 }
 
-/// `gate = silu(gate) * up`.
+/// What feed-forward blocks make of a gate and of what goes up beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Glu {
+    /// `silu(gate) * up`
+    Swiglu,
+    /// `g * sigmoid(1.702 g) * (u + 1)`, where `g` is the gate, 7 at most, and `u` is `up`, within 7 of zero.
+    SwigluOai,
+    /// `gelu(gate) * up`, gelu by the tanh formula (arXiv 1606.08415).
+    Geglu,
+}
+
+/// `gate = glu(gate, up)`.
 ///
 /// # Errors
 /// Those of the driver.
-pub fn swiglu(gpu: &Gpu, gate: View, up: View, n_elem: usize) -> Result<()> {
+pub fn gate_up(gpu: &Gpu, kind: Glu, gate: View, up: View, n_elem: usize) -> Result<()> {
     check(gate, n_elem);
     check(up, n_elem);
-    let a = args::Swiglu {
+    let a = args::GateUp {
         gate: gate.at,
         up: up.at,
         n_elem: n_elem as u64,
+        kind: kind as u32,
+        pad: 0,
+    };
+    gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
+}
+
+/// `x = cap * tanh(x / cap)`; `cap` is positive.
+///
+/// # Errors
+/// Those of the driver.
+pub fn soft_cap(gpu: &Gpu, x: View, cap: f32, n_elem: usize) -> Result<()> {
+    check(x, n_elem);
+    assert!(cap > 0.0, "a bound of {cap}");
+    let a = args::SoftCap {
+        x: x.at,
+        n_elem: n_elem as u64,
+        cap,
+        pad: 0,
     };
     gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
 }
@@ -167,11 +198,26 @@ pub enum Mode {
     Store,
     /// Every matrix adds to its own output.
     Add,
-    /// `out[0] = silu(w[0] x) * (w[1] x)` of two matrices of one format and shape.
-    Swiglu,
+    /// `out[0] = glu(w[0] x, w[1] x)` of two matrices of one format and shape.
+    Gated(Glu),
 }
 
-/// A matrix of a mat-vec: weights, bias `[rows]`, output `[columns, rows]`.
+impl Mode {
+    /// As kernels have it.
+    fn code(self) -> u32 {
+        match self {
+            Self::Store => 0,
+            Self::Add => 1,
+            Self::Gated(kind) => 2 + kind as u32,
+        }
+    }
+
+    fn is_gated(self) -> bool {
+        matches!(self, Self::Gated(_))
+    }
+}
+
+/// A matrix of a mat-vec: weights; bias `[rows]`, of experts `[experts, rows]`; output `[columns, rows]`.
 pub type Part<'a> = (&'a Weight, Option<View>, View);
 
 /// Chosen experts of a mat-vec over columns.
@@ -228,6 +274,12 @@ fn warps(pieces: usize) -> usize {
 /// # Errors
 /// Those of the driver; quantized activations that are missing.
 pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
+    let (launch, a) = mat_vec_args(m, m.columns)?;
+    gpu.launch(launch, &a)
+}
+
+/// A mat-vec's arguments and geometry; outputs have `results` rows.
+fn mat_vec_args(m: &MatVec<'_>, results: usize) -> Result<(Launch, args::MatVec)> {
     let n_in = m.parts[0].0.n_in();
     let n_expert = m.experts.map_or(1, |e| e.n);
     let inputs = m.columns.div_ceil(m.per_input);
@@ -241,7 +293,7 @@ pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
         ids: at(m.experts.map(|e| e.ids)),
         n_seg: m.parts.len() as u32,
         n_in: n_in as u32,
-        mode: m.mode as u32,
+        mode: m.mode.code(),
         per_input: m.per_input as u32,
         ..args::MatVec::default()
     };
@@ -256,11 +308,11 @@ pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
     let mut blocks = 0;
     for (i, &(w, bias, out)) in m.parts.iter().enumerate() {
         assert_eq!(w.n_in(), n_in);
-        if m.mode != Mode::Swiglu || i == 0 {
-            check(out, m.columns * rows_of(w));
+        if !m.mode.is_gated() || i == 0 {
+            check(out, results * rows_of(w));
         }
         if let Some(b) = bias {
-            check(b, rows_of(w));
+            check(b, w.n_row());
         }
         blocks += rows_of(w).div_ceil(2);
         a.seg[i] = args::Segment {
@@ -273,7 +325,7 @@ pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
             n_out: rows_of(w) as u32,
         };
     }
-    if m.mode == Mode::Swiglu {
+    if m.mode.is_gated() {
         let [(g, ..), (u, ..)] = m.parts else {
             panic!("two matrices")
         };
@@ -286,10 +338,8 @@ pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
         .map(|p| n_in.div_ceil(piece(p.0.ty())))
         .max()
         .unwrap_or(1);
-    gpu.launch(
-        launch([blocks, m.columns, 1], 32 * warps(pieces) as u32, 0),
-        &a,
-    )
+    let block = 32 * warps(pieces) as u32;
+    Ok((launch([blocks, m.columns, 1], block, 0), a))
 }
 
 /// Shape of the heads of a layer.
@@ -397,62 +447,6 @@ pub fn rope_store(gpu: &Gpu, h: Heads, c: &RopeStore, n: usize) -> Result<()> {
         launch([(h.n_head + 2 * h.n_head_kv).div_ceil(4), n, 1], 128, 0),
         &a,
     )
-}
-
-/// Chooses experts: logits `[n, n_expert]` to ids `[n, n_used]` u32 and weights `[n, n_used]`.
-///
-/// # Errors
-/// Those of the driver.
-#[allow(clippy::too_many_arguments, reason = "operands of one kernel")]
-pub fn moe_route(
-    gpu: &Gpu,
-    ids: View,
-    weights: View,
-    logits: View,
-    n: usize,
-    n_expert: usize,
-    n_used: usize,
-    norm: bool,
-) -> Result<()> {
-    check(logits, n * n_expert);
-    check(ids, n * n_used);
-    check(weights, n * n_used);
-    let a = args::MoeRoute {
-        logits: logits.at,
-        ids: ids.at,
-        weights: weights.at,
-        n_expert: n_expert as u32,
-        n_used: n_used as u32,
-        norm: u32::from(norm),
-        pad: 0,
-    };
-    gpu.launch(launch([n, 1, 1], 32, n_expert * 4), &a)
-}
-
-/// `acc[n, width] += sum over n_used of weights * y[n, n_used, width]`.
-///
-/// # Errors
-/// Those of the driver.
-pub fn moe_sum(
-    gpu: &Gpu,
-    acc: View,
-    y: View,
-    weights: View,
-    n: usize,
-    n_used: usize,
-    width: usize,
-) -> Result<()> {
-    check(acc, n * width);
-    check(y, n * n_used * width);
-    check(weights, n * n_used);
-    let a = args::MoeSum {
-        y: y.at,
-        weights: weights.at,
-        acc: acc.at,
-        n_used: n_used as u32,
-        width: width as u32,
-    };
-    gpu.launch(launch([width.div_ceil(128), n, 1], 128, 0), &a)
 }
 
 /// Reads all of a view and drops it: what the ceiling of decoding is measured with. `out` is `[1]`.

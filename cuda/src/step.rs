@@ -14,7 +14,7 @@ pub use program::{Clocks, Inputs, Program};
 
 use crate::args::{self, Matrix, Phase, Words};
 use crate::gpu::{Buffer, Gpu, Launch, Result, View};
-use crate::ops::{Attention, Heads, Mode, Pairs, Part, RopeStore, Tiers, only_f16};
+use crate::ops::{Attention, Glu, Heads, Mode, Pairs, Part, RopeStore, Tiers, only_f16};
 use crate::weight::Weight;
 
 /// Threads of a block.
@@ -226,7 +226,11 @@ impl Builder {
     pub fn products(&mut self, p: &Products<'_>) {
         let n_in = p.parts[0].0.n_in();
         assert!(p.src.bytes() >= n_in * 4 && (1..=3).contains(&p.parts.len()));
-        let gated = p.mode == Mode::Swiglu;
+        let gated = match p.mode {
+            Mode::Store | Mode::Add => false,
+            Mode::Gated(Glu::Swiglu) => true,
+            Mode::Gated(_) => return self.refuse("gates that are not SwiGLU"),
+        };
         let mut phase = Phase {
             src: self.read(p.src, n_in * 4),
             kind: 1,
@@ -282,6 +286,13 @@ impl Builder {
         let Some(store) = call.store else {
             return self.refuse("attention that stores nothing");
         };
+        for (asked, what) in [
+            (c.window.is_some(), "sliding windows"),
+            (c.cap.is_some(), "soft caps of attention"),
+            (c.sinks.is_some(), "attention sinks"),
+        ] {
+            self.want(!asked, || what.to_owned());
+        }
         let Heads {
             n_head,
             n_head_kv,

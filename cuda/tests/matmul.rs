@@ -3,10 +3,11 @@
 
 mod common;
 
+use common::weights::{Q8, matrix, put, reference};
 use common::*;
-use lemma_cuda::ops::{self, Experts, MatVec, Mode, Quant};
+use lemma_cuda::ops::{self, Glu, MatVec, Mode};
 use lemma_cuda::step::{Builder, Inputs, Products, Shape};
-use lemma_cuda::{Buffer, Gpu, Source, Uploader, Weight, has_kernels};
+use lemma_cuda::{Gpu, has_kernels};
 use lemma_quant::GgmlType;
 
 /// Every format with kernels, and one without.
@@ -19,81 +20,6 @@ fn formats() -> Vec<GgmlType> {
     assert_eq!(all.len(), 16);
     all.push(GgmlType::TQ1_0);
     all
-}
-
-/// Random rows of a format and what they mean.
-fn matrix(rng: &mut Rng, ty: GgmlType, n_in: usize, n_row: usize) -> (Vec<u8>, Vec<f32>) {
-    let quantize = ty.traits().quantize_row.expect("a quantizer");
-    let row = ty.row_size(n_in).expect("whole blocks");
-    let mut bytes = vec![0; row * n_row];
-    let mut values = vec![0.0; n_in * n_row];
-    for (b, v) in bytes
-        .chunks_exact_mut(row)
-        .zip(values.chunks_exact_mut(n_in))
-    {
-        quantize(&rng.normals(n_in), b);
-        (ty.traits().dequantize_row)(b, v);
-    }
-    (bytes, values)
-}
-
-/// `x w^T + bias`: `[n, n_out]`.
-fn reference(x: &[f32], w: &[f32], bias: Option<&[f32]>, n_in: usize) -> Vec<f64> {
-    let mut out = Vec::new();
-    for x in x.chunks_exact(n_in) {
-        for (i, w) in w.chunks_exact(n_in).enumerate() {
-            let dot: f64 = x
-                .iter()
-                .zip(w)
-                .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                .sum();
-            out.push(dot + bias.map_or(0.0, |b| f64::from(b[i])));
-        }
-    }
-    out
-}
-
-fn put(gpu: &Gpu, ty: GgmlType, data: &[u8], n_in: usize, n_row: usize) -> Weight {
-    let source = Source {
-        ty,
-        n_in,
-        n_row,
-        data,
-    };
-    let mut uploader = Uploader::new(gpu).expect("uploader");
-    uploader.upload(source).expect("upload")
-}
-
-struct Q8(Buffer, Buffer);
-
-impl Q8 {
-    fn of(gpu: &Gpu, x: &Buffer, n: usize) -> Option<Self> {
-        if !n.is_multiple_of(32) {
-            return None;
-        }
-        let q = Self(gpu.alloc(n).expect("q"), gpu.alloc(n / 4).expect("ds"));
-        ops::quantize(gpu, q.quant(), x.view(), n).expect("quantize");
-        Some(q)
-    }
-
-    fn quant(&self) -> Quant {
-        Quant {
-            q: self.0.view(),
-            ds: self.1.view(),
-        }
-    }
-
-    /// What the quantized activations stand for: with these as input, only rounding of sums is left as an error.
-    fn values(&self, gpu: &Gpu) -> Vec<f32> {
-        let (q, ds) = (
-            gpu.read(self.0.view()).expect("read"),
-            read(gpu, self.1.view()),
-        );
-        q.iter()
-            .enumerate()
-            .map(|(i, v)| f32::from(*v as i8) * ds[i / 32 * 2])
-            .collect()
-    }
 }
 
 /// Widths that a format can have, odd ones where it can.
@@ -233,16 +159,13 @@ fn mat_vecs_with_one_input_share_a_launch() {
     }
 }
 
-fn silu(x: f64) -> f64 {
-    x / (1.0 + (-x).exp())
-}
-
 #[test]
 fn gate_and_up_in_one_launch() {
     for gpu in gpus() {
         let mut rng = Rng::new(4);
         let (n_in, n_ff) = (256, 45);
-        for ty in [GgmlType::Q4_K, GgmlType::Q8_0, GgmlType::BF16] {
+        let types = [GgmlType::Q4_K, GgmlType::Q8_0, GgmlType::BF16];
+        for (ty, kind) in types.iter().flat_map(|&ty| GLUS.map(|kind| (ty, kind))) {
             let ((gd, gv), (ud, uv)) = (
                 matrix(&mut rng, ty, n_in, n_ff),
                 matrix(&mut rng, ty, n_in, n_ff),
@@ -268,53 +191,18 @@ fn gate_and_up_in_one_launch() {
                 columns: 1,
                 per_input: 1,
                 experts: None,
-                mode: Mode::Swiglu,
+                mode: Mode::Gated(kind),
             };
             ops::mat_vec(&gpu, &m).expect("mat_vec");
             let (gate, up) = (
                 reference(&x, &gv, None, n_in),
                 reference(&x, &uv, Some(&bias), n_in),
             );
-            let want: Vec<f64> = gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect();
+            let pairs = gate.iter().zip(up);
+            let want: Vec<f64> = pairs.map(|(g, u)| gated(kind, *g, u)).collect();
             let e = nmse(&read(&gpu, out.view()), &want);
-            assert!(e < 5e-4, "{gpu:?} {}: {e:e}", ty.name());
+            assert!(e < 5e-4, "{gpu:?} {} {kind:?}: {e:e}", ty.name());
         }
-    }
-}
-
-#[test]
-fn experts_are_chosen_by_column() {
-    for gpu in gpus() {
-        let mut rng = Rng::new(5);
-        let (n_in, n_out, n_expert) = (256, 9, 5);
-        let (data, values) = matrix(&mut rng, GgmlType::Q5_K, n_in, n_out * n_expert);
-        let w = put(&gpu, GgmlType::Q5_K, &data, n_in, n_out * n_expert);
-        let x = rng.normals(n_in * 3);
-        let xb = upload(&gpu, &x);
-        let q8 = Q8::of(&gpu, &xb, n_in * 3).expect("whole blocks");
-        let ids = [4, 0, 2, 2, 1, 3];
-        let (idb, out) = (upload_u32(&gpu, &ids), poisoned(&gpu, ids.len() * n_out));
-        let parts = [(&w, None, out.view())];
-        let m = MatVec {
-            parts: &parts,
-            x: xb.view(),
-            quant: Some(q8.quant()),
-            columns: ids.len(),
-            per_input: 2,
-            experts: Some(Experts {
-                ids: idb.view(),
-                n: n_expert,
-            }),
-            mode: Mode::Store,
-        };
-        ops::mat_vec(&gpu, &m).expect("mat_vec");
-        let mut want = Vec::new();
-        for (c, &id) in ids.iter().enumerate() {
-            let rows = &values[id as usize * n_out * n_in..][..n_out * n_in];
-            want.extend(reference(&x[c / 2 * n_in..][..n_in], rows, None, n_in));
-        }
-        let e = nmse(&read(&gpu, out.view()), &want);
-        assert!(e < 5e-4, "{gpu:?}: {e:e}");
     }
 }
 
@@ -464,20 +352,24 @@ fn products_of_a_step() {
                     let e = nmse(&read(&gpu, out.view()), want);
                     assert!(e < limit, "{ty:?} {n_in} x {n_out}: {e:.1e}");
                 }
-                let gated = [
+                let both = [
                     (&wa, Some(db.view()), outs[2].view()),
                     (&wb, None, outs[2].view()),
                 ];
                 run_step(
                     &gpu,
                     &[Products {
-                        parts: &gated,
+                        parts: &both,
                         src: dx.view(),
                         norm: with,
-                        mode: Mode::Swiglu,
+                        mode: Mode::Gated(Glu::Swiglu),
                     }],
                 );
-                let want: Vec<f64> = ya.iter().zip(&yb).map(|(g, u)| silu(*g) * u).collect();
+                let want: Vec<f64> = ya
+                    .iter()
+                    .zip(&yb)
+                    .map(|(g, u)| gated(Glu::Swiglu, *g, *u))
+                    .collect();
                 let e = nmse(&read(&gpu, outs[2].view()), &want);
                 assert!(e < 4.0 * limit, "{ty:?} {n_in} x {n_out} gated: {e:.1e}");
                 // Added to what is there, twice, without a norm; behind a phase that it waits for.

@@ -1,4 +1,4 @@
-//! Norms, quantization, rotation, routing of experts.
+//! Norms, quantization, rotation, gates.
 #![cfg(any(feature = "cuda", feature = "emulate"))]
 
 mod common;
@@ -134,23 +134,44 @@ fn sums_are_scaled() {
 }
 
 #[test]
-fn swiglu_is_silu_of_gate_times_up() {
+fn gates_of_every_kind() {
     for gpu in gpus() {
         let mut rng = Rng::new(12);
         let n = 1000;
-        let (g, u) = (
-            rng.normals(n).iter().map(|v| v * 10.0).collect::<Vec<_>>(),
-            rng.normals(n),
-        );
-        let (gb, ub) = (upload(&gpu, &g), upload(&gpu, &u));
-        ops::swiglu(&gpu, gb.view(), ub.view(), n).expect("swiglu");
-        let want: Vec<f64> = g
-            .iter()
-            .zip(&u)
-            .map(|(g, u)| f64::from(*g) / (1.0 + (-f64::from(*g)).exp()) * f64::from(*u))
-            .collect();
-        let e = nmse(&read(&gpu, gb.view()), &want);
-        assert!(e < 1e-10, "{gpu:?}: {e:e}");
+        // As far out as bounds are, and where nothing is left of a gate.
+        let mut ten = || {
+            let mut x: Vec<f32> = rng.normals(n).iter().map(|v| v * 10.0).collect();
+            x.extend([0.0, -0.0, 7.0, -7.0, 300.0, -300.0, 1e-4]);
+            x
+        };
+        let (g, u) = (ten(), ten());
+        for kind in GLUS {
+            let (gb, ub) = (upload(&gpu, &g), upload(&gpu, &u));
+            ops::gate_up(&gpu, kind, gb.view(), ub.view(), g.len()).expect("gate_up");
+            let pairs = g.iter().zip(&u);
+            let want: Vec<f64> = pairs
+                .map(|(g, u)| gated(kind, f64::from(*g), f64::from(*u)))
+                .collect();
+            let e = nmse(&read(&gpu, gb.view()), &want);
+            assert!(e < 1e-10, "{gpu:?} {kind:?}: {e:e}");
+        }
+    }
+}
+
+#[test]
+fn logits_are_bounded() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(15);
+        let mut x: Vec<f32> = rng.normals(700).iter().map(|v| v * 20.0).collect();
+        x.extend([0.0, 1e4, -1e4, 1e-3]);
+        for cap in [30.0, 6.0] {
+            let xb = upload(&gpu, &x);
+            ops::soft_cap(&gpu, xb.view(), cap, x.len()).expect("soft_cap");
+            let cap = f64::from(cap);
+            let want = x.iter().map(|x| cap * (f64::from(*x) / cap).tanh());
+            let e = nmse(&read(&gpu, xb.view()), &want.collect::<Vec<_>>());
+            assert!(e < 1e-12, "{gpu:?}: {e:e}");
+        }
     }
 }
 
@@ -277,70 +298,6 @@ fn heads_are_normed_rotated_and_stored() {
                     "only the places are written"
                 );
             }
-        }
-    }
-}
-
-#[test]
-fn experts_are_routed_as_by_softmax() {
-    for gpu in gpus() {
-        let mut rng = Rng::new(14);
-        for (n, n_expert, n_used, even) in [
-            (3, 8, 2, true),
-            (2, 60, 4, false),
-            (1, 130, 8, true),
-            (1, 4, 4, false),
-        ] {
-            let mut logits = rng.normals(n * n_expert);
-            logits[1] = logits[0]; // a tie goes to the lower index
-            let (lb, ids, weights) = (
-                upload(&gpu, &logits),
-                poisoned(&gpu, n * n_used),
-                poisoned(&gpu, n * n_used),
-            );
-            ops::moe_route(
-                &gpu,
-                ids.view(),
-                weights.view(),
-                lb.view(),
-                n,
-                n_expert,
-                n_used,
-                even,
-            )
-            .expect("moe_route");
-            let got_ids: Vec<usize> = read(&gpu, ids.view())
-                .iter()
-                .map(|v| v.to_bits() as usize)
-                .collect();
-            let got = read(&gpu, weights.view());
-            for t in 0..n {
-                let row = f64s(&logits[t * n_expert..][..n_expert]);
-                let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let all: f64 = row.iter().map(|v| (v - max).exp()).sum();
-                let mut order: Vec<usize> = (0..n_expert).collect();
-                order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
-                order.truncate(n_used);
-                assert_eq!(got_ids[t * n_used..][..n_used], order, "{gpu:?}");
-                let mut p: Vec<f64> = order.iter().map(|&e| (row[e] - max).exp() / all).collect();
-                if even {
-                    let sum: f64 = p.iter().sum();
-                    p.iter_mut().for_each(|v| *v /= sum);
-                }
-                assert!(nmse(&got[t * n_used..][..n_used], &p) < 1e-10, "{gpu:?}");
-            }
-            let width = 37;
-            let (y, acc) = (rng.normals(n * n_used * width), rng.normals(n * width));
-            let (yb, ab) = (upload(&gpu, &y), upload(&gpu, &acc));
-            ops::moe_sum(&gpu, ab.view(), yb.view(), weights.view(), n, n_used, width)
-                .expect("moe_sum");
-            let mut want = f64s(&acc);
-            for (c, y) in y.chunks_exact(width).enumerate() {
-                for (i, y) in y.iter().enumerate() {
-                    want[c / n_used * width + i] += f64::from(got[c]) * f64::from(*y);
-                }
-            }
-            assert!(nmse(&read(&gpu, ab.view()), &want) < 1e-10, "{gpu:?}");
         }
     }
 }

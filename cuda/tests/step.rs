@@ -4,7 +4,7 @@
 mod common;
 
 use common::pages::F16;
-use common::pool::{POOLS, Pool, fits};
+use common::pool::{POOLS, Pool, Rules, fits};
 use common::*;
 use half::f16;
 use lemma_cuda::ops::{Attention, Heads, Mode, Pairs, RopeStore, Store};
@@ -144,6 +144,9 @@ fn a_step_attends_to_pages_of_any_tier() {
                     n_pages: state.view().slice(0, 4),
                     pos: state.view().slice(4, 4),
                     scale,
+                    window: None,
+                    cap: None,
+                    sinks: None,
                 };
                 b.attend(0, out.view(), &call, &attention, true);
                 b.weigh(mass.view());
@@ -164,7 +167,7 @@ fn a_step_attends_to_pages_of_any_tier() {
                     .expect("step");
                 gpu.synchronize().expect("step");
                 let what = format!("{gpu:?} {h:?} {types:?} {n_pages} pages");
-                let (want, masses) = pool.reference(h, &qx, pos, scale);
+                let (want, masses) = pool.reference(h, &qx, pos, &Rules::scaled(scale));
                 let e = nmse(&read(&gpu, out.view()), &want);
                 // Tensor cores round the weights of the values to f16.
                 assert!(e < 1e-7, "{what}: {e:e}");

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use common::*;
 use lemma_cuda::ops::{
-    Attention, Heads, MAX_TIERS, Mode, Pairs, RopeStore, Store, Tier, page_bytes, slot_of,
+    Attention, Glu, Heads, MAX_TIERS, Mode, Pairs, RopeStore, Store, Tier, page_bytes, slot_of,
 };
 use lemma_cuda::step::{Builder, Clocks, Inputs, Products, Program, Shape};
 use lemma_cuda::{Buffer, Gpu, Source, Uploader, View, Weight};
@@ -253,11 +253,14 @@ fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize, lower: Option<[KvType;
             n_pages: n_pages.view().slice(il * 4, 4),
             pos: pos.view(),
             scale: 0.1,
+            window: None,
+            cap: None,
+            sinks: None,
         };
         b.attend(il, att.view(), &call, &attention, true);
         products(&mut b, &[(&l.o, None, x.view())], &att, None, Mode::Add);
         let ffn = [(&l.gate, None, gate.view()), (&l.up, None, gate.view())];
-        products(&mut b, &ffn, &x, norm, Mode::Swiglu);
+        products(&mut b, &ffn, &x, norm, Mode::Gated(Glu::Swiglu));
         products(&mut b, &[(&l.down, None, x.view())], &gate, None, Mode::Add);
     }
     b.weigh(mass.view());

@@ -56,9 +56,18 @@ enum Reference {
     Cpu,
 }
 
+/// The model of most tests, and one with windows and sinks whose heads are wide enough for blocks.
+const PLAIN: &str = "qwen3-tied";
+const WINDOWS: &str = "gpt-oss-f32experts";
+
 /// A reference and a device over one model, each with books of its own.
-fn sides(gpu: &Gpu, spec: &str, n_slots: usize, reference: Reference) -> (HParams, Side, Side) {
-    let file = GgufFile::open(&data().join("arch/qwen3-tied.gguf")).unwrap();
+fn sides(
+    gpu: &Gpu,
+    (model, spec): (&str, &str),
+    n_slots: usize,
+    reference: Reference,
+) -> (HParams, Side, Side) {
+    let file = GgufFile::open(&data().join(format!("arch/{model}.gguf"))).unwrap();
     let hp = HParams::read(&file).unwrap();
     let mut o = LoadOptions {
         n_threads: Some(1),
@@ -93,11 +102,12 @@ fn token(i: usize, n_vocab: usize) -> u32 {
 
 /// Runs a prompt and steps on both sides, as long as pages go alike; returns how many pages did, and of how many. Where masses all but
 /// tie, rounding may tell them apart; from then on the two hold different pages, and nothing is compared.
-fn compare(gpu: &Gpu, spec: &str, reference: Reference, limit: f64) -> (usize, usize) {
+fn compare(gpu: &Gpu, of: (&str, &str), reference: Reference, limit: f64) -> (usize, usize) {
     let n_slots = if is_slow(gpu) { 4 } else { 8 };
     // On a device many more positions are compared, and what was rounded the other way stays in the pool.
     let limit = if is_slow(gpu) { limit } else { 5.0 * limit };
-    let (hp, mut want, mut got) = sides(gpu, spec, n_slots, reference);
+    let (hp, mut want, mut got) = sides(gpu, of, n_slots, reference);
+    let spec = format!("{} {}", of.0, of.1);
     let mut at = 0;
     let mut worst = 0.0f64;
     let mut pages = (0, 0);
@@ -153,11 +163,27 @@ const TIERS: [(&str, f64); 6] = [
 fn pages_go_as_they_do_on_the_reference() {
     for gpu in gpus() {
         for (spec, limit) in &TIERS[..if is_slow(&gpu) { 3 } else { TIERS.len() }] {
-            let (alike, all) = compare(&gpu, spec, Reference::Trace, *limit);
+            let (alike, all) = compare(&gpu, (PLAIN, spec), Reference::Trace, *limit);
             assert!(
                 all > 10 && alike * 10 >= all * 9,
                 "{spec}: {alike} of {all}"
             );
+        }
+    }
+}
+
+#[test]
+fn windows_and_sinks_see_pages_of_any_tier() {
+    for gpu in gpus() {
+        // As far as the CPU is from the reference on this model, whose experts change where a number is rounded the other way.
+        let specs = [
+            "raas:demote=q8_0:0.15+k4/v2:0.75",
+            "h2o:demote=q8_0/q4_0+q4_0,aggregate=mean",
+            "window:demote=k4/v2",
+        ];
+        for spec in &specs[..if is_slow(&gpu) { 2 } else { specs.len() }] {
+            let (alike, all) = compare(&gpu, (WINDOWS, spec), Reference::Trace, 3e-2);
+            assert!(all > 5 && alike * 10 >= all * 9, "{spec}: {alike} of {all}");
         }
     }
 }
@@ -172,7 +198,7 @@ fn pools_of_other_types_are_those_of_the_cpu() {
             ("lrfu:ctk=q8_0,ctv=q8_0,demote=q4_0+k4/v2", 1e-2),
         ];
         for (spec, limit) in &specs[..if is_slow(&gpu) { 2 } else { specs.len() }] {
-            let (alike, all) = compare(&gpu, spec, Reference::Cpu, *limit);
+            let (alike, all) = compare(&gpu, (PLAIN, spec), Reference::Cpu, *limit);
             assert!(all > 5 && alike * 10 >= all * 9, "{spec}: {alike} of {all}");
         }
     }
@@ -182,8 +208,8 @@ fn pools_of_other_types_are_those_of_the_cpu() {
 fn steps_ahead_of_the_host_change_nothing_in_tiers() {
     for gpu in gpus() {
         let spec = "raas:demote=q8_0+k4/v2";
-        let (hp, _, mut plain) = sides(&gpu, spec, 6, Reference::Cpu);
-        let (_, _, mut ahead) = sides(&gpu, spec, 6, Reference::Cpu);
+        let (hp, _, mut plain) = sides(&gpu, (PLAIN, spec), 6, Reference::Cpu);
+        let (_, _, mut ahead) = sides(&gpu, (PLAIN, spec), 6, Reference::Cpu);
         let prompt: Vec<u32> = (0..40).map(|i| token(i, hp.n_vocab)).collect();
         // Twice: behind a cleared pool nothing is in lower tiers, and what comes is what came before.
         let mut first = Vec::new();
@@ -228,7 +254,8 @@ fn steps_ahead_of_the_host_change_nothing_in_tiers() {
 #[test]
 fn a_pool_that_grows_keeps_its_tiers() {
     for gpu in gpus() {
-        let (hp, mut want, mut got) = sides(&gpu, "raas:demote=q8_0+k4/v2", 5, Reference::Cpu);
+        let (hp, mut want, mut got) =
+            sides(&gpu, (PLAIN, "raas:demote=q8_0+k4/v2"), 5, Reference::Cpu);
         let mut at = 0;
         for (steps, n_slots) in [(130, 9), (60, 0)] {
             for _ in 0..steps {

@@ -1,8 +1,8 @@
 //! Attention, for batches and for one token.
 
 use super::{Heads, MAX_HEAD_DIM, Quant, Tiers, at, check, launch, only_f16, tier_args};
-use crate::args;
 use crate::gpu::{Gpu, Result, View};
+use crate::{PAGE, args};
 
 /// Pages weighed by a block of the kernel that joins attention.
 const COMBINE_BLOCK: u32 = 128;
@@ -12,6 +12,9 @@ const ATT_WARPS: usize = 4;
 /// Queries of a warp of the kernel for batches, and the widest head that it takes.
 const UNIT: usize = 8;
 const BATCH_MAX_D: usize = 128;
+
+/// As kernels have a window that is none.
+const NO_WINDOW: u32 = 0x7fff_ffff;
 
 /// What attention reads.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +31,20 @@ pub struct Attention {
     pub pos: View,
     /// Factor of the scores.
     pub scale: f32,
+    /// Tokens that a query sees, itself included, if not all.
+    pub window: Option<u32>,
+    /// Bound of the scores, positive: they become `cap * tanh(score / cap)`.
+    pub cap: Option<f32>,
+    /// `[n_head]`: a score of each head that takes part in the softmax and has no value.
+    pub sinks: Option<View>,
+}
+
+impl Attention {
+    /// Window and bound as kernels have them.
+    fn bounds(&self) -> (u32, f32) {
+        let window = self.window.map_or(NO_WINDOW, |w| w.min(NO_WINDOW));
+        (window, self.cap.unwrap_or(0.0))
+    }
 }
 
 /// Attention of `n` tokens of a batch: out `[n, n_head, head_dim]`.
@@ -54,6 +71,7 @@ pub fn attention(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> Res
 
 fn attention_batch(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> Result<()> {
     check_operands(h, c, n);
+    let (window, cap) = c.bounds();
     let a = args::AttentionBatch {
         q: c.q.at,
         tiers: tier_args(&c.tiers),
@@ -61,20 +79,24 @@ fn attention_batch(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> R
         n_pages: c.n_pages.at,
         pos: c.pos.at,
         out: out.at,
+        sinks: at(c.sinks),
         n: n as u32,
         n_head: h.n_head as u32,
         n_head_kv: h.n_head_kv as u32,
         head_dim: h.head_dim as u32,
         scale: c.scale,
+        window,
+        cap,
         pad: 0,
     };
     let queries = n * (h.n_head / h.n_head_kv);
     let grid = [h.n_head_kv, queries.div_ceil(UNIT * ATT_WARPS), 1];
     let launch = launch(grid, 32 * ATT_WARPS as u32, 0);
-    if only_f16(&c.tiers) {
-        gpu.launch(launch, &a)
-    } else {
-        gpu.launch(launch, &args::AttentionBatchTiers(a))
+    match (c.window.is_some() || c.cap.is_some(), only_f16(&c.tiers)) {
+        (false, true) => gpu.launch(launch, &a),
+        (false, false) => gpu.launch(launch, &args::AttentionBatchTiers(a)),
+        (true, true) => gpu.launch(launch, &args::AttentionBatchBounded(a)),
+        (true, false) => gpu.launch(launch, &args::AttentionBatchBoundedTiers(a)),
     }
 }
 
@@ -113,7 +135,10 @@ pub fn attention_decode(
     c: &Attention,
     parts: &Parts,
 ) -> Result<()> {
-    let (d, splits, max_pages) = (h.head_dim, parts.splits, c.pages.bytes() / 8);
+    let (d, max_pages) = (h.head_dim, c.pages.bytes() / 8);
+    // Where a window ends few pages are left, and a warp takes one.
+    let seen = c.window.map(|w| w as usize / PAGE + 3);
+    let splits = seen.map_or(parts.splits, |n| parts.splits.min(n.div_ceil(ATT_WARPS)));
     check(out, h.n_head * d);
     check(parts.sums, h.n_head * splits * d);
     check(parts.ml, h.n_head * splits * 2);
@@ -140,7 +165,10 @@ pub fn attention_decode(
         part: parts.sums.at,
         part_ml: parts.ml.at,
         page_ml: parts.page_ml.at,
+        sinks: at(c.sinks),
+        pages: c.pages.at,
         n_pages: c.n_pages.at,
+        pos: c.pos.at,
         out: out.at,
         q: at(quant.map(|q| q.q)),
         ds: at(quant.map(|q| q.ds)),
@@ -150,7 +178,7 @@ pub fn attention_decode(
         splits: splits as u32,
         max_pages: max_pages as u32,
         mean: u32::from(masses.is_some_and(|m| m.mean)),
-        pad: 0,
+        window: c.bounds().0,
     };
     let weigh = if masses.is_some() {
         max_pages.div_ceil(COMBINE_BLOCK as usize)
@@ -171,6 +199,10 @@ fn check_operands(h: Heads, c: &Attention, n: usize) {
     c.tiers.iter().flatten().for_each(|t| t.check(h));
     check(c.n_pages, 1);
     check(c.pos, 1);
+    assert!(c.window != Some(0) && c.cap.is_none_or(|cap| cap > 0.0));
+    if let Some(sinks) = c.sinks {
+        check(sinks, h.n_head);
+    }
 }
 
 fn launch_attention(
@@ -188,6 +220,7 @@ fn launch_attention(
     (a.n, a.n_head, a.n_head_kv, a.head_dim) =
         (n as u32, h.n_head as u32, h.n_head_kv as u32, d as u32);
     (a.max_pages, a.scale) = ((c.pages.bytes() / 8) as u32, c.scale);
+    (a.sinks, (a.window, a.cap)) = (at(c.sinks), c.bounds());
     let shared = (ATT_TILE * d.next_multiple_of(8) + ATT_WARPS * ATT_TILE * d) * 4;
     let tiles = (n * (h.n_head / h.n_head_kv)).div_ceil(ATT_TILE);
     let launch = launch([h.n_head_kv, tiles, splits], 32 * ATT_WARPS as u32, shared);

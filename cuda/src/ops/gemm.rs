@@ -8,8 +8,10 @@ use crate::weight::Weight;
 /// Bytes of unpacked weights that are multiplied at once. Enough tiles to occupy the device matter more than what the L2 cache holds.
 const PANEL: usize = 128 << 20;
 /// Tokens and rows of a tile, and elements of a step.
-const TILE: usize = 128;
-const STEP: usize = 64;
+pub(super) const TILE: usize = 128;
+pub(super) const STEP: usize = 64;
+/// Shared memory of a block: three steps of both factors.
+pub(super) const SHARED: usize = 3 * 2 * TILE * STEP * 2;
 
 /// `out (+)= x w^T (+ bias)` for `n` tokens: x `[n, n_in]`, out `[n, rows]`.
 ///
@@ -54,12 +56,20 @@ pub fn mul_mat(
 
 /// Room for weights and activations in f16.
 pub struct Half {
-    w: Buffer,
+    pub(super) w: Buffer,
     x: Buffer,
 }
 
-fn width(n_in: usize) -> usize {
+pub(super) fn width(n_in: usize) -> usize {
     n_in.next_multiple_of(STEP)
+}
+
+/// Unpacks rows to f16.
+pub(super) fn unpack(gpu: &Gpu, a: &args::Unpack) -> Result<()> {
+    let (width, rows) = (a.width as usize, a.n_row as usize);
+    let block = if width < 4096 { 64 } else { 256 };
+    let grid = [width.div_ceil(16 * block), rows, 1];
+    gpu.launch(launch(grid, block as u32, 0), a)
 }
 
 impl Half {
@@ -75,6 +85,11 @@ impl Half {
             w: gpu.alloc(PANEL.max(TILE * width(n_in) * 2))?,
             x: gpu.alloc(n * width(n_in) * 2)?,
         })
+    }
+
+    /// Whether a matrix of `n_out` rows of `n_in` elements, unpacked, has room as a whole.
+    pub fn holds(n_in: usize, n_out: usize) -> bool {
+        n_out <= 65535 && n_out * width(n_in) * 2 <= PANEL
     }
 
     /// Bytes of that room.
@@ -103,6 +118,7 @@ impl Half {
             out: self.x.view().at,
             n_in: n_in as u32,
             width: width as u32,
+            ..args::ToHalf::default()
         };
         gpu.launch(launch([width.div_ceil(8 * 128), n, 1], 128, 0), &a)?;
         let room = (self.w.view().bytes() / (width * 2)).min(65535) / TILE * TILE;
@@ -130,10 +146,9 @@ impl Half {
                     n_in: n_in as u32,
                     width: width as u32,
                     n_row: rows as u32,
+                    ..args::Unpack::default()
                 };
-                let block = if width < 4096 { 64 } else { 256 };
-                let grid = [width.div_ceil(16 * block), rows, 1];
-                gpu.launch(launch(grid, block as u32, 0), &a)?;
+                unpack(gpu, &a)?;
                 waiting.push(args::PartF16 {
                     out: out.at + first as u64 * 4,
                     bias: bias.map_or(0, |b| b.at + first as u64 * 4),
@@ -168,7 +183,7 @@ impl Half {
             .iter()
             .map(|p| (p.n_out as usize).div_ceil(TILE))
             .sum();
-        let shared = 3 * 2 * TILE * STEP * 2;
+        let shared = SHARED;
         let launch = launch([n.div_ceil(TILE) * tiles, 1, 1], 256, shared);
         if gpu.info().sm == (9, 0) {
             gpu.launch(launch, &args::MulMatF16Hopper(a))

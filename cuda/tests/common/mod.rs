@@ -4,7 +4,9 @@
 
 pub mod pages;
 pub mod pool;
+pub mod weights;
 
+use lemma_cuda::ops::Glu;
 use lemma_cuda::{Buffer, Gpu, View};
 
 /// The devices to test on: real ones, and the emulator where it was built.
@@ -95,4 +97,23 @@ pub fn read(gpu: &Gpu, view: View) -> Vec<f32> {
         .chunks_exact(4)
         .map(|b| f32::from_le_bytes(b.try_into().expect("four")))
         .collect()
+}
+
+/// Every kind of gate.
+pub const GLUS: [Glu; 3] = [Glu::Swiglu, Glu::SwigluOai, Glu::Geglu];
+
+/// What a kind makes of a gate and of what goes up beside it.
+pub fn gated(kind: Glu, g: f64, u: f64) -> f64 {
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    match kind {
+        Glu::Swiglu => g * sigmoid(g) * u,
+        Glu::SwigluOai => {
+            let (g, u) = (g.min(7.0), u.clamp(-7.0, 7.0));
+            g * sigmoid(1.702 * g) * (u + 1.0)
+        }
+        Glu::Geglu => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3));
+            0.5 * g * (1.0 + inner.tanh()) * u
+        }
+    }
 }

@@ -17,6 +17,26 @@ pub const POOLS: [&[[KvType; 2]]; 6] = [
     &[[F16, Q8_0], [K4, Q8_0], [K4, V2]],
 ];
 
+/// How queries and keys become weights of values.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    pub scale: f32,
+    pub window: Option<u32>,
+    pub cap: Option<f32>,
+    /// `[n_head]`, or nothing.
+    pub sinks: Vec<f32>,
+}
+
+impl Rules {
+    /// A factor of the scores and nothing else.
+    pub fn scaled(scale: f32) -> Self {
+        Self {
+            scale,
+            ..Self::default()
+        }
+    }
+}
+
 /// Whether heads of this shape can be stored so: all but f16 wants whole blocks.
 pub fn fits(types: &[[KvType; 2]], h: Heads) -> bool {
     types == POOLS[0] || h.head_dim.is_multiple_of(32)
@@ -89,6 +109,14 @@ impl Pool {
         }
     }
 
+    /// Leaves no holes between the positions of the last `n` pages.
+    pub fn close_up(&mut self, n: usize) {
+        let n_pages = self.pages.len();
+        for i in n_pages.saturating_sub(n)..n_pages {
+            self.pages[i].2 = ((100 + i) * PAGE) as u32;
+        }
+    }
+
     /// As kernels read it.
     pub fn table(&self) -> Vec<u32> {
         let entry = |&(tier, slot, first): &(u8, u32, u32)| [ops::slot_of(tier, slot), first];
@@ -101,7 +129,7 @@ impl Pool {
         h: Heads,
         q: &[f32],
         pos: u32,
-        scale: f32,
+        rules: &Rules,
     ) -> (Vec<f64>, Vec<Vec<f64>>) {
         let (d, group) = (h.head_dim, h.n_head / h.n_head_kv);
         let (mut out, mut masses) = (Vec::new(), Vec::new());
@@ -111,19 +139,24 @@ impl Pool {
             for (i, &(tier, slot, first)) in self.pages.iter().enumerate() {
                 let [k, v] = &self.parts[usize::from(tier)];
                 for row in 0..PAGE {
-                    if first + row as u32 <= pos {
+                    let key = first + row as u32;
+                    if key <= pos && pos - key < rules.window.unwrap_or(u32::MAX) {
                         let at = ((slot as usize * PAGE + row) * h.n_head_kv + head / group) * d;
                         let dot: f64 = q
                             .iter()
                             .zip(&k.values[at..][..d])
                             .map(|(a, b)| f64::from(*a) * f64::from(*b))
                             .sum();
-                        seen.push((i, &v.values[at..][..d], dot * f64::from(scale)));
+                        let score = dot * f64::from(rules.scale);
+                        let capped = rules.cap.map(f64::from).map(|c| c * (score / c).tanh());
+                        seen.push((i, &v.values[at..][..d], capped.unwrap_or(score)));
                     }
                 }
             }
-            let max = seen.iter().map(|s| s.2).fold(f64::NEG_INFINITY, f64::max);
+            let sink = (rules.sinks.get(head)).map_or(f64::NEG_INFINITY, |s| f64::from(*s));
+            let max = seen.iter().map(|s| s.2).fold(sink, f64::max);
             let sum: f64 = seen.iter().map(|s| (s.2 - max).exp()).sum();
+            let sum = sum + (sink - max).exp();
             let mut o = vec![0.0; d];
             let mut mass = vec![0.0; self.pages.len()];
             for (i, v, s) in seen {

@@ -23,7 +23,6 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     if hp.n_layer == LAYERS_27B && k.float("attention.scale")?.is_none() {
         hp.attn_scale = 1.0 / ((hp.n_embd / hp.n_head) as f32).sqrt();
     }
-    hp.cpu_only = Some("GELU");
     Ok(())
 }
 

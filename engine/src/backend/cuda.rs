@@ -37,9 +37,6 @@ use crate::options::{Aggregate, LoadOptions};
 use crate::report;
 use crate::sampling::{self, Candidate, Choice};
 
-/// Pairs of token and expert that a batch of experts takes at once.
-const EXPERT_COLUMNS: usize = 256;
-
 impl From<CudaError> for Error {
     fn from(e: CudaError) -> Self {
         Error::runtime(e.0)
@@ -181,7 +178,7 @@ impl CudaRunner {
             });
         }
         let moe = if hp.n_expert > 0 {
-            Some(Moe::new(gpu, hp, n_ubatch, EXPERT_COLUMNS)?)
+            Some(Moe::new(gpu, hp, n_ubatch)?)
         } else {
             None
         };
@@ -271,8 +268,10 @@ impl CudaRunner {
         }
         // The rotations go where the device reads them; computing them in f64 here is what every backend does.
         let angles = &mut host.angles[..n * p.hp.head_dim];
-        p.rope.fill(0, first, n, p.hp.head_dim, angles);
-        put(step, l.rope(), angles.iter().map(|x| x.to_bits()));
+        for kind in 0..l.n_rope {
+            p.rope.fill(kind, first, n, p.hp.head_dim, angles);
+            put(step, l.rope(kind), angles.iter().map(|x| x.to_bits()));
+        }
         host.step.upload(0, p.step.view().slice(0, l.bytes()))?;
         host.send_tables(p, cache)
     }
@@ -470,13 +469,6 @@ fn supports(hp: &HParams, o: &LoadOptions, layout: &Layout) -> Result<(), Error>
     let kv = &o.kv;
     let asked = [
         (hp.cpu_only.is_some(), hp.cpu_only.unwrap_or_default()),
-        (hp.attn_softcap.is_some(), "soft caps of attention"),
-        (hp.logit_softcap.is_some(), "soft caps of logits"),
-        (
-            hp.layers.iter().any(|l| l.window.is_some()),
-            "sliding windows",
-        ),
-        (hp.ropes.len() > 1, "layers that rotate differently"),
         (layout.page != PAGE, "--kv-page other than 16"),
         (layout.groups > 1, "--kv-scope head"),
         (layout.dense > 0, "--kv-dense-layers"),
@@ -509,12 +501,13 @@ fn put(step: &mut [u8], at: usize, words: impl IntoIterator<Item = u32>) {
 }
 
 /// Where the data of a pass of `n` tokens lies, in words of 32 bits: position, live pages of each layer, tokens, places of each layer,
-/// rotations.
+/// rotations of each kind.
 #[derive(Clone, Copy, Debug)]
 struct StepLayout {
     n: usize,
     n_layer: usize,
     head_dim: usize,
+    n_rope: usize,
 }
 
 impl StepLayout {
@@ -523,6 +516,7 @@ impl StepLayout {
             n,
             n_layer: hp.n_layer,
             head_dim: hp.head_dim,
+            n_rope: hp.ropes.len(),
         }
     }
 
@@ -534,12 +528,12 @@ impl StepLayout {
         self.tokens() + self.n + il * self.n
     }
 
-    /// Pairs of floats: at an even word.
-    fn rope(&self) -> usize {
-        self.places(self.n_layer).next_multiple_of(2)
+    /// Pairs of floats of a kind of rotation: at an even word, since heads have an even width.
+    fn rope(&self, kind: usize) -> usize {
+        self.places(self.n_layer).next_multiple_of(2) + kind * self.n * self.head_dim
     }
 
     fn bytes(&self) -> usize {
-        (self.rope() + self.n * self.head_dim) * 4
+        self.rope(self.n_rope) * 4
     }
 }

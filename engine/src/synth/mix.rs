@@ -19,6 +19,8 @@ pub struct Recipe {
     base: GgmlType,
     /// All matrices get `base`, as far as their rows allow.
     pure: bool,
+    /// But for those that are not experts', where there are experts: these stay at eight bits.
+    for_experts: bool,
 }
 
 /// Name, `general.file_type`, type of most tensors.
@@ -78,6 +80,7 @@ impl Recipe {
                 file_type: same.map_or(0, |m| m.1),
                 base,
                 pure: true,
+                for_experts: false,
             });
         }
         let Some((name, file_type, base)) = MIXES.iter().find(|m| m.0 == lower) else {
@@ -96,6 +99,7 @@ impl Recipe {
             file_type: *file_type,
             base,
             pure,
+            for_experts: matches!(*name, "mxfp4" | "nvfp4"),
         })
     }
 
@@ -109,7 +113,13 @@ impl Recipe {
     /// # Errors
     /// [`Error::Usage`] if this build lacks the type.
     pub(super) fn type_of(&self, name: &str, il: u32, s: &Shape, n_in: u64) -> Result<GgmlType> {
-        let wanted = if self.pure {
+        // A router decides what everything else is worth; published files never quantize it.
+        if name.contains("ffn_gate_inp") {
+            return type_named("f32");
+        }
+        let wanted = if self.for_experts && s.n_expert > 0 && !name.contains("_exps") {
+            type_named("q8_0")?
+        } else if self.pure {
             self.base
         } else {
             type_named(self.mixed(name, il, s, n_in))?
@@ -162,7 +172,7 @@ impl Recipe {
                 "q4_k_s" if il < 4 => "q5_K",
                 _ => base,
             },
-            "ffn_down" => match mix {
+            "ffn_down" | "ffn_down_exps" => match mix {
                 "iq2_s" | "iq2_m" if il < n / 8 => "iq3_s",
                 _ if low_bit && il < n / 8 => "q2_K",
                 "q2_k" => "q3_K",

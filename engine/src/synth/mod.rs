@@ -146,6 +146,7 @@ fn plan(s: &Shape, recipe: &Recipe) -> Result<Vec<Plan>> {
         shape: vec![n],
         fill: Fill::Random { mean, std },
     };
+    let is_gpt_oss = s.arch == "gpt-oss";
     let norm = |name: String, n: u64| vector(name, n, 1.0, 0.02);
     let unit = |n: u64| 1.0 / (n as f32).sqrt();
     // What is added to the residual stream is scaled down by depth, so that the stream's size does not depend on it.
@@ -179,7 +180,7 @@ fn plan(s: &Shape, recipe: &Recipe) -> Result<Vec<Plan>> {
                 n,
                 unit(n_embd),
             )?);
-            if s.arch == "qwen2" {
+            if is_gpt_oss || s.arch == "qwen2" {
                 plans.push(vector(name(&format!("{part}.bias")), n, 0.0, 0.1));
             }
         }
@@ -194,28 +195,52 @@ fn plan(s: &Shape, recipe: &Recipe) -> Result<Vec<Plan>> {
             n_embd,
             depth * unit(n_q),
         )?);
-        plans.push(norm(name("ffn_norm.weight"), n_embd));
-        plans.push(matrix(
-            name("ffn_gate.weight"),
-            il,
-            n_embd,
-            n_ff,
-            unit(n_embd),
-        )?);
-        plans.push(matrix(
-            name("ffn_up.weight"),
-            il,
-            n_embd,
-            n_ff,
-            unit(n_embd),
-        )?);
-        plans.push(matrix(
-            name("ffn_down.weight"),
-            il,
-            n_ff,
-            n_embd,
-            depth * unit(n_ff),
-        )?);
+        if is_gpt_oss {
+            plans.push(vector(name("attn_output.bias"), n_embd, 0.0, 0.1));
+            plans.push(vector(
+                name("attn_sinks.weight"),
+                u64::from(s.n_head),
+                0.0,
+                1.0,
+            ));
+        }
+        let ffn_norm = match is_gpt_oss {
+            true => "post_attention_norm.weight",
+            false => "ffn_norm.weight",
+        };
+        plans.push(norm(name(ffn_norm), n_embd));
+        let n_expert = u64::from(s.n_expert);
+        if n_expert > 0 {
+            let router = name("ffn_gate_inp.weight");
+            plans.push(matrix(router, il, n_embd, n_expert, unit(n_embd))?);
+        }
+        if is_gpt_oss {
+            plans.push(vector(name("ffn_gate_inp.bias"), n_expert, 0.0, 0.1));
+        }
+        for (part, n_in, n_out, std) in [
+            ("ffn_gate", n_embd, n_ff, unit(n_embd)),
+            ("ffn_up", n_embd, n_ff, unit(n_embd)),
+            ("ffn_down", n_ff, n_embd, depth * unit(n_ff)),
+        ] {
+            if n_expert == 0 {
+                plans.push(matrix(
+                    name(&format!("{part}.weight")),
+                    il,
+                    n_in,
+                    n_out,
+                    std,
+                )?);
+                continue;
+            }
+            let mut all = matrix(name(&format!("{part}_exps.weight")), il, n_in, n_out, std)?;
+            all.shape.push(n_expert);
+            plans.push(all);
+            if is_gpt_oss {
+                let mut all = vector(name(&format!("{part}_exps.bias")), n_out, 0.0, 0.1);
+                all.shape.push(n_expert);
+                plans.push(all);
+            }
+        }
     }
     plans.push(norm("output_norm.weight".into(), n_embd));
     if !s.tied {
@@ -251,6 +276,19 @@ fn metadata(s: &Shape, recipe: &Recipe, b: &mut Builder) {
         .f32(&key("rope.freq_base"), s.rope_freq_base)
         .u32(&key("rope.dimension_count"), s.head_dim)
         .u32(&key("vocab_size"), s.n_vocab);
+    if s.n_expert > 0 {
+        b.u32(&key("expert_count"), s.n_expert)
+            .u32(&key("expert_used_count"), s.n_expert_used)
+            .u32(&key("expert_feed_forward_length"), s.n_ff);
+    }
+    if let Some(window) = s.window {
+        b.u32(&key("attention.sliding_window"), window);
+    }
+    if let Some((factor, n_ctx)) = s.yarn {
+        b.str(&key("rope.scaling.type"), "yarn")
+            .f32(&key("rope.scaling.factor"), factor)
+            .u32(&key("rope.scaling.original_context_length"), n_ctx);
+    }
     vocab::metadata(s, b);
 }
 
@@ -297,13 +335,14 @@ mod tests {
             if write("tiny", ftype, 0, &mut std::io::sink(), &mut |_, _| ()).is_err() {
                 continue; // not a type of weights
             }
-            let shape = ["tiny", "tiny-llama", "tiny-qwen2"][i % 3];
+            let shape = ["tiny", "tiny-llama", "tiny-qwen2", "tiny-gpt-oss"][i % 4];
             let file = GgufFile::from_bytes(make(shape, ftype, 1), ftype).unwrap();
             for t in file.tensors() {
                 let mut x = vec![0.0; t.n_elements() as usize];
                 (t.ty.traits().dequantize_row)(t.data, &mut x);
                 let rms = (x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32).sqrt();
                 let expected = match &*t.name {
+                    _ if x.len() < 16 => continue, // a handful of numbers may be anything
                     n if n.ends_with("norm.weight") => 1.0,
                     n if n.ends_with(".bias") => 0.1,
                     "rope_freqs.weight" => continue,
@@ -358,6 +397,17 @@ mod tests {
             "no temporary file is left"
         );
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn experts_alone_are_of_the_type_that_is_made_for_them() {
+        let recipe = Recipe::parse("mxfp4").unwrap();
+        let plans = plan(&Shape::parse("gpt-oss-20b").unwrap(), &recipe).unwrap();
+        let of = |ty: &str| plans.iter().filter(|p| p.ty.name() == ty).count();
+        // As in the published file.
+        assert_eq!((of("f32"), of("q8_0"), of("mxfp4")), (289, 98, 72));
+        let elements = plans.iter().map(|p| p.shape.iter().product::<u64>());
+        assert_eq!(elements.sum::<u64>() / 100_000_000, 209);
     }
 
     #[test]

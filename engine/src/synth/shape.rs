@@ -11,6 +11,8 @@ pub(super) enum VocabKind {
     R1Qwen,
     /// Llama 3's 256 special tokens and header template.
     Llama3,
+    /// gpt-oss's tokens of messages and channels, and a template of plain messages.
+    Harmony,
 }
 
 /// Dimensions and constants of a model, in ggml's words.
@@ -18,7 +20,7 @@ pub(super) enum VocabKind {
 #[allow(missing_docs)]
 pub struct Shape {
     pub name: &'static str,
-    /// `qwen2`, `qwen3` or `llama`.
+    /// `qwen2`, `qwen3`, `llama` or `gpt-oss`.
     pub arch: &'static str,
     pub n_layer: u32,
     pub n_embd: u32,
@@ -34,6 +36,14 @@ pub struct Shape {
     pub tied: bool,
     /// Factor of Llama 3's frequency scaling; the file then has `rope_freqs.weight`.
     pub rope_factor: Option<f32>,
+    /// Factor of YaRN, and the context that the model had before.
+    pub yarn: Option<(f32, u32)>,
+    /// Experts, 0 for a dense model; `n_ff` is then their width.
+    pub n_expert: u32,
+    /// Experts that a token is sent to.
+    pub n_expert_used: u32,
+    /// Tokens that layers with a window see.
+    pub window: Option<u32>,
     pub(super) vocab: VocabKind,
 }
 
@@ -78,6 +88,10 @@ const QWEN2: Shape = Shape {
     norm_rms_eps: 1e-6,
     tied: false,
     rope_factor: None,
+    yarn: None,
+    n_expert: 0,
+    n_expert_used: 0,
+    window: None,
     vocab: VocabKind::Qwen,
 };
 
@@ -100,6 +114,26 @@ const LLAMA3: Shape = Shape {
     norm_rms_eps: 1e-5,
     rope_factor: Some(8.0),
     vocab: VocabKind::Llama3,
+    ..QWEN2
+};
+
+const GPT_OSS: Shape = Shape {
+    arch: "gpt-oss",
+    n_layer: 24,
+    n_embd: 2880,
+    n_ff: 2880,
+    n_head: 64,
+    n_head_kv: 8,
+    head_dim: 64,
+    n_vocab: 201_088,
+    n_ctx: 131_072,
+    rope_freq_base: 150_000.0,
+    norm_rms_eps: 1e-5,
+    yarn: Some((32.0, 4096)),
+    n_expert: 32,
+    n_expert_used: 4,
+    window: Some(128),
+    vocab: VocabKind::Harmony,
     ..QWEN2
 };
 
@@ -190,6 +224,16 @@ const SHAPES: &[Shape] = &[
         ..LLAMA3
     },
     Shape {
+        name: "gpt-oss-20b",
+        ..GPT_OSS
+    },
+    Shape {
+        name: "gpt-oss-120b",
+        n_layer: 36,
+        n_expert: 128,
+        ..GPT_OSS
+    },
+    Shape {
         name: "tiny",
         ..TINY
     },
@@ -210,6 +254,18 @@ const SHAPES: &[Shape] = &[
         tied: false,
         rope_factor: Some(8.0),
         vocab: VocabKind::Llama3,
+        ..TINY
+    },
+    Shape {
+        name: "tiny-gpt-oss",
+        arch: "gpt-oss",
+        n_ff: 256,
+        tied: false,
+        yarn: Some((8.0, 512)),
+        n_expert: 8,
+        n_expert_used: 2,
+        window: Some(32),
+        vocab: VocabKind::Harmony,
         ..TINY
     },
 ];

@@ -25,6 +25,10 @@ const LLAMA3: &str = "{{ bos_token }}{% for message in messages %}<|start_header
                       {{ message['content'] }}<|eot_id|>{% endfor %}\
                       {% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}";
 
+/// Messages of a role, as gpt-oss has them, without channels.
+const HARMONY: &str = "{% for message in messages %}<|start|>{{ message['role'] }}<|message|>{{ message['content'] }}<|end|>{% endfor %}\
+                       {% if add_generation_prompt %}<|start|>assistant{% endif %}";
+
 const QWEN_SPECIAL: &[(&str, i32)] = &[
     ("<|endoftext|>", CONTROL),
     ("<|im_start|>", CONTROL),
@@ -78,6 +82,24 @@ const LLAMA3_SPECIAL: &[(&str, i32)] = &[
     ("<|python_tag|>", CONTROL),
 ];
 
+const HARMONY_SPECIAL: &[(&str, i32)] = &[
+    ("<|startoftext|>", CONTROL),
+    ("<|endoftext|>", CONTROL),
+    ("<|reserved_200000|>", CONTROL),
+    ("<|reserved_200001|>", CONTROL),
+    ("<|return|>", CONTROL),
+    ("<|constrain|>", CONTROL),
+    ("<|reserved_200004|>", CONTROL),
+    ("<|channel|>", CONTROL),
+    ("<|start|>", CONTROL),
+    ("<|end|>", CONTROL),
+    ("<|message|>", CONTROL),
+    ("<|reserved_200009|>", CONTROL),
+    ("<|reserved_200010|>", CONTROL),
+    ("<|reserved_200011|>", CONTROL),
+    ("<|call|>", CONTROL),
+];
+
 /// How a vocabulary is put together, in the words of the metadata.
 struct Kind {
     pre: &'static str,
@@ -120,6 +142,16 @@ fn kind(s: &Shape) -> Kind {
             eos: 9,
             pad: Some(4),
             template: LLAMA3,
+        },
+        // Likewise: 199998 and up.
+        VocabKind::Harmony => Kind {
+            pre: "gpt-4o",
+            special: HARMONY_SPECIAL,
+            reserved: s.n_vocab.saturating_sub(199_998).max(64),
+            bos: None,
+            eos: 4,
+            pad: Some(1),
+            template: HARMONY,
         },
     }
 }

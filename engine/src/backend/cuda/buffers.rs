@@ -1,6 +1,6 @@
 //! Device memory that passes work in: the KV pool and the scratch of experts.
 
-use lemma_cuda::ops::{self, Heads, Tier, Tiers};
+use lemma_cuda::ops::{self, Grouped, Half, Heads, Tier, Tiers};
 use lemma_cuda::{Buffer, CudaError, Gpu, Stretch, View};
 use lemma_quant::pages::KvType;
 
@@ -247,24 +247,56 @@ pub(super) struct Moe {
     pub(super) ids: Buffer,
     /// `[n_ubatch, n_expert_used]`
     pub(super) weights: Buffer,
+    /// `[n_ubatch]` counters that are zero between calls.
+    pub(super) arrived: Buffer,
     /// `[columns, n_ff]`, twice: gate and up.
     pub(super) hidden: [Buffer; 2],
     /// The first of them quantized, if `n_ff` is a multiple of 32.
     pub(super) q8: Option<(Buffer, Buffer)>,
+    /// Tokens whose columns are mat-vecs at once.
+    pub(super) tokens: usize,
+    /// Nothing where batches are too small for it.
+    pub(super) sorted: Option<Sorted>,
+}
+
+/// Scratch of columns that are sorted by expert.
+pub(super) struct Sorted {
+    pub(super) grouped: Grouped,
     /// `[columns, n_embd]`
     pub(super) y: Buffer,
-    /// Tokens of a batch of experts.
+    /// Tokens whose columns are sorted at once.
     pub(super) tokens: usize,
 }
 
+/// Columns (pairs of token and expert) that are mat-vecs at once, and that are sorted by expert at once.
+const COLUMNS: [usize; 2] = [256, 8192];
+
+/// So many columns as tokens of a batch.
+fn tokens(hp: &HParams, n_ubatch: usize, columns: usize) -> usize {
+    (columns / hp.n_expert_used).clamp(1, n_ubatch)
+}
+
+/// Tokens whose columns are sorted by expert at once, if that ever pays.
+fn grouped_tokens(hp: &HParams, n_ubatch: usize) -> Option<usize> {
+    let tokens = tokens(hp, n_ubatch, COLUMNS[1]);
+    let enough = tokens * hp.n_expert_used >= Grouped::min_columns(hp.n_expert);
+    let fits = Half::holds(hp.n_embd, hp.n_ff) && Half::holds(hp.n_ff, hp.n_embd);
+    (enough && fits && n_ubatch >= Half::MIN_TOKENS).then_some(tokens)
+}
+
 impl Moe {
-    pub(super) fn new(
-        gpu: &Gpu,
-        hp: &HParams,
-        n_ubatch: usize,
-        columns: usize,
-    ) -> Result<Self, CudaError> {
-        let tokens = (columns / hp.n_expert_used).clamp(1, n_ubatch);
+    /// Bytes of the scratch, about.
+    pub(super) fn bytes(hp: &HParams, n_ubatch: usize) -> usize {
+        if hp.n_expert == 0 {
+            return 0;
+        }
+        let small = tokens(hp, n_ubatch, COLUMNS[0]);
+        let columns = grouped_tokens(hp, n_ubatch).unwrap_or(small) * hp.n_expert_used;
+        columns * (12 * hp.n_ff + 8 * hp.n_embd) + n_ubatch * hp.n_expert * 4
+    }
+
+    pub(super) fn new(gpu: &Gpu, hp: &HParams, n_ubatch: usize) -> Result<Self, CudaError> {
+        let tokens = tokens(hp, n_ubatch, COLUMNS[0]);
         let columns = tokens * hp.n_expert_used;
         let q8 = if hp.n_ff.is_multiple_of(32) {
             Some((
@@ -274,16 +306,26 @@ impl Moe {
         } else {
             None
         };
+        let (mut sorted, mut columns) = (None, columns);
+        if let Some(tokens) = grouped_tokens(hp, n_ubatch) {
+            columns = columns.max(tokens * hp.n_expert_used);
+            sorted = Some(Sorted {
+                grouped: Grouped::new(gpu, columns, hp.n_expert, hp.n_embd.max(hp.n_ff))?,
+                y: gpu.alloc(columns * hp.n_embd * 4)?,
+                tokens,
+            });
+        }
         Ok(Self {
+            sorted,
             logits: gpu.alloc(n_ubatch * hp.n_expert * 4)?,
             ids: gpu.alloc(n_ubatch * hp.n_expert_used * 4)?,
             weights: gpu.alloc(n_ubatch * hp.n_expert_used * 4)?,
+            arrived: gpu.alloc(n_ubatch * 4)?,
             hidden: [
                 gpu.alloc(columns * hp.n_ff * 4)?,
                 gpu.alloc(columns * hp.n_ff * 4)?,
             ],
             q8,
-            y: gpu.alloc(columns * hp.n_embd * 4)?,
             tokens,
         })
     }

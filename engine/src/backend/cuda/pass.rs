@@ -1,14 +1,15 @@
 //! The verbs as launches.
 
+mod experts;
+
 use std::sync::Arc;
 
 use lemma_cuda::ops::{
-    self, Attention, Experts, Half, Heads, Masses, MatVec, Mode, Pairs, Parts, Quant, RopeStore,
-    Store,
+    self, Attention, Glu, Half, Heads, Masses, MatVec, Mode, Pairs, Parts, Quant, RopeStore, Store,
 };
 use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
 
-use super::super::{self as backend, Backend, Buf, Linear, RopeMode};
+use super::super::{Backend, Buf, Linear, Moe as MoeWeights, RopeMode};
 use super::buffers::{Moe, Pool};
 use super::{CudaWeight, StepLayout};
 use crate::arch::{ArchModel, HParams, Rope, Widths};
@@ -20,7 +21,8 @@ type Done = Result<(), CudaError>;
 pub(super) struct Pending {
     q_norm: Option<(View, f32)>,
     k_norm: Option<(View, f32)>,
-    rope: bool,
+    /// The kind of rotation.
+    rope: Option<usize>,
     /// Gate and up, and their input.
     ffn: Option<([OwnedPart; 2], Buf)>,
 }
@@ -136,7 +138,10 @@ impl Pass {
                 .collect();
             self.mat_vec(&parts, x, Mode::Store)?;
         }
-        if self.pending.q_norm.is_some() || self.pending.k_norm.is_some() || self.pending.rope {
+        if self.pending.q_norm.is_some()
+            || self.pending.k_norm.is_some()
+            || self.pending.rope.is_some()
+        {
             self.rope_store(Buf::Q, Buf::K, Buf::V, None)?;
         }
         Ok(())
@@ -152,7 +157,7 @@ impl Pass {
             k_norm: pending.k_norm,
             rope: pending
                 .rope
-                .then(|| self.step_words(self.layout.rope(), self.n * self.hp.head_dim)),
+                .map(|kind| self.step_words(self.layout.rope(kind), self.n * self.hp.head_dim)),
             pairs: self.pairs(),
             store,
         };
@@ -219,7 +224,7 @@ impl Pass {
         Ok(())
     }
 
-    fn attend(&mut self, out: Buf, q: Buf, k: Buf, v: Buf, il: usize) -> Done {
+    fn attend(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, sinks: Option<View>) -> Done {
         if self.pending.ffn.is_some() {
             self.flush()?;
         }
@@ -244,6 +249,9 @@ impl Pass {
             n_pages: self.step_words(1 + il, 1),
             pos: self.step_words(0, 1),
             scale: self.hp.attn_scale,
+            window: self.hp.layers[il].window,
+            cap: self.hp.attn_softcap,
+            sinks,
         };
         self.fresh[out as usize] = false;
         if self.n > 1 {
@@ -276,110 +284,6 @@ impl Pass {
             &call,
             &parts,
         )
-    }
-
-    fn experts(&mut self, acc: Buf, x: Buf, moe: &backend::Moe<CudaWeight>) -> Done {
-        self.flush()?;
-        self.fresh[acc as usize] = false;
-        let (gate, up, down) = (moe.gate_exps.mat(), moe.up_exps.mat(), moe.down_exps.mat());
-        let wants_q8 = [gate, up, moe.gate_inp.mat()].iter().any(|w| w.wants_q8());
-        let quant = if wants_q8 { self.fresh_quant(x)? } else { None };
-        let Some(s) = &self.moe else {
-            return Err(CudaError("experts in a model without any".to_owned()));
-        };
-        let (gpu, n, used, width) = (&self.gpu, self.n, moe.n_expert_used, self.widths.get(x));
-
-        // The router is not rounded to f16, whatever the batch: its decisions are the same for any batch.
-        let parts = [(&**moe.gate_inp.mat(), None, s.logits.view())];
-        let router = MatVec {
-            parts: &parts,
-            x: self.view(x),
-            quant,
-            columns: n,
-            per_input: 1,
-            experts: None,
-            mode: Mode::Store,
-        };
-        ops::mat_vec(gpu, &router)?;
-        ops::moe_route(
-            gpu,
-            s.ids.view(),
-            s.weights.view(),
-            s.logits.view(),
-            n,
-            moe.n_expert,
-            used,
-            moe.norm_topk,
-        )?;
-
-        for first in (0..n).step_by(s.tokens) {
-            let tokens = s.tokens.min(n - first);
-            let columns = tokens * used;
-            let chosen = |b: &Buffer| b.view().slice(first * used * 4, columns * 4);
-            let mut call = MatVec {
-                parts: &[],
-                x: self.rows(x, first, tokens),
-                quant: quant.map(|q| Quant {
-                    q: q.q.slice(first * width, tokens * width),
-                    ds: q.ds.slice(first * width / 4, tokens * width / 4),
-                }),
-                columns,
-                per_input: used,
-                experts: Some(Experts {
-                    ids: chosen(&s.ids),
-                    n: moe.n_expert,
-                }),
-                mode: Mode::Store,
-            };
-            let parts = [
-                (&**gate, None, s.hidden[0].view()),
-                (&**up, None, s.hidden[1].view()),
-            ];
-            call.parts = &parts;
-            if (gate.ty(), gate.n_row()) == (up.ty(), up.n_row()) {
-                call.mode = Mode::Swiglu;
-                ops::mat_vec(gpu, &call)?;
-            } else {
-                ops::mat_vec(gpu, &call)?;
-                ops::swiglu(
-                    gpu,
-                    s.hidden[0].view(),
-                    s.hidden[1].view(),
-                    columns * moe.n_ff,
-                )?;
-            }
-            let hidden =
-                s.q8.as_ref()
-                    .filter(|_| down.wants_q8())
-                    .map(|(q, ds)| Quant {
-                        q: q.view(),
-                        ds: ds.view(),
-                    });
-            if let Some(q) = hidden {
-                ops::quantize(gpu, q, s.hidden[0].view(), columns * moe.n_ff)?;
-            }
-            let parts = [(&**down, None, s.y.view())];
-            let call = MatVec {
-                parts: &parts,
-                x: s.hidden[0].view(),
-                quant: hidden,
-                per_input: 1,
-                mode: Mode::Store,
-                ..call
-            };
-            ops::mat_vec(gpu, &call)?;
-            let acc = self.rows(acc, first, tokens);
-            ops::moe_sum(
-                gpu,
-                acc,
-                s.y.view(),
-                chosen(&s.weights),
-                tokens,
-                used,
-                width,
-            )?;
-        }
-        Ok(())
     }
 
     fn norm(&mut self, out: Buf, x: View, w: View, n: usize, eps: f32) -> Done {
@@ -425,9 +329,32 @@ impl Pass {
             };
             ops::mat_vec(&self.gpu, &call)?;
         }
-        match self.hp.logit_scale {
-            1.0 => Ok(()),
-            factor => ops::add_scaled(&self.gpu, out, factor, None, n * self.hp.n_vocab),
+        let n = n * self.hp.n_vocab;
+        if self.hp.logit_scale != 1.0 {
+            ops::add_scaled(&self.gpu, out, self.hp.logit_scale, None, n)?;
+        }
+        match self.hp.logit_softcap {
+            None => Ok(()),
+            Some(cap) => ops::soft_cap(&self.gpu, out, cap, n),
+        }
+    }
+
+    /// What becomes of gate and up, with their products if those wait for it.
+    fn gate_up(&mut self, kind: Glu, gate: Buf, up: Buf) -> Done {
+        self.fresh[gate as usize] = false;
+        match self.pending.ffn.take() {
+            Some(([(g, gb, Buf::Gate), (u, ub, Buf::Up)], x))
+                if (gate, up) == (Buf::Gate, Buf::Up) =>
+            {
+                let out = self.view(gate);
+                self.mat_vec(&[(&g, gb, out), (&u, ub, out)], x, Mode::Gated(kind))
+            }
+            other => {
+                self.pending.ffn = other;
+                let n = self.n * self.widths.get(gate);
+                self.flush()?;
+                ops::gate_up(&self.gpu, kind, self.view(gate), self.view(up), n)
+            }
         }
     }
 }
@@ -450,7 +377,7 @@ impl Backend for Pass {
     }
 
     fn rms_norm_heads(&mut self, x: Buf, w: &CudaWeight, eps: f32) {
-        if self.pending.rope || self.pending.ffn.is_some() {
+        if self.pending.rope.is_some() || self.pending.ffn.is_some() {
             let done = self.flush();
             self.note_failure(done);
         }
@@ -506,37 +433,28 @@ impl Backend for Pass {
     }
 
     fn rope(&mut self, _: Buf, _: Buf, il: usize) {
-        if self.hp.layers[il].rope.is_none() {
+        let Some(kind) = self.hp.layers[il].rope else {
             return;
-        }
-        if self.pending.rope || self.pending.ffn.is_some() {
+        };
+        if self.pending.rope.is_some() || self.pending.ffn.is_some() {
             let done = self.flush();
             self.note_failure(done);
         }
-        self.pending.rope = true;
+        self.pending.rope = Some(kind);
     }
 
-    fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, _: Option<&CudaWeight>) {
-        let done = self.attend(out, q, k, v, il);
+    fn attention(&mut self, out: Buf, qkv: [Buf; 3], il: usize, sinks: Option<&CudaWeight>) {
+        let done = self.attend(out, qkv, il, sinks.map(CudaWeight::vec));
         self.note_failure(done);
     }
 
     fn swiglu(&mut self, gate: Buf, up: Buf) {
-        self.fresh[gate as usize] = false;
-        let done = match self.pending.ffn.take() {
-            Some(([(g, gb, Buf::Gate), (u, ub, Buf::Up)], x))
-                if (gate, up) == (Buf::Gate, Buf::Up) =>
-            {
-                let out = self.view(gate);
-                self.mat_vec(&[(&g, gb, out), (&u, ub, out)], x, Mode::Swiglu)
-            }
-            other => {
-                self.pending.ffn = other;
-                let n = self.n * self.widths.get(gate);
-                self.flush()
-                    .and_then(|()| ops::swiglu(&self.gpu, self.view(gate), self.view(up), n))
-            }
-        };
+        let done = self.gate_up(Glu::Swiglu, gate, up);
+        self.note_failure(done);
+    }
+
+    fn geglu(&mut self, gate: Buf, up: Buf) {
+        let done = self.gate_up(Glu::Geglu, gate, up);
         self.note_failure(done);
     }
 
@@ -574,11 +492,7 @@ impl Backend for Pass {
         self.refuse("gated delta nets");
     }
 
-    fn geglu(&mut self, _: Buf, _: Buf) {
-        self.refuse("GELU");
-    }
-
-    fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &backend::Moe<CudaWeight>) {
+    fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &MoeWeights<CudaWeight>) {
         let done = self.experts(acc, x, moe);
         self.note_failure(done);
     }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use lemma_cuda::ops::{Attention, Mode, Part, RopeStore, Store};
+use lemma_cuda::ops::{Attention, Glu, Mode, Part, RopeStore, Store};
 use lemma_cuda::step::{Builder, Products, Program, Shape};
 use lemma_cuda::{CudaError, View, Weight};
 
@@ -133,10 +133,15 @@ impl Backend for Phases<'_> {
     }
 
     fn rope(&mut self, _: Buf, _: Buf, il: usize) {
-        self.rope = self.pass.hp.layers[il].rope.is_some();
+        let kind = self.pass.hp.layers[il].rope;
+        if kind.is_some_and(|kind| kind > 0) {
+            self.builder.refuse("layers that rotate differently");
+        }
+        self.rope = kind.is_some();
     }
 
-    fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, _: Option<&Self::Weight>) {
+    fn attention(&mut self, out: Buf, qkv: [Buf; 3], il: usize, sinks: Option<&CudaWeight>) {
+        let [q, k, v] = qkv;
         let p = self.pass;
         let first = p.pool.first(il);
         let store = Store {
@@ -151,7 +156,7 @@ impl Backend for Phases<'_> {
             q_norm: self.q_norm.take(),
             k_norm: self.k_norm.take(),
             rope: std::mem::take(&mut self.rope)
-                .then(|| p.step_words(p.layout.rope(), p.hp.head_dim)),
+                .then(|| p.step_words(p.layout.rope(0), p.hp.head_dim)),
             pairs: p.pairs(),
             store: Some(store),
         };
@@ -162,6 +167,9 @@ impl Backend for Phases<'_> {
             n_pages: p.step_words(1 + il, 1),
             pos: p.step_words(0, 1),
             scale: p.hp.attn_scale,
+            window: p.hp.layers[il].window,
+            cap: p.hp.attn_softcap,
+            sinks: sinks.map(CudaWeight::vec),
         };
         self.builder
             .attend(il, p.view(out), &call, &attention, p.wants_mass);
@@ -175,7 +183,7 @@ impl Backend for Phases<'_> {
             return self.builder.refuse("gate and up of different types");
         }
         let out = self.pass.view(gate);
-        self.products(&[(&g, gb, out), (&u, ub, out)], x, Mode::Swiglu);
+        self.products(&[(&g, gb, out), (&u, ub, out)], x, Mode::Gated(Glu::Swiglu));
     }
 
     fn rms_norm_first(&mut self, _: Buf, _: &CudaWeight, _: f32) {
@@ -225,6 +233,9 @@ impl Backend for Phases<'_> {
         }
         if self.pass.hp.logit_scale != 1.0 {
             return self.builder.refuse("scaled logits");
+        }
+        if self.pass.hp.logit_softcap.is_some() {
+            return self.builder.refuse("soft caps of logits");
         }
         self.rms_norm(Buf::Xn, x, norm, eps);
         let parts = [(&**w.w.mat(), bias(w), self.pass.logits[0].view())];

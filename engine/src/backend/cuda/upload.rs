@@ -9,6 +9,7 @@ use lemma_cuda::{Gpu, Source, Uploader};
 
 use super::super::{Buf, Tensor};
 use super::CudaWeight;
+use super::buffers::Moe;
 use crate::arch::{ArchModel, Binder, HParams, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -28,7 +29,8 @@ pub(super) fn check_memory(
     let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();
     let widest = Buf::ALL.iter().map(|&b| widths.get(b)).max().unwrap_or(0);
     let half = Half::bytes(n_ubatch, widest);
-    let scratch = (n_ubatch * token * 6 + hp.n_vocab * 4 + half) as u64 + (64 << 20);
+    let moe = Moe::bytes(hp, n_ubatch);
+    let scratch = (n_ubatch * token * 6 + hp.n_vocab * 4 + half + moe) as u64 + (64 << 20);
     let need = weights.saturating_add(pool).saturating_add(scratch);
     let (free, _) = gpu.memory()?;
     if need > free as u64 {

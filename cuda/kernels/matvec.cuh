@@ -1,0 +1,90 @@
+// Products of rows of the weights with one column of activations: what kernels of decoding are made of.
+//
+// At batch 1 each weight is used once, so the time is that of reading the weights. A block computes two rows: its warps split the row, every
+// lane multiplies a piece of each row with the same activations, and one reduction ends it.
+#pragma once
+#include "types.cuh"
+
+constexpr int ROWS = 2;       // rows of a block
+constexpr int MAX_WARPS = 8;  // warps of a block
+
+enum Mode : uint32_t {
+    STORE = 0,   // out = w x (+ bias)
+    ADD = 1,     // out += w x (+ bias)
+    GATED = 2,   // out = glu(kind, seg[0] x (+ bias), seg[1] x (+ bias)), both of one type and shape; the kind of `Glu` is added
+};
+
+struct Segment {
+    const uint8_t* w;       // (n_expert or 1, n_out) rows
+    uint64_t row_bytes;     // of one row
+    uint64_t expert_bytes;  // of all rows of an expert
+    float* out;             // (columns, n_out)
+    const float* bias;      // (n_expert or 1, n_out) or null
+    uint32_t type;
+    uint32_t n_out;
+};
+
+struct MatVec {
+    Segment seg[3];
+    const float* xf;        // (inputs, n_in)
+    const int8_t* xq;       // (inputs, n_in), null if every segment is of plain numbers
+    const float2* xds;      // (inputs, n_in / 32)
+    const uint32_t* ids;    // (columns) expert of each column, or null: expert 0
+    uint32_t n_seg;
+    uint32_t n_in;
+    uint32_t mode;
+    uint32_t per_input;     // columns that share an input: column c multiplies input c / per_input
+};
+
+template <class T> __device__ __forceinline__ void blocks(const uint8_t* r0, const uint8_t* r1, int n_in, const Act& x, float (&acc)[ROWS]) {
+    for (int p = threadIdx.x; p < n_in / T::PIECE; p += blockDim.x) {
+        acc[0] += T::dot(T::template load<Global>(r0, n_in / T::BLOCK, p), p, x);
+        acc[1] += T::dot(T::template load<Global>(r1, n_in / T::BLOCK, p), p, x);
+    }
+}
+template <class T> __device__ __forceinline__ void plain(const uint8_t* r0, const uint8_t* r1, int n_in, const Act& x, float (&acc)[ROWS]) {
+    int p = threadIdx.x;
+    for (; 8 * p + 8 <= n_in; p += blockDim.x) {
+        acc[0] += T::dot(T::template load<Global>(r0, n_in, p), p, x);
+        acc[1] += T::dot(T::template load<Global>(r1, n_in, p), p, x);
+    }
+    if (8 * p < n_in) acc[0] += T::dot_tail(r0, n_in, p, x), acc[1] += T::dot_tail(r1, n_in, p, x);
+}
+
+// Adds the products of this thread's pieces of two rows.
+__device__ __forceinline__ void add_products(uint32_t type, const uint8_t* r0, const uint8_t* r1, int n, const Act& x, float (&acc)[ROWS]) {
+    switch (type) {
+        case F32: plain<TF32>(r0, r1, n, x, acc); break;
+        case F16: plain<TF16>(r0, r1, n, x, acc); break;
+        case BF16: plain<TBF16>(r0, r1, n, x, acc); break;
+        case Q4_0: blocks<TQ4_0>(r0, r1, n, x, acc); break;
+        case Q4_1: blocks<TQ4_1>(r0, r1, n, x, acc); break;
+        case Q5_0: blocks<TQ5_0>(r0, r1, n, x, acc); break;
+        case Q5_1: blocks<TQ5_1>(r0, r1, n, x, acc); break;
+        case Q8_0: blocks<TQ8_0>(r0, r1, n, x, acc); break;
+        case IQ4_NL: blocks<TIQ4_NL>(r0, r1, n, x, acc); break;
+        case MXFP4: blocks<TMXFP4>(r0, r1, n, x, acc); break;
+        case IQ4_XS: blocks<TIQ4_XS>(r0, r1, n, x, acc); break;
+        case Q2_K: blocks<TQ2_K>(r0, r1, n, x, acc); break;
+        case Q3_K: blocks<TQ3_K>(r0, r1, n, x, acc); break;
+        case Q4_K: blocks<TQ4_K>(r0, r1, n, x, acc); break;
+        case Q5_K: blocks<TQ5_K>(r0, r1, n, x, acc); break;
+        case Q6_K: blocks<TQ6_K>(r0, r1, n, x, acc); break;
+    }
+}
+
+// The sums over the block, in threads below ROWS; the others have nothing.
+__device__ __forceinline__ void block_rows(const float (&acc)[ROWS], float (&y)[ROWS]) {
+    __shared__ float part[ROWS][MAX_WARPS];
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, n_warp = blockDim.x / WARP;
+    for (int r = 0; r < ROWS; r++) {
+        const float sum = warp_sum(acc[r]);
+        if (lane == 0) part[r][warp] = sum;
+    }
+    __syncthreads();
+    for (int r = 0; r < ROWS; r++) y[r] = 0.0f;
+    if (threadIdx.x >= ROWS) return;
+    for (int w = 0; w < n_warp; w++) {
+        for (int r = 0; r < ROWS; r++) y[r] += part[r][w];
+    }
+}

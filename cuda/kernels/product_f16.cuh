@@ -1,0 +1,127 @@
+// Products of f16 with f16 on tensor cores: tiles of 128 rows x 128 rows.
+//
+// A block goes over k in steps of 64, three of them in shared memory: one is multiplied while the next two are on their way. Rows there have
+// 128 bytes whose units of 16 are mixed by the row's number, so that the eight rows of a fragment lie in different banks; it is the order that
+// Hopper's products of four warps know as a swizzle of 128 bytes.
+#pragma once
+#include "types.cuh"
+
+constexpr int F16_TILE = 128, F16_K = 64, F16_STAGES = 3, F16_STAGE = 2 * F16_TILE * F16_K;  // a stage in halves
+
+// A tile of 128 rows x 64 into shared memory; rows behind the last are copies of it.
+__device__ __forceinline__ void copy_tile(uint16_t* to, const uint16_t* from, int width, int n_row, int k0) {
+#pragma unroll
+    for (int i = 0; i < F16_TILE * 8 / 256; i++) {
+        const int at = threadIdx.x + 256 * i, row = at / 8, unit = at % 8;
+        copy16(to + row * F16_K + 8 * (unit ^ (row & 7)), from + size_t(min(row, n_row - 1)) * width + k0 + 8 * unit);
+    }
+}
+
+// What 256 threads have of a tile, as fragments of warps that read shared memory themselves.
+struct Fragments {
+    float acc[4][4][4] = {};
+
+    static __device__ __forceinline__ int warp() { return threadIdx.x / WARP; }
+    // Adds the products of a stage, which are all there.
+    __device__ __forceinline__ void add(const uint16_t* xs, const uint16_t* ws) {
+        const int lane = threadIdx.x % WARP, wm = (warp() % 2) * 64, wn = (warp() / 2) * 32;
+        // The row of a fragment that this lane points at, and which half of its 16 elements.
+        const int row_a = wm + lane % 16, half_a = lane / 16, row_b = wn + lane % 8 + 8 * (lane / 16), half_b = (lane / 8) % 2;
+#pragma unroll
+        for (int ks = 0; ks < F16_K / 16; ks++) {
+            uint32_t fa[4][4], fb[2][4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int row = row_a + 16 * i;
+                load_fragments(fa[i], xs + row * F16_K + 8 * ((2 * ks + half_a) ^ (row & 7)));
+            }
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const int row = row_b + 16 * j;
+                load_fragments(fb[j], ws + row * F16_K + 8 * ((2 * ks + half_b) ^ (row & 7)));
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) mma_16816(acc[i][j], fa[i], {fb[j / 2][2 * (j % 2)], fb[j / 2][2 * (j % 2) + 1]});
+            }
+        }
+    }
+    // Behind it nobody reads the stage before any more, once all threads are here.
+    __device__ __forceinline__ void settle() {}
+    // Does something with every token and row of the tile that this thread has, and their sum.
+    template <class F> __device__ __forceinline__ void each(F f) const {
+        const int lane = threadIdx.x % WARP, group = lane / 4, t = lane % 4, wm = (warp() % 2) * 64, wn = (warp() / 2) * 32;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) f(wm + 16 * i + group + 8 * (e / 2), wn + 8 * j + 2 * t + e % 2, acc[i][j][e]);
+            }
+        }
+    }
+};
+
+#ifdef HAS_GROUP_PRODUCTS
+// The same with Hopper's products of four warps, which read shared memory on their own while the threads go on.
+struct Groups {
+    float acc[16][4];  // nothing else may write there while a product is under way, not even zeros: the first product does
+    bool begun = false;
+
+    __device__ __forceinline__ void add(const uint16_t* xs, const uint16_t* ws) {
+        const uint16_t* x = xs + threadIdx.x / 128 * 64 * F16_K;
+        group_products_begin();
+#pragma unroll
+        for (int ks = 0; ks < F16_K / 16; ks++) mma_group(acc, x, ws, ks, begun || ks > 0);
+        group_products_end();
+        begun = true;
+    }
+    __device__ __forceinline__ void settle() {
+        group_products_wait();
+        copies_shown();
+    }
+    template <class F> __device__ __forceinline__ void each(F f) const {
+        const int lane = threadIdx.x % WARP, row = 16 * (threadIdx.x / WARP) + lane / 4, t = lane % 4;
+#pragma unroll
+        for (int j = 0; j < 16; j++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) f(row + 8 * (e / 2), 8 * j + 2 * t + e % 2, acc[j][e]);
+        }
+    }
+};
+#else
+// What was compiled for any device of compute capability 9 has to do without.
+using Groups = Fragments;
+#endif
+
+// A tile of x w^T, with what `out` does with every sum of a row of x and a row of w that there are; all threads of a block together.
+// x and w: the rows of the tile, `width` apart. Dynamic shared memory: 96 KiB.
+template <class Sums, class Out>
+__device__ __forceinline__ void product_f16(const uint16_t* x, int n_x, const uint16_t* w, int n_w, int width, Out out) {
+    DYNAMIC_SHARED(uint16_t, tiles);
+    const int steps = width / F16_K;
+    auto fetch = [&](int step) {
+        if (step < steps) {
+            uint16_t* to = tiles + (step % F16_STAGES) * F16_STAGE;
+            copy_tile(to, x, width, n_x, step * F16_K);
+            copy_tile(to + F16_TILE * F16_K, w, width, n_w, step * F16_K);
+        }
+        copies_commit();
+    };
+    fetch(0);
+    fetch(1);
+    Sums sums;
+    for (int step = 0; step < steps; step++) {
+        copies_wait_but_one();
+        sums.settle();
+        __syncthreads();
+        fetch(step + 2);
+        const uint16_t* xs = tiles + (step % F16_STAGES) * F16_STAGE;
+        sums.add(xs, xs + F16_TILE * F16_K);
+    }
+    sums.settle();
+    sums.each([&](int i, int j, float sum) {
+        if (i < n_x && j < n_w) out(i, j, sum);
+    });
+}

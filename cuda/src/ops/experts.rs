@@ -1,0 +1,302 @@
+//! Mixtures of experts: choosing them, their products with batches of tokens, adding up what they say.
+
+use super::gemm::{SHARED, TILE, unpack, width};
+use super::{Experts, Half, MatVec, Mode, Part, Quant, at, check, launch, mat_vec_args};
+use crate::args;
+use crate::gpu::{Buffer, Gpu, Result, View};
+use crate::weight::Weight;
+
+/// Where the experts of `n` tokens are noted, and what is needed on the way.
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen {
+    /// `[n, n_expert]`: the router's products.
+    pub logits: View,
+    /// `[n, n_used]` u32, best first.
+    pub ids: View,
+    /// `[n, n_used]`
+    pub weights: View,
+    /// `[n]` u32: zeros, as they are again behind every call.
+    pub arrived: View,
+    /// Experts of a token.
+    pub n_used: usize,
+    /// Whether weights of a token are made to sum to one.
+    pub norm: bool,
+}
+
+/// Chooses the experts of `n` tokens, x `[n, n_in]`: softmax over all of them, then the best; equal ones by number.
+///
+/// # Errors
+/// Those of the driver; quantized activations that are missing.
+pub fn moe_router(
+    gpu: &Gpu,
+    (w, bias): (&Weight, Option<View>),
+    x: View,
+    quant: Option<Quant>,
+    c: &Chosen,
+    n: usize,
+) -> Result<()> {
+    let (n_expert, parts) = (w.n_row(), [(w, bias, c.logits)]);
+    let call = MatVec {
+        parts: &parts,
+        x,
+        quant,
+        columns: n,
+        per_input: 1,
+        experts: None,
+        mode: Mode::Store,
+    };
+    let (mut launch, m) = mat_vec_args(&call, n)?;
+    check(c.ids, n * c.n_used);
+    check(c.weights, n * c.n_used);
+    check(c.arrived, n);
+    assert!(c.n_used <= n_expert);
+    launch.shared = n_expert as u32 * 4;
+    let a = args::MoeRouter {
+        m,
+        ids: c.ids.at,
+        weights: c.weights.at,
+        arrived: c.arrived.at,
+        n_used: c.n_used as u32,
+        norm: u32::from(c.norm),
+    };
+    gpu.launch(launch, &a)
+}
+
+/// `acc[n, rows] += sum over the chosen experts of weight * (w x + bias)`: x `[n, n_used, n_in]`, weights and experts `[n, n_used]`.
+///
+/// # Errors
+/// Those of the driver; quantized activations that are missing.
+pub fn moe_down(
+    gpu: &Gpu,
+    (w, bias): (&Weight, Option<View>),
+    x: (View, Option<Quant>),
+    acc: View,
+    weights: View,
+    experts: Experts,
+    (n, n_used): (usize, usize),
+) -> Result<()> {
+    check(weights, n * n_used);
+    // A mat-vec of all columns, but for what becomes of its results.
+    let call = MatVec {
+        parts: &[(w, bias, acc)],
+        x: x.0,
+        quant: x.1,
+        columns: n * n_used,
+        per_input: 1,
+        experts: Some(experts),
+        mode: Mode::Add,
+    };
+    let (mut launch, m) = mat_vec_args(&call, n)?;
+    launch.grid[1] = n as u32;
+    let a = args::MoeDown {
+        m,
+        weights: weights.at,
+        n_used: n_used as u32,
+        pad: 0,
+    };
+    gpu.launch(launch, &a)
+}
+
+/// Room for sorting the columns of a batch by expert, and for their activations in f16. A column is a pair of token and chosen expert.
+pub struct Grouped {
+    /// `[columns]` u32
+    order: Buffer,
+    /// `[n_expert + 1]` u32
+    first: Buffer,
+    /// `[n_expert + 1]` u32
+    first_tile: Buffer,
+    /// `[tiles]` u32
+    tile_expert: Buffer,
+    /// `[columns, width]` f16
+    x: Buffer,
+    n_expert: usize,
+    columns: usize,
+}
+
+/// In which order columns lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Columns {
+    /// As they were given; so many share an input.
+    Given(usize),
+    /// By expert.
+    Sorted,
+}
+
+impl Grouped {
+    /// Columns that one call takes at most: rows of a grid.
+    pub const MAX_COLUMNS: usize = 32768;
+
+    /// Columns from which unpacking experts pays, by what is moved: a mat-vec of a column reads about half a byte for an element of its
+    /// expert, while unpacking writes two bytes, which are then read.
+    pub fn min_columns(n_expert: usize) -> usize {
+        8 * n_expert
+    }
+
+    /// Room for so many columns of at most `n_in` elements.
+    ///
+    /// # Errors
+    /// When the device has none.
+    pub fn new(gpu: &Gpu, columns: usize, n_expert: usize, n_in: usize) -> Result<Self> {
+        assert!(columns <= Self::MAX_COLUMNS, "{columns} columns");
+        Ok(Self {
+            order: gpu.alloc(columns * 4)?,
+            first: gpu.alloc((n_expert + 1) * 4)?,
+            first_tile: gpu.alloc((n_expert + 1) * 4)?,
+            tile_expert: gpu.alloc(tiles(columns, n_expert) * 4)?,
+            x: gpu.alloc(columns * width(n_in) * 2)?,
+            n_expert,
+            columns,
+        })
+    }
+
+    /// Sorts columns by their experts, `[columns]` u32, for the calls that follow.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn sort(&self, gpu: &Gpu, ids: View, columns: usize) -> Result<()> {
+        check(ids, columns);
+        assert!(columns <= self.columns, "{columns} columns");
+        let a = args::MoeSort {
+            ids: ids.at,
+            order: self.order.view().at,
+            first: self.first.view().at,
+            first_tile: self.first_tile.view().at,
+            tile_expert: self.tile_expert.view().at,
+            n: columns as u32,
+            n_expert: self.n_expert as u32,
+        };
+        gpu.launch(launch([1, 1, 1], 256, self.n_expert * 4), &a)
+    }
+
+    /// Products of each column with the rows of its expert, through f16: weights and biases of all experts, one after the other. Outputs are
+    /// `[columns, rows]`, in the order `to` (of which none share an input).
+    ///
+    /// # Errors
+    /// Those of the driver.
+    #[allow(clippy::too_many_arguments, reason = "operands of one product")]
+    pub fn mul_mats(
+        &self,
+        gpu: &Gpu,
+        half: &Half,
+        parts: &[Part<'_>],
+        x: View,
+        columns: usize,
+        from: Columns,
+        to: Columns,
+    ) -> Result<()> {
+        let n_in = parts[0].0.n_in();
+        let width = width(n_in);
+        let (order, per_input) = match from {
+            Columns::Given(per_input) => (self.order.view().at, per_input),
+            Columns::Sorted => (0, 1),
+        };
+        check(x, columns.div_ceil(per_input) * n_in);
+        assert!(self.x.view().bytes() >= columns * width * 2 && columns <= self.columns);
+        let a = args::ToHalf {
+            x: x.at,
+            out: self.x.view().at,
+            order,
+            n_in: n_in as u32,
+            width: width as u32,
+            per_input: per_input as u32,
+            pad: 0,
+        };
+        let grid = [width.div_ceil(8 * 128), columns, 1];
+        gpu.launch(launch(grid, 128, 0), &a)?;
+        for part in parts {
+            assert_eq!(part.0.n_in(), n_in);
+            self.mul_mat(gpu, half, part, columns, to)?;
+        }
+        Ok(())
+    }
+
+    fn mul_mat(
+        &self,
+        gpu: &Gpu,
+        half: &Half,
+        &(w, bias, out): &Part<'_>,
+        columns: usize,
+        to: Columns,
+    ) -> Result<()> {
+        let (width, n_out) = (width(w.n_in()), w.n_row() / self.n_expert);
+        check(out, columns * n_out);
+        if let Some(b) = bias {
+            check(b, w.n_row());
+        }
+        // Experts that are unpacked at once.
+        let room = (half.w.view().bytes() / (width * 2)).min(65535) / n_out;
+        assert!(room > 0, "an expert of {n_out} x {width} and no room");
+        for e0 in (0..self.n_expert).step_by(room) {
+            let n = room.min(self.n_expert - e0);
+            let a = args::Unpack {
+                w: w.view().at + (e0 * n_out * w.row_bytes()) as u64,
+                out: half.w.view().at,
+                first: self.first.view().at + e0 as u64 * 4,
+                row_bytes: w.row_bytes() as u64,
+                ty: w.ty().id(),
+                n_in: w.n_in() as u32,
+                width: width as u32,
+                n_row: (n * n_out) as u32,
+                n_out: n_out as u32,
+                pad: 0,
+            };
+            unpack(gpu, &a)?;
+            let a = args::MulMatExperts {
+                w: half.w.view().at,
+                x: self.x.view().at,
+                order: match to {
+                    Columns::Given(_) => self.order.view().at,
+                    Columns::Sorted => 0,
+                },
+                first: self.first.view().at,
+                first_tile: self.first_tile.view().at,
+                tile_expert: self.tile_expert.view().at,
+                bias: at(bias),
+                out: out.at,
+                width: width as u32,
+                n_out: n_out as u32,
+                e0: e0 as u32,
+                e1: (e0 + n) as u32,
+            };
+            let grid = [tiles(columns, n), n_out.div_ceil(TILE), 1];
+            let launch = launch(grid, 256, SHARED);
+            if gpu.info().sm == (9, 0) {
+                gpu.launch(launch, &args::MulMatExpertsHopper(a))?;
+            } else {
+                gpu.launch(launch, &a)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tiles that columns of some experts have at most.
+fn tiles(columns: usize, n_expert: usize) -> usize {
+    columns / TILE + n_expert.min(columns)
+}
+
+/// `acc[n, width] += sum over n_used of weights * y[n, n_used, width]`.
+///
+/// # Errors
+/// Those of the driver.
+pub fn moe_sum(
+    gpu: &Gpu,
+    acc: View,
+    y: View,
+    weights: View,
+    n: usize,
+    n_used: usize,
+    width: usize,
+) -> Result<()> {
+    check(acc, n * width);
+    check(y, n * n_used * width);
+    check(weights, n * n_used);
+    let a = args::MoeSum {
+        y: y.at,
+        weights: weights.at,
+        acc: acc.at,
+        n_used: n_used as u32,
+        width: width as u32,
+    };
+    gpu.launch(launch([width.div_ceil(128), n, 1], 128, 0), &a)
+}

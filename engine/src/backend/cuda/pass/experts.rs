@@ -1,0 +1,188 @@
+//! Mixtures of experts. A column is a pair of token and chosen expert; where a batch has many of them they are sorted by expert and go to tensor
+//! cores, and each is a mat-vec otherwise.
+
+use lemma_cuda::ops::{self, Chosen, Columns, Experts, Glu, Grouped, MatVec, Mode, Quant};
+use lemma_cuda::{Buffer, CudaError, View, Weight};
+
+use super::super::CudaWeight;
+use super::{Done, Pass};
+use crate::backend::{Act, Buf, Moe};
+
+/// A matrix, or those of all experts, and its bias.
+type Biased<'a> = (&'a Weight, Option<View>);
+
+/// What a mixture is made of.
+struct Mixture<'a> {
+    router: Biased<'a>,
+    gate: Biased<'a>,
+    up: Biased<'a>,
+    down: Biased<'a>,
+    kind: Glu,
+    n_expert: usize,
+    used: usize,
+    n_ff: usize,
+}
+
+impl<'a> Mixture<'a> {
+    fn of(moe: &'a Moe<CudaWeight>) -> Self {
+        let bias = moe.bias.as_ref();
+        let with = |w: &'a CudaWeight, b: Option<&CudaWeight>| (&**w.mat(), b.map(CudaWeight::vec));
+        Self {
+            router: with(&moe.gate_inp, bias.map(|b| &b.gate_inp)),
+            gate: with(&moe.gate_exps, bias.map(|b| &b.gate_exps)),
+            up: with(&moe.up_exps, bias.map(|b| &b.up_exps)),
+            down: with(&moe.down_exps, bias.map(|b| &b.down_exps)),
+            kind: match moe.act {
+                Act::Swiglu => Glu::Swiglu,
+                Act::SwigluOai => Glu::SwigluOai,
+            },
+            n_expert: moe.n_expert,
+            used: moe.n_expert_used,
+            n_ff: moe.n_ff,
+        }
+    }
+}
+
+/// Some tokens of a batch: their inputs, expert and weight of each of their columns, and what is added to.
+struct Chunk {
+    tokens: usize,
+    columns: usize,
+    x: View,
+    quant: Option<Quant>,
+    ids: View,
+    weights: View,
+    acc: View,
+}
+
+impl Pass {
+    /// `acc += experts(x)`
+    pub(super) fn experts(&mut self, acc: Buf, x: Buf, moe: &Moe<CudaWeight>) -> Done {
+        self.flush()?;
+        self.fresh[acc as usize] = false;
+        let m = Mixture::of(moe);
+        let (n, used, width) = (self.n, m.used, self.widths.get(x));
+        let many = self.moe.as_ref().map_or(0, |s| s.many(n, &m));
+        // What is left of a batch behind large chunks may be for mat-vecs.
+        let all_large = many > 0 && (n % many == 0 || (n % many) * used >= least(&m));
+        let wants_q8 =
+            m.router.0.wants_q8() || !all_large && (m.gate.0.wants_q8() || m.up.0.wants_q8());
+        let quant = if wants_q8 { self.fresh_quant(x)? } else { None };
+        let Some(s) = &self.moe else {
+            return Err(CudaError("experts in a model without any".to_owned()));
+        };
+        let gpu = &self.gpu;
+
+        // The router is not rounded to f16, whatever the batch: its decisions are the same for any batch.
+        let chosen = Chosen {
+            logits: s.logits.view(),
+            ids: s.ids.view(),
+            weights: s.weights.view(),
+            arrived: s.arrived.view(),
+            n_used: used,
+            norm: moe.norm_topk,
+        };
+        ops::moe_router(gpu, m.router, self.view(x), quant, &chosen, n)?;
+
+        let mut first = 0;
+        while first < n {
+            let large = many > 0 && (n - first) * used >= least(&m);
+            let tokens = (n - first).min(if large { many } else { s.tokens });
+            let columns = tokens * used;
+            let chosen = |b: &Buffer| b.view().slice(first * used * 4, columns * 4);
+            let chunk = Chunk {
+                tokens,
+                columns,
+                acc: self.rows(acc, first, tokens),
+                x: self.rows(x, first, tokens),
+                quant: quant.map(|q| Quant {
+                    q: q.q.slice(first * width, tokens * width),
+                    ds: q.ds.slice(first * width / 4, tokens * width / 4),
+                }),
+                ids: chosen(&s.ids),
+                weights: chosen(&s.weights),
+            };
+            if large {
+                self.grouped_products(&m, &chunk)?;
+            } else {
+                self.column_products(&m, &chunk)?;
+            }
+            first += tokens;
+        }
+        Ok(())
+    }
+
+    /// Adds what the chosen experts say, a mat-vec for each column.
+    fn column_products(&self, m: &Mixture<'_>, c: &Chunk) -> Done {
+        let (gpu, Some(s)) = (&self.gpu, &self.moe) else {
+            return Ok(());
+        };
+        let [hidden, other] = s.hidden.each_ref().map(Buffer::view);
+        let experts = Experts {
+            ids: c.ids,
+            n: m.n_expert,
+        };
+        let fused = (m.gate.0.ty(), m.gate.0.n_row()) == (m.up.0.ty(), m.up.0.n_row());
+        let parts = [(m.gate.0, m.gate.1, hidden), (m.up.0, m.up.1, other)];
+        let call = MatVec {
+            parts: &parts,
+            x: c.x,
+            quant: c.quant,
+            columns: c.columns,
+            per_input: m.used,
+            experts: Some(experts),
+            mode: match fused {
+                true => Mode::Gated(m.kind),
+                false => Mode::Store,
+            },
+        };
+        ops::mat_vec(gpu, &call)?;
+        if !fused {
+            ops::gate_up(gpu, m.kind, hidden, other, c.columns * m.n_ff)?;
+        }
+        let q8 = s.q8.as_ref().filter(|_| m.down.0.wants_q8());
+        let quant = q8.map(|(q, ds)| Quant {
+            q: q.view(),
+            ds: ds.view(),
+        });
+        if let Some(q) = quant {
+            ops::quantize(gpu, q, hidden, c.columns * m.n_ff)?;
+        }
+        let (x, shape) = ((hidden, quant), (c.tokens, m.used));
+        ops::moe_down(gpu, m.down, x, c.acc, c.weights, experts, shape)
+    }
+
+    /// The same of columns sorted by expert, on tensor cores.
+    fn grouped_products(&self, m: &Mixture<'_>, c: &Chunk) -> Done {
+        let (Some(s), Some(half)) = (&self.moe, &self.half) else {
+            return Ok(());
+        };
+        let (gpu, Some(sorted)) = (&self.gpu, &s.sorted) else {
+            return Ok(());
+        };
+        let [hidden, other] = s.hidden.each_ref().map(Buffer::view);
+        let (n, given) = (c.columns, Columns::Given(m.used));
+        let (grouped, y) = (&sorted.grouped, sorted.y.view());
+        grouped.sort(gpu, c.ids, n)?;
+        let parts = [(m.gate.0, m.gate.1, hidden), (m.up.0, m.up.1, other)];
+        grouped.mul_mats(gpu, half, &parts, c.x, n, given, Columns::Sorted)?;
+        ops::gate_up(gpu, m.kind, hidden, other, n * m.n_ff)?;
+        let parts = [(m.down.0, m.down.1, y)];
+        let given = Columns::Given(1);
+        grouped.mul_mats(gpu, half, &parts, hidden, n, Columns::Sorted, given)?;
+        let width = m.down.0.n_row() / m.n_expert;
+        ops::moe_sum(gpu, c.acc, y, c.weights, c.tokens, m.used, width)
+    }
+}
+
+/// Columns from which they are sorted by expert.
+fn least(m: &Mixture<'_>) -> usize {
+    Grouped::min_columns(m.n_expert)
+}
+
+impl super::super::buffers::Moe {
+    /// Tokens that are sorted by expert at once in a batch of `n`; 0 where that does not pay.
+    fn many(&self, n: usize, m: &Mixture<'_>) -> usize {
+        let sorted = self.sorted.as_ref().filter(|_| n * m.used >= least(m));
+        sorted.map_or(0, |s| s.tokens)
+    }
+}
