@@ -23,7 +23,7 @@ use lemma_quant::GgmlType;
 use lemma_quant::pages::KvType;
 use std::time::{Duration, Instant};
 
-const TYPES: [GgmlType; 23] = [
+const TYPES: [GgmlType; 26] = [
     GgmlType::Q4_K,
     GgmlType::Q6_K,
     GgmlType::Q8_0,
@@ -45,6 +45,9 @@ const TYPES: [GgmlType; 23] = [
     GgmlType::IQ1_M,
     GgmlType::TQ1_0,
     GgmlType::TQ2_0,
+    GgmlType::NVFP4,
+    GgmlType::Q1_0,
+    GgmlType::Q2_0,
     GgmlType::F16,
     GgmlType::BF16,
 ];

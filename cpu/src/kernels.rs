@@ -120,6 +120,7 @@ mod none {
     #[derive(Clone, Copy)]
     pub(crate) struct Kernel {
         pub(crate) form: Form,
+        pub(crate) columns: usize,
         pub(crate) rows: RowsFn,
         pub(crate) gemm: (UnpackFn, TilesFn),
         pub(crate) wide: Option<(usize, UnpackFn, TilesFn)>,

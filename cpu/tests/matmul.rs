@@ -241,6 +241,11 @@ fn set_scales(ty: GgmlType, block: &mut [u8]) {
         | GgmlType::IQ3_XXS
         | GgmlType::IQ3_S
         | GgmlType::IQ1_S => &[0],
+        GgmlType::Q1_0 | GgmlType::Q2_0 => &[0],
+        GgmlType::NVFP4 => {
+            block[..4].fill(0x38);
+            &[]
+        }
         GgmlType::TQ1_0 => &[52],
         GgmlType::TQ2_0 => &[64],
         GgmlType::IQ1_M => {

@@ -259,7 +259,7 @@ impl Pass<'_> {
 
     fn plan(&self, w: &Mat<'_>, n_tokens: usize) -> Plan {
         let traits = w.ty.traits();
-        let kernel = kernels::kernel(w.ty, self.isa);
+        let kernel = kernels::kernel(w.ty, self.isa).filter(|k| w.n_in.is_multiple_of(k.columns));
         let x_type = X_TYPES.iter().position(|x| *x == traits.vec_dot_type);
         let way = match (&kernel, x_type.filter(|_| traits.vec_dot.is_some())) {
             (Some(k), _) if n_tokens > 1 => Way::Tiles(k.form),

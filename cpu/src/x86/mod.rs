@@ -37,6 +37,7 @@ mod q8_0;
 mod quantize;
 mod rows;
 mod runs;
+mod sixteens;
 mod unpack;
 mod util;
 mod vectors;
@@ -104,6 +105,8 @@ pub(crate) type TilesFn =
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel {
     pub(crate) form: Form,
+    /// Columns are a multiple of this.
+    pub(crate) columns: usize,
     pub(crate) rows: RowsFn,
     /// For batches.
     pub(crate) gemm: (UnpackFn, TilesFn),
@@ -113,6 +116,15 @@ pub(crate) struct Kernel {
 
 /// The kernel for a type; `None` where the scalar path serves it.
 pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
+    if let Some((form, rows, gemm)) = sixteens::kernel(ty, isa) {
+        return Some(Kernel {
+            form,
+            columns: sixteens::LEN,
+            rows,
+            gemm,
+            wide: None,
+        });
+    }
     let (form, rows) = match isa {
         Isa::Scalar => None,
         Isa::Avx2 => rows::avx2::kernel(ty),
@@ -121,6 +133,7 @@ pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
     }?;
     Some(Kernel {
         form,
+        columns: ty.block_size(),
         rows,
         gemm: gemm::kernel(ty, isa)?,
         wide: gemm_amx::kernel(ty).filter(|_| isa == Isa::Amx),

@@ -32,7 +32,7 @@ pub(super) struct To<'a, B> {
     first: usize,
     /// Where the tile is.
     tile: *mut Tile,
-    /// Which block of the tile, in formats of 32.
+    /// Where the block begins, in columns / 32.
     b: usize,
     /// What is read after these rows: as many bytes as they have.
     next: *const u8,
@@ -114,7 +114,7 @@ impl<B: Bytes> To<'_, B> {
         }
     }
 
-    /// The scale of sub-block `j`.
+    /// The scale of sub-block `j`: of sixteen columns, or of more in formats of 256.
     ///
     /// # Safety
     /// See `quants`.
@@ -122,7 +122,7 @@ impl<B: Bytes> To<'_, B> {
     pub(super) unsafe fn scale(&self, j: usize, v: B::V) {
         // SAFETY: there are sixteen at most.
         unsafe {
-            let to = &raw mut (*self.tile).scales[j][self.first];
+            let to = &raw mut (*self.tile).scales[2 * self.b + j][self.first];
             B::store(to.cast(), v);
         }
     }
@@ -177,6 +177,20 @@ impl<B: Bytes> To<'_, B> {
         unsafe {
             let to = &raw mut (*self.tile).d[self.b][self.first];
             B::store(to.cast(), v);
+        }
+    }
+
+    /// Scales of the halves of 32 columns, `32 i ..` of the block: bits of f32.
+    ///
+    /// # Safety
+    /// See `quants`.
+    #[inline(always)]
+    pub(super) unsafe fn halves(&self, i: usize, first: B::V, second: B::V) {
+        // SAFETY: a tile has eight times 32 columns.
+        unsafe {
+            let (d, m) = (&raw mut (*self.tile).d, &raw mut (*self.tile).m);
+            B::store((&raw mut (*d)[self.b + i][self.first]).cast(), first);
+            B::store((&raw mut (*m)[self.b + i][self.first]).cast(), second);
         }
     }
 
@@ -238,7 +252,7 @@ pub(super) unsafe fn unpack<F: Unpack, B: Bytes>(
                     },
                     first: half * B::LANES,
                     tile,
-                    b,
+                    b: b * F::LEN / 32,
                     next: next.wrapping_add(b * F::SIZE * ROWS),
                     bytes: std::marker::PhantomData,
                 });
