@@ -221,6 +221,22 @@ fn extremes() {
     }
 }
 
+/// Every code of a scale, those that stand for no number too.
+#[test]
+fn scales_of_eight_bits() {
+    let mut random = Random(10);
+    let mut data = quantize(GgmlType::NVFP4, &random.vec(128 * 128));
+    for (i, block) in data.chunks_exact_mut(36).enumerate() {
+        for (j, d) in block[..4].iter_mut().enumerate() {
+            *d = (4 * i + j) as u8;
+        }
+    }
+    let w = Mat::new(GgmlType::NVFP4, 128, 128, &data);
+    for n_tokens in [1, 5] {
+        check(w, &random.vec(n_tokens * 128));
+    }
+}
+
 /// Sets the half-precision scales of a block to 1.
 fn set_scales(ty: GgmlType, block: &mut [u8]) {
     let at: &[usize] = match ty {

@@ -154,12 +154,12 @@ pub const fn e8m0_half_to_f32(e: u8) -> f32 {
 /// Half of the unsigned E4M3 number `x` (bias 7), for the same reason as [`e8m0_half_to_f32`].
 /// NaN (0x7f) is read as zero and the sign bit is ignored, as ggml does.
 #[inline]
-pub const fn ue4m3_half_to_f32(x: u8) -> f32 {
+pub fn ue4m3_half_to_f32(x: u8) -> f32 {
     if x == 0x7f {
         return 0.0;
     }
-    let exp = (x >> 3 & 0xf) as u32;
-    let man = (x & 7) as u32;
+    let exp = u32::from(x >> 3) & 0xf;
+    let man = u32::from(x) & 7;
     if exp == 0 {
         man as f32 * (1.0 / 1024.0)
     } else {

@@ -14,7 +14,6 @@ use crate::Isa;
 use crate::activations::{X32, X32x4};
 use crate::kernels::run;
 use lemma_quant::GgmlType;
-use lemma_quant::num::ue4m3_half_to_f32;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
@@ -35,39 +34,17 @@ unsafe trait Sixteens {
     /// `w` is valid for 128 values, `i` is below 4, and AVX2 is available.
     unsafe fn quants(w: *const u8, i: usize) -> __m256i;
 
-    /// The scales of those, of sixteen each.
+    /// The scales of four rows, of sixteen values each.
     ///
     /// # Safety
-    /// As for `quants`.
-    unsafe fn scales(w: *const u8, i: usize) -> [f32; 2];
-}
-
-/// A half-precision number.
-///
-/// # Safety
-/// There is one at `w`.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn half(w: *const u8) -> f32 {
-    // SAFETY: by the caller.
-    let bits = u16::from_le_bytes(unsafe { bytes(w) });
-    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits.into())))
+    /// Pointers are valid for 128 values each, and AVX2 is available.
+    unsafe fn scales(w: [*const u8; 4]) -> [__m128; 8];
 }
 
 struct NVFP4;
 
 /// E2M1 numbers, doubled.
 const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-
-/// Halves of unsigned E4M3 numbers.
-static UE4M3: [f32; 256] = {
-    let (mut table, mut i) = ([0.0; 256], 0);
-    while i < 256 {
-        table[i] = ue4m3_half_to_f32(i as u8);
-        i += 1;
-    }
-    table
-};
 
 // SAFETY: offsets are within two blocks of 36 bytes.
 unsafe impl Sixteens for NVFP4 {
@@ -89,11 +66,33 @@ unsafe impl Sixteens for NVFP4 {
         }
     }
 
-    #[inline(always)]
-    unsafe fn scales(w: *const u8, i: usize) -> [f32; 2] {
-        // SAFETY: by the caller.
-        let d: [u8; 2] = unsafe { bytes(w.add(36 * (i / 2) + 2 * (i % 2))) };
-        d.map(|d| UE4M3[usize::from(d)])
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn scales(w: [*const u8; 4]) -> [__m128; 8] {
+        let [a, b] = [0, 36].map(|at| {
+            // SAFETY: by the caller.
+            let [a, b, c, d] = w.map(|w| unsafe { i32::from_le_bytes(bytes(w.add(at))) });
+            // The first scale of every row, the second, and so on.
+            let turn = _mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+            let e4m3 = _mm_shuffle_epi8(_mm_set_epi32(d, c, b, a), turn);
+            // Without a sign; NaN is zero. As a half-precision number with four bits of exponent it is 256 times too small, and half
+            // of it is wanted: see `ue4m3_half_to_f32`.
+            let all = _mm_set1_epi8(0x7f);
+            let e4m3 = _mm_andnot_si128(_mm_cmpeq_epi8(e4m3, all), _mm_and_si128(e4m3, all));
+            let half = _mm256_slli_epi16::<7>(_mm256_cvtepu8_epi16(e4m3));
+            let wide = [
+                _mm256_castsi256_si128(half),
+                _mm256_extracti128_si256::<1>(half),
+            ]
+            .map(|half| _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(128.0)));
+            [
+                _mm256_castps256_ps128(wide[0]),
+                _mm256_extractf128_ps::<1>(wide[0]),
+                _mm256_castps256_ps128(wide[1]),
+                _mm256_extractf128_ps::<1>(wide[1]),
+            ]
+        });
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
     }
 }
 
@@ -114,9 +113,9 @@ unsafe impl Sixteens for Q1_0 {
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn scales(w: *const u8, _: usize) -> [f32; 2] {
+    unsafe fn scales(w: [*const u8; 4]) -> [__m128; 8] {
         // SAFETY: by the caller.
-        [unsafe { half(w) }; 2]
+        [unsafe { f16x4(w) }; 8]
     }
 }
 
@@ -141,9 +140,10 @@ unsafe impl Sixteens for Q2_0 {
 
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn scales(w: *const u8, i: usize) -> [f32; 2] {
+    unsafe fn scales(w: [*const u8; 4]) -> [__m128; 8] {
         // SAFETY: by the caller.
-        [unsafe { half(w.add(18 * (i / 2))) }; 2]
+        let [a, b] = [0, 18].map(|at| unsafe { f16x4(w.map(|w| w.add(at))) });
+        [a, a, a, a, b, b, b, b]
     }
 }
 
@@ -191,6 +191,7 @@ unsafe fn multiply<F: Sixteens, const FOURS: bool>(job: &Rows<'_>, out: &mut [f3
             let mut acc = _mm_setzero_ps();
             for x in x {
                 let w = runs.at(at, F::SIZE);
+                let scales = F::scales(w);
                 for b in 0..4 {
                     let (q, d) = if FOURS {
                         let [low, high] =
@@ -201,18 +202,12 @@ unsafe fn multiply<F: Sixteens, const FOURS: bool>(job: &Rows<'_>, out: &mut [f3
                         (_mm256_loadu_si256(x.q.as_ptr().cast()), x.d)
                     };
                     let sums = w.map(|w| products(F::quants(w, b), q));
-                    let d = [
-                        F::scales(w[0], b),
-                        F::scales(w[1], b),
-                        F::scales(w[2], b),
-                        F::scales(w[3], b),
-                    ]
-                    .map(|s| s.map(|s| s * d));
                     let first = sum_half_lanes(sums.map(|s| _mm256_castsi256_si128(s)));
                     let second = sum_half_lanes(sums.map(|s| _mm256_extracti128_si256::<1>(s)));
-                    let scales = |h: usize| _mm_set_ps(d[3][h], d[2][h], d[1][h], d[0][h]);
-                    acc = _mm_fmadd_ps(_mm_cvtepi32_ps(first), scales(0), acc);
-                    acc = _mm_fmadd_ps(_mm_cvtepi32_ps(second), scales(1), acc);
+                    for (h, sum) in [first, second].into_iter().enumerate() {
+                        let d = _mm_mul_ps(scales[2 * b + h], _mm_set1_ps(d));
+                        acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), d, acc);
+                    }
                 }
                 at += F::SIZE;
             }
@@ -242,6 +237,8 @@ impl Row {
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
     unsafe fn read<F: Sixteens>(&mut self, w: *const u8) {
+        // SAFETY: by the caller.
+        self.d = unsafe { F::scales([w; 4]) }.map(|d| _mm_cvtss_f32(d));
         for i in 0..4 {
             // SAFETY: by the caller; stores are within arrays, which are aligned.
             unsafe {
@@ -254,7 +251,6 @@ impl Row {
                 ];
                 let sums = _mm_slli_epi32::<7>(sum_half_lanes([two[0], two[1], two[0], two[1]]));
                 _mm_storel_epi64(self.sums.as_mut_ptr().add(2 * i).cast(), sums);
-                self.d[2 * i..2 * i + 2].copy_from_slice(&F::scales(w, i));
             }
         }
     }
