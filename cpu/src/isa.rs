@@ -13,7 +13,7 @@ pub enum Isa {
     Avx2,
     /// [`Isa::Avx2`] with sums of products of bytes in 256 bits (`avxvnni`).
     AvxVnni,
-    /// x86-64 with `avx512` `f`, `bw`, `vl`, `dq`, `vnni` and all of [`Isa::Avx2`].
+    /// x86-64 with `avx512` `f`, `bw`, `vl`, `dq`, `vnni` and all of [`Isa::Avx2`]; `vbmi` is used where it is there.
     Avx512,
     /// [`Isa::Avx512`] with products of bf16 pairs.
     Avx512Bf16,

@@ -137,6 +137,8 @@ fn every_type_and_shape() {
             (33, 70, 1),
             (64, 16, 9),
             (19, 53, 2),
+            (9, 1, 4),
+            (21, 6, 10),
         ] {
             let n_in = block * blocks;
             let data = weights(ty, &mut random, n_out * n_in);
@@ -237,7 +239,7 @@ fn scales_of_eight_bits() {
     }
 }
 
-/// Sets the half-precision scales of a block to 1.
+/// Sets the scales of a block to 1 or so.
 fn set_scales(ty: GgmlType, block: &mut [u8]) {
     let at: &[usize] = match ty {
         GgmlType::Q2_K => &[80, 82],
@@ -426,4 +428,35 @@ fn heads_have_matrices() {
             }
         }
     }
+}
+
+/// The last rows of a file that ends with them, with nothing mapped behind: there whoever reads on is killed.
+#[test]
+fn nothing_is_read_behind_the_rows() {
+    let mut random = Random(11);
+    let path = std::env::temp_dir().join(format!("lemma-rows-{}", std::process::id()));
+    for ty in weight_types() {
+        for (n_out, blocks) in [(1, 1), (3, 2), (5, 4), (21, 10)] {
+            let n_in = ty.block_size().max(32) * blocks;
+            let data = weights(ty, &mut random, n_out * n_in);
+            let len = data.len().next_multiple_of(1 << 16);
+            let mut file = vec![0; len - data.len()];
+            file.extend_from_slice(&data);
+            std::fs::write(&path, &file).unwrap();
+            let file = std::fs::File::open(&path).unwrap();
+            // SAFETY: the file is this test's, and nothing is read behind its end.
+            let map = unsafe { memmap2::MmapOptions::new().len(len + (1 << 16)).map(&file) };
+            let map = map.unwrap();
+            for n_tokens in [1, 2, 5, 33] {
+                let x = random.vec(n_tokens * n_in);
+                for isa in Isa::available() {
+                    let at_end = Mat::new(ty, n_in, n_out, &map[len - data.len()..len]);
+                    let got = product(isa, 1, at_end, &x, None);
+                    let want = product(isa, 1, Mat::new(ty, n_in, n_out, &data), &x, None);
+                    assert_eq!(got, want, "{ty} {isa} {n_in}x{n_out}, {n_tokens} tokens");
+                }
+            }
+        }
+    }
+    std::fs::remove_file(&path).unwrap();
 }

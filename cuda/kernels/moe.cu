@@ -33,7 +33,7 @@ __device__ __forceinline__ void choose(const MoeRouter& a, const float* x, int t
             const int other_id = __shfl_xor_sync(ALL, id, o);
             if (other > best || (other == best && other_id < id)) best = other, id = other_id;
         }
-        if (id >= n) id = u;  // logits that are not numbers choose nobody
+        if (id >= n) id = u;  // logits that are not numbers: any expert will do, but it has to be one
         const float w = __expf(best - mx) / all;
         chosen += w;
         __syncwarp();
@@ -69,6 +69,7 @@ KERNEL __launch_bounds__(WARP* MAX_WARPS) moe_router(const MoeRouter a) {
         before = count_up(a.arrived + token);
     }
     if (__shfl_sync(ALL, before, 0) + 1 < gridDim.x) return;
+    __syncwarp();  // what the first lane has seen of other blocks is there for all of them
     if (threadIdx.x == 0) a.arrived[token] = 0;
     choose(a, logits, token, left);
 }

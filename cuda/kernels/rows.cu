@@ -108,7 +108,7 @@ struct GateUp {
 };
 
 // gate = glu(kind, gate, up). Grid: (ceil(n_elem / threads)).
-KERNEL gate_up(const GateUp a) {
+KERNEL glu(const GateUp a) {
     begin();
     const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i < a.n_elem) a.gate[i] = glu(a.kind, a.gate[i], a.up[i]);
@@ -122,7 +122,7 @@ struct SoftCap {
 };
 
 // x = cap * tanh(x / cap). Grid: (ceil(n_elem / threads)).
-KERNEL cap_all(const SoftCap a) {
+KERNEL soft_cap_all(const SoftCap a) {
     begin();
     const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i < a.n_elem) a.x[i] = soft_cap(a.x[i], a.cap);

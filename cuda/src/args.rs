@@ -39,9 +39,9 @@ args! {
     /// `rows.cu`
     Quantize => quantize_rows { x: u64, q: u64, ds: u64, n_block: u64 }
     /// `rows.cu`
-    GateUp => gate_up { gate: u64, up: u64, n_elem: u64, kind: u32, pad: u32 }
+    GateUp => glu { gate: u64, up: u64, n_elem: u64, kind: u32, pad: u32 }
     /// `rows.cu`
-    SoftCap => cap_all { x: u64, n_elem: u64, cap: f32, pad: u32 }
+    SoftCap => soft_cap_all { x: u64, n_elem: u64, cap: f32, pad: u32 }
     /// `rows.cu`
     AddScaled => add_scaled { x: u64, y: u64, n_elem: u64, factor: f32, pad: u32 }
     /// `rows.cu`
@@ -250,7 +250,7 @@ macro_rules! kernels {
 }
 
 kernels! {
-    Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", GateUp "gate_up", SoftCap "cap_all", AddScaled "add_scaled", RopeStore "rope_store",
+    Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", GateUp "glu", SoftCap "soft_cap_all", AddScaled "add_scaled", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
     Combine "attention_combine", Draw "draw", MoeRouter "moe_router", MoeDown "moe_down", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16", MulMatF16Hopper "mul_mat_f16_hopper",
     MoeSort "moe_sort", MulMatExperts "mul_mat_experts", MulMatExpertsHopper "mul_mat_experts_hopper",

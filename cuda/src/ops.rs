@@ -144,7 +144,7 @@ pub enum Glu {
 ///
 /// # Errors
 /// Those of the driver.
-pub fn gate_up(gpu: &Gpu, kind: Glu, gate: View, up: View, n_elem: usize) -> Result<()> {
+pub fn glu(gpu: &Gpu, kind: Glu, gate: View, up: View, n_elem: usize) -> Result<()> {
     check(gate, n_elem);
     check(up, n_elem);
     let a = args::GateUp {

@@ -231,6 +231,32 @@ fn experts_are_chosen_as_by_softmax() {
     }
 }
 
+/// A file can hold any weights; what is read by number of an expert has to be there all the same.
+#[test]
+fn logits_that_are_not_numbers_choose_experts_too() {
+    for gpu in gpus() {
+        let (n_in, n_expert, n_used) = (32, 40, 3);
+        let weights = vec![f32::NAN; n_in * n_expert];
+        let data: Vec<u8> = weights.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let w = put(&gpu, GgmlType::F32, &data, n_in, n_expert);
+        let x = upload(&gpu, &vec![1.0; n_in]);
+        let [logits, ids, weights] = [n_expert, n_used, n_used].map(|n| poisoned(&gpu, n));
+        let arrived = gpu.alloc(4).expect("counters");
+        let chosen = Chosen {
+            logits: logits.view(),
+            ids: ids.view(),
+            weights: weights.view(),
+            arrived: arrived.view(),
+            n_used,
+            norm: true,
+        };
+        ops::moe_router(&gpu, (&w, None), x.view(), None, &chosen, 1).expect("moe_router");
+        let ids: Vec<u32> = read(&gpu, ids.view()).iter().map(|v| v.to_bits()).collect();
+        let there = |i: usize| (ids[i] as usize) < n_expert && !ids[..i].contains(&ids[i]);
+        assert!((0..n_used).all(there), "{gpu:?}: {ids:?}");
+    }
+}
+
 #[test]
 fn what_experts_say_is_weighed_and_added() {
     for gpu in gpus() {

@@ -147,7 +147,7 @@ fn gates_of_every_kind() {
         let (g, u) = (ten(), ten());
         for kind in GLUS {
             let (gb, ub) = (upload(&gpu, &g), upload(&gpu, &u));
-            ops::gate_up(&gpu, kind, gb.view(), ub.view(), g.len()).expect("gate_up");
+            ops::glu(&gpu, kind, gb.view(), ub.view(), g.len()).expect("glu");
             let pairs = g.iter().zip(&u);
             let want: Vec<f64> = pairs
                 .map(|(g, u)| gated(kind, f64::from(*g), f64::from(*u)))

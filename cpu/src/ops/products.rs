@@ -207,6 +207,11 @@ impl Pass<'_> {
     ) {
         let n_tokens = tokens.len();
         let scratch = &self.scratch.matmul;
+        // Rows of a tile are found by offsets of 32 bits.
+        assert!(
+            mat.w.row_size() <= i32::MAX as usize / MAX_ROWS,
+            "rows that long"
+        );
         // SAFETY: every worker has its own; any bytes are sums or tiles.
         let (acc, tiles) = unsafe {
             (

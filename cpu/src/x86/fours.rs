@@ -5,7 +5,6 @@
 //! four blocks. Sums are those of `rows`, bit for bit.
 
 use super::dots::Avx512;
-use super::patterns::{self, rows as looked_up};
 use super::patterns_512;
 use super::rows::{Rows32, avx512, offset};
 use super::runs::Runs;
@@ -60,9 +59,6 @@ pub(super) unsafe trait Four32: Rows32 {
 }
 
 pub(super) fn kernel(ty: GgmlType) -> Option<(Form, RowsFn)> {
-    if let Some(kernel) = patterns_512::kernel(ty) {
-        return Some(kernel);
-    }
     Some(match ty {
         GgmlType::Q4_0 => (Form::X32, rows_32::<q4_0::rows::Q4_0> as _),
         GgmlType::Q4_1 => (Form::X32, rows_32::<q4_0::rows::Q4_1> as _),
@@ -77,43 +73,7 @@ pub(super) fn kernel(ty: GgmlType) -> Option<(Form, RowsFn)> {
         GgmlType::Q5_K => (Form::X256, rows_256::<q5_k::avx512::Q5K> as _),
         GgmlType::Q6_K => (Form::X256, rows_256::<q6_k::avx512::Q6K> as _),
         GgmlType::IQ4_XS => (Form::X256, rows_256::<iq4_xs::avx512::IQ4XS> as _),
-        GgmlType::IQ2_XXS => (
-            Form::X256,
-            avx512::rows_256::<looked_up::Rows<patterns::IQ2XXS>> as _,
-        ),
-        GgmlType::IQ2_XS => (
-            Form::X256,
-            avx512::rows_256::<looked_up::Rows<patterns::IQ2XS>> as _,
-        ),
-        GgmlType::IQ2_S => (
-            Form::X256,
-            avx512::rows_256::<looked_up::Rows<patterns::IQ2S>> as _,
-        ),
-        GgmlType::IQ3_XXS => (
-            Form::X256,
-            avx512::rows_256::<looked_up::Rows<patterns::IQ3XXS>> as _,
-        ),
-        GgmlType::IQ3_S => (
-            Form::X256,
-            avx512::rows_256::<looked_up::Rows<patterns::IQ3S>> as _,
-        ),
-        GgmlType::IQ1_S => (
-            Form::X256,
-            avx512::rows_256::<looked_up::Rows<patterns::IQ1S>> as _,
-        ),
-        GgmlType::IQ1_M => (
-            Form::X256,
-            avx512::rows_256::<looked_up::Rows<patterns::IQ1M>> as _,
-        ),
-        GgmlType::TQ1_0 => (
-            Form::X256,
-            avx512::rows_256::<looked_up::Rows<patterns::TQ1_0>> as _,
-        ),
-        GgmlType::TQ2_0 => (
-            Form::X256,
-            avx512::rows_256::<looked_up::Rows<patterns::TQ2_0>> as _,
-        ),
-        _ => return None,
+        _ => return patterns_512::kernel(ty).or_else(|| avx512::patterns(ty)),
     })
 }
 

@@ -7,6 +7,7 @@
 use super::gemm_256::{avx_vnni, avx2};
 use super::gemm_avx512 as avx512;
 use super::patterns::{self, Batch};
+use super::ternary;
 use super::{TilesFn, UnpackFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::Isa;
@@ -60,8 +61,8 @@ macro_rules! fused {
             IQ3_S: Batch<patterns::IQ3S>, mul_256::<32, false>;
             IQ1_S: Batch<patterns::IQ1S>, mul_256::<32, false>;
             IQ1_M: Batch<patterns::IQ1M>, mul_256::<16, false>;
-            TQ1_0: Batch<patterns::TQ1_0>, mul_256::<32, false>;
-            TQ2_0: Batch<patterns::TQ2_0>, mul_256::<32, false>;
+            TQ1_0: Batch<ternary::TQ1_0>, mul_256::<32, false>;
+            TQ2_0: Batch<ternary::TQ2_0>, mul_256::<32, false>;
         }
     };
 }
@@ -91,8 +92,8 @@ kernels! {
     IQ3_S: Batch<patterns::IQ3S>, mul_256::<32, 0, false>;
     IQ1_S: Batch<patterns::IQ1S>, mul_256::<32, 0, false>;
     IQ1_M: Batch<patterns::IQ1M>, mul_256::<16, 0, false>;
-    TQ1_0: Batch<patterns::TQ1_0>, mul_256::<32, 0, false>;
-    TQ2_0: Batch<patterns::TQ2_0>, mul_256::<32, 0, false>;
+    TQ1_0: Batch<ternary::TQ1_0>, mul_256::<32, 0, false>;
+    TQ2_0: Batch<ternary::TQ2_0>, mul_256::<32, 0, false>;
 }
 
 /// No offset. Otherwise quants were made unsigned by adding 128, shifted right by this; activations come with their sums times

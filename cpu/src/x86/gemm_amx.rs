@@ -16,6 +16,7 @@ use super::bytes::{Avx512, ROWS};
 use super::gemm::NONE;
 use super::gemm_avx512::pairs;
 use super::patterns::{self, Batch};
+use super::ternary;
 use super::unpack::{self, Tile, Unpack};
 use super::{TilesFn, UnpackFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
@@ -67,8 +68,8 @@ pub(super) fn kernel(ty: GgmlType) -> Option<(usize, UnpackFn, TilesFn)> {
         IQ3_S: 30, Batch<patterns::IQ3S>, mul_256::<SPLIT, 32, false>, 128, SPLIT, 32;
         IQ1_S: 30, Batch<patterns::IQ1S>, mul_256::<SPLIT, 32, false>, 128, SPLIT, 32;
         IQ1_M: 30, Batch<patterns::IQ1M>, mul_256::<SPLIT, 16, false>, 128, SPLIT, 16;
-        TQ1_0: 12, Batch<patterns::TQ1_0>, mul_256::<SCALED, 32, false>, 128, SCALED, 32;
-        TQ2_0: 12, Batch<patterns::TQ2_0>, mul_256::<SCALED, 32, false>, 128, SCALED, 32;
+        TQ1_0: 12, Batch<ternary::TQ1_0>, mul_256::<SCALED, 32, false>, 128, SCALED, 32;
+        TQ2_0: 12, Batch<ternary::TQ2_0>, mul_256::<SCALED, 32, false>, 128, SCALED, 32;
     })
 }
 

@@ -38,6 +38,7 @@ mod quantize;
 mod rows;
 mod runs;
 mod sixteens;
+mod ternary;
 mod unpack;
 mod util;
 mod vectors;

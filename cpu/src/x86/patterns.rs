@@ -1,11 +1,11 @@
-//! Formats whose values are looked up (`iq2_xxs` to `iq1_m`), and the ternary ones.
+//! Formats whose values are looked up (`iq2_xxs` to `iq1_m`), and what they share with the ternary ones.
 //!
 //! Four or eight values are one pattern of a table, with signs or a shift of their own. Here a block becomes signed bytes and a
 //! whole scale for every 16 or 32 of them: what `iq1_s` and `iq1_m` shift by, an eighth, becomes one where values are taken
 //! eightfold. `patterns_512` multiplies the same blocks faster where there are the instructions for it.
 
 use super::bytes::{Bytes, ROWS};
-use super::q2_k::{crumbs_32, two_scales};
+use super::q2_k::two_scales;
 use super::unpack::{To, Unpack};
 use super::util::*;
 use crate::activations::X256;
@@ -102,7 +102,7 @@ fn eightfold(at: [usize; 4]) -> __m256i {
 /// # Safety
 /// There is one.
 #[inline(always)]
-unsafe fn word(w: *const u8) -> u32 {
+pub(super) unsafe fn word(w: *const u8) -> u32 {
     // SAFETY: by the caller.
     u32::from_le_bytes(unsafe { bytes(w) })
 }
@@ -112,7 +112,7 @@ unsafe fn word(w: *const u8) -> u32 {
 /// # Safety
 /// There is one.
 #[inline(always)]
-unsafe fn half(w: *const u8) -> u16 {
+pub(super) unsafe fn half(w: *const u8) -> u16 {
     // SAFETY: by the caller.
     u16::from_le_bytes(unsafe { bytes(w) })
 }
@@ -389,100 +389,6 @@ unsafe impl Patterns for IQ1M {
         // SAFETY: by the caller.
         let top = |i: usize| u16::from(unsafe { *w.add(49 + 2 * i) } >> 4);
         top(0) | top(1) << 4 | top(2) << 8 | top(3) << 12
-    }
-}
-
-pub(super) struct TQ2_0;
-
-// SAFETY: offsets are within the 66 bytes.
-unsafe impl Patterns for TQ2_0 {
-    const SIZE: usize = 66;
-    const SUB: usize = 32;
-    const FACTOR: f32 = 1.0;
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn quants(w: *const u8, i: usize) -> __m256i {
-        // SAFETY: by the caller.
-        unsafe { _mm256_sub_epi8(crumbs_32(w, i), _mm256_set1_epi8(1)) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn sub_scales(_: *const u8) -> __m128i {
-        _mm_set1_epi8(1)
-    }
-
-    #[inline]
-    unsafe fn d(w: *const u8) -> u16 {
-        // SAFETY: by the caller.
-        unsafe { half(w.add(64)) }
-    }
-}
-
-pub(super) struct TQ1_0;
-
-/// Powers of three that bring each digit of a byte to its top.
-const POWERS: [i16; 5] = [1, 3, 9, 27, 81];
-
-/// The digits on top of bytes times `powers` (of 16 bits, for two bytes each), less one.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn digits(v: __m256i, powers: __m256i) -> __m256i {
-    let odd = _mm256_set1_epi16(0xff00_u16.cast_signed());
-    let high = _mm256_mullo_epi16(_mm256_and_si256(v, odd), powers);
-    let low = _mm256_andnot_si256(odd, _mm256_mullo_epi16(v, powers));
-    let v = _mm256_or_si256(high, low);
-    // Thirds of 256 begin at 0, 86 and 171.
-    let from = |first: u8| {
-        let first = _mm256_set1_epi8(first.cast_signed());
-        _mm256_cmpeq_epi8(_mm256_max_epu8(v, first), v)
-    };
-    let digit = _mm256_sub_epi8(_mm256_set1_epi8(-1), from(86));
-    _mm256_sub_epi8(digit, from(171))
-}
-
-// SAFETY: offsets are within the 54 bytes.
-unsafe impl Patterns for TQ1_0 {
-    const SIZE: usize = 54;
-    const SUB: usize = 32;
-    const FACTOR: f32 = 1.0;
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn quants(w: *const u8, i: usize) -> __m256i {
-        // SAFETY: by the caller.
-        unsafe {
-            if i < 5 {
-                let power = _mm256_set1_epi16(POWERS[i]);
-                return digits(_mm256_loadu_si256(w.cast()), power);
-            }
-            // Two digits of sixteen bytes; last the fifth, and four of four bytes.
-            let first = _mm_loadu_si128(w.add(32).cast());
-            let (second, powers) = if i < 7 {
-                (first, _mm_set1_epi16(POWERS[2 * i - 9]))
-            } else {
-                let [_, three, nine, cube, _] = POWERS;
-                (
-                    _mm_set1_epi32(word(w.add(48)).cast_signed()),
-                    _mm_set_epi16(cube, cube, nine, nine, three, three, 1, 1),
-                )
-            };
-            let powers = _mm256_set_m128i(powers, _mm_set1_epi16(POWERS[2 * i - 10]));
-            digits(_mm256_set_m128i(second, first), powers)
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn sub_scales(_: *const u8) -> __m128i {
-        _mm_set1_epi8(1)
-    }
-
-    #[inline]
-    unsafe fn d(w: *const u8) -> u16 {
-        // SAFETY: by the caller.
-        unsafe { half(w.add(52)) }
     }
 }
 

@@ -7,6 +7,7 @@
 
 use super::fours::{Dots, Four256, four_rows, sums_of_rows};
 use super::patterns::{self, Patterns};
+use super::ternary;
 use super::{Form, Rows, RowsFn};
 use crate::activations::X256;
 use lemma_quant::GgmlType;
@@ -451,7 +452,7 @@ struct Ternary;
 
 // SAFETY: a block has 64 bytes of quants.
 unsafe impl Four256 for Ternary {
-    const SIZE: usize = patterns::TQ2_0::SIZE;
+    const SIZE: usize = ternary::TQ2_0::SIZE;
 
     #[inline]
     #[target_feature(
@@ -483,9 +484,67 @@ unsafe impl Four256 for Ternary {
             });
             Dots {
                 sums: sums_of_rows(sums),
-                d: patterns::scales::<patterns::TQ2_0>(w),
+                d: patterns::scales::<ternary::TQ2_0>(w),
                 mins: None,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use crate::kernels::Next;
+    use crate::x86::rows::avx512;
+
+    /// Processors without VBMI take the code of `patterns` with AVX-512's products, which those with it never do otherwise.
+    #[test]
+    fn without_vbmi_the_same_bits() {
+        if !Isa::Avx512.is_available() || !is_x86_feature_detected!("avx512vbmi") {
+            return;
+        }
+        let (n_blocks, n_rows) = (3, 7);
+        let mut seed = 1u32;
+        let mut byte = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            seed.to_be_bytes()[0]
+        };
+        let mut x = vec![X256::ZERO; n_blocks];
+        for x in &mut x {
+            let values = std::array::from_fn(|_| f32::from(byte()) - 127.5);
+            crate::activations::quantize_256(Isa::Avx512, &values, x);
+            x.arrange();
+        }
+        let mut tested = 0;
+        for ty in GgmlType::ALL.iter().copied() {
+            let Some((_, fast)) = kernel(ty) else {
+                continue;
+            };
+            let (_, plain) = avx512::patterns(ty).expect("all are there");
+            let row_size = ty.row_size(256 * n_blocks).expect("whole blocks");
+            // Below 64 no half-precision number is large.
+            let w: Vec<u8> = (0..n_rows * row_size).map(|_| byte() & 0x3f).collect();
+            let job = Rows {
+                w: &w,
+                row_size,
+                x: x.as_ptr().cast(),
+                n_blocks,
+                next: Next {
+                    at: std::ptr::null(),
+                    stride: 0,
+                },
+            };
+            let [fast, plain] = [fast, plain].map(|kernel| {
+                let mut out = vec![0f32; n_rows];
+                // SAFETY: the instruction sets are there, and rows and activations as long as they say.
+                unsafe { kernel(&job, &mut out) };
+                out
+            });
+            assert!(plain.iter().all(|y| y.is_finite() && *y != 0.0), "{ty}");
+            assert_eq!(fast, plain, "{ty}");
+            tested += 1;
+        }
+        assert_eq!(tested, 8);
     }
 }

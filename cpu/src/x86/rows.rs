@@ -4,8 +4,9 @@
 //! loads of activations and the folding of lanes; which four that are says `runs`.
 
 use super::dots::{Avx2, Avx512, AvxVnni, Dots};
-use super::patterns::{self, rows as looked_up};
+use super::patterns::{self, rows::Rows as LookedUp};
 use super::runs::Runs;
+use super::ternary;
 use super::{Form, Rows, RowsFn};
 use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{X32, X256};
@@ -175,6 +176,25 @@ macro_rules! drivers {
                 }
             }
 
+            /// Formats of patterns.
+            pub(in super::super) fn patterns(ty: GgmlType) -> Option<(Form, RowsFn)> {
+                Some((
+                    Form::X256,
+                    match ty {
+                        GgmlType::IQ2_XXS => rows_256::<LookedUp<patterns::IQ2XXS>>,
+                        GgmlType::IQ2_XS => rows_256::<LookedUp<patterns::IQ2XS>>,
+                        GgmlType::IQ2_S => rows_256::<LookedUp<patterns::IQ2S>>,
+                        GgmlType::IQ3_XXS => rows_256::<LookedUp<patterns::IQ3XXS>>,
+                        GgmlType::IQ3_S => rows_256::<LookedUp<patterns::IQ3S>>,
+                        GgmlType::IQ1_S => rows_256::<LookedUp<patterns::IQ1S>>,
+                        GgmlType::IQ1_M => rows_256::<LookedUp<patterns::IQ1M>>,
+                        GgmlType::TQ1_0 => rows_256::<LookedUp<ternary::TQ1_0>>,
+                        GgmlType::TQ2_0 => rows_256::<LookedUp<ternary::TQ2_0>>,
+                        _ => return None,
+                    },
+                ))
+            }
+
             $($more!($features);)?
         }
     };
@@ -198,31 +218,7 @@ macro_rules! without_avx512 {
                 GgmlType::Q5_K => (Form::X256, rows_256::<q5_k::rows::Q5K> as _),
                 GgmlType::Q6_K => (Form::X256, rows_256::<q6_k::rows::Q6K> as _),
                 GgmlType::IQ4_XS => (Form::X256, rows_256::<iq4_xs::rows::IQ4XS> as _),
-                GgmlType::IQ2_XXS => (
-                    Form::X256,
-                    rows_256::<looked_up::Rows<patterns::IQ2XXS>> as _,
-                ),
-                GgmlType::IQ2_XS => (
-                    Form::X256,
-                    rows_256::<looked_up::Rows<patterns::IQ2XS>> as _,
-                ),
-                GgmlType::IQ2_S => (Form::X256, rows_256::<looked_up::Rows<patterns::IQ2S>> as _),
-                GgmlType::IQ3_XXS => (
-                    Form::X256,
-                    rows_256::<looked_up::Rows<patterns::IQ3XXS>> as _,
-                ),
-                GgmlType::IQ3_S => (Form::X256, rows_256::<looked_up::Rows<patterns::IQ3S>> as _),
-                GgmlType::IQ1_S => (Form::X256, rows_256::<looked_up::Rows<patterns::IQ1S>> as _),
-                GgmlType::IQ1_M => (Form::X256, rows_256::<looked_up::Rows<patterns::IQ1M>> as _),
-                GgmlType::TQ1_0 => (
-                    Form::X256,
-                    rows_256::<looked_up::Rows<patterns::TQ1_0>> as _,
-                ),
-                GgmlType::TQ2_0 => (
-                    Form::X256,
-                    rows_256::<looked_up::Rows<patterns::TQ2_0>> as _,
-                ),
-                _ => return None,
+                _ => return patterns(ty),
             })
         }
 

@@ -397,6 +397,43 @@ unsafe fn mul_512<const N: usize>(
     }
 }
 
+/// [`mul_256`] for as many tokens as there are.
+///
+/// # Safety
+/// The instruction set is available.
+#[inline(always)]
+unsafe fn by_256<P: Dots, const FUSED: bool>(
+    rows: &[Tile],
+    x: *const u8,
+    n: usize,
+    n32: usize,
+    acc: &mut [[f32; ROWS]],
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        match n {
+            1 | 2 => mul_256::<P, 2, FUSED>(rows, x, n, n32, acc),
+            _ => mul_256::<P, 4, FUSED>(rows, x, n, n32, acc),
+        }
+    }
+}
+
+/// [`mul_512`] for as many tokens as there are.
+///
+/// # Safety
+/// The instruction set is available.
+#[inline(always)]
+unsafe fn by_512(rows: &[Tile], x: *const u8, n: usize, n32: usize, acc: &mut [[f32; ROWS]]) {
+    // SAFETY: by the caller.
+    unsafe {
+        match n {
+            1 | 2 => mul_512::<2>(rows, x, n, n32, acc),
+            3 | 4 => mul_512::<4>(rows, x, n, n32, acc),
+            _ => mul_512::<8>(rows, x, n, n32, acc),
+        }
+    }
+}
+
 /// What is added to sums over half `h` of 32 columns `b`, and their scales.
 #[inline(always)]
 fn of_half(tile: &Tile, b: usize, h: usize) -> (&[i32; ROWS], &[f32; ROWS]) {
@@ -449,19 +486,19 @@ compiled!(
     "avx2,fma,f16c",
     super::super::bytes::Avx2,
     false,
-    mul_256::<dots::Avx2, 4, false>
+    by_256::<dots::Avx2, false>
 );
 compiled!(
     avx_vnni,
     "avx2,fma,f16c,avxvnni",
     super::super::bytes::Avx2,
     false,
-    mul_256::<dots::AvxVnni, 4, true>
+    by_256::<dots::AvxVnni, true>
 );
 compiled!(
     avx512,
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
     Avx512,
     true,
-    mul_512::<8>
+    by_512
 );

@@ -9,18 +9,18 @@ use super::bytes::{Bytes, Places, ROWS};
 /// Up to 256 columns of sixteen rows.
 #[repr(C, align(64))]
 pub(crate) struct Tile {
-    /// Quants, made unsigned: `[columns / 4][row][4 columns]`.
+    /// Quants, made unsigned (but in `sixteens`): `[columns / 4][row][4 columns]`.
     pub(super) q: [u8; 256 * ROWS],
     /// The upper bits of quants that scales are multiplied into, as `q`.
     pub(super) high: [u8; 256 * ROWS],
-    /// Scales of sub-blocks.
+    /// Scales of sub-blocks; in `sixteens` what is added to the sums of sixteen columns.
     pub(super) scales: [[i32; ROWS]; 16],
     /// Minimums of sub-blocks, two neighbours for each row; where there are none, scales times what quants are too large by,
     /// negative.
     pub(super) mins: [[[i16; 2]; ROWS]; 8],
     /// Scales of blocks.
     pub(super) d: [[f32; ROWS]; 8],
-    /// Scales of minimums, or minimums, of blocks.
+    /// Scales of minimums, or minimums, of blocks; in `sixteens` scales of second halves.
     pub(super) m: [[f32; ROWS]; 8],
 }
 
@@ -34,7 +34,7 @@ pub(super) struct To<'a, B> {
     tile: *mut Tile,
     /// Where the block begins, in columns / 32.
     b: usize,
-    /// What is read after these rows: as many bytes as they have.
+    /// What is read after these rows: as many bytes as they have. Null if they have been read to elsewhere.
     next: *const u8,
     bytes: std::marker::PhantomData<B>,
 }
@@ -55,7 +55,7 @@ impl<B: Bytes> To<'_, B> {
                 w: w.wrapping_offset(-(offsets[self.first] as isize)),
                 offsets,
             },
-            next: w,
+            next: std::ptr::null(),
             ..*self
         }
     }
@@ -77,11 +77,13 @@ impl<B: Bytes> To<'_, B> {
     #[inline(always)]
     pub(super) unsafe fn sixteen(&self, at: usize) -> [B::V; 4] {
         let w = self.p.w.wrapping_add(at);
-        // A few lines with every few that are used, so that there are always some on their way, and never more than can be.
-        for line in 0..B::LANES / 4 {
-            // To the second level: four tiles of long rows do not fit the first.
-            let next = ROWS * at + 16 * self.first + 64 * line;
-            prefetch(false, self.next.wrapping_add(next), 64);
+        if !self.next.is_null() {
+            // A few lines with every few that are used, so that there are always some on their way, and never more than can be.
+            for line in 0..B::LANES / 4 {
+                // To the second level: four tiles of long rows do not fit the first.
+                let next = ROWS * at + 16 * self.first + 64 * line;
+                prefetch(false, self.next.wrapping_add(next), 64);
+            }
         }
         // SAFETY: by the caller.
         unsafe { B::sixteen(Places { w, ..self.p }, self.first) }
@@ -104,7 +106,7 @@ impl<B: Bytes> To<'_, B> {
     /// The instruction set is available. The same for all below.
     #[inline(always)]
     pub(super) unsafe fn quants(&self, i: usize, v: B::V) {
-        // SAFETY: a tile has room for eight blocks of 32, or one of 256.
+        // SAFETY: a tile has room for 256 columns.
         unsafe {
             let q = &raw mut (*self.tile).q;
             B::store(
@@ -209,7 +211,7 @@ impl<B: Bytes> To<'_, B> {
     }
 }
 
-/// How a format is unpacked.
+/// How a format is unpacked, a block at a time, or several as one.
 ///
 /// # Safety
 /// `SIZE` is the size of a block, and `unpack` reads nothing outside of it.

@@ -340,7 +340,7 @@ impl Pass {
     }
 
     /// What becomes of gate and up, with their products if those wait for it.
-    fn gate_up(&mut self, kind: Glu, gate: Buf, up: Buf) -> Done {
+    fn glu(&mut self, kind: Glu, gate: Buf, up: Buf) -> Done {
         self.fresh[gate as usize] = false;
         match self.pending.ffn.take() {
             Some(([(g, gb, Buf::Gate), (u, ub, Buf::Up)], x))
@@ -353,7 +353,7 @@ impl Pass {
                 self.pending.ffn = other;
                 let n = self.n * self.widths.get(gate);
                 self.flush()?;
-                ops::gate_up(&self.gpu, kind, self.view(gate), self.view(up), n)
+                ops::glu(&self.gpu, kind, self.view(gate), self.view(up), n)
             }
         }
     }
@@ -449,12 +449,12 @@ impl Backend for Pass {
     }
 
     fn swiglu(&mut self, gate: Buf, up: Buf) {
-        let done = self.gate_up(Glu::Swiglu, gate, up);
+        let done = self.glu(Glu::Swiglu, gate, up);
         self.note_failure(done);
     }
 
     fn geglu(&mut self, gate: Buf, up: Buf) {
-        let done = self.gate_up(Glu::Geglu, gate, up);
+        let done = self.glu(Glu::Geglu, gate, up);
         self.note_failure(done);
     }
 

@@ -6,7 +6,7 @@ use lemma_cuda::{Buffer, CudaError, View, Weight};
 
 use super::super::CudaWeight;
 use super::{Done, Pass};
-use crate::backend::{Act, Buf, Moe};
+use crate::backend::{Act, Buf, Gating, Moe};
 
 /// A matrix, or those of all experts, and its bias.
 type Biased<'a> = (&'a Weight, Option<View>);
@@ -43,6 +43,11 @@ impl<'a> Mixture<'a> {
     }
 }
 
+/// Room is made for what the parameters of a model speak of.
+fn no_room() -> CudaError {
+    CudaError("experts in a model without any".to_owned())
+}
+
 /// Some tokens of a batch: their inputs, expert and weight of each of their columns, and what is added to.
 struct Chunk {
     tokens: usize,
@@ -59,6 +64,15 @@ impl Pass {
     pub(super) fn experts(&mut self, acc: Buf, x: Buf, moe: &Moe<CudaWeight>) -> Done {
         self.flush()?;
         self.fresh[acc as usize] = false;
+        if moe.gating != Gating::Softmax
+            || moe.exp_probs_b.is_some()
+            || moe.n_group > 1
+            || moe.weights_scale != 1.0
+        {
+            return Err(CudaError(
+                "experts that are chosen in another way have no kernel".to_owned(),
+            ));
+        }
         let m = Mixture::of(moe);
         let (n, used, width) = (self.n, m.used, self.widths.get(x));
         let many = self.moe.as_ref().map_or(0, |s| s.many(n, &m));
@@ -68,7 +82,7 @@ impl Pass {
             m.router.0.wants_q8() || !all_large && (m.gate.0.wants_q8() || m.up.0.wants_q8());
         let quant = if wants_q8 { self.fresh_quant(x)? } else { None };
         let Some(s) = &self.moe else {
-            return Err(CudaError("experts in a model without any".to_owned()));
+            return Err(no_room());
         };
         let gpu = &self.gpu;
 
@@ -114,7 +128,7 @@ impl Pass {
     /// Adds what the chosen experts say, a mat-vec for each column.
     fn column_products(&self, m: &Mixture<'_>, c: &Chunk) -> Done {
         let (gpu, Some(s)) = (&self.gpu, &self.moe) else {
-            return Ok(());
+            return Err(no_room());
         };
         let [hidden, other] = s.hidden.each_ref().map(Buffer::view);
         let experts = Experts {
@@ -137,7 +151,7 @@ impl Pass {
         };
         ops::mat_vec(gpu, &call)?;
         if !fused {
-            ops::gate_up(gpu, m.kind, hidden, other, c.columns * m.n_ff)?;
+            ops::glu(gpu, m.kind, hidden, other, c.columns * m.n_ff)?;
         }
         let q8 = s.q8.as_ref().filter(|_| m.down.0.wants_q8());
         let quant = q8.map(|(q, ds)| Quant {
@@ -154,10 +168,10 @@ impl Pass {
     /// The same of columns sorted by expert, on tensor cores.
     fn grouped_products(&self, m: &Mixture<'_>, c: &Chunk) -> Done {
         let (Some(s), Some(half)) = (&self.moe, &self.half) else {
-            return Ok(());
+            return Err(no_room());
         };
         let (gpu, Some(sorted)) = (&self.gpu, &s.sorted) else {
-            return Ok(());
+            return Err(no_room());
         };
         let [hidden, other] = s.hidden.each_ref().map(Buffer::view);
         let (n, given) = (c.columns, Columns::Given(m.used));
@@ -165,7 +179,7 @@ impl Pass {
         grouped.sort(gpu, c.ids, n)?;
         let parts = [(m.gate.0, m.gate.1, hidden), (m.up.0, m.up.1, other)];
         grouped.mul_mats(gpu, half, &parts, c.x, n, given, Columns::Sorted)?;
-        ops::gate_up(gpu, m.kind, hidden, other, n * m.n_ff)?;
+        ops::glu(gpu, m.kind, hidden, other, n * m.n_ff)?;
         let parts = [(m.down.0, m.down.1, y)];
         let given = Columns::Given(1);
         grouped.mul_mats(gpu, half, &parts, hidden, n, Columns::Sorted, given)?;
