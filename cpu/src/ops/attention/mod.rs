@@ -1,23 +1,26 @@
 //! Attention over pages.
 //!
 //! Query heads that share a key and value head are worked on together, for a few tokens at a time: a page is decoded
-//! once for all of them, and each row of queries goes through the pages with an online softmax.
+//! once for all of them.
 //!
-//! Pages come in chunks of a fixed number. A chunk is summed up for itself and then joined to those before. With
-//! one token, workers take chunks and a second stage joins them; with many, a worker goes through all chunks of its
+//! Pages come in chunks of a fixed number. A chunk is summed up for itself, first all logits, then all values, and then joined to those
+//! before. With one token, workers take chunks and a second stage joins them; with many, a worker goes through all chunks of its
 //! tokens. The sums are the same.
 
-use super::{Limits, Pass, id};
-use crate::attend::{self, Page, Rows, Tokens};
+mod scratch;
+
+pub(crate) use scratch::Scratch;
+
+use super::{Pass, id};
+use crate::attend::{self, CHUNK, Keys, Queries, Rows, SPAN, Values};
 use crate::decode;
 use crate::lanes::{self, LANES, multiversion};
-use crate::{KvLayer, PAGE, PageRef, Shared};
+use crate::{KvLayer, KvShape, PAGE, PageRef, Shared};
 use lemma_quant::GgmlType;
-use lemma_quant::pages::KvType;
+use lemma_quant::pages::{KvType, tiles};
+use scratch::{Memory, State};
 use std::ops::Range;
 
-/// Pages of a chunk; a constant, so that sums do not depend on the number of workers.
-const CHUNK: usize = 16;
 /// Rows of queries that share a decoded page, if there are so many.
 const ROWS: usize = 16;
 
@@ -88,96 +91,6 @@ impl<'a> Attention<'a> {
     }
 }
 
-pub(crate) struct Scratch {
-    /// What chunks contribute to one token: `[chunks, n_head]` of a row's state.
-    partial: Shared<f32>,
-    /// Largest logits so far, and sums relative to them, of every page: `[n_head, 2, max_pages]`.
-    page_stats: Shared<f32>,
-    /// Decoded keys and values, queries, and states of rows, for each worker.
-    worker: Shared<f32>,
-}
-
-impl Scratch {
-    pub(crate) fn new(limits: &Limits, nth: usize) -> Self {
-        let [partial, page_stats, worker] = Self::lens(limits, nth);
-        Self {
-            partial: Shared::zeroed(partial),
-            page_stats: Shared::zeroed(page_stats),
-            worker: Shared::zeroed(worker),
-        }
-    }
-
-    pub(crate) fn size(limits: &Limits, nth: usize) -> usize {
-        Self::lens(limits, nth).iter().sum::<usize>() * size_of::<f32>()
-    }
-
-    fn lens(limits: &Limits, nth: usize) -> [usize; 3] {
-        [
-            limits.max_pages.div_ceil(CHUNK) * limits.n_head * (LANES + Self::dim(limits)),
-            limits.n_head * limits.max_pages * 2,
-            nth * Self::worker_len(limits),
-        ]
-    }
-
-    /// Keys and values of a page, then queries and two sets of states.
-    fn worker_len(limits: &Limits) -> usize {
-        let rows = (ROWS + limits.n_head) * (3 * Self::dim(limits) + 6);
-        (2 * PAGE * Self::dim(limits) + rows).next_multiple_of(LANES)
-    }
-
-    fn dim(limits: &Limits) -> usize {
-        limits.head_dim.next_multiple_of(LANES)
-    }
-}
-
-/// The state of some rows: see [`Rows`].
-struct State<'a> {
-    max: &'a mut [f32],
-    sum: &'a mut [f32],
-    acc: &'a mut [f32],
-}
-
-impl State<'_> {
-    fn clear(&mut self) {
-        self.max.fill(f32::NEG_INFINITY);
-        self.sum.fill(0.0);
-        self.acc.fill(0.0);
-    }
-}
-
-/// A worker's memory.
-struct Memory<'a> {
-    k: &'a mut [f32],
-    v: &'a mut [f32],
-    q: &'a mut [f32],
-    page_sum: &'a mut [f32],
-    chunk: State<'a>,
-    total: State<'a>,
-}
-
-impl<'a> Memory<'a> {
-    fn new(memory: &'a mut [f32], n: usize, dim_k: usize, dim_v: usize) -> Self {
-        let mut rest = memory;
-        let mut take = |len: usize| rest.split_off_mut(..len).expect("sized by the limits");
-        let (k, v) = (take(PAGE * dim_k), take(PAGE * dim_v));
-        let q = take(n * dim_k);
-        let mut state = |n| State {
-            acc: take(n * dim_v),
-            max: take(n),
-            sum: take(n),
-        };
-        let (chunk, total) = (state(n), state(n));
-        Self {
-            k,
-            v,
-            q,
-            page_sum: take(n),
-            chunk,
-            total,
-        }
-    }
-}
-
 impl Pass<'_> {
     /// Softmax attention. `q`: `[n_tokens, n_head, head_dim_k]`, `out`: `[n_tokens, n_head, head_dim_v]`, different
     /// buffers. `layers`: the pools that the pages are in, of the same heads in types of their own.
@@ -242,8 +155,7 @@ impl Pass<'_> {
             return;
         }
         let mut m = self.memory(layer, group);
-        self.load_queries(m.q, q, layer, a, head, 0..1);
-        m.chunk.clear();
+        self.load_queries(&mut m, q, layer, a, head, 0..1);
         self.chunk(&mut m, layers, a, head, 0..1, chunk);
         for i in 0..group {
             let size = LANES + Scratch::dim(self.limits);
@@ -292,12 +204,11 @@ impl Pass<'_> {
         let (group, dim_v) = (a.group(), dim(shape.head_dim_v));
         let n = tokens.len() * group;
         let mut m = self.memory(layer, n);
-        self.load_queries(m.q, q, layer, a, head, tokens.clone());
+        self.load_queries(&mut m, q, layer, a, head, tokens.clone());
         for r in 0..n {
             self.start(&mut m.total, a, r, head * group + r % group);
         }
         for chunk in 0..a.range(head).len().div_ceil(CHUNK) {
-            m.chunk.clear();
             self.chunk(&mut m, layers, a, head, tokens.clone(), chunk);
             for r in 0..n {
                 let acc = &m.chunk.acc[r * dim_v..(r + 1) * dim_v];
@@ -323,7 +234,7 @@ impl Pass<'_> {
     /// The queries of a group of heads, times the scale of logits: `[tokens, group, dim_k]`, filled up with zeros.
     fn load_queries(
         &self,
-        to: &mut [f32],
+        m: &mut Memory<'_>,
         q: &Shared<f32>,
         layer: &KvLayer,
         a: &Attention<'_>,
@@ -331,18 +242,21 @@ impl Pass<'_> {
         tokens: Range<usize>,
     ) {
         let (group, len) = (a.group(), layer.shape().head_dim_k);
-        for (r, to) in to.chunks_exact_mut(dim(len)).enumerate() {
+        m.most.fill(0.0);
+        for (r, to) in m.q.chunks_exact_mut(dim(len)).enumerate() {
             let row = (tokens.start + r / group) * a.n_head + head * group + r % group;
             // SAFETY: `q` is only read.
             let q = unsafe { q.slice(row * len..(row + 1) * len) };
-            for (to, q) in to.iter_mut().zip(q) {
+            let most = &mut m.most[r / group * dim(len)..];
+            for ((to, most), q) in to.iter_mut().zip(most).zip(q) {
                 *to = q * a.scale;
+                *most = most.max(to.abs());
             }
             to[len..].fill(0.0);
         }
     }
 
-    /// Takes a chunk of pages into account.
+    /// Sums up a chunk of pages.
     fn chunk(
         &self,
         m: &mut Memory<'_>,
@@ -355,90 +269,130 @@ impl Pass<'_> {
         let shape = layers[0].shape();
         let (group, plane) = (a.group(), shape.plane(head));
         let n = tokens.len() * group;
-        let first = chunk * CHUNK;
-        let mut seen = [(0, 0); ROWS];
-        let mut all_seen = [(0, 0); 2 * ROWS];
-        let table = a.table(head);
+        let (first, table) = (chunk * CHUNK, a.table(head));
         let start = a.range(head).start + first;
         // SAFETY: written before the last barrier.
         let keep = (a.keep).map(|k| unsafe { k.slice(start..(start + CHUNK).min(k.len())) });
         let pages = &table[first..(first + CHUNK).min(table.len())];
+        let mut all_seen = [[(0, 0); ROWS]; CHUNK];
+        for (i, (seen, page)) in all_seen.iter_mut().zip(pages).enumerate() {
+            if keep.is_none_or(|k| k[i] != 0) {
+                for (seen, pos) in seen.iter_mut().zip(&a.q_pos[tokens.clone()]) {
+                    *seen = visible(page, *pos, a.window);
+                }
+            }
+        }
+        let rows = |page: usize| {
+            let seen = &all_seen[page][..tokens.len()];
+            let any = seen.iter().any(|s| s.0 < s.1);
+            any.then_some(Rows { group, seen })
+        };
+        let planes = |page: &PageRef| {
+            let layer = &layers[usize::from(page.tier)];
+            (layer.shape(), stored(layer, page.slot, plane))
+        };
+        let queries = Queries {
+            q: m.q,
+            most: &m.most[..tokens.len() * dim(shape.head_dim_k)],
+            softcap: a.softcap,
+        };
         for (i, page) in pages.iter().enumerate() {
-            let mut any = false;
-            let kept = keep.is_none_or(|k| k[i] != 0);
-            for (seen, pos) in seen.iter_mut().zip(&a.q_pos[tokens.clone()]) {
-                *seen = if kept {
-                    visible(page, *pos, a.window)
-                } else {
-                    (0, 0)
-                };
-                any |= seen.0 < seen.1;
-            }
-            let is_last = tokens.end == a.q_pos.len();
-            if any {
-                let next = pages.get(i + 1);
-                let next = next.map(|p| stored(&layers[usize::from(p.tier)], p.slot, plane));
-                let layer = &layers[usize::from(page.tier)];
-                let (types, [k, v]) = (layer.shape(), stored(layer, page.slot, plane));
-                let k = self.tokens(m.k, k, types.ty_k, shape.head_dim_k, n);
-                let v = match types.values_in_keys {
-                    true => k,
-                    false => self.tokens(m.v, v, types.ty_v, shape.head_dim_v, n),
-                };
-                let page = Page {
-                    k,
-                    v,
-                    dim_v: dim(shape.head_dim_v),
-                    softcap: a.softcap,
-                    next: next.unwrap_or_default(),
-                };
-                // Rows of a token see the same.
-                for start in (0..n).step_by(all_seen.len()) {
-                    let rows = start..(start + all_seen.len()).min(n);
-                    for (seen_r, r) in all_seen.iter_mut().zip(rows.clone()) {
-                        *seen_r = seen[r / group];
-                    }
-                    let (dim_k, dim_v) = (dim(shape.head_dim_k), dim(shape.head_dim_v));
-                    let mut rows = Rows {
-                        q: &m.q[rows.start * dim_k..rows.end * dim_k],
-                        max: &mut m.chunk.max[rows.clone()],
-                        sum: &mut m.chunk.sum[rows.clone()],
-                        acc: &mut m.chunk.acc[rows.start * dim_v..rows.end * dim_v],
-                        seen: &all_seen[..rows.len()],
-                        page_sum: &mut m.page_sum[rows],
-                    };
-                    // SAFETY: `isa` is available.
-                    unsafe { attend::attend(self.isa, &mut rows, page) };
+            let Some(rows) = rows(i) else {
+                for logits in m.chunk.logits.chunks_exact_mut(SPAN) {
+                    logits[i * PAGE..][..PAGE].fill(f32::NEG_INFINITY);
                 }
-            } else {
-                m.page_sum[..n].fill(0.0);
-            }
-            if a.mass.is_some() && is_last {
-                for j in 0..group {
-                    let r = n - group + j;
-                    let at = 2 * (head * group + j) * self.limits.max_pages + first + i;
-                    let stats = &self.scratch.attention.page_stats;
-                    for (at, x) in [
-                        (at, m.chunk.max[r]),
-                        (at + self.limits.max_pages, m.page_sum[r]),
-                    ] {
-                        // SAFETY: the page of a head is this worker's.
-                        unsafe { stats.slice_mut(at..at + 1)[0] = x };
-                    }
-                }
+                continue;
+            };
+            let (types, [k, _]) = planes(page);
+            let keys = self.keys(m.k, k, types, n);
+            // The keys behind these, or the first values.
+            let next = match pages.get(i + 1) {
+                Some(next) => planes(next).1[0],
+                None => planes(&pages[0]).1[1],
+            };
+            // SAFETY: `isa` is available.
+            unsafe { attend::logits(self.isa, rows, queries, keys, next, &mut m.chunk, i) };
+        }
+        // SAFETY: `isa` is available.
+        unsafe { attend::softmax(self.isa, &mut m.chunk, pages.len()) };
+        m.chunk.acc.fill(0.0);
+        for (i, page) in pages.iter().enumerate() {
+            let Some(rows) = rows(i) else { continue };
+            let (types, kv) = planes(page);
+            let to = match types.values_in_keys {
+                true => &mut *m.k,
+                false => &mut *m.v,
+            };
+            let values = self.values(to, kv, types, n);
+            // The values behind these, or the keys of the next chunk.
+            let next = match (pages.get(i + 1), table.get(first + CHUNK)) {
+                (Some(next), _) => planes(next).1[1],
+                (None, Some(next)) => planes(next).1[0],
+                (None, None) => &[],
+            };
+            let dim_v = dim(shape.head_dim_v);
+            // SAFETY: `isa` is available.
+            unsafe { attend::add_values(self.isa, rows, values, dim_v, next, &mut m.chunk, i) };
+        }
+        if a.mass.is_some() && tokens.end == a.q_pos.len() {
+            for j in 0..group {
+                let r = n - group + j;
+                let at = 2 * (head * group + j) * self.limits.max_pages + first;
+                let sums = at + self.limits.max_pages;
+                let stats = &self.scratch.attention.page_stats;
+                // SAFETY: the pages of a chunk and head are this worker's.
+                let [maxima, sums] =
+                    [at, sums].map(|at| unsafe { stats.slice_mut(at..at + pages.len()) });
+                maxima.fill(m.chunk.max[r]);
+                sums.copy_from_slice(&m.chunk.page_sum[r * CHUNK..][..pages.len()]);
             }
         }
     }
 
-    /// The keys or values of a head in a page, for `n` rows of queries: `[PAGE, dim]`.
-    fn tokens<'s>(
+    /// The keys of a head in a page, for `n` rows of queries: `[PAGE, dim]`.
+    fn keys<'s>(&self, to: &'s mut [f32], bytes: &'s [u8], types: &KvShape, n: usize) -> Keys<'s> {
+        if types.ty_k == KvType::K4 {
+            let tiles = tiles(bytes);
+            let scales = &mut to[..2 * types.head_dim_k];
+            decode::scales_k4(self.isa, tiles, scales);
+            return Keys::K4(tiles, scales);
+        }
+        if self.reads_f16(types.ty_k, types.head_dim_k, n) {
+            return Keys::F16(bytes);
+        }
+        self.decode(to, bytes, types.ty_k, types.head_dim_k);
+        Keys::F32(to)
+    }
+
+    /// The values of a head in a page, for `n` rows of queries: `[PAGE, dim]`, or longer, if they are what keys begin with.
+    fn values<'s>(
         &self,
         to: &'s mut [f32],
-        bytes: &'s [u8],
-        ty: KvType,
-        len: usize,
+        [k, v]: [&'s [u8]; 2],
+        types: &KvShape,
         n: usize,
-    ) -> Tokens<'s> {
+    ) -> Values<'s> {
+        let (bytes, ty, len) = match types.values_in_keys {
+            true => (k, types.ty_k, types.head_dim_k),
+            false => (v, types.ty_v, types.head_dim_v),
+        };
+        if ty == KvType::V2 {
+            return Values::V2(tiles(bytes));
+        }
+        if self.reads_f16(ty, len, n) {
+            return Values::F16(bytes);
+        }
+        self.decode(to, bytes, ty, len);
+        Values::F32(to)
+    }
+
+    /// Whether `n` rows read numbers as they are.
+    fn reads_f16(&self, ty: KvType, len: usize, n: usize) -> bool {
+        ty == KvType::Rows(GgmlType::F16) && n <= DIRECT && dim(len) == len
+    }
+
+    /// Decodes a page of a head, `[PAGE, dim]`.
+    fn decode(&self, to: &mut [f32], bytes: &[u8], ty: KvType, len: usize) {
         let ty = match ty {
             KvType::Rows(ty) => ty,
             pages => {
@@ -447,8 +401,7 @@ impl Pass<'_> {
                     _ => decode::decode_v2,
                 };
                 // SAFETY: `isa` is available.
-                unsafe { decode(self.isa, bytes, to) };
-                return Tokens::F32(to);
+                return unsafe { decode(self.isa, bytes, to) };
             }
         };
         if dim(len) != len {
@@ -457,19 +410,17 @@ impl Pass<'_> {
                 (ty.traits().dequantize_row)(bytes, &mut to[..len]);
                 to[len..].fill(0.0);
             }
-            return Tokens::F32(to);
+            return;
         }
         // SAFETY: `isa` is available.
         unsafe {
             match ty {
-                GgmlType::F16 if n <= DIRECT => return Tokens::F16(bytes),
                 GgmlType::F16 => decode::decode_f16(self.isa, bytes, to),
                 GgmlType::Q8_0 => decode::decode_q8_0(self.isa, bytes, to),
                 GgmlType::Q4_0 => decode::decode_q4_0(self.isa, bytes, to),
                 _ => (ty.traits().dequantize_row)(bytes, to),
             }
         }
-        Tokens::F32(to)
     }
 
     /// What is there before any page.
