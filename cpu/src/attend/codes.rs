@@ -5,7 +5,7 @@
 //! half a step; so sums differ from those of decoded numbers by far less than these do from what was stored. Sums of whole numbers are
 //! exact, so rows give the same whichever of them go together.
 
-use super::{Queries, Rows, SPAN, read_ahead};
+use super::{Ahead, Queries, Rows, SPAN};
 use crate::PAGE;
 use crate::simd::Simd;
 use crate::words::Words;
@@ -106,8 +106,8 @@ unsafe fn products<S: Simd, W: Words, const R: usize, const T: usize>(
         let mut rounded = [[MaybeUninit::uninit(); CHANNELS / 4]; R];
         let rounded = rounded.as_flattened_mut();
         let per_step = 1.0 / step;
+        let mut ahead = Ahead::new(next, dim / W::N * 4 / T);
         for (part, tiles) in tiles.chunks(CHANNELS / TILE).enumerate() {
-            read_ahead::<S>(next, part, dim.div_ceil(CHANNELS));
             let (at, len) = (part * CHANNELS, tiles.len() * TILE);
             let vectors = len / W::N;
             for i in (0..len).step_by(S::N) {
@@ -127,6 +127,7 @@ unsafe fn products<S: Simd, W: Words, const R: usize, const T: usize>(
                     part.copy_from_slice(&sums[first..first + T]);
                 }
                 for i in 0..vectors {
+                    ahead.step::<S>();
                     let tile = tiles.get_unchecked(i * W::N / TILE);
                     let channel = i * W::N % TILE;
                     // Of each of these fourths two tokens in a word: those with even numbers in the lower bits.
@@ -217,8 +218,9 @@ unsafe fn weighted_sums<S: Simd, W: Words, const R: usize, const D: usize>(
                 S::store(weights[r].as_mut_ptr().add(t), weight);
             }
         }
+        let mut ahead = Ahead::new(next, tiles.len());
         for (i, tile) in tiles.iter().enumerate() {
-            read_ahead::<S>(next, i, tiles.len());
+            ahead.step::<S>();
             let scales = scales(tile);
             let mut pairs = [[0; PAGE / 2]; R];
             for (weights, pairs) in weights.iter().zip(&mut pairs) {

@@ -101,13 +101,33 @@ for_isa! {
     pub(crate) unsafe fn accumulate<S>(to: &mut [f32], keep: f32, from: &[f32], a: f32) accumulate_s;
 }
 
-/// Begins to read part `i` of `n` of what comes next.
-#[inline(always)]
-fn read_ahead<S: Simd>(next: &[u8], i: usize, n: usize) {
-    let lines = next.len() / 64;
-    let part = lines.div_ceil(n);
-    for line in i * part..lines.min((i + 1) * part) {
-        S::prefetch(next.as_ptr().wrapping_add(64 * line));
+/// What is to be read next. It is asked for a little at a time: what is in use comes through the same few buffers from the second-level
+/// cache, and would wait behind a burst.
+struct Ahead<'a> {
+    rest: &'a [u8],
+    /// Cache lines of a step.
+    lines: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// All of `next` in so many steps.
+    #[inline(always)]
+    fn new(next: &'a [u8], steps: usize) -> Self {
+        Self {
+            rest: next,
+            lines: (next.len() / 64).div_ceil(steps),
+        }
+    }
+
+    /// Begins to read another part.
+    #[inline(always)]
+    fn step<S: Simd>(&mut self) {
+        for _ in 0..self.lines {
+            if let Some((line, rest)) = self.rest.split_at_checked(64) {
+                S::prefetch(line.as_ptr());
+                self.rest = rest;
+            }
+        }
     }
 }
 
@@ -259,12 +279,13 @@ unsafe fn products<S: Simd, K: Stored, const R: usize, const T: usize, const P: 
     // SAFETY: by the caller; `dim` is a multiple of `N`.
     unsafe {
         let mut fours = [[MaybeUninit::uninit(); PAGE / 4]; R];
+        let mut ahead = Ahead::new(next, PAGE / P * (dim / S::N));
         for first in (0..PAGE).step_by(T) {
-            read_ahead::<S>(next, first / T, PAGE / T);
             let mut sums = [[S::splat(0.0); T]; R];
             for pass in (0..T).step_by(P) {
                 let mut part = [[S::splat(0.0); P]; R];
                 for i in (0..dim).step_by(S::N) {
+                    ahead.step::<S>();
                     let mut keys = [S::splat(0.0); P];
                     for (t, key) in keys.iter_mut().enumerate() {
                         *key = K::load::<S>(k.add((first + pass + t) * dim + i));
@@ -428,12 +449,13 @@ unsafe fn weighted_sums<S: Simd, V: Stored, const R: usize, const D: usize, cons
         // SAFETY: by the caller.
         unsafe {
             let (p, acc) = (p.add(r * SPAN), acc.add(r * dim));
-            let at = weighted_sum::<S, V, R, D>(p, &seen, v, dim, next, acc, 0);
+            let mut ahead = Ahead::new(next, seen.len() * (dim / (D * S::N)).max(1));
+            let at = weighted_sum::<S, V, R, D>(p, &seen, v, dim, &mut ahead, acc, 0);
             let at = match E {
                 1 => at,
-                _ => weighted_sum::<S, V, R, E>(p, &seen, v, dim, next, acc, at),
+                _ => weighted_sum::<S, V, R, E>(p, &seen, v, dim, &mut ahead, acc, at),
             };
-            weighted_sum::<S, V, R, 1>(p, &seen, v, dim, next, acc, at);
+            weighted_sum::<S, V, R, 1>(p, &seen, v, dim, &mut ahead, acc, at);
         }
     }
     R
@@ -446,14 +468,13 @@ unsafe fn weighted_sum<S: Simd, V: Stored, const R: usize, const D: usize>(
     seen: &Range<usize>,
     (v, stride): (*const V::T, usize),
     dim: usize,
-    next: &[u8],
+    ahead: &mut Ahead<'_>,
     acc: *mut f32,
     mut at: usize,
 ) -> usize {
     // SAFETY: by the caller; `dim` is a multiple of `N`.
     unsafe {
         while at + D * S::N <= dim {
-            read_ahead::<S>(next, at / (D * S::N), dim.div_ceil(D * S::N));
             let mut sums = [[S::splat(0.0); D]; R];
             for (r, sums) in sums.iter_mut().enumerate() {
                 for (d, sum) in sums.iter_mut().enumerate() {
@@ -461,6 +482,7 @@ unsafe fn weighted_sum<S: Simd, V: Stored, const R: usize, const D: usize>(
                 }
             }
             for t in seen.clone() {
+                ahead.step::<S>();
                 let mut values = [S::splat(0.0); D];
                 for (d, value) in values.iter_mut().enumerate() {
                     *value = V::load::<S>(v.add(t * stride + at + d * S::N));

@@ -28,6 +28,9 @@ const ROWS: usize = 16;
 /// costs less than to write and read them as f32.
 const DIRECT: usize = 8;
 
+/// So many pages later something is read that the pool is asked for now: about as long as memory takes to answer on a busy machine.
+const AHEAD: usize = 4;
+
 /// How attention looks at the pages.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
@@ -119,9 +122,13 @@ impl Pass<'_> {
         assert!(a.sinks.is_none_or(|s| s.len() == a.n_head));
         let n_tokens = a.q_pos.len();
         if n_tokens == 1 {
-            for item in self.w.claim(a.n_head_kv * chunks, 1).map(|r| r.start) {
-                // Chunks of one head after the other.
-                self.one_chunk(q, layers, a, item / chunks, item % chunks);
+            // Chunks of one head after the other.
+            let items = a.n_head_kv * chunks;
+            let place = |item: usize| (item / chunks, item % chunks);
+            for item in self.w.claim(items, 1).map(|r| r.start) {
+                let after = item + self.nth();
+                let after = (after < items).then(|| place(after));
+                self.one_chunk(q, layers, a, place(item), after);
             }
             self.barrier();
             for h in self.w.range(a.n_head, 1) {
@@ -146,8 +153,8 @@ impl Pass<'_> {
         q: &Shared<f32>,
         layers: &[KvLayer],
         a: &Attention<'_>,
-        head: usize,
-        chunk: usize,
+        (head, chunk): (usize, usize),
+        after: Option<(usize, usize)>,
     ) {
         let layer = &layers[0];
         let (group, dim_v) = (a.group(), dim(layer.shape().head_dim_v));
@@ -156,7 +163,7 @@ impl Pass<'_> {
         }
         let mut m = self.memory(layer, group);
         self.load_queries(&mut m, q, layer, a, head, 0..1);
-        self.chunk(&mut m, layers, a, head, 0..1, chunk);
+        self.chunk(&mut m, layers, a, head, 0..1, chunk, after);
         for i in 0..group {
             let size = LANES + Scratch::dim(self.limits);
             let at = (chunk * a.n_head + head * group + i) * size;
@@ -209,7 +216,8 @@ impl Pass<'_> {
             self.start(&mut m.total, a, r, head * group + r % group);
         }
         for chunk in 0..a.range(head).len().div_ceil(CHUNK) {
-            self.chunk(&mut m, layers, a, head, tokens.clone(), chunk);
+            let after = Some((head, chunk + 1));
+            self.chunk(&mut m, layers, a, head, tokens.clone(), chunk, after);
             for r in 0..n {
                 let acc = &m.chunk.acc[r * dim_v..(r + 1) * dim_v];
                 self.join(&mut m.total, r, m.chunk.max[r], m.chunk.sum[r], acc);
@@ -256,7 +264,11 @@ impl Pass<'_> {
         }
     }
 
-    /// Sums up a chunk of pages.
+    /// Sums up a chunk of pages. `after`: the head and number of the chunk that this worker is likely to go on with.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a place among heads, tokens and chunks"
+    )]
     fn chunk(
         &self,
         m: &mut Memory<'_>,
@@ -265,6 +277,7 @@ impl Pass<'_> {
         head: usize,
         tokens: Range<usize>,
         chunk: usize,
+        after: Option<(usize, usize)>,
     ) {
         let shape = layers[0].shape();
         let (group, plane) = (a.group(), shape.plane(head));
@@ -287,9 +300,18 @@ impl Pass<'_> {
             let any = seen.iter().any(|s| s.0 < s.1);
             any.then_some(Rows { group, seen })
         };
-        let planes = |page: &PageRef| {
+        let planes = |page: &PageRef, plane| {
             let layer = &layers[usize::from(page.tier)];
             (layer.shape(), stored(layer, page.slot, plane))
+        };
+        // What comes some pages later: keys, then values, then keys of the chunk that is next.
+        let coming = |part: usize, i: usize| match (pages.get(i), part) {
+            (Some(page), _) => planes(page, plane).1[part],
+            (None, 0) => (pages.get(i - pages.len())).map_or(&[][..], |p| planes(p, plane).1[1]),
+            (None, _) => after.map_or(&[][..], |(head, chunk)| {
+                let page = a.table(head).get(chunk * CHUNK + i - pages.len());
+                page.map_or(&[][..], |p| planes(p, shape.plane(head)).1[0])
+            }),
         };
         let queries = Queries {
             q: m.q,
@@ -303,13 +325,9 @@ impl Pass<'_> {
                 }
                 continue;
             };
-            let (types, [k, _]) = planes(page);
+            let (types, [k, _]) = planes(page, plane);
             let keys = self.keys(m.k, k, types, n);
-            // The keys behind these, or the first values.
-            let next = match pages.get(i + 1) {
-                Some(next) => planes(next).1[0],
-                None => planes(&pages[0]).1[1],
-            };
+            let next = coming(0, i + AHEAD);
             // SAFETY: `isa` is available.
             unsafe { attend::logits(self.isa, rows, queries, keys, next, &mut m.chunk, i) };
         }
@@ -318,18 +336,13 @@ impl Pass<'_> {
         m.chunk.acc.fill(0.0);
         for (i, page) in pages.iter().enumerate() {
             let Some(rows) = rows(i) else { continue };
-            let (types, kv) = planes(page);
+            let (types, kv) = planes(page, plane);
             let to = match types.values_in_keys {
                 true => &mut *m.k,
                 false => &mut *m.v,
             };
             let values = self.values(to, kv, types, n);
-            // The values behind these, or the keys of the next chunk.
-            let next = match (pages.get(i + 1), table.get(first + CHUNK)) {
-                (Some(next), _) => planes(next).1[1],
-                (None, Some(next)) => planes(next).1[0],
-                (None, None) => &[],
-            };
+            let next = coming(1, i + AHEAD);
             let dim_v = dim(shape.head_dim_v);
             // SAFETY: `isa` is available.
             unsafe { attend::add_values(self.isa, rows, values, dim_v, next, &mut m.chunk, i) };
