@@ -86,7 +86,7 @@ unsafe impl<D: Dots> Words for Words256<D> {
     #[inline(always)]
     unsafe fn dot(sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: by the caller.
-        unsafe { D::words(sum, a, b) }
+        unsafe { D::words_of_many(sum, a, b) }
     }
     #[inline]
     #[target_feature(enable = "avx2,fma")]
@@ -185,7 +185,7 @@ unsafe impl Words for Words512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn dot(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
         let mut sum = sum;
-        // See `dots`.
+        // The compiler would make two instructions of it, see `Dots::words_of_many`.
         // SAFETY: the instruction reads and writes registers alone.
         unsafe {
             asm!("vpdpwssd {0}, {1}, {2}", inout(zmm_reg) sum, in(zmm_reg) a, in(zmm_reg) b, options(pure, nomem, nostack, preserves_flags));
