@@ -102,7 +102,7 @@ for_isa! {
 }
 
 /// What is to be read next. It is asked for a little at a time: what is in use comes through the same few buffers from the second-level
-/// cache, and would wait behind a burst.
+/// cache, and would wait behind a burst. Loops over vectors of eight are too short to do it in each turn.
 struct Ahead<'a> {
     rest: &'a [u8],
     /// Cache lines of a step.
@@ -279,13 +279,19 @@ unsafe fn products<S: Simd, K: Stored, const R: usize, const T: usize, const P: 
     // SAFETY: by the caller; `dim` is a multiple of `N`.
     unsafe {
         let mut fours = [[MaybeUninit::uninit(); PAGE / 4]; R];
-        let mut ahead = Ahead::new(next, PAGE / P * (dim / S::N));
+        let often = S::N == 16;
+        let mut ahead = Ahead::new(next, PAGE / P * if often { dim / S::N } else { 1 });
         for first in (0..PAGE).step_by(T) {
             let mut sums = [[S::splat(0.0); T]; R];
             for pass in (0..T).step_by(P) {
                 let mut part = [[S::splat(0.0); P]; R];
-                for i in (0..dim).step_by(S::N) {
+                if !often {
                     ahead.step::<S>();
+                }
+                for i in (0..dim).step_by(S::N) {
+                    if often {
+                        ahead.step::<S>();
+                    }
                     let mut keys = [S::splat(0.0); P];
                     for (t, key) in keys.iter_mut().enumerate() {
                         *key = K::load::<S>(k.add((first + pass + t) * dim + i));
@@ -449,7 +455,8 @@ unsafe fn weighted_sums<S: Simd, V: Stored, const R: usize, const D: usize, cons
         // SAFETY: by the caller.
         unsafe {
             let (p, acc) = (p.add(r * SPAN), acc.add(r * dim));
-            let mut ahead = Ahead::new(next, seen.len() * (dim / (D * S::N)).max(1));
+            let often = if S::N == 16 { seen.len() } else { 1 };
+            let mut ahead = Ahead::new(next, often * (dim / (D * S::N)).max(1));
             let at = weighted_sum::<S, V, R, D>(p, &seen, v, dim, &mut ahead, acc, 0);
             let at = match E {
                 1 => at,
@@ -481,8 +488,13 @@ unsafe fn weighted_sum<S: Simd, V: Stored, const R: usize, const D: usize>(
                     *sum = S::load(acc.add(r * dim + at + d * S::N));
                 }
             }
-            for t in seen.clone() {
+            if S::N != 16 {
                 ahead.step::<S>();
+            }
+            for t in seen.clone() {
+                if S::N == 16 {
+                    ahead.step::<S>();
+                }
                 let mut values = [S::splat(0.0); D];
                 for (d, value) in values.iter_mut().enumerate() {
                     *value = V::load::<S>(v.add(t * stride + at + d * S::N));

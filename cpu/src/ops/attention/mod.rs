@@ -162,7 +162,7 @@ impl Pass<'_> {
             return;
         }
         let mut m = self.memory(layer, group);
-        self.load_queries(&mut m, q, layer, a, head, 0..1);
+        self.load_queries(&mut m, q, layers, a, head, 0..1);
         self.chunk(&mut m, layers, a, head, 0..1, chunk, after);
         for i in 0..group {
             let size = LANES + Scratch::dim(self.limits);
@@ -211,7 +211,7 @@ impl Pass<'_> {
         let (group, dim_v) = (a.group(), dim(shape.head_dim_v));
         let n = tokens.len() * group;
         let mut m = self.memory(layer, n);
-        self.load_queries(&mut m, q, layer, a, head, tokens.clone());
+        self.load_queries(&mut m, q, layers, a, head, tokens.clone());
         for r in 0..n {
             self.start(&mut m.total, a, r, head * group + r % group);
         }
@@ -239,28 +239,35 @@ impl Pass<'_> {
         Memory::new(memory, n, dim(shape.head_dim_k), dim(shape.head_dim_v))
     }
 
-    /// The queries of a group of heads, times the scale of logits: `[tokens, group, dim_k]`, filled up with zeros.
+    /// The queries of a group of heads, times the scale of logits: `[tokens, group, dim_k]`, filled up with zeros; and what they have at most, where
+    /// keys of some pages ask for it.
     fn load_queries(
         &self,
         m: &mut Memory<'_>,
         q: &Shared<f32>,
-        layer: &KvLayer,
+        layers: &[KvLayer],
         a: &Attention<'_>,
         head: usize,
         tokens: Range<usize>,
     ) {
-        let (group, len) = (a.group(), layer.shape().head_dim_k);
-        m.most.fill(0.0);
+        let (group, len) = (a.group(), layers[0].shape().head_dim_k);
         for (r, to) in m.q.chunks_exact_mut(dim(len)).enumerate() {
             let row = (tokens.start + r / group) * a.n_head + head * group + r % group;
             // SAFETY: `q` is only read.
             let q = unsafe { q.slice(row * len..(row + 1) * len) };
-            let most = &mut m.most[r / group * dim(len)..];
-            for ((to, most), q) in to.iter_mut().zip(most).zip(q) {
+            for (to, q) in to.iter_mut().zip(q) {
                 *to = q * a.scale;
-                *most = most.max(to.abs());
             }
             to[len..].fill(0.0);
+        }
+        if layers.iter().any(|l| l.shape().ty_k == KvType::K4) {
+            m.most.fill(0.0);
+            for (r, q) in m.q.chunks_exact(dim(len)).enumerate() {
+                let most = &mut m.most[r / group * dim(len)..];
+                for (most, q) in most.iter_mut().zip(q) {
+                    *most = if q.abs() > *most { q.abs() } else { *most };
+                }
+            }
         }
     }
 
