@@ -4,7 +4,8 @@
 //! * `decode/<type>`: a matrix larger than the caches with one token, in bytes of weights per second; to be compared with the
 //!   ceiling;
 //! * `prefill/<type>`: a matrix with 256 tokens, in operations (two for each weight and token) per second;
-//! * `attention/<positions>`: one token with so many cached ones, of a layer of 12 heads in two groups.
+//! * `attention/<positions>`: one token with so many cached ones, of a layer of 12 heads in two groups, always the same;
+//! * `attention_from_memory/<positions>`: the same, of one layer after the other, more than caches hold.
 //!
 //! Behind each product its best time is set beside the roofline: reads of memory, and products over registers alone (of
 //! bytes, or of f32 or bf16 where weights are plain numbers).
@@ -17,7 +18,8 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lemma_cpu::ceiling::{Numbers, peak_gops, read_gbps};
 use lemma_cpu::{
-    Attention, Isa, KvLayer, KvShape, Limits, Mat, MulMat, Ops, PAGE, PageRef, Pass, Shared, Team,
+    Attention, Isa, KvLayer, KvShape, Limits, Mat, Move, MulMat, Ops, PAGE, PageRef, Pass, Place,
+    Shared, Team,
 };
 use lemma_quant::GgmlType;
 use lemma_quant::pages::KvType;
@@ -200,28 +202,48 @@ fn prefill(c: &mut Criterion) {
     products(c, "prefill", 1536, 2048, 256);
 }
 
-fn attention(c: &mut Criterion) {
-    let (n_head, n_head_kv, dim) = (12, 2, 128);
-    let mut g = c.benchmark_group("attention");
-    let both = |ty: GgmlType| [KvType::from(ty); 2];
-    for (n, [ty_k, ty_v]) in [
-        (256, both(GgmlType::F16)),
-        (4096, both(GgmlType::F16)),
-        (32_768, both(GgmlType::F16)),
-        (4096, both(GgmlType::Q8_0)),
-        (4096, both(GgmlType::Q4_0)),
-        (4096, [KvType::K4, KvType::V2]),
-    ] {
-        let shape = KvShape {
-            ty_k,
-            ty_v,
-            values_in_keys: false,
-            n_head_kv,
-            head_dim_k: dim,
-            head_dim_v: dim,
-        };
+/// Keys and values of so many heads, as wide as this.
+const KV_HEADS: (usize, usize) = (2, 128);
+
+/// A layer of full pages, all with the same numbers in them.
+fn kv_layer(ops: &mut Ops, types: [KvType; 2], n_pages: usize) -> KvLayer {
+    let (n_head_kv, dim) = KV_HEADS;
+    let shape = |[ty_k, ty_v]: [KvType; 2]| KvShape {
+        ty_k,
+        ty_v,
+        values_in_keys: false,
+        n_head_kv,
+        head_dim_k: dim,
+        head_dim_v: dim,
+    };
+    let f32s = [KvType::from(GgmlType::F32); 2];
+    let mut pool = [f32s, types].map(shape).map(|s| KvLayer::new(s, n_pages));
+    let x = Shared::from_slice(&values(PAGE * n_head_kv * dim));
+    let places: Vec<_> = (0..PAGE as u32).map(|row| Place { slot: 0, row }).collect();
+    let down = Move {
+        from: 0,
+        to: 1,
+        from_token: 0,
+        to_token: 0,
+        planes: (0, n_head_kv),
+    };
+    ops.run(|p| {
+        p.kv_store(&pool[0], &x, &x, &places);
+        p.kv_move(&pool, &[down], PAGE);
+    });
+    for slot in 1..n_pages as u32 {
+        pool[1].copy_page(0, slot);
+    }
+    let [_, layer] = pool;
+    layer
+}
+
+/// One token with `n` cached ones, of as many layers as have `bytes`, one after the other.
+fn attend(c: &mut Criterion, group: &str, cases: &[(usize, [KvType; 2])], bytes: usize) {
+    let (n_head, (n_head_kv, dim)) = (12, KV_HEADS);
+    let mut g = c.benchmark_group(group);
+    for &(n, types) in cases {
         let n_pages = n / PAGE;
-        let layer = KvLayer::new(shape, n_pages);
         let pages: Vec<_> = (0..n_pages as u32)
             .map(|slot| PageRef {
                 tier: 0,
@@ -241,33 +263,71 @@ fn attention(c: &mut Criterion) {
             ..Limits::default()
         };
         let mut ops = ops(limits);
-        g.throughput(Throughput::Bytes((n_pages * shape.slot_size()) as u64));
+        let mut layers = Vec::new();
+        let mut next = 0;
+        let [ty_k, ty_v] = types;
+        let size = n_head_kv * (ty_k.page_size(dim).unwrap() + ty_v.page_size(dim).unwrap());
+        g.throughput(Throughput::Bytes((n_pages * size) as u64));
         g.bench_function(format!("{n} {ty_k}/{ty_v}"), |b| {
+            while layers.is_empty() || layers.len() * n_pages * size < bytes {
+                layers.push(kv_layer(&mut ops, types, n_pages));
+            }
             b.iter_custom(|times| {
-                time(&mut ops, times, |p| {
-                    let a = Attention {
-                        n_head,
-                        n_head_kv,
-                        tables: &[],
-                        keep: None,
-                        pages: &pages,
-                        q_pos: &[n as u32],
-                        scale: 0.088,
-                        sinks: None,
-                        softcap: None,
-                        window: None,
-                        mass: Some(&mass),
-                    };
-                    p.attention(&out, &q, std::slice::from_ref(&layer), &a);
-                })
+                let first = next;
+                next += times as usize;
+                let start = Instant::now();
+                ops.run(|p| {
+                    for i in first..first + times as usize {
+                        let a = Attention {
+                            n_head,
+                            n_head_kv,
+                            tables: &[],
+                            keep: None,
+                            pages: &pages,
+                            q_pos: &[n as u32],
+                            scale: 0.088,
+                            sinks: None,
+                            softcap: None,
+                            window: None,
+                            mass: Some(&mass),
+                        };
+                        let layer = std::slice::from_ref(&layers[i % layers.len()]);
+                        p.attention(&out, &q, layer, &a);
+                    }
+                });
+                start.elapsed()
             });
         });
     }
 }
 
+fn rows(ty: GgmlType) -> [KvType; 2] {
+    [KvType::from(ty); 2]
+}
+
+fn attention(c: &mut Criterion) {
+    let cases = [
+        (256, rows(GgmlType::F16)),
+        (4096, rows(GgmlType::F16)),
+        (32_768, rows(GgmlType::F16)),
+        (4096, rows(GgmlType::Q8_0)),
+        (4096, rows(GgmlType::Q4_0)),
+        (4096, [KvType::K4, KvType::V2]),
+    ];
+    attend(c, "attention", &cases, 0);
+}
+
+fn attention_from_memory(c: &mut Criterion) {
+    let cases = [
+        (4096, rows(GgmlType::F16)),
+        (4096, [KvType::K4, KvType::V2]),
+    ];
+    attend(c, "attention_from_memory", &cases, 1 << 30);
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10).measurement_time(Duration::from_secs(2));
-    targets = ceiling, decode, prefill, attention
+    targets = ceiling, decode, prefill, attention, attention_from_memory
 }
 criterion_main!(benches);

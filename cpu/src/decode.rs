@@ -1,5 +1,6 @@
 //! Keys and values as they are stored, to f32.
 
+use crate::lanes::multiversion;
 use crate::simd::{Simd, for_isa};
 use lemma_quant::pages::{PAGE, TILE, TileK4, TileV2, tiles};
 
@@ -33,6 +34,17 @@ for_isa! {
     /// # Safety
     /// `isa` is available.
     pub(crate) unsafe fn decode_v2<S>(from: &[u8], to: &mut [f32]) decode_v2_s;
+}
+
+multiversion! {
+    /// The scales of all channels, and then the zeros, as `x = scale * q + zero`.
+    pub(crate) fn scales_k4(tiles: &[TileK4], to: &mut [f32]) {
+        let (d, zero) = to.split_at_mut(tiles.len() * TILE);
+        let to = d.as_chunks_mut::<TILE>().0.iter_mut().zip(zero.as_chunks_mut::<TILE>().0);
+        for (tile, (d, zero)) in tiles.iter().zip(to) {
+            [*d, *zero] = tile.scales();
+        }
+    }
 }
 
 #[inline(always)]

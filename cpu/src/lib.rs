@@ -25,6 +25,7 @@ mod shared;
 mod simd;
 mod team;
 mod tensor;
+mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

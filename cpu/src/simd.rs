@@ -94,11 +94,6 @@ pub(crate) unsafe trait Simd {
     /// # Safety
     /// See the trait.
     unsafe fn largest(v: Self::V) -> f32;
-    /// Whether any lane of `a` is above that of `b`.
-    ///
-    /// # Safety
-    /// The instruction set is available.
-    unsafe fn any_above(a: Self::V, b: Self::V) -> bool;
     /// Adds up the lanes of four vectors as far as costs little.
     ///
     /// # Safety
@@ -202,10 +197,6 @@ unsafe impl Simd for Plain {
         v
     }
     #[inline(always)]
-    unsafe fn any_above(a: f32, b: f32) -> bool {
-        a > b
-    }
-    #[inline(always)]
     unsafe fn fours(v: [f32; 4]) -> [f32; 4] {
         v
     }
@@ -221,36 +212,70 @@ unsafe impl Simd for Plain {
     }
 }
 
-/// The same code for every instruction set: `fn name(args)` with a vector type `S` becomes `fn name(isa, args)`.
+/// The same code for every instruction set: `fn name(args)` with a vector type `S`, or with one for whole numbers beside it, becomes
+/// `fn name(isa, args)`.
 macro_rules! for_isa {
-    ($($(#[$meta:meta])* $vis:vis unsafe fn $name:ident<S>($($arg:ident: $ty:ty),* $(,)?) $body:ident;)*) => {$(
+    ($($(#[$meta:meta])* $vis:vis unsafe fn $name:ident<S $(, $words:ident)?>($($arg:ident: $ty:ty),* $(,)?) $body:ident;)*) => {$(
+        $crate::simd::for_isa! {
+            @one ($(#[$meta])* $vis) $name, ($($arg: $ty),*), $body, ($($words)?)
+        }
+    )*};
+    // Sums of floating-point products have no use for what AVX-VNNI adds.
+    (@one $head:tt $name:ident, $args:tt, $body:ident, ()) => {
+        $crate::simd::for_isa! {
+            @all $head $name, $args,
+            $body::<$crate::x86::Avx2>, "avx2,fma,f16c",
+            $body::<$crate::x86::Avx2>, "avx2,fma,f16c",
+            $body::<$crate::x86::Avx512>,
+            $body::<$crate::simd::Plain>
+        }
+    };
+    (@one $head:tt $name:ident, $args:tt, $body:ident, (W)) => {
+        $crate::simd::for_isa! {
+            @all $head $name, $args,
+            $body::<$crate::x86::Avx2, $crate::x86::WordsAvx2>, "avx2,fma,f16c",
+            $body::<$crate::x86::Avx2, $crate::x86::WordsAvxVnni>, "avx2,fma,f16c,avxvnni",
+            $body::<$crate::x86::Avx512, $crate::x86::Words512>,
+            $body::<$crate::simd::Plain, $crate::words::Block>
+        }
+    };
+    (@all ($(#[$meta:meta])* $vis:vis) $name:ident, ($($arg:ident: $ty:ty),*),
+        $avx2:expr, $avx2_has:literal, $vnni:expr, $vnni_has:literal, $avx512:expr, $plain:expr) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "one more than was written")]
         $vis unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c")]
+            #[target_feature(enable = $avx2_has)]
             unsafe fn avx2($($arg: $ty),*) {
                 // SAFETY: by the caller.
-                unsafe { $body::<$crate::x86::Avx2>($($arg),*) }
+                unsafe { $avx2($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = $vnni_has)]
+            unsafe fn avx_vnni($($arg: $ty),*) {
+                // SAFETY: by the caller.
+                unsafe { $vnni($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
             unsafe fn avx512($($arg: $ty),*) {
                 // SAFETY: by the caller.
-                unsafe { $body::<$crate::x86::Avx512>($($arg),*) }
+                unsafe { $avx512($($arg),*) }
             }
             debug_assert!(isa.is_available());
             // SAFETY: a set is only chosen where it is available; `Ops::new` has checked. The rest is by the caller.
             unsafe {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
-                    $crate::Isa::Avx2 | $crate::Isa::AvxVnni => avx2($($arg),*),
+                    $crate::Isa::Avx2 => avx2($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::Isa::AvxVnni => avx_vnni($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 | $crate::Isa::Amx => avx512($($arg),*),
-                    _ => $body::<$crate::simd::Plain>($($arg),*),
+                    _ => $plain($($arg),*),
                 }
             }
         }
-    )*};
+    };
 }
 pub(crate) use for_isa;

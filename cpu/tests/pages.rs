@@ -4,7 +4,7 @@ mod common;
 use common::*;
 use lemma_cpu::{Attention, Isa, KvLayer, KvShape, Limits, Move, PAGE, PageRef, Place, Shared};
 use lemma_quant::GgmlType;
-use lemma_quant::pages::{KvType, TILE};
+use lemma_quant::pages::KvType;
 
 const HEADS: usize = 3;
 const SLOTS: usize = 8;
@@ -19,22 +19,6 @@ fn layer(ty_k: KvType, ty_v: KvType, dim: usize) -> KvLayer {
         head_dim_v: dim,
     };
     KvLayer::new(shape, SLOTS)
-}
-
-/// What a type leaves of rows of a head, `[PAGE, dim]`.
-fn leave(ty: KvType, rows: &mut [Vec<f32>]) {
-    let dim = rows[0].len();
-    let mut page = vec![0; ty.page_size(dim).unwrap()];
-    for i in 0..dim / TILE {
-        let part = |row: &Vec<f32>| row[i * TILE..(i + 1) * TILE].try_into().unwrap();
-        let mut tile = [[0.0; TILE]; PAGE];
-        tile.iter_mut().zip(&*rows).for_each(|(t, r)| *t = part(r));
-        ty.write_tile(&tile, &mut page, i);
-        ty.read_tile(&page, i, &mut tile);
-        for (row, tile) in rows.iter_mut().zip(&tile) {
-            row[i * TILE..(i + 1) * TILE].copy_from_slice(tile);
-        }
-    }
 }
 
 #[test]
@@ -143,7 +127,13 @@ fn attention_reads_pages_that_have_moved() {
                     };
                     let got = attend(&pool, &moved);
                     let want = attend(std::slice::from_ref(&plain), &stayed);
-                    assert_eq!(got, want, "{dim} {types:?} on {isa}, {nth} threads");
+                    if types.as_flattened().iter().all(|ty| ty.rows().is_some()) {
+                        assert_eq!(got, want, "{dim} {types:?} on {isa}, {nth} threads");
+                    }
+                    // Attention multiplies `k4` and `v2` with rounded numbers.
+                    let want: Vec<_> = want.iter().map(|x| f64::from(*x)).collect();
+                    let error = nmse(&got, &want);
+                    assert!(error < 1e-7, "{dim} {types:?} on {isa}: {error:e}");
                 }
             }
         }

@@ -42,11 +42,13 @@ mod ternary;
 mod unpack;
 mod util;
 mod vectors;
+mod words;
 
 pub(crate) use bytes::ROWS;
 pub(crate) use quantize::{quantize_32, quantize_256};
 pub(crate) use unpack::Tile;
 pub(crate) use vectors::{Avx2, Avx512};
+pub(crate) use words::{Words512, WordsAvx2, WordsAvxVnni};
 
 use crate::Isa;
 use crate::kernels::Next;

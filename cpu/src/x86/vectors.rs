@@ -144,11 +144,6 @@ unsafe impl Simd for Avx2 {
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn any_above(a: __m256, b: __m256) -> bool {
-        _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b)) != 0
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn fours(v: [__m256; 4]) -> __m256 {
         // Each step adds lanes of two vectors and keeps both sums apart. Lane 4 i + t is part of the sum of vector t.
         // There are more units that blend than units that shuffle.
@@ -319,11 +314,6 @@ unsafe impl Simd for Avx512 {
         let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
         _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn any_above(a: __m512, b: __m512) -> bool {
-        _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]

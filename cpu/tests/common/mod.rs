@@ -3,6 +3,7 @@
 
 use lemma_cpu::{Isa, Limits, Ops, Team};
 use lemma_quant::GgmlType;
+use lemma_quant::pages::{KvType, PAGE, TILE};
 
 /// A small generator of random numbers.
 pub struct Random(pub u64);
@@ -62,4 +63,20 @@ pub fn nmse(got: &[f32], want: &[f64]) -> f64 {
         .sum();
     let power: f64 = want.iter().map(|w| w * w).sum();
     if power == 0.0 { error } else { error / power }
+}
+
+/// What a type leaves of rows of a head, `[PAGE, dim]`.
+pub fn leave(ty: KvType, rows: &mut [Vec<f32>]) {
+    let dim = rows[0].len();
+    let mut page = vec![0; ty.page_size(dim).unwrap()];
+    for i in 0..dim / TILE {
+        let part = |row: &Vec<f32>| row[i * TILE..(i + 1) * TILE].try_into().unwrap();
+        let mut tile = [[0.0; TILE]; PAGE];
+        tile.iter_mut().zip(&*rows).for_each(|(t, r)| *t = part(r));
+        ty.write_tile(&tile, &mut page, i);
+        ty.read_tile(&page, i, &mut tile);
+        for (row, tile) in rows.iter_mut().zip(&tile) {
+            row[i * TILE..(i + 1) * TILE].copy_from_slice(tile);
+        }
+    }
 }

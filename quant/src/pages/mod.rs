@@ -147,12 +147,13 @@ pub fn scale(byte: u8) -> f32 {
 /// Scales and zeros of which a tile has a byte each, zeros in parts of a step, as `x = d * q + zero`.
 #[inline(always)]
 fn scales<const N: usize, const PARTS: u8>(d: &[u8; N], zero: &[i8; N]) -> [[f32; N]; 2] {
-    let d = d.map(scale);
-    let mut x = [0.0; N];
+    // A loop, since `map` is a call that is not compiled for the caller's instruction set.
+    let (mut scales, mut zeros) = ([0.0; N], [0.0; N]);
     for i in 0..N {
-        x[i] = f32::from(zero[i]) * (d[i] / f32::from(PARTS));
+        scales[i] = scale(d[i]);
+        zeros[i] = f32::from(zero[i]) * (scales[i] / f32::from(PARTS));
     }
-    [d, x]
+    [scales, zeros]
 }
 
 /// The byte of the least scale that is not below `d`; the largest one if there is none.

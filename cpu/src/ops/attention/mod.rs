@@ -1,29 +1,35 @@
 //! Attention over pages.
 //!
 //! Query heads that share a key and value head are worked on together, for a few tokens at a time: a page is decoded
-//! once for all of them, and each row of queries goes through the pages with an online softmax.
+//! once for all of them.
 //!
-//! Pages come in chunks of a fixed number. A chunk is summed up for itself and then joined to those before. With
-//! one token, workers take chunks and a second stage joins them; with many, a worker goes through all chunks of its
+//! Pages come in chunks of a fixed number. A chunk is summed up for itself, first all logits, then all values, and then joined to those
+//! before. With one token, workers take chunks and a second stage joins them; with many, a worker goes through all chunks of its
 //! tokens. The sums are the same.
 
-use super::{Limits, Pass, id};
-use crate::attend::{self, Page, Rows, Tokens};
+mod scratch;
+
+pub(crate) use scratch::Scratch;
+
+use super::{Pass, id};
+use crate::attend::{self, CHUNK, Keys, Queries, Rows, SPAN, Values};
 use crate::decode;
 use crate::lanes::{self, LANES, multiversion};
-use crate::{KvLayer, PAGE, PageRef, Shared};
+use crate::{KvLayer, KvShape, PAGE, PageRef, Shared};
 use lemma_quant::GgmlType;
-use lemma_quant::pages::KvType;
+use lemma_quant::pages::{KvType, tiles};
+use scratch::{Memory, State};
 use std::ops::Range;
 
-/// Pages of a chunk; a constant, so that sums do not depend on the number of workers.
-const CHUNK: usize = 16;
 /// Rows of queries that share a decoded page, if there are so many.
 const ROWS: usize = 16;
 
 /// Up to so many rows read half-precision pages as they are: they are converted once for every six rows then, which
 /// costs less than to write and read them as f32.
 const DIRECT: usize = 8;
+
+/// So many pages later something is read that the pool is asked for now: about as long as memory takes to answer on a busy machine.
+const AHEAD: usize = 4;
 
 /// How attention looks at the pages.
 #[derive(Clone, Copy, Debug)]
@@ -88,96 +94,6 @@ impl<'a> Attention<'a> {
     }
 }
 
-pub(crate) struct Scratch {
-    /// What chunks contribute to one token: `[chunks, n_head]` of a row's state.
-    partial: Shared<f32>,
-    /// Largest logits so far, and sums relative to them, of every page: `[n_head, 2, max_pages]`.
-    page_stats: Shared<f32>,
-    /// Decoded keys and values, queries, and states of rows, for each worker.
-    worker: Shared<f32>,
-}
-
-impl Scratch {
-    pub(crate) fn new(limits: &Limits, nth: usize) -> Self {
-        let [partial, page_stats, worker] = Self::lens(limits, nth);
-        Self {
-            partial: Shared::zeroed(partial),
-            page_stats: Shared::zeroed(page_stats),
-            worker: Shared::zeroed(worker),
-        }
-    }
-
-    pub(crate) fn size(limits: &Limits, nth: usize) -> usize {
-        Self::lens(limits, nth).iter().sum::<usize>() * size_of::<f32>()
-    }
-
-    fn lens(limits: &Limits, nth: usize) -> [usize; 3] {
-        [
-            limits.max_pages.div_ceil(CHUNK) * limits.n_head * (LANES + Self::dim(limits)),
-            limits.n_head * limits.max_pages * 2,
-            nth * Self::worker_len(limits),
-        ]
-    }
-
-    /// Keys and values of a page, then queries and two sets of states.
-    fn worker_len(limits: &Limits) -> usize {
-        let rows = (ROWS + limits.n_head) * (3 * Self::dim(limits) + 6);
-        (2 * PAGE * Self::dim(limits) + rows).next_multiple_of(LANES)
-    }
-
-    fn dim(limits: &Limits) -> usize {
-        limits.head_dim.next_multiple_of(LANES)
-    }
-}
-
-/// The state of some rows: see [`Rows`].
-struct State<'a> {
-    max: &'a mut [f32],
-    sum: &'a mut [f32],
-    acc: &'a mut [f32],
-}
-
-impl State<'_> {
-    fn clear(&mut self) {
-        self.max.fill(f32::NEG_INFINITY);
-        self.sum.fill(0.0);
-        self.acc.fill(0.0);
-    }
-}
-
-/// A worker's memory.
-struct Memory<'a> {
-    k: &'a mut [f32],
-    v: &'a mut [f32],
-    q: &'a mut [f32],
-    page_sum: &'a mut [f32],
-    chunk: State<'a>,
-    total: State<'a>,
-}
-
-impl<'a> Memory<'a> {
-    fn new(memory: &'a mut [f32], n: usize, dim_k: usize, dim_v: usize) -> Self {
-        let mut rest = memory;
-        let mut take = |len: usize| rest.split_off_mut(..len).expect("sized by the limits");
-        let (k, v) = (take(PAGE * dim_k), take(PAGE * dim_v));
-        let q = take(n * dim_k);
-        let mut state = |n| State {
-            acc: take(n * dim_v),
-            max: take(n),
-            sum: take(n),
-        };
-        let (chunk, total) = (state(n), state(n));
-        Self {
-            k,
-            v,
-            q,
-            page_sum: take(n),
-            chunk,
-            total,
-        }
-    }
-}
-
 impl Pass<'_> {
     /// Softmax attention. `q`: `[n_tokens, n_head, head_dim_k]`, `out`: `[n_tokens, n_head, head_dim_v]`, different
     /// buffers. `layers`: the pools that the pages are in, of the same heads in types of their own.
@@ -206,9 +122,13 @@ impl Pass<'_> {
         assert!(a.sinks.is_none_or(|s| s.len() == a.n_head));
         let n_tokens = a.q_pos.len();
         if n_tokens == 1 {
-            for item in self.w.claim(a.n_head_kv * chunks, 1).map(|r| r.start) {
-                // Chunks of one head after the other.
-                self.one_chunk(q, layers, a, item / chunks, item % chunks);
+            // Chunks of one head after the other.
+            let items = a.n_head_kv * chunks;
+            let place = |item: usize| (item / chunks, item % chunks);
+            for item in self.w.claim(items, 1).map(|r| r.start) {
+                let after = item + self.nth();
+                let after = (after < items).then(|| place(after));
+                self.one_chunk(q, layers, a, place(item), after);
             }
             self.barrier();
             for h in self.w.range(a.n_head, 1) {
@@ -233,8 +153,8 @@ impl Pass<'_> {
         q: &Shared<f32>,
         layers: &[KvLayer],
         a: &Attention<'_>,
-        head: usize,
-        chunk: usize,
+        (head, chunk): (usize, usize),
+        after: Option<(usize, usize)>,
     ) {
         let layer = &layers[0];
         let (group, dim_v) = (a.group(), dim(layer.shape().head_dim_v));
@@ -242,9 +162,8 @@ impl Pass<'_> {
             return;
         }
         let mut m = self.memory(layer, group);
-        self.load_queries(m.q, q, layer, a, head, 0..1);
-        m.chunk.clear();
-        self.chunk(&mut m, layers, a, head, 0..1, chunk);
+        self.load_queries(&mut m, q, layers, a, head, 0..1);
+        self.chunk(&mut m, layers, a, head, 0..1, chunk, after);
         for i in 0..group {
             let size = LANES + Scratch::dim(self.limits);
             let at = (chunk * a.n_head + head * group + i) * size;
@@ -292,13 +211,13 @@ impl Pass<'_> {
         let (group, dim_v) = (a.group(), dim(shape.head_dim_v));
         let n = tokens.len() * group;
         let mut m = self.memory(layer, n);
-        self.load_queries(m.q, q, layer, a, head, tokens.clone());
+        self.load_queries(&mut m, q, layers, a, head, tokens.clone());
         for r in 0..n {
             self.start(&mut m.total, a, r, head * group + r % group);
         }
         for chunk in 0..a.range(head).len().div_ceil(CHUNK) {
-            m.chunk.clear();
-            self.chunk(&mut m, layers, a, head, tokens.clone(), chunk);
+            let after = Some((head, chunk + 1));
+            self.chunk(&mut m, layers, a, head, tokens.clone(), chunk, after);
             for r in 0..n {
                 let acc = &m.chunk.acc[r * dim_v..(r + 1) * dim_v];
                 self.join(&mut m.total, r, m.chunk.max[r], m.chunk.sum[r], acc);
@@ -320,18 +239,19 @@ impl Pass<'_> {
         Memory::new(memory, n, dim(shape.head_dim_k), dim(shape.head_dim_v))
     }
 
-    /// The queries of a group of heads, times the scale of logits: `[tokens, group, dim_k]`, filled up with zeros.
+    /// The queries of a group of heads, times the scale of logits: `[tokens, group, dim_k]`, filled up with zeros; and what they have at most, where
+    /// keys of some pages ask for it.
     fn load_queries(
         &self,
-        to: &mut [f32],
+        m: &mut Memory<'_>,
         q: &Shared<f32>,
-        layer: &KvLayer,
+        layers: &[KvLayer],
         a: &Attention<'_>,
         head: usize,
         tokens: Range<usize>,
     ) {
-        let (group, len) = (a.group(), layer.shape().head_dim_k);
-        for (r, to) in to.chunks_exact_mut(dim(len)).enumerate() {
+        let (group, len) = (a.group(), layers[0].shape().head_dim_k);
+        for (r, to) in m.q.chunks_exact_mut(dim(len)).enumerate() {
             let row = (tokens.start + r / group) * a.n_head + head * group + r % group;
             // SAFETY: `q` is only read.
             let q = unsafe { q.slice(row * len..(row + 1) * len) };
@@ -340,9 +260,22 @@ impl Pass<'_> {
             }
             to[len..].fill(0.0);
         }
+        if layers.iter().any(|l| l.shape().ty_k == KvType::K4) {
+            m.most.fill(0.0);
+            for (r, q) in m.q.chunks_exact(dim(len)).enumerate() {
+                let most = &mut m.most[r / group * dim(len)..];
+                for (most, q) in most.iter_mut().zip(q) {
+                    *most = if q.abs() > *most { q.abs() } else { *most };
+                }
+            }
+        }
     }
 
-    /// Takes a chunk of pages into account.
+    /// Sums up a chunk of pages. `after`: the head and number of the chunk that this worker is likely to go on with.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a place among heads, tokens and chunks"
+    )]
     fn chunk(
         &self,
         m: &mut Memory<'_>,
@@ -351,94 +284,135 @@ impl Pass<'_> {
         head: usize,
         tokens: Range<usize>,
         chunk: usize,
+        after: Option<(usize, usize)>,
     ) {
         let shape = layers[0].shape();
         let (group, plane) = (a.group(), shape.plane(head));
         let n = tokens.len() * group;
-        let first = chunk * CHUNK;
-        let mut seen = [(0, 0); ROWS];
-        let mut all_seen = [(0, 0); 2 * ROWS];
-        let table = a.table(head);
+        let (first, table) = (chunk * CHUNK, a.table(head));
         let start = a.range(head).start + first;
         // SAFETY: written before the last barrier.
         let keep = (a.keep).map(|k| unsafe { k.slice(start..(start + CHUNK).min(k.len())) });
         let pages = &table[first..(first + CHUNK).min(table.len())];
+        let mut all_seen = [[(0, 0); ROWS]; CHUNK];
+        for (i, (seen, page)) in all_seen.iter_mut().zip(pages).enumerate() {
+            if keep.is_none_or(|k| k[i] != 0) {
+                for (seen, pos) in seen.iter_mut().zip(&a.q_pos[tokens.clone()]) {
+                    *seen = visible(page, *pos, a.window);
+                }
+            }
+        }
+        let rows = |page: usize| {
+            let seen = &all_seen[page][..tokens.len()];
+            let any = seen.iter().any(|s| s.0 < s.1);
+            any.then_some(Rows { group, seen })
+        };
+        let planes = |page: &PageRef, plane| {
+            let layer = &layers[usize::from(page.tier)];
+            (layer.shape(), stored(layer, page.slot, plane))
+        };
+        // What comes some pages later: keys, then values, then keys of the chunk that is next.
+        let coming = |part: usize, i: usize| match (pages.get(i), part) {
+            (Some(page), _) => planes(page, plane).1[part],
+            (None, 0) => (pages.get(i - pages.len())).map_or(&[][..], |p| planes(p, plane).1[1]),
+            (None, _) => after.map_or(&[][..], |(head, chunk)| {
+                let page = a.table(head).get(chunk * CHUNK + i - pages.len());
+                page.map_or(&[][..], |p| planes(p, shape.plane(head)).1[0])
+            }),
+        };
+        let queries = Queries {
+            q: m.q,
+            most: &m.most[..tokens.len() * dim(shape.head_dim_k)],
+            softcap: a.softcap,
+        };
         for (i, page) in pages.iter().enumerate() {
-            let mut any = false;
-            let kept = keep.is_none_or(|k| k[i] != 0);
-            for (seen, pos) in seen.iter_mut().zip(&a.q_pos[tokens.clone()]) {
-                *seen = if kept {
-                    visible(page, *pos, a.window)
-                } else {
-                    (0, 0)
-                };
-                any |= seen.0 < seen.1;
-            }
-            let is_last = tokens.end == a.q_pos.len();
-            if any {
-                let next = pages.get(i + 1);
-                let next = next.map(|p| stored(&layers[usize::from(p.tier)], p.slot, plane));
-                let layer = &layers[usize::from(page.tier)];
-                let (types, [k, v]) = (layer.shape(), stored(layer, page.slot, plane));
-                let k = self.tokens(m.k, k, types.ty_k, shape.head_dim_k, n);
-                let v = match types.values_in_keys {
-                    true => k,
-                    false => self.tokens(m.v, v, types.ty_v, shape.head_dim_v, n),
-                };
-                let page = Page {
-                    k,
-                    v,
-                    dim_v: dim(shape.head_dim_v),
-                    softcap: a.softcap,
-                    next: next.unwrap_or_default(),
-                };
-                // Rows of a token see the same.
-                for start in (0..n).step_by(all_seen.len()) {
-                    let rows = start..(start + all_seen.len()).min(n);
-                    for (seen_r, r) in all_seen.iter_mut().zip(rows.clone()) {
-                        *seen_r = seen[r / group];
-                    }
-                    let (dim_k, dim_v) = (dim(shape.head_dim_k), dim(shape.head_dim_v));
-                    let mut rows = Rows {
-                        q: &m.q[rows.start * dim_k..rows.end * dim_k],
-                        max: &mut m.chunk.max[rows.clone()],
-                        sum: &mut m.chunk.sum[rows.clone()],
-                        acc: &mut m.chunk.acc[rows.start * dim_v..rows.end * dim_v],
-                        seen: &all_seen[..rows.len()],
-                        page_sum: &mut m.page_sum[rows],
-                    };
-                    // SAFETY: `isa` is available.
-                    unsafe { attend::attend(self.isa, &mut rows, page) };
+            let Some(rows) = rows(i) else {
+                for logits in m.chunk.logits.chunks_exact_mut(SPAN) {
+                    logits[i * PAGE..][..PAGE].fill(f32::NEG_INFINITY);
                 }
-            } else {
-                m.page_sum[..n].fill(0.0);
-            }
-            if a.mass.is_some() && is_last {
-                for j in 0..group {
-                    let r = n - group + j;
-                    let at = 2 * (head * group + j) * self.limits.max_pages + first + i;
-                    let stats = &self.scratch.attention.page_stats;
-                    for (at, x) in [
-                        (at, m.chunk.max[r]),
-                        (at + self.limits.max_pages, m.page_sum[r]),
-                    ] {
-                        // SAFETY: the page of a head is this worker's.
-                        unsafe { stats.slice_mut(at..at + 1)[0] = x };
-                    }
-                }
+                continue;
+            };
+            let (types, [k, _]) = planes(page, plane);
+            let keys = self.keys(m.k, k, types, n);
+            let next = coming(0, i + AHEAD);
+            // SAFETY: `isa` is available.
+            unsafe { attend::logits(self.isa, rows, queries, keys, next, &mut m.chunk, i) };
+        }
+        // SAFETY: `isa` is available.
+        unsafe { attend::softmax(self.isa, &mut m.chunk, pages.len()) };
+        m.chunk.acc.fill(0.0);
+        for (i, page) in pages.iter().enumerate() {
+            let Some(rows) = rows(i) else { continue };
+            let (types, kv) = planes(page, plane);
+            let to = match types.values_in_keys {
+                true => &mut *m.k,
+                false => &mut *m.v,
+            };
+            let values = self.values(to, kv, types, n);
+            let next = coming(1, i + AHEAD);
+            let dim_v = dim(shape.head_dim_v);
+            // SAFETY: `isa` is available.
+            unsafe { attend::add_values(self.isa, rows, values, dim_v, next, &mut m.chunk, i) };
+        }
+        if a.mass.is_some() && tokens.end == a.q_pos.len() {
+            for j in 0..group {
+                let r = n - group + j;
+                let at = 2 * (head * group + j) * self.limits.max_pages + first;
+                let sums = at + self.limits.max_pages;
+                let stats = &self.scratch.attention.page_stats;
+                // SAFETY: the pages of a chunk and head are this worker's.
+                let [maxima, sums] =
+                    [at, sums].map(|at| unsafe { stats.slice_mut(at..at + pages.len()) });
+                maxima.fill(m.chunk.max[r]);
+                sums.copy_from_slice(&m.chunk.page_sum[r * CHUNK..][..pages.len()]);
             }
         }
     }
 
-    /// The keys or values of a head in a page, for `n` rows of queries: `[PAGE, dim]`.
-    fn tokens<'s>(
+    /// The keys of a head in a page, for `n` rows of queries: `[PAGE, dim]`.
+    fn keys<'s>(&self, to: &'s mut [f32], bytes: &'s [u8], types: &KvShape, n: usize) -> Keys<'s> {
+        if types.ty_k == KvType::K4 {
+            let tiles = tiles(bytes);
+            let scales = &mut to[..2 * types.head_dim_k];
+            decode::scales_k4(self.isa, tiles, scales);
+            return Keys::K4(tiles, scales);
+        }
+        if self.reads_f16(types.ty_k, types.head_dim_k, n) {
+            return Keys::F16(bytes);
+        }
+        self.decode(to, bytes, types.ty_k, types.head_dim_k);
+        Keys::F32(to)
+    }
+
+    /// The values of a head in a page, for `n` rows of queries: `[PAGE, dim]`, or longer, if they are what keys begin with.
+    fn values<'s>(
         &self,
         to: &'s mut [f32],
-        bytes: &'s [u8],
-        ty: KvType,
-        len: usize,
+        [k, v]: [&'s [u8]; 2],
+        types: &KvShape,
         n: usize,
-    ) -> Tokens<'s> {
+    ) -> Values<'s> {
+        let (bytes, ty, len) = match types.values_in_keys {
+            true => (k, types.ty_k, types.head_dim_k),
+            false => (v, types.ty_v, types.head_dim_v),
+        };
+        if ty == KvType::V2 {
+            return Values::V2(tiles(bytes));
+        }
+        if self.reads_f16(ty, len, n) {
+            return Values::F16(bytes);
+        }
+        self.decode(to, bytes, ty, len);
+        Values::F32(to)
+    }
+
+    /// Whether `n` rows read numbers as they are.
+    fn reads_f16(&self, ty: KvType, len: usize, n: usize) -> bool {
+        ty == KvType::Rows(GgmlType::F16) && n <= DIRECT && dim(len) == len
+    }
+
+    /// Decodes a page of a head, `[PAGE, dim]`.
+    fn decode(&self, to: &mut [f32], bytes: &[u8], ty: KvType, len: usize) {
         let ty = match ty {
             KvType::Rows(ty) => ty,
             pages => {
@@ -447,8 +421,7 @@ impl Pass<'_> {
                     _ => decode::decode_v2,
                 };
                 // SAFETY: `isa` is available.
-                unsafe { decode(self.isa, bytes, to) };
-                return Tokens::F32(to);
+                return unsafe { decode(self.isa, bytes, to) };
             }
         };
         if dim(len) != len {
@@ -457,19 +430,17 @@ impl Pass<'_> {
                 (ty.traits().dequantize_row)(bytes, &mut to[..len]);
                 to[len..].fill(0.0);
             }
-            return Tokens::F32(to);
+            return;
         }
         // SAFETY: `isa` is available.
         unsafe {
             match ty {
-                GgmlType::F16 if n <= DIRECT => return Tokens::F16(bytes),
                 GgmlType::F16 => decode::decode_f16(self.isa, bytes, to),
                 GgmlType::Q8_0 => decode::decode_q8_0(self.isa, bytes, to),
                 GgmlType::Q4_0 => decode::decode_q4_0(self.isa, bytes, to),
                 _ => (ty.traits().dequantize_row)(bytes, to),
             }
         }
-        Tokens::F32(to)
     }
 
     /// What is there before any page.
