@@ -76,7 +76,7 @@ pub(crate) unsafe trait Words {
     unsafe fn tokens(sums: [Self::I; 4], scale: f32, add: f32, to: &mut [f32; 16]);
 }
 
-/// Added to a smaller number, it leaves the nearest whole number in the lowest bits.
+/// Added to a number below `2^22`, it leaves the nearest whole number in the lowest bits.
 pub(crate) const ROUND: f32 = 12_582_912.0;
 
 /// Plain Rust, a vector of one block.

@@ -382,11 +382,14 @@ fn whole_pages() {
             case.window = Some(30);
             case.softcap = Some(3.0);
             case.check();
+            // Now the last token sees something too, in one block with others.
+            case.window = None;
+            case.check();
         }
     }
 }
 
-/// Channels and tokens far from the others, queries that are nothing.
+/// Queries and their channels far from the others, queries that are nothing.
 #[test]
 fn whole_pages_of_uneven_numbers() {
     let mut random = Random(20);

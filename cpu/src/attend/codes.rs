@@ -1,7 +1,7 @@
 //! Pages of `k4` and `v2`, whose quants are multiplied as they are, as whole numbers.
 //!
 //! What belongs to a page's scales goes to the other side: a query times the scale of every channel, and a weight times the scale of every
-//! token, are rounded to 16 bits for the page. That is off by at most a 65,000th of the largest of them, where steps of the page itself are off by up to
+//! token, are rounded to 16 bits for the page. That is off by at most a 65,000th of the largest of them (of the loudest head of a group, of the largest scale of a tile), where steps of the page itself are off by up to
 //! half a step; so sums differ from those of decoded numbers by far less than these do from what was stored. Sums of whole numbers are
 //! exact, so rows give the same whichever of them go together.
 
@@ -48,7 +48,8 @@ pub(super) unsafe fn all_products<S: Simd, W: Words>(
             let mut bounds = S::splat(TINY);
             for i in (0..dim).step_by(S::N) {
                 let d = S::load(scales.as_ptr().add(i));
-                bounds = S::max(bounds, S::mul(S::load(most.as_ptr().add(i)), d));
+                // In this order what is not a number is passed over.
+                bounds = S::max(S::mul(S::load(most.as_ptr().add(i)), d), bounds);
             }
             let step = S::largest(bounds) / LIMIT;
             let mut r = token * rows.group;
@@ -211,7 +212,9 @@ unsafe fn weighted_sums<S: Simd, W: Words, const R: usize, const D: usize>(
         let mut weights = [[0.0; PAGE]; R];
         let mut total = [0.0; R];
         for r in 0..R {
-            total[r] = (*sums.add(r * super::CHUNK)).max(TINY);
+            let sum = *sums.add(r * super::CHUNK);
+            // Unlike with `max`, what is not a number stays so.
+            total[r] = if sum < TINY { TINY } else { sum };
             let factor = S::splat(LIMIT / total[r]);
             for t in (0..PAGE).step_by(S::N) {
                 let weight = S::mul(S::load(p.add(r * SPAN + t)), factor);

@@ -94,7 +94,7 @@ for_isa! {
     /// `isa` is available.
     pub(crate) unsafe fn add_values<S, W>(rows: Rows<'_>, values: Values<'_>, dim: usize, next: &[u8], chunk: &mut Chunk<'_>, page: usize) add_values_s;
 
-    /// `to += a * from`, a multiple of 16.
+    /// `to = keep * to + a * from`, a multiple of 16.
     ///
     /// # Safety
     /// `isa` is available.
@@ -341,7 +341,8 @@ unsafe fn softmax_s<S: Simd>(chunk: &mut Chunk<'_>, n_pages: usize) {
             let mut most = [S::splat(f32::NEG_INFINITY); PAGE];
             for page in (0..end).step_by(PAGE) {
                 for i in (0..PAGE).step_by(S::N) {
-                    most[i] = S::max(most[i], S::load(logits.add(page + i)));
+                    // In this order what is not a number is passed over.
+                    most[i] = S::max(S::load(logits.add(page + i)), most[i]);
                 }
             }
             let mut all = most[0];

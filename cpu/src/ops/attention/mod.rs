@@ -79,8 +79,13 @@ impl<'a> Attention<'a> {
 
     /// Chunks of the longest table.
     fn chunks(&self) -> usize {
-        let longest = (0..self.n_head_kv).map(|head| self.range(head).len()).max();
-        longest.unwrap_or(0).div_ceil(CHUNK)
+        self.longest().div_ceil(CHUNK)
+    }
+
+    /// Pages of the longest table.
+    fn longest(&self) -> usize {
+        let pages = (0..self.n_head_kv).map(|head| self.range(head).len());
+        pages.max().unwrap_or(0)
     }
 
     /// Where the weights of query head `h` begin in `mass`.
@@ -115,7 +120,7 @@ impl Pass<'_> {
         assert!(a.tables.is_empty() || a.tables.len() == a.n_head_kv);
         let chunks = a.chunks();
         assert!(a.n_head <= self.limits.n_head);
-        assert!(chunks <= self.limits.max_pages.div_ceil(CHUNK));
+        assert!(a.longest() <= self.limits.max_pages);
         assert!(shape.head_dim_k.max(shape.head_dim_v) <= self.limits.head_dim);
         assert!(a.pages.iter().all(|p| (p.row + p.len) as usize <= PAGE));
         assert!(layers.iter().all(|l| l.shape().fits(shape)));
@@ -325,34 +330,41 @@ impl Pass<'_> {
             most: &m.most[..tokens.len() * dim(shape.head_dim_k)],
             softcap: a.softcap,
         };
-        for (i, page) in pages.iter().enumerate() {
-            let Some(rows) = rows(i) else {
-                for logits in m.chunk.logits.chunks_exact_mut(SPAN) {
-                    logits[i * PAGE..][..PAGE].fill(f32::NEG_INFINITY);
-                }
-                continue;
-            };
-            let (types, [k, _]) = planes(page, plane);
-            let keys = self.keys(m.k, k, types, n);
-            let next = coming(0, i + AHEAD);
-            // SAFETY: `isa` is available.
-            unsafe { attend::logits(self.isa, rows, queries, keys, next, &mut m.chunk, i) };
-        }
-        // SAFETY: `isa` is available.
-        unsafe { attend::softmax(self.isa, &mut m.chunk, pages.len()) };
         m.chunk.acc.fill(0.0);
-        for (i, page) in pages.iter().enumerate() {
-            let Some(rows) = rows(i) else { continue };
-            let (types, kv) = planes(page, plane);
-            let to = match types.values_in_keys {
-                true => &mut *m.k,
-                false => &mut *m.v,
-            };
-            let values = self.values(to, kv, types, n);
-            let next = coming(1, i + AHEAD);
-            let dim_v = dim(shape.head_dim_v);
+        if (0..pages.len()).all(|page| rows(page).is_none()) {
+            // Most chunks of a layer with a window.
+            m.chunk.max.fill(f32::NEG_INFINITY);
+            m.chunk.sum.fill(0.0);
+            m.chunk.page_sum.fill(0.0);
+        } else {
+            for (i, page) in pages.iter().enumerate() {
+                let Some(rows) = rows(i) else {
+                    for logits in m.chunk.logits.chunks_exact_mut(SPAN) {
+                        logits[i * PAGE..][..PAGE].fill(f32::NEG_INFINITY);
+                    }
+                    continue;
+                };
+                let (types, [k, _]) = planes(page, plane);
+                let keys = self.keys(m.k, k, types, n);
+                let next = coming(0, i + AHEAD);
+                // SAFETY: `isa` is available.
+                unsafe { attend::logits(self.isa, rows, queries, keys, next, &mut m.chunk, i) };
+            }
             // SAFETY: `isa` is available.
-            unsafe { attend::add_values(self.isa, rows, values, dim_v, next, &mut m.chunk, i) };
+            unsafe { attend::softmax(self.isa, &mut m.chunk, pages.len()) };
+            for (i, page) in pages.iter().enumerate() {
+                let Some(rows) = rows(i) else { continue };
+                let (types, kv) = planes(page, plane);
+                let to = match types.values_in_keys {
+                    true => &mut *m.k,
+                    false => &mut *m.v,
+                };
+                let values = self.values(to, kv, types, n);
+                let next = coming(1, i + AHEAD);
+                let dim_v = dim(shape.head_dim_v);
+                // SAFETY: `isa` is available.
+                unsafe { attend::add_values(self.isa, rows, values, dim_v, next, &mut m.chunk, i) };
+            }
         }
         if a.mass.is_some() && tokens.end == a.q_pos.len() {
             for j in 0..group {
@@ -396,7 +408,7 @@ impl Pass<'_> {
             true => (k, types.ty_k, types.head_dim_k),
             false => (v, types.ty_v, types.head_dim_v),
         };
-        if ty == KvType::V2 {
+        if ty == KvType::V2 && !types.values_in_keys {
             return Values::V2(tiles(bytes));
         }
         if self.reads_f16(ty, len, n) {

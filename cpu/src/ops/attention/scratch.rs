@@ -9,7 +9,7 @@ use crate::{PAGE, Shared};
 pub(crate) struct Scratch {
     /// What chunks contribute to one token: `[chunks, n_head]` of a row's state.
     pub(super) partial: Shared<f32>,
-    /// Largest logits so far, and sums relative to them, of every page: `[n_head, 2, max_pages]`.
+    /// Largest logits of their chunks, and sums relative to them, of every page: `[n_head, 2, max_pages]`.
     pub(super) page_stats: Shared<f32>,
     /// Decoded keys and values, queries, and states of rows, for each worker.
     pub(super) worker: Shared<f32>,
