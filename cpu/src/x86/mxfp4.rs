@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use lemma_quant::num::e8m0_half_to_f32;
 
 /// E2M1 numbers, doubled.
-const TABLE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(super) const TABLE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// The values that nibbles stand for, plus 16.
 #[inline]

@@ -37,11 +37,15 @@ pub(super) unsafe trait Patterns {
     /// As for `quants`.
     unsafe fn sub_scales(w: *const u8) -> __m128i;
 
-    /// The bits of the half-precision number.
+    /// The bits of the half-precision number, with which most formats begin.
     ///
     /// # Safety
     /// As for `quants`.
-    unsafe fn d(w: *const u8) -> u16;
+    #[inline]
+    unsafe fn d(w: *const u8) -> u16 {
+        // SAFETY: by the caller.
+        unsafe { half(w) }
+    }
 }
 
 /// The scales of four blocks.
@@ -162,12 +166,6 @@ unsafe impl Patterns for IQ2XXS {
             |i| unsafe { *w.add(9 + 8 * i) } >> 4 << 1 | 1,
         ))
     }
-
-    #[inline]
-    unsafe fn d(w: *const u8) -> u16 {
-        // SAFETY: by the caller.
-        unsafe { half(w) }
-    }
 }
 
 pub(super) struct IQ2XS;
@@ -193,12 +191,6 @@ unsafe impl Patterns for IQ2XS {
     unsafe fn sub_scales(w: *const u8) -> __m128i {
         // SAFETY: by the caller.
         odd_nibbles(unsafe { bytes(w.add(66)) })
-    }
-
-    #[inline]
-    unsafe fn d(w: *const u8) -> u16 {
-        // SAFETY: by the caller.
-        unsafe { half(w) }
     }
 }
 
@@ -231,12 +223,6 @@ unsafe impl Patterns for IQ2S {
         // SAFETY: by the caller.
         odd_nibbles(unsafe { bytes(w.add(74)) })
     }
-
-    #[inline]
-    unsafe fn d(w: *const u8) -> u16 {
-        // SAFETY: by the caller.
-        unsafe { half(w) }
-    }
 }
 
 pub(super) struct IQ3XXS;
@@ -265,12 +251,6 @@ unsafe impl Patterns for IQ3XXS {
         twice(std::array::from_fn(
             |i| unsafe { *w.add(69 + 4 * i) } >> 4 << 1 | 1,
         ))
-    }
-
-    #[inline]
-    unsafe fn d(w: *const u8) -> u16 {
-        // SAFETY: by the caller.
-        unsafe { half(w) }
     }
 }
 
@@ -306,12 +286,6 @@ unsafe impl Patterns for IQ3S {
             (packed[j / 2] >> (4 * (j % 2)) & 15) << 1 | 1
         }))
     }
-
-    #[inline]
-    unsafe fn d(w: *const u8) -> u16 {
-        // SAFETY: by the caller.
-        unsafe { half(w) }
-    }
 }
 
 pub(super) struct IQ1S;
@@ -339,12 +313,6 @@ unsafe impl Patterns for IQ1S {
         // SAFETY: by the caller.
         let high = |i| unsafe { *w.add(35 + 2 * i) };
         twice(std::array::from_fn(|i| (high(i) >> 4 & 7) << 1 | 1))
-    }
-
-    #[inline]
-    unsafe fn d(w: *const u8) -> u16 {
-        // SAFETY: by the caller.
-        unsafe { half(w) }
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::bytes::{Avx512, Bytes, ROWS};
 use super::dots::{self, Dots};
+use super::mxfp4::TABLE;
 use super::runs::Runs;
 use super::unpack::{self, Tile, To, Unpack};
 use super::util::*;
@@ -43,9 +44,6 @@ unsafe trait Sixteens {
 
 struct NVFP4;
 
-/// E2M1 numbers, doubled.
-const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-
 // SAFETY: offsets are within two blocks of 36 bytes.
 unsafe impl Sixteens for NVFP4 {
     const SIZE: usize = 72;
@@ -61,7 +59,7 @@ unsafe impl Sixteens for NVFP4 {
             let low = _mm_and_si128(q, mask);
             let high = _mm_and_si128(_mm_srli_epi16::<4>(q), mask);
             let q = _mm256_set_m128i(_mm_unpackhi_epi64(low, high), _mm_unpacklo_epi64(low, high));
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(FP4.as_ptr().cast()));
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(TABLE.as_ptr().cast()));
             _mm256_shuffle_epi8(table, q)
         }
     }
