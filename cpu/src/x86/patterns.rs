@@ -56,9 +56,7 @@ pub(super) unsafe trait Patterns {
 #[target_feature(enable = "avx2,f16c")]
 pub(super) unsafe fn scales<F: Patterns>(w: [*const u8; 4]) -> __m128 {
     // SAFETY: by the caller.
-    let h = w.map(|w| u64::from(unsafe { F::d(w) }));
-    let bits = h[0] | h[1] << 16 | h[2] << 32 | h[3] << 48;
-    let d = _mm_cvtph_ps(_mm_cvtsi64_si128(bits.cast_signed()));
+    let d = from_halves(w.map(|w| unsafe { F::d(w) }));
     _mm_mul_ps(d, _mm_set1_ps(F::FACTOR))
 }
 
@@ -469,11 +467,7 @@ unsafe impl<F: Patterns> Unpack for Batch<F> {
                 row.look_up::<F>(to.row(i));
             }
             let rows = to.rows(rows.as_ptr().cast(), &offsets);
-            for part in 0..16 {
-                for (c, v) in rows.sixteen(16 * part).into_iter().enumerate() {
-                    to.quants(4 * part + c, v);
-                }
-            }
+            to.all_quants(&rows, 256);
             for part in 0..4 {
                 let [a, b, c, d] = rows.sixteen(256 + 16 * part);
                 if F::SUB == 16 {

@@ -274,11 +274,7 @@ unsafe impl<F: Sixteens> Unpack for Batch<F> {
                 row.read::<F>(to.row(i));
             }
             let rows = to.rows(rows.as_ptr().cast(), &offsets);
-            for part in 0..LEN / 16 {
-                for (c, v) in rows.sixteen(16 * part).into_iter().enumerate() {
-                    to.quants(4 * part + c, v);
-                }
-            }
+            to.all_quants(&rows, LEN);
             for part in 0..2 {
                 for (i, v) in rows.sixteen(LEN + 16 * part).into_iter().enumerate() {
                     to.scale(4 * part + i, v);

@@ -60,6 +60,22 @@ impl<B: Bytes> To<'_, B> {
         }
     }
 
+    /// The first `n` columns of the block, which are the first bytes of `rows`.
+    ///
+    /// # Safety
+    /// They are there; the instruction set is available.
+    #[inline(always)]
+    pub(super) unsafe fn all_quants(&self, rows: &To<'_, B>, n: usize) {
+        for part in 0..n / 16 {
+            // SAFETY: by the caller.
+            unsafe {
+                for (c, v) in rows.sixteen(16 * part).into_iter().enumerate() {
+                    self.quants(4 * part + c, v);
+                }
+            }
+        }
+    }
+
     /// Begins to read what is read next, as much as blocks of `size` bytes of these rows take.
     #[inline(always)]
     pub(super) fn read_ahead(&self, size: usize) {

@@ -90,7 +90,14 @@ pub(super) unsafe fn k_scales(w: *const u8) -> (u64, u64) {
 #[target_feature(enable = "avx2,f16c")]
 pub(super) unsafe fn f16x4(p: [*const u8; 4]) -> __m128 {
     // SAFETY: by the caller.
-    let h = p.map(|p| unsafe { p.cast::<u16>().read_unaligned() } as u64);
+    from_halves(p.map(|p| unsafe { p.cast::<u16>().read_unaligned() }))
+}
+
+/// Four half-precision numbers.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn from_halves(bits: [u16; 4]) -> __m128 {
+    let h = bits.map(u64::from);
     let bits = h[0] | h[1] << 16 | h[2] << 32 | h[3] << 48;
     _mm_cvtph_ps(_mm_cvtsi64_si128(bits as i64))
 }
