@@ -5,6 +5,7 @@
 
 pub(crate) mod argv;
 pub(crate) mod config;
+mod habits;
 pub(crate) mod help;
 pub(crate) mod kv;
 pub(crate) mod tools;
@@ -17,6 +18,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 
 use crate::fail::{Failure, Result};
+use crate::term::escape;
 use typed::Cli;
 
 /// A command line that was understood.
@@ -113,7 +115,13 @@ fn usage(e: &clap::Error) -> Failure {
                 .next()
                 .and_then(|l| l.rsplit_once(": "))
                 .map_or("not valid", |(_, why)| why);
-            format!("{}: {value:?}, {why}", flag(&arg))
+            format!("{}: {value:?}, {}", flag(&arg), number(why))
+        }
+        (ErrorKind::InvalidSubcommand, ..) => {
+            let word = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            return Failure::usage(format!("one argument too many: {}", escape(&word))).hint(
+                "a prompt goes behind -p, in quotes; 'lemma --help' lists flags and commands",
+            );
         }
         (ErrorKind::ArgumentConflict, Some(arg), _) => match text(ContextKind::PriorArg) {
             Some(prior) => format!("{} and {} exclude each other", flag(&arg), flag(&prior)),
@@ -123,10 +131,26 @@ fn usage(e: &clap::Error) -> Failure {
         (ErrorKind::UnknownArgument, Some(arg), _) => format!("one argument too many: {arg}"),
         _ => first,
     };
-    let failure = Failure::usage(crate::term::escape(&message));
+    let failure = Failure::usage(escape(&message));
     match text(ContextKind::SuggestedValue) {
         Some(near) => failure.hint(format!("did you mean {near}?")),
         None => failure.hint("'lemma --help' explains the flags"),
+    }
+}
+
+/// What the standard library says of a number, in words for people.
+fn number(why: &str) -> String {
+    let range = why
+        .split_once(" is not in ")
+        .and_then(|(_, range)| range.split_once("..="));
+    match (why, range) {
+        (_, Some((low, high))) => format!("expected a whole number from {low} to {high}"),
+        ("number too large to fit in target type", _) => "expected a smaller number".to_owned(),
+        ("number too small to fit in target type", _) => "expected a larger number".to_owned(),
+        ("invalid digit found in string" | "cannot parse integer from empty string", _) => {
+            "expected a whole number".to_owned()
+        }
+        _ => why.to_owned(),
     }
 }
 
@@ -219,6 +243,27 @@ mod tests {
         for name in lemma_engine::sampling::SamplerParams::NAMES {
             assert!(root.get_arguments().any(|a| a.get_id() == name), "{name}");
         }
+    }
+
+    #[test]
+    fn numbers_are_asked_for_in_words() {
+        let message = |line: &[&str]| match parse_line(line) {
+            Err(e) => e.message,
+            Ok(_) => panic!("{line:?} was accepted"),
+        };
+        assert_eq!(
+            message(&["-n", "many"]),
+            "--predict: \"many\", expected a whole number"
+        );
+        assert_eq!(
+            message(&["-c", "-1"]),
+            "--ctx-size: \"-1\", expected a whole number from 0 to 4294967295"
+        );
+        assert_eq!(
+            message(&["-n", "99999999999999999999"]),
+            "--predict: \"99999999999999999999\", expected a smaller number"
+        );
+        assert_eq!(message(&["What", "is", "it"]), "one argument too many: is");
     }
 
     #[test]
