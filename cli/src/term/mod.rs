@@ -65,6 +65,25 @@ impl Term {
     }
 }
 
+/// Facts in a row, with dots between them; where one would cross the edge a new line begins.
+pub(crate) fn row(facts: &[String], width: usize) -> String {
+    let mut text = String::new();
+    let mut used = 0;
+    for fact in facts {
+        let n = fact.chars().count();
+        if used > 0 && used + 3 + n > width {
+            text.push('\n');
+            used = 0;
+        } else if used > 0 {
+            text.push_str(" · ");
+            used += 3;
+        }
+        text.push_str(fact);
+        used += n;
+    }
+    text
+}
+
 /// Escape sequences, or nothing where colour is off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Style(pub(crate) bool);
@@ -117,4 +136,15 @@ pub(crate) fn escape(text: &str) -> String {
 /// A path as it may be shown.
 pub(crate) fn escape_path(path: &Path) -> String {
     escape(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn rows_break_between_facts() {
+        let facts = ["one".to_owned(), "two".to_owned(), "three".to_owned()];
+        assert_eq!(super::row(&facts, 80), "one · two · three");
+        assert_eq!(super::row(&facts, 9), "one · two\nthree");
+        assert_eq!(super::row(&facts, 1), "one\ntwo\nthree");
+    }
 }
