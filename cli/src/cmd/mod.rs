@@ -107,6 +107,23 @@ impl Lines {
         }
     }
 
+    /// Whether the lines come from the file at `path`.
+    pub(crate) fn is_file(&self, path: &Path) -> bool {
+        use std::os::fd::AsFd as _;
+        use std::os::unix::fs::MetadataExt as _;
+        let source = match &self.path {
+            Some(p) => std::fs::metadata(p),
+            None => stdin()
+                .as_fd()
+                .try_clone_to_owned()
+                .and_then(|fd| File::from(fd).metadata()),
+        };
+        match (source, std::fs::metadata(path)) {
+            (Ok(a), Ok(b)) => a.is_file() && (a.dev(), a.ino()) == (b.dev(), b.ino()),
+            _ => false,
+        }
+    }
+
     /// Drops the rest of a line.
     fn skip_line(&mut self) -> Result {
         loop {
