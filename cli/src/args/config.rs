@@ -196,20 +196,24 @@ pub(crate) fn model_source(
     Ok(ModelSource::Path(path.clone()))
 }
 
+/// How many workers; as in llama.cpp anything below one means "as many as there are".
+pub(crate) fn threads(n: i64) -> Result<Option<usize>> {
+    if n > MAX_THREADS {
+        return Err(Failure::usage(format!(
+            "--threads {n}: expected at most {MAX_THREADS}"
+        )));
+    }
+    Ok(usize::try_from(n).ok().filter(|&n| n > 0))
+}
+
 pub(crate) fn load_options(
     model: &ModelArgs,
     kv: &KvArgs,
     compute: &ComputeArgs,
 ) -> Result<LoadOptions> {
     let chat_template = chat_template(model)?;
-    if let Some(n) = compute.threads.filter(|&n| n > MAX_THREADS) {
-        return Err(Failure::usage(format!(
-            "--threads {n}: expected at most {MAX_THREADS}"
-        )));
-    }
     Ok(LoadOptions {
-        // llama.cpp: anything below one means "as many as there are".
-        n_threads: compute.threads.filter(|&n| n > 0).map(|n| n as usize),
+        n_threads: threads(compute.threads.unwrap_or(0))?,
         isa: compute.isa.clone(),
         backend: backend(compute.device.as_deref(), compute.gpu_layers.as_deref())?,
         n_ctx: kv.ctx_size.filter(|&n| n > 0),

@@ -74,8 +74,8 @@ pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Resu
     let threads = match &args.threads {
         Some(list) => numbers("--threads", list)?
             .into_iter()
-            .map(|n| Some(n).filter(|&n| n > 0))
-            .collect(),
+            .map(|n| config::threads(i64::try_from(n).unwrap_or(i64::MAX)))
+            .collect::<Result<_>>()?,
         None => vec![None],
     };
     let (prompts, gens) = (numbers("-p", &args.n_prompt)?, numbers("-n", &args.n_gen)?);
