@@ -84,6 +84,12 @@ pub(crate) fn row(facts: &[String], width: usize) -> String {
     text
 }
 
+/// A line that the next one replaces. It is cut at the edge: one that wraps could not be taken back.
+pub(crate) fn transient(text: &str, width: usize, style: Style) -> String {
+    let shown: String = text.chars().take(width.saturating_sub(1)).collect();
+    format!("\r\x1b[K{}{shown}{}", style.dim(), style.reset())
+}
+
 /// Escape sequences, or nothing where colour is off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Style(pub(crate) bool);
@@ -140,6 +146,13 @@ pub(crate) fn escape_path(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn what_is_replaced_does_not_wrap() {
+        let off = super::Style(false);
+        assert_eq!(super::transient("12345", 80, off), "\r\x1b[K12345");
+        assert_eq!(super::transient("12345", 5, off), "\r\x1b[K1234");
+    }
+
     #[test]
     fn rows_break_between_facts() {
         let facts = ["one".to_owned(), "two".to_owned(), "three".to_owned()];

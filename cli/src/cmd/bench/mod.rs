@@ -30,7 +30,7 @@ use crate::args::config::{self, ModelSource};
 use crate::args::tools::BenchArgs;
 use crate::args::typed::{ComputeArgs, ModelArgs};
 use crate::fail::{Failure, Result};
-use crate::term::{Term, escape};
+use crate::term::{Style, Term, escape, transient};
 use crate::trace::Trace;
 use crate::{bundled, load, out, record};
 
@@ -391,7 +391,7 @@ impl Bench {
 
     fn progress(&self, text: &str) {
         if self.term.err_tty {
-            out::err(&format!("\r\x1b[K{text}"));
+            out::err(&transient(text, Term::width(), Style::default()));
         }
     }
 }
