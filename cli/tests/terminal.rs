@@ -27,6 +27,10 @@ struct Terminal {
 
 impl Terminal {
     fn start(args: &[&str]) -> Self {
+        Self::start_with(args, "vi")
+    }
+
+    fn start_with(args: &[&str], editor: &str) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -46,6 +50,7 @@ impl Terminal {
         let side = || Stdio::from(slave.try_clone().unwrap());
         let child = lemma(args)
             .env("TERM", "xterm")
+            .env("VISUAL", editor)
             .env("XDG_STATE_HOME", temp("state"))
             .stdin(side())
             .stdout(side())
@@ -180,6 +185,15 @@ fn the_echo_of_a_file_does_not_drive_the_terminal() {
     assert!(!seen.contains("\x1b[5m"), "{seen:?}");
     t.leave();
     let _ = std::fs::remove_file(&path);
+}
+
+#[test]
+fn a_message_in_an_editor_is_nobody_elses() {
+    let editor = "sh -c 'ls -l \"$0\" >&2'";
+    let mut t = Terminal::start_with(&[], editor);
+    let seen = t.say("/edit", "nothing was written");
+    assert!(seen.contains("-rw------- "), "{seen}");
+    t.leave();
 }
 
 #[test]

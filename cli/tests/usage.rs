@@ -120,6 +120,7 @@ fn habits_from_elsewhere_get_a_useful_answer() {
         (&["serve"], 2, "no server"),
         (&["llama3.2", "-p", "x"], 3, "nothing is downloaded"),
         (&["-m", "a/b", "-p", "x"], 3, "nothing is downloaded"),
+        (&["-m", "/", "-p", "x"], 3, "name the GGUF file in it"),
         (&["What is 1+1?", "-p", "x"], 3, "a prompt goes behind -p"),
         (&["What", "is", "1+1?"], 2, "a prompt goes behind -p"),
     ] {

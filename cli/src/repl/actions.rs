@@ -330,7 +330,7 @@ impl Repl {
     fn save(&self, rest: &str) -> Result {
         let path = path_of("/save", rest)?;
         let json = transcript::to_json(self.conversation.messages(), &self.model.name());
-        write_new(&path, &format!("{json}\n"))?;
+        write_new(&path, &format!("{json}\n"), 0o666)?;
         self.say_dim(&format!(
             "{} messages in {}",
             self.conversation.messages().len(),
@@ -362,6 +362,7 @@ impl Repl {
         write_new(
             &path,
             &transcript::to_markdown(self.conversation.messages(), &self.model.name()),
+            0o666,
         )?;
         self.say_dim(&format!("written to {}", escape_path(&path)));
         Ok(())
@@ -391,7 +392,8 @@ impl Repl {
             .find_map(|v| std::env::var(v).ok().filter(|e| !e.trim().is_empty()))
             .unwrap_or_else(|| "vi".to_owned());
         let path = std::env::temp_dir().join(format!("lemma-{}.md", std::process::id()));
-        write_new(&path, "")?;
+        // Others on the machine have no business in it.
+        write_new(&path, "", 0o600)?;
         let done = || -> Result<String> {
             // Editors come with arguments ("code --wait").
             let status = std::process::Command::new("sh")
@@ -548,11 +550,13 @@ fn split_path(typed: &str) -> (String, String) {
 }
 
 /// Writes a file that was not there; one that is there is somebody's work.
-fn write_new(path: &Path, text: &str) -> Result {
+fn write_new(path: &Path, text: &str, mode: u32) -> Result {
     use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
+        .mode(mode)
         .open(path)
         .map_err(|e| match e.kind() {
             std::io::ErrorKind::AlreadyExists => {
