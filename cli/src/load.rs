@@ -86,11 +86,19 @@ fn explain(failure: Failure, path: &Path) -> Failure {
     if failure.code != NOT_FOUND || failure.hint.is_some() {
         return failure;
     }
-    match path
-        .to_str()
-        .and_then(|word| nearest(word, COMMANDS.iter().copied()))
-    {
-        Some(near) => failure.hint(format!("did you mean the command '{near}'?")),
-        None => failure,
+    if path.is_dir() {
+        return failure.hint("name the GGUF file in it");
     }
+    let word = path.to_string_lossy();
+    if let Some(near) = nearest(&word, COMMANDS.iter().copied()) {
+        return failure.hint(format!("did you mean the command '{near}'?"));
+    }
+    if word.contains(char::is_whitespace) && !word.contains('/') {
+        return failure.hint("a prompt goes behind -p");
+    }
+    // `llama3.2`, `qwen3:8b`, `owner/repository`: names that other programs download by.
+    if !word.ends_with(".gguf") && !path.exists() {
+        return failure.hint("a model is named by its GGUF file; nothing is downloaded by name");
+    }
+    failure
 }

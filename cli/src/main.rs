@@ -25,6 +25,7 @@ mod sampling;
 mod signals;
 mod stats;
 mod term;
+mod text;
 mod trace;
 
 use std::process::ExitCode;

@@ -16,8 +16,8 @@ use crate::fail::{Failure, Result};
 use crate::out;
 use crate::signals;
 use crate::stats::grouped;
-use crate::term::Term;
 use crate::term::filter::Filter;
+use crate::term::{Term, transient};
 
 /// A transient line appears only for what takes longer than this.
 const PATIENCE: Duration = Duration::from_millis(400);
@@ -264,8 +264,7 @@ impl Printer {
     /// A line on stderr that the next one replaces.
     fn transient(&mut self, text: &str) {
         if self.term.err_tty && self.started.elapsed() > PATIENCE && !self.wrote {
-            let style = self.term.err_style;
-            out::err(&format!("\r\x1b[K{}{text}{}", style.dim(), style.reset()));
+            out::err(&transient(text, Term::width(), self.term.err_style));
             self.transient = true;
         }
     }

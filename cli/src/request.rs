@@ -227,9 +227,20 @@ fn tokens(key: &str, v: &Value) -> Result<Option<u32>> {
 
 fn unknown(key: &str) -> Failure {
     let failure = Failure::usage(format!("unknown key {:?}", escape(key)));
-    match nearest(key, SamplerParams::NAMES.iter().chain(OTHER).copied()) {
+    // What other programs call it.
+    let near = match key {
+        "temperature" => Some("temp"),
+        "max_tokens" | "max_completion_tokens" | "n_predict" | "num_predict" => Some("n"),
+        "typical_p" => Some("typical"),
+        "response_format" | "format" => Some("json_schema"),
+        _ => nearest(key, SamplerParams::NAMES.iter().chain(OTHER).copied()),
+    };
+    match near {
         Some(near) => failure.hint(format!("did you mean {near:?}?")),
-        None => failure.hint(format!("known keys: {}", OTHER.join(", "))),
+        None => failure.hint(format!(
+            "known keys: {}, and sampling parameters as in 'lemma --help' (temp, top_k …)",
+            OTHER.join(", ")
+        )),
     }
 }
 
@@ -302,6 +313,12 @@ mod tests {
                 .unwrap(),
             "did you mean \"temp\"?"
         );
+        let hint = |line: &str| Request::parse(line).unwrap_err().hint.unwrap();
+        assert_eq!(
+            hint(r#"{"prompt":"x","max_tokens":5}"#),
+            "did you mean \"n\"?"
+        );
+        assert!(hint(r#"{"prompt":"x","zzzzzz":5}"#).contains("top_k"));
         assert_eq!(
             message(r#"{"messages":[{"role":"robot","content":"x"}]}"#),
             "\"role\": expected system, user or assistant"

@@ -3,8 +3,8 @@
 //! Which of the two is decided by what is there. A prompt (`-p`, `-f`, or a stdin that is not a terminal) makes it one shot; no
 //! prompt and terminals on both sides make it a conversation.
 
-use std::io::{IsTerminal as _, Read as _};
-use std::path::{Path, PathBuf};
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
 
 use lemma_engine::conversation::{Conversation, PromptOptions};
 use lemma_engine::generate::{GenOptions, Outcome, Prompt as Tokens, generate};
@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::args::Invocation;
 use crate::args::config::{self, Constraint, Generate, ModelSource, Prompt};
 use crate::args::typed::OnOffAuto;
-use crate::fail::{Failure, INTERRUPT, Result};
+use crate::fail::{Failure, INTERRUPT, PROMPT, Result};
 use crate::load::{self, Loaded};
 use crate::record;
 use crate::reply::{Mode, Printer};
@@ -25,6 +25,7 @@ use crate::sampling::{self, Resolved};
 use crate::signals::{self, Polling};
 use crate::stats::Stats;
 use crate::term::{Term, escape};
+use crate::text::{self, MAX_PROMPT};
 use crate::{out, repl, trace};
 
 /// Everything that a run without a command needs to know.
@@ -69,15 +70,28 @@ impl Config {
 pub(crate) fn run(invocation: &Invocation, term: Term) -> Result {
     let config = Config::new(invocation, term)?;
     let text = prompt_text(&config)?;
+    if text.is_none() && config.json {
+        return Err(
+            Failure::usage("JSON is for one answer, and there is no prompt")
+                .hint("give one with -p TEXT, -f FILE or on stdin"),
+        );
+    }
+    let p = &config.prompt;
+    let terminals = term.in_tty && term.out_tty;
     let talk = match &text {
         None => true,
-        Some(_) => config.prompt.chat == Some(true) && term.in_tty && term.out_tty && !config.json,
+        Some(_) => p.chat == Some(true) && terminals && !config.json && !p.single_turn,
     };
     if talk {
         return converse(config, text);
     }
     let json = config.json;
-    let result = one_shot(&config, text.unwrap_or_default());
+    let result = one_shot(&config, text.unwrap_or_default()).map_err(|f| match f.code {
+        PROMPT if f.hint.is_none() => f.hint(
+            "-c N sets the context, more than the model was trained on only with --beyond-train",
+        ),
+        _ => f,
+    });
     if let (true, Err(failure)) = (json, &result)
         && !failure.is_quiet()
         && failure.code != crate::fail::NO_ANSWER
@@ -94,15 +108,15 @@ fn prompt_text(config: &Config) -> Result<Option<String>> {
     let mut stdin_read = false;
     if let Some(path) = &prompt.file {
         stdin_read = path.as_os_str() == "-";
-        parts.push(if stdin_read {
-            read_stdin()?
+        parts.push(text::chomp(if stdin_read {
+            text::of_stdin(MAX_PROMPT)?
         } else {
-            read_file(path)?
-        });
+            text::of_file(path, MAX_PROMPT)?
+        }));
     }
     // A closed or empty stdin (a service, a cron job) is no prompt, but neither is it a terminal to talk on.
     if !config.term.in_tty && !stdin_read && stdin_is_data() {
-        parts.push(read_stdin()?);
+        parts.push(text::chomp(text::of_stdin(MAX_PROMPT)?));
     }
     let given = !parts.is_empty() || !config.term.in_tty;
     parts.retain(|p| !p.is_empty());
@@ -127,34 +141,6 @@ fn prompt_text(config: &Config) -> Result<Option<String>> {
 /// Whether anything can come from stdin at all; `/dev/null` beside `-p` is no part of the prompt.
 fn stdin_is_data() -> bool {
     !std::io::stdin().is_terminal()
-}
-
-fn read_stdin() -> Result<String> {
-    let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes)?;
-    text_of(bytes, "stdin")
-}
-
-fn read_file(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|e| Failure::file(path, &e))?;
-    text_of(bytes, &crate::term::escape_path(path))
-}
-
-/// Text without the final newline, which belongs to the file and not to what is asked.
-pub(crate) fn text_of(bytes: Vec<u8>, name: &str) -> Result<String> {
-    let mut text = String::from_utf8(bytes).map_err(|e| {
-        Failure::usage(format!(
-            "{name}: byte {} is not UTF-8, expected a text",
-            e.utf8_error().valid_up_to()
-        ))
-    })?;
-    if text.ends_with('\n') {
-        text.pop();
-        if text.ends_with('\r') {
-            text.pop();
-        }
-    }
-    Ok(text)
 }
 
 /// `--reasoning` as the engine wants it.
@@ -237,8 +223,12 @@ fn one_shot(config: &Config, text: String) -> Result {
         (outcome, conversation.session().kv())
     } else {
         if config.prompt.system.is_some() {
-            return Err(Failure::usage("a system message needs the chat template")
-                .hint("leave -no-cnv out, or write it into the prompt"));
+            let failure = Failure::usage("a system message needs the chat template");
+            return Err(failure.hint(if config.prompt.chat == Some(false) {
+                "leave -no-cnv out, or write it into the prompt"
+            } else {
+                "this model has none; --chat-template gives it one"
+            }));
         }
         let prompt = Tokens::raw(model.tokenizer(), &text, true);
         if config.prompt.verbose {
@@ -305,8 +295,9 @@ fn one_shot(config: &Config, text: String) -> Result {
 fn end_event(mut record: serde_json::Value) -> serde_json::Value {
     let mut event = serde_json::Map::from_iter([("event".to_owned(), "end".into())]);
     if let Some(r) = record.as_object_mut() {
-        r.remove("text");
-        r.remove("thinking");
+        // The order of the others stays.
+        r.shift_remove("text");
+        r.shift_remove("thinking");
         event.append(r);
     }
     serde_json::Value::Object(event)

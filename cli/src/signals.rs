@@ -7,6 +7,7 @@
 //!
 //! SIGPIPE is left ignored, as Rust has it: a broken pipe is an error of a write and ends the program from there, quietly.
 
+use std::io::{IsTerminal as _, stderr};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -48,6 +49,11 @@ pub(crate) fn install() {
 
 fn exit(code: u8) -> ! {
     restore_terminal();
+    // The shell's prompt does not go on in the middle of a reply.
+    // Not through the lock, which the reply may hold.
+    if code == INTERRUPT && POLLED.load(Ordering::SeqCst) && stderr().is_terminal() {
+        let _ = rustix::io::write(stderr(), b"\n");
+    }
     signal_hook::low_level::exit(i32::from(code))
 }
 

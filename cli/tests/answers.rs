@@ -342,6 +342,12 @@ fn batch_resumes_and_reports_failures() {
     );
     assert_eq!(records[3]["id"], 5);
 
+    // The requests are not written over.
+    let itself = requests.to_str().unwrap();
+    let o = run(&["batch", itself, "-o", itself]);
+    ends(&o, 2);
+    assert!(err(&o).contains("the file of the requests"), "{}", err(&o));
+
     // Again: what succeeded is not asked again, what failed is.
     std::fs::write(&requests, good).unwrap();
     ends(&run(&args), 0);

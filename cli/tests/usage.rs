@@ -79,6 +79,7 @@ fn mistakes_of_usage_are_code_2_and_two_lines() {
         &["a.gguf", "-m", "b.gguf", "-p", "x"],
         &["synth", "no-such-shape", "-o", "/dev/null/x"],
         &["-p", ""],
+        &["-t", "100000", "-p", "x"],
     ] {
         let o = run(args);
         ends(&o, 2);
@@ -109,6 +110,51 @@ fn a_missing_model_is_code_3_and_a_misspelt_command_is_recognised() {
         "{}",
         err(&o)
     );
+}
+
+#[test]
+fn habits_from_elsewhere_get_a_useful_answer() {
+    for (args, code, hint) in [
+        (&["-hf", "a/b", "-p", "x"][..], 2, "nothing is downloaded"),
+        (&["run", "llama3"], 2, "lemma -m FILE"),
+        (&["serve"], 2, "no server"),
+        (&["llama3.2", "-p", "x"], 3, "nothing is downloaded"),
+        (&["-m", "a/b", "-p", "x"], 3, "nothing is downloaded"),
+        (&["-m", "/", "-p", "x"], 3, "name the GGUF file in it"),
+        (&["What is 1+1?", "-p", "x"], 3, "a prompt goes behind -p"),
+        (&["What", "is", "1+1?"], 2, "a prompt goes behind -p"),
+    ] {
+        let o = run(args);
+        ends(&o, code);
+        let text = err(&o);
+        let last = text.lines().last().unwrap_or_default();
+        assert!(
+            text.lines().count() == 2 && last.starts_with("hint: ") && last.contains(hint),
+            "{args:?}: {text}"
+        );
+    }
+    let o = run(&["help", "score"]);
+    ends(&o, 0);
+    assert!(out(&o).contains("--logits"));
+}
+
+#[test]
+fn a_stream_without_end_is_not_read_to_its_end() {
+    if !std::path::Path::new("/dev/zero").exists() {
+        return;
+    }
+    for args in [
+        &["-f", "/dev/zero"][..],
+        &["-sysf", "/dev/zero", "-p", "x"],
+        &["-jf", "/dev/zero", "-p", "x"],
+    ] {
+        let o = run(args);
+        ends(&o, 6);
+        assert_eq!(
+            err(&o),
+            "error: /dev/zero: more than 64 MiB, expected a text\n"
+        );
+    }
 }
 
 #[test]

@@ -106,10 +106,11 @@ impl Session {
             return Err(report::usage(
                 format!("a context of {n_ctx} positions"),
                 format!(
-                    "at most the {} that the model was trained on, or the option to go beyond",
+                    "at most the {} that the model was trained on",
                     hp.n_ctx_train
                 ),
-            ));
+            )
+            .with_hint("--beyond-train allows more"));
         }
         let n_ubatch = (o.n_ubatch.max(1) as usize).min(n_ctx as usize);
         let kv = (o.kv).decided(!policy.whole_context, model.demotes(o.backend));

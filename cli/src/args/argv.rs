@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, ArgAction, Command};
 
+use super::habits;
 use crate::fail::{Failure, Result};
 
 /// Single-dash names of more than one letter.
@@ -51,6 +52,10 @@ const IGNORED: &[(&str, Values)] = &[
     ("--cont-batching", Values::None),
     ("-nocb", Values::None),
     ("--no-cont-batching", Values::None),
+    ("-cmoe", Values::None),
+    ("--cpu-moe", Values::None),
+    ("-ncmoe", Values::One),
+    ("--n-cpu-moe", Values::One),
     ("--cpu-mask", Values::One),
     ("-C", Values::One),
     ("--cpu-range", Values::One),
@@ -67,6 +72,10 @@ const IGNORED: &[(&str, Values)] = &[
     ("--flash-attn", Values::Switch),
     ("-fit", Values::Switch),
     ("--fit", Values::Switch),
+    ("-fitt", Values::One),
+    ("--fit-target", Values::One),
+    ("-fitc", Values::One),
+    ("--fit-ctx", Values::One),
     ("-i", Values::None),
     ("--interactive", Values::None),
     ("-if", Values::None),
@@ -138,6 +147,12 @@ pub(crate) fn normalize(argv: Vec<OsString>, root: &Command) -> Result<Vec<OsStr
     let mut words = argv.into_iter();
     let mut out: Vec<OsString> = words.next().into_iter().collect();
     let mut words: Vec<OsString> = words.collect();
+    habits::foreign(&words)?;
+    // `lemma help`, `lemma help score`.
+    if words.first().is_some_and(|w| w == "help") {
+        words.remove(0);
+        words.push("--help".into());
+    }
 
     // A command may stand behind flags that it takes itself (`lemma -m FILE score`): it goes to the front.
     let mut command = root;
@@ -177,6 +192,16 @@ pub(crate) fn normalize(argv: Vec<OsString>, root: &Command) -> Result<Vec<OsStr
                 (false, None) => out.push(flag.long.into()),
                 (false, Some(_)) => return Err(Failure::usage(format!("{name} takes no value"))),
                 (true, Some(value)) => out.push(format!("{}={value}", flag.long).into()),
+                // A bare --color was a flag of its own in llama.cpp for long.
+                (true, None)
+                    if flag.long == "--color"
+                        && words.peek().is_none_or(|w| {
+                            w.to_str()
+                                .is_some_and(|w| w.starts_with('-') && w.len() > 1)
+                        }) =>
+                {
+                    out.push("--color=auto".into());
+                }
                 (true, None) => match words.next() {
                     Some(value) => {
                         let mut bound = OsString::from(format!("{}=", flag.long));
@@ -309,27 +334,10 @@ fn usage_hint(command: &Command) -> String {
     }
 }
 
-/// Flags of llama.cpp for what this program does not do, and what to say of it.
-const ABSENT: &[(&[&str], &str)] = &[
-    (
-        &["--samplers", "--sampler-seq", "--sampling-seq"],
-        "the order of samplers is fixed: penalties, dry, top-n-sigma, top-k, typical, top-p, min-p, xtc, temperature",
-    ),
-    (
-        &["--lora", "--lora-scaled"],
-        "adapters are not supported; merge them into the model",
-    ),
-    (
-        &["-mm", "--mmproj", "--image", "--audio"],
-        "models of text only",
-    ),
-    (&["-md", "--model-draft"], "no speculative decoding"),
-];
-
 fn unknown(name: &str, command: &Command) -> Failure {
     let failure = Failure::usage(format!("unknown flag {}", crate::term::escape(name)));
-    if let Some((_, why)) = ABSENT.iter().find(|(flags, _)| flags.contains(&name)) {
-        return failure.hint((*why).to_owned());
+    if let Some(why) = habits::absent(name) {
+        return failure.hint(why);
     }
     let mut names: Vec<String> = SHORT_NAMES
         .iter()
@@ -477,6 +485,25 @@ mod tests {
         assert_eq!(hint(&["--zzzzzz"]), "'lemma --help' lists the flags");
         assert_eq!(hint(&["--gramar", "x"]), "did you mean --grammar?");
         assert_eq!(hint(&["score", "--tpo", "1"]), "did you mean --top?");
+    }
+
+    #[test]
+    fn habits_from_elsewhere_are_answered() {
+        let hint = |line: &[&str]| run(line).unwrap_err().hint.unwrap();
+        assert!(hint(&["-hf", "a/b", "-p", "x"]).contains("-m FILE"));
+        assert!(hint(&["--model-url", "http://x"]).contains("-m FILE"));
+        assert_eq!(hint(&["--max-tokens", "5"]), "did you mean -n?");
+        assert!(hint(&["run", "llama3"]).contains("-m FILE"));
+        assert!(hint(&["serve"]).contains("no server"));
+        assert_eq!(run(&["help"]).unwrap(), ["--help"]);
+        assert_eq!(run(&["help", "score"]).unwrap(), ["score", "--help"]);
+        assert_eq!(
+            run(&["--color", "-p", "x", "--color"]).unwrap(),
+            ["--color=auto", "--prompt=x", "--color=auto"]
+        );
+        // Neither a flag nor a value is a command.
+        assert_eq!(run(&["-p", "run"]).unwrap(), ["--prompt=run"]);
+        assert_eq!(run(&["-ncmoe", "4", "-p", "x"]).unwrap(), ["--prompt=x"]);
     }
 
     #[test]

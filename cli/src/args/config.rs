@@ -19,6 +19,10 @@ use super::typed::{
 };
 use crate::fail::{Failure, NOT_FOUND, Result};
 use crate::term::{Color, Term, escape_path};
+use crate::text::{self, MAX_PROMPT};
+
+/// More workers than this are a slip of the finger, which would take minutes to start.
+const MAX_THREADS: i64 = 2048;
 
 /// Where the weights come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,10 +152,8 @@ fn constraint(args: &GenerateArgs) -> Result<Option<Constraint>> {
             source,
         })
     };
-    let read = |path: &PathBuf| match std::fs::read_to_string(path) {
-        Ok(text) => Ok((escape_path(path), text)),
-        Err(e) => Err(Failure::file(path, &e)),
-    };
+    let read =
+        |path: &PathBuf| -> Result<_> { Ok((escape_path(path), text::of_file(path, MAX_PROMPT)?)) };
     Ok(if let Some(text) = &args.grammar {
         of("--grammar", GrammarSource::Gbnf(text.clone()))
     } else if let Some(path) = &args.grammar_file {
@@ -194,6 +196,16 @@ pub(crate) fn model_source(
     Ok(ModelSource::Path(path.clone()))
 }
 
+/// How many workers; as in llama.cpp anything below one means "as many as there are".
+pub(crate) fn threads(n: i64) -> Result<Option<usize>> {
+    if n > MAX_THREADS {
+        return Err(Failure::usage(format!(
+            "--threads {n}: expected at most {MAX_THREADS}"
+        )));
+    }
+    Ok(usize::try_from(n).ok().filter(|&n| n > 0))
+}
+
 pub(crate) fn load_options(
     model: &ModelArgs,
     kv: &KvArgs,
@@ -201,8 +213,7 @@ pub(crate) fn load_options(
 ) -> Result<LoadOptions> {
     let chat_template = chat_template(model)?;
     Ok(LoadOptions {
-        // llama.cpp: anything below one means "as many as there are".
-        n_threads: compute.threads.filter(|&n| n > 0).map(|n| n as usize),
+        n_threads: threads(compute.threads.unwrap_or(0))?,
         isa: compute.isa.clone(),
         backend: backend(compute.device.as_deref(), compute.gpu_layers.as_deref())?,
         n_ctx: kv.ctx_size.filter(|&n| n > 0),
@@ -221,9 +232,7 @@ pub(crate) fn load_options(
 /// The source of the chat template that replaces the model's, if one was given: by name, in full, or in a file.
 pub(crate) fn chat_template(args: &ModelArgs) -> Result<Option<String>> {
     if let Some(path) = &args.chat_template_file {
-        return Ok(Some(
-            std::fs::read_to_string(path).map_err(|e| Failure::file(path, &e))?,
-        ));
+        return Ok(Some(text::of_file(path, MAX_PROMPT)?));
     }
     let Some(given) = &args.chat_template else {
         return Ok(None);
@@ -334,7 +343,7 @@ fn policy_failure(spec: &str, error: &str) -> Failure {
 }
 
 pub(crate) fn prompt(args: &PromptArgs) -> Result<Prompt> {
-    let text = |s: &String| {
+    let unescaped = |s: &String| {
         if args.no_escape {
             s.clone()
         } else {
@@ -342,14 +351,12 @@ pub(crate) fn prompt(args: &PromptArgs) -> Result<Prompt> {
         }
     };
     let system = match (&args.system, &args.system_file) {
-        (Some(s), _) => Some(text(s)),
-        (None, Some(path)) => {
-            Some(std::fs::read_to_string(path).map_err(|e| Failure::file(path, &e))?)
-        }
+        (Some(s), _) => Some(unescaped(s)),
+        (None, Some(path)) => Some(text::of_file(path, MAX_PROMPT)?),
         (None, None) => None,
     };
     Ok(Prompt {
-        text: args.prompt.as_ref().map(text),
+        text: args.prompt.as_ref().map(unescaped),
         file: args.file.clone(),
         system: system.filter(|s| !s.is_empty()),
         chat: if args.no_conversation {

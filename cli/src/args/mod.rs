@@ -5,6 +5,7 @@
 
 pub(crate) mod argv;
 pub(crate) mod config;
+mod habits;
 pub(crate) mod help;
 pub(crate) mod kv;
 pub(crate) mod tools;
@@ -17,6 +18,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 
 use crate::fail::{Failure, Result};
+use crate::term::escape;
 use typed::Cli;
 
 /// A command line that was understood.
@@ -69,14 +71,15 @@ impl Invocation {
 pub(crate) fn parse(argv: Vec<OsString>) -> Result<Parsed> {
     let root = Cli::command();
     let argv = argv::normalize(argv, &root)?;
+    let command = command_of(&argv, &root);
     let matches = match root.try_get_matches_from(argv) {
         Ok(matches) => matches,
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return Ok(Parsed::Text(e.render().to_string()));
         }
-        Err(e) => return Err(usage(&e)),
+        Err(e) => return Err(usage(&e, &command)),
     };
-    let cli = Cli::from_arg_matches(&matches).map_err(|e| usage(&e))?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|e| usage(&e, &command))?;
     let mut matches = matches;
     while let Some((_, sub)) = matches.subcommand() {
         matches = sub.clone();
@@ -84,8 +87,22 @@ pub(crate) fn parse(argv: Vec<OsString>) -> Result<Parsed> {
     Ok(Parsed::Run(Box::new(Invocation { cli, matches })))
 }
 
+/// The command that a line names, with its words: "lemma kv eval".
+fn command_of(argv: &[OsString], root: &clap::Command) -> String {
+    let mut path = root.get_name().to_owned();
+    let mut command = root;
+    for word in argv.iter().skip(1) {
+        match command.get_subcommands().find(|c| word == c.get_name()) {
+            Some(inner) => command = inner,
+            None => break,
+        }
+        path.push_str(&format!(" {}", command.get_name()));
+    }
+    path
+}
+
 /// clap's error as a failure: its first line, and its tips as the hint.
-fn usage(e: &clap::Error) -> Failure {
+fn usage(e: &clap::Error, command: &str) -> Failure {
     let text = |kind| match e.get(kind) {
         Some(ContextValue::String(s)) => Some(s.clone()),
         Some(ContextValue::Strings(s)) if !s.is_empty() => Some(s.join(", ")),
@@ -113,20 +130,52 @@ fn usage(e: &clap::Error) -> Failure {
                 .next()
                 .and_then(|l| l.rsplit_once(": "))
                 .map_or("not valid", |(_, why)| why);
-            format!("{}: {value:?}, {why}", flag(&arg))
+            format!("{}: {value:?}, {}", flag(&arg), number(why))
+        }
+        (ErrorKind::InvalidSubcommand, ..) => {
+            let word = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            let word = escape(&word);
+            return if command == "lemma" {
+                Failure::usage(format!("one argument too many: {word}")).hint(
+                    "a prompt goes behind -p, in quotes; 'lemma --help' lists flags and commands",
+                )
+            } else {
+                Failure::usage(format!("no command '{command} {word}'"))
+                    .hint(format!("'{command} --help' lists them"))
+            };
         }
         (ErrorKind::ArgumentConflict, Some(arg), _) => match text(ContextKind::PriorArg) {
             Some(prior) => format!("{} and {} exclude each other", flag(&arg), flag(&prior)),
             None => first,
         },
+        (
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand,
+            ..,
+        ) => format!("'{command}' needs a command"),
         (ErrorKind::MissingRequiredArgument, Some(args), _) => format!("missing: {args}"),
         (ErrorKind::UnknownArgument, Some(arg), _) => format!("one argument too many: {arg}"),
         _ => first,
     };
-    let failure = Failure::usage(crate::term::escape(&message));
+    let failure = Failure::usage(escape(&message));
     match text(ContextKind::SuggestedValue) {
         Some(near) => failure.hint(format!("did you mean {near}?")),
-        None => failure.hint("'lemma --help' explains the flags"),
+        None => failure.hint(format!("'{command} --help' explains the flags")),
+    }
+}
+
+/// What the standard library says of a number, in words for people.
+fn number(why: &str) -> String {
+    let range = why
+        .split_once(" is not in ")
+        .and_then(|(_, range)| range.split_once("..="));
+    match (why, range) {
+        (_, Some((low, high))) => format!("expected a whole number from {low} to {high}"),
+        ("number too large to fit in target type", _) => "expected a smaller number".to_owned(),
+        ("number too small to fit in target type", _) => "expected a larger number".to_owned(),
+        ("invalid digit found in string" | "cannot parse integer from empty string", _) => {
+            "expected a whole number".to_owned()
+        }
+        _ => why.to_owned(),
     }
 }
 
@@ -219,6 +268,35 @@ mod tests {
         for name in lemma_engine::sampling::SamplerParams::NAMES {
             assert!(root.get_arguments().any(|a| a.get_id() == name), "{name}");
         }
+    }
+
+    #[test]
+    fn numbers_are_asked_for_in_words() {
+        let message = |line: &[&str]| match parse_line(line) {
+            Err(e) => e.message,
+            Ok(_) => panic!("{line:?} was accepted"),
+        };
+        assert_eq!(
+            message(&["-n", "many"]),
+            "--predict: \"many\", expected a whole number"
+        );
+        assert_eq!(
+            message(&["-c", "-1"]),
+            "--ctx-size: \"-1\", expected a whole number from 0 to 4294967295"
+        );
+        assert_eq!(
+            message(&["-n", "99999999999999999999"]),
+            "--predict: \"99999999999999999999\", expected a smaller number"
+        );
+        assert_eq!(message(&["What", "is", "it"]), "one argument too many: is");
+        assert_eq!(message(&["kv"]), "'lemma kv' needs a command");
+        assert_eq!(message(&["kv", "evla"]), "no command 'lemma kv evla'");
+        let hint = |line: &[&str]| parse_line(line).err().unwrap().hint.unwrap();
+        assert_eq!(
+            hint(&["kv", "eval"]),
+            "'lemma kv eval --help' explains the flags"
+        );
+        assert_eq!(hint(&["-n", "many"]), "'lemma --help' explains the flags");
     }
 
     #[test]

@@ -146,7 +146,7 @@ pub(crate) struct PromptArgs {
     #[arg(long, hide_short_help = true)]
     pub(crate) single_turn: bool,
     /// Talk on after -p has been answered [short: -cnv]
-    #[arg(long, hide_short_help = true, conflicts_with_all = ["no_conversation", "single_turn"])]
+    #[arg(long, hide_short_help = true, conflicts_with = "no_conversation")]
     pub(crate) conversation: bool,
     /// Continue the text as it is, without the chat template [short: -no-cnv]
     #[arg(long)]

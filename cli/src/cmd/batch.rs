@@ -49,6 +49,14 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
     let load = config::load_options(&args.model, &args.kv, &args.compute)?;
     let generate = config::generate(&args.generate, config::sampling(&invocation.matches)?)?;
     let mut lines = Lines::open(args.input.as_deref())?;
+    if let Some(path) = &args.output
+        && lines.is_file(path)
+    {
+        let name = crate::term::escape_path(path);
+        return Err(Failure::usage(format!(
+            "{name}: the file of the requests, expected another one for the results"
+        )));
+    }
     let mut output = Output::open(args.output.as_deref())?;
     let loaded = load::model(&source, &load)?;
     let grammar = run::compile(&loaded.model, generate.constraint.as_ref())?;
@@ -213,6 +221,9 @@ impl Batch<'_> {
     }
 }
 
+/// How every record begins.
+const RECORD: &str = "{\"v\":1,\"id\":";
+
 /// Where results go.
 struct Output {
     /// `None`: stdout.
@@ -228,25 +239,43 @@ impl Output {
                 done: HashSet::new(),
             });
         };
+        let failed = |e: std::io::Error| Failure::file(path, &e);
+        // A pipe or a device has nothing to go on from.
+        if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+            let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
+            return Ok(Self {
+                file: Some((file, path.to_owned())),
+                done: HashSet::new(),
+            });
+        }
         let open = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(path);
-        let mut file = open.map_err(|e| Failure::file(path, &e))?;
-        let (done, whole) = Self::results(&file).map_err(|e| Failure::file(path, &e))?;
+        let mut file = open.map_err(failed)?;
+        let (done, whole, rest) = Self::results(&file).map_err(failed)?;
+        // What a run left that was killed goes; a text that somebody wrote does not.
+        let head = RECORD.as_bytes();
+        if !rest.starts_with(head) && !head.starts_with(&rest) {
+            return Err(Failure::usage(format!(
+                "{}: the last line is no result, expected a file of results",
+                crate::term::escape_path(path)
+            ))
+            .hint("take another name with -o"));
+        }
         file.set_len(whole)
             .and_then(|()| file.seek(std::io::SeekFrom::End(0)))
-            .map_err(|e| Failure::file(path, &e))?;
+            .map_err(failed)?;
         Ok(Self {
             file: Some((file, path.to_owned())),
             done,
         })
     }
 
-    /// The ids that succeeded, and the length of the file up to its last whole line.
-    fn results(file: &File) -> std::io::Result<(HashSet<String>, u64)> {
+    /// The ids that succeeded, the length of the file up to its last whole line, and what follows.
+    fn results(file: &File) -> std::io::Result<(HashSet<String>, u64, Vec<u8>)> {
         let mut done = HashSet::new();
         let mut whole = 0;
         let mut reader = BufReader::new(file);
@@ -255,7 +284,7 @@ impl Output {
             line.clear();
             let n = reader.read_until(b'\n', &mut line)?;
             if n == 0 || line.last() != Some(&b'\n') {
-                return Ok((done, whole));
+                return Ok((done, whole, line));
             }
             whole += n as u64;
             // A request that failed is tried again.
@@ -285,6 +314,26 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_results_are_gone_on_with() {
+        let path = std::env::temp_dir().join(format!("lemma-notes-{}.txt", std::process::id()));
+        std::fs::write(&path, "a line\nprecious").unwrap();
+        let failure = Output::open(Some(&path)).err().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let _ = std::fs::remove_file(&path);
+        assert_eq!(failure.code, crate::fail::USAGE);
+        assert_eq!(text, "a line\nprecious");
+        assert!(
+            record::error(None, &failure)
+                .to_string()
+                .starts_with(RECORD)
+        );
+        // A device never comes to an end.
+        if Path::new("/dev/full").exists() {
+            assert!(Output::open(Some(Path::new("/dev/full"))).is_ok_and(|o| o.done.is_empty()));
+        }
+    }
 
     #[test]
     fn resumes_after_whole_lines() {

@@ -11,7 +11,7 @@ use crate::args::tools::CheckArgs;
 use crate::fail::{Failure, INTERRUPT, MALFORMED, Result};
 use crate::signals::{self, Polling};
 use crate::stats::grouped;
-use crate::term::{Term, escape};
+use crate::term::{Style, Term, escape, transient};
 use crate::{load, out, repl};
 
 /// Values that are decoded at a time.
@@ -59,7 +59,11 @@ pub(crate) fn run(args: &CheckArgs, invocation: &Invocation, term: Term) -> Resu
             return Err(Failure::quiet(INTERRUPT));
         }
         if term.err_tty {
-            out::err(&format!("\r\x1b[K{}", escape(&t.name)));
+            out::err(&transient(
+                &escape(&t.name),
+                Term::width(),
+                Style::default(),
+            ));
         }
     }
     drop(polling);

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use crate::fail::{BATCH, Failure, Result};
 use crate::term::escape_path;
+use crate::text::{self, MAX_INPUT};
 
 /// Lines longer than this are not requests but accidents.
 const MAX_LINE: u64 = 256 << 20;
@@ -29,6 +30,7 @@ pub(crate) struct Lines {
     reader: Box<dyn BufRead>,
     path: Option<PathBuf>,
     number: u64,
+    max_line: u64,
 }
 
 /// One line that is not blank.
@@ -56,6 +58,7 @@ impl Lines {
             reader,
             path: path.map(Path::to_owned),
             number: 0,
+            max_line: MAX_LINE,
         })
     }
 
@@ -64,16 +67,23 @@ impl Lines {
         loop {
             let mut bytes = Vec::new();
             let read = (&mut self.reader)
-                .take(MAX_LINE)
+                .take(self.max_line)
                 .read_until(b'\n', &mut bytes);
-            let n = read.map_err(|e| match &self.path {
-                Some(p) => Failure::file(p, &e),
-                None => Failure::runtime(format!("stdin: {}", crate::fail::plain(&e))),
-            })?;
+            let n = read.map_err(|e| self.failure(&e))?;
             if n == 0 {
                 return Ok(None);
             }
             self.number += 1;
+            if n as u64 == self.max_line && bytes.last() != Some(&b'\n') {
+                self.skip_line()?;
+                return Ok(Some(Line {
+                    number: self.number,
+                    text: Err(Failure::usage(format!(
+                        "a line of more than {} bytes, expected a request",
+                        self.max_line
+                    ))),
+                }));
+            }
             // A byte order mark is a habit of some editors.
             let bytes = if self.number == 1 {
                 bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes)
@@ -94,6 +104,49 @@ impl Lines {
                 number: self.number,
                 text,
             }));
+        }
+    }
+
+    /// Whether the lines come from the file at `path`.
+    pub(crate) fn is_file(&self, path: &Path) -> bool {
+        use std::os::fd::AsFd as _;
+        use std::os::unix::fs::MetadataExt as _;
+        let source = match &self.path {
+            Some(p) => std::fs::metadata(p),
+            None => stdin()
+                .as_fd()
+                .try_clone_to_owned()
+                .and_then(|fd| File::from(fd).metadata()),
+        };
+        match (source, std::fs::metadata(path)) {
+            (Ok(a), Ok(b)) => a.is_file() && (a.dev(), a.ino()) == (b.dev(), b.ino()),
+            _ => false,
+        }
+    }
+
+    /// Drops the rest of a line.
+    fn skip_line(&mut self) -> Result {
+        loop {
+            let (used, ended) = match self.reader.fill_buf() {
+                Ok([]) => return Ok(()),
+                Ok(part) => match part.iter().position(|&b| b == b'\n') {
+                    Some(at) => (at + 1, true),
+                    None => (part.len(), false),
+                },
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(self.failure(&e)),
+            };
+            self.reader.consume(used);
+            if ended {
+                return Ok(());
+            }
+        }
+    }
+
+    fn failure(&self, e: &std::io::Error) -> Failure {
+        match &self.path {
+            Some(p) => Failure::file(p, e),
+            None => Failure::runtime(format!("stdin: {}", crate::fail::plain(e))),
         }
     }
 
@@ -123,25 +176,41 @@ pub(crate) fn verdict(failed: usize, total: usize) -> Result {
 
 /// The text of an argument, a file, or all of stdin.
 pub(crate) fn input_text(argument: Option<&String>, file: Option<&Path>) -> Result<String> {
-    let bytes = match (argument, file) {
-        (Some(text), _) => return Ok(text.clone()),
-        (None, Some(path)) if path.as_os_str() != "-" => {
-            std::fs::read(path).map_err(|e| Failure::file(path, &e))?
+    match (argument, file) {
+        (Some(text), _) => Ok(text.clone()),
+        (None, Some(path)) if path.as_os_str() != "-" => text::of_file(path, MAX_INPUT),
+        _ if stdin().is_terminal() => Err(Failure::usage("no text: stdin is a terminal")
+            .hint("give it as an argument, with -f FILE, or pipe it in")),
+        _ => text::of_stdin(MAX_INPUT),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_without_end_is_one_error() {
+        let text: &[u8] = b"\n{\"a\":1}\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\n{}\nyyyyyyyyyyyyyyy";
+        let mut lines = Lines {
+            reader: Box::new(BufReader::with_capacity(4, text)),
+            path: None,
+            number: 0,
+            max_line: 10,
+        };
+        let mut seen = Vec::new();
+        while let Some(line) = lines.next().unwrap() {
+            seen.push((line.number, line.text.ok()));
         }
-        _ if stdin().is_terminal() => {
-            return Err(Failure::usage("no text: stdin is a terminal")
-                .hint("give it as an argument, with -f FILE, or pipe it in"));
-        }
-        _ => {
-            let mut bytes = Vec::new();
-            stdin().lock().read_to_end(&mut bytes)?;
-            bytes
-        }
-    };
-    String::from_utf8(bytes).map_err(|e| {
-        Failure::usage(format!(
-            "byte {} of the input is not UTF-8",
-            e.utf8_error().valid_up_to()
-        ))
-    })
+        let text = |t: &str| Some(t.to_owned());
+        assert_eq!(
+            seen,
+            [
+                (2, text("{\"a\":1}")),
+                (3, None),
+                (4, text("{}")),
+                (5, None)
+            ]
+        );
+    }
 }

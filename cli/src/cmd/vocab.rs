@@ -184,9 +184,14 @@ pub(crate) fn template(args: &TemplateArgs, invocation: &Invocation, term: Term)
         (Some(p), _) => vec![message(Role::User, p.clone())],
         (None, Some(path)) => {
             let text = input_text(None, Some(path))?;
-            let json: Value = serde_json::from_str(&text)
-                .map_err(|e| Failure::usage(escape(&format!("not JSON: {e}"))))?;
-            messages(json.get("messages").unwrap_or(&json))?
+            let name = crate::term::escape_path(path);
+            let json: Value = serde_json::from_str(&text).map_err(|e| {
+                Failure::usage(format!("{name}: not JSON: {}", escape(&e.to_string())))
+            })?;
+            messages(json.get("messages").unwrap_or(&json)).map_err(|f| Failure {
+                message: format!("{name}: {}", f.message),
+                ..f
+            })?
         }
         (None, None) => return show(&source),
     };

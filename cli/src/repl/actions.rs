@@ -13,6 +13,7 @@ use crate::args::typed::{OnOffAuto, ThinkShow};
 use crate::fail::{Failure, Result};
 use crate::stats::grouped;
 use crate::term::{Term, escape, escape_path};
+use crate::text::{self, MAX_PROMPT};
 use crate::{load, out, sampling};
 
 impl Repl {
@@ -83,11 +84,24 @@ impl Repl {
     }
 
     fn set(&mut self, rest: &str) -> Result {
-        let Some((name, value)) = rest.split_once(char::is_whitespace) else {
-            if rest.is_empty() {
+        // As ollama has it: /set parameter NAME VALUE, /set system TEXT, /set think.
+        let rest = rest
+            .strip_prefix("parameter ")
+            .map_or(rest, str::trim_start);
+        match rest.split_once(' ').unwrap_or((rest, "")) {
+            ("", _) => {
                 self.show();
                 return Ok(());
             }
+            ("system", text) if !text.is_empty() => {
+                self.system(text.trim());
+                return Ok(());
+            }
+            ("think", "") => return self.think("on"),
+            ("nothink", "") => return self.think("off"),
+            _ => {}
+        }
+        let Some((name, value)) = rest.split_once(char::is_whitespace) else {
             return Err(
                 Failure::usage(format!("/set {}: a value is missing", escape(rest)))
                     .hint("/set NAME VALUE; /show lists the settings"),
@@ -104,7 +118,9 @@ impl Repl {
             })
         };
         match name.trim_start_matches('-').replace('-', "_").as_str() {
-            "n_predict" | "predict" | "n" => g.n_predict = number("n_predict")?.max(-1),
+            "n_predict" | "num_predict" | "predict" | "n" => {
+                g.n_predict = number("n_predict")?.max(-1)
+            }
             "think_budget" | "reasoning_budget" => {
                 g.think_budget = u32::try_from(number("think_budget")?).ok()
             }
@@ -115,7 +131,12 @@ impl Repl {
                     vec![value.to_owned()]
                 }
             }
-            other => config::set(&mut g.sampling.flags, other, value)?,
+            other => config::set(&mut g.sampling.flags, other, value).map_err(|f| {
+                if f.hint.is_some() {
+                    return f;
+                }
+                f.hint("/show lists the settings; others are flags of the command line")
+            })?,
         }
         if name.trim_start_matches('-') == "seed" {
             // A seed that is set anew counts from its first reply.
@@ -309,7 +330,7 @@ impl Repl {
     fn save(&self, rest: &str) -> Result {
         let path = path_of("/save", rest)?;
         let json = transcript::to_json(self.conversation.messages(), &self.model.name());
-        write_new(&path, &format!("{json}\n"))?;
+        write_new(&path, &format!("{json}\n"), 0o666)?;
         self.say_dim(&format!(
             "{} messages in {}",
             self.conversation.messages().len(),
@@ -320,7 +341,7 @@ impl Repl {
 
     fn load(&mut self, rest: &str) -> Result {
         let path = path_of("/load", rest)?;
-        let text = std::fs::read_to_string(&path).map_err(|e| Failure::file(&path, &e))?;
+        let text = text::of_file(&path, MAX_PROMPT)?;
         let messages = transcript::from_json(&text).map_err(|f| Failure {
             message: format!("{}: {}", escape_path(&path), f.message),
             ..f
@@ -341,6 +362,7 @@ impl Repl {
         write_new(
             &path,
             &transcript::to_markdown(self.conversation.messages(), &self.model.name()),
+            0o666,
         )?;
         self.say_dim(&format!("written to {}", escape_path(&path)));
         Ok(())
@@ -349,8 +371,13 @@ impl Repl {
     fn read(&mut self, rest: &str) -> Result<Next> {
         let (name, words) = split_path(rest);
         let path = path_of("/read", &name)?;
-        let bytes = std::fs::read(&path).map_err(|e| Failure::file(&path, &e))?;
-        let text = crate::run::text_of(bytes, &escape_path(&path))?;
+        let text = text::chomp(text::of_file(&path, MAX_PROMPT)?);
+        if text.trim().is_empty() {
+            return Err(Failure::usage(format!(
+                "{}: nothing in it, expected a text",
+                escape_path(&path)
+            )));
+        }
         self.say(if words.is_empty() {
             text
         } else {
@@ -365,7 +392,8 @@ impl Repl {
             .find_map(|v| std::env::var(v).ok().filter(|e| !e.trim().is_empty()))
             .unwrap_or_else(|| "vi".to_owned());
         let path = std::env::temp_dir().join(format!("lemma-{}.md", std::process::id()));
-        write_new(&path, "")?;
+        // Others on the machine have no business in it.
+        write_new(&path, "", 0o600)?;
         let done = || -> Result<String> {
             // Editors come with arguments ("code --wait").
             let status = std::process::Command::new("sh")
@@ -383,8 +411,7 @@ impl Repl {
                     escape(&editor)
                 )));
             }
-            let bytes = std::fs::read(&path).map_err(|e| Failure::file(&path, &e))?;
-            crate::run::text_of(bytes, "the message")
+            Ok(text::chomp(text::of_file(&path, MAX_PROMPT)?))
         };
         let text = done();
         let _ = std::fs::remove_file(&path);
@@ -523,11 +550,13 @@ fn split_path(typed: &str) -> (String, String) {
 }
 
 /// Writes a file that was not there; one that is there is somebody's work.
-fn write_new(path: &Path, text: &str) -> Result {
+fn write_new(path: &Path, text: &str, mode: u32) -> Result {
     use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
+        .mode(mode)
         .open(path)
         .map_err(|e| match e.kind() {
             std::io::ErrorKind::AlreadyExists => {

@@ -71,6 +71,7 @@ const fn entry(
 /// Every command, in the order of the help.
 pub(crate) static TABLE: &[Entry] = &[
     entry("/help", "", "this list", Args::None, Action::Help),
+    entry("/?", "", "", Args::None, Action::Help),
     entry(
         "/exit",
         "",
@@ -83,7 +84,7 @@ pub(crate) static TABLE: &[Entry] = &[
     entry(
         "/clear",
         "",
-        "forget the conversation, keep the system message",
+        "forget the conversation, not the system message",
         Args::None,
         Action::Clear,
     ),
@@ -118,7 +119,7 @@ pub(crate) static TABLE: &[Entry] = &[
     entry(
         "/edit",
         "",
-        "write the next message in $VISUAL or $EDITOR",
+        "write the next message in $EDITOR",
         Args::None,
         Action::Edit,
     ),
@@ -132,7 +133,7 @@ pub(crate) static TABLE: &[Entry] = &[
     entry(
         "/copy",
         "",
-        "put the last answer on the clipboard (terminals with OSC 52)",
+        "last answer to the clipboard (terminals with OSC 52)",
         Args::None,
         Action::Copy,
     ),
@@ -173,22 +174,22 @@ pub(crate) static TABLE: &[Entry] = &[
     ),
     entry(
         "/think",
-        "show|hide|fold|on|off|auto",
-        "where thinking is shown, and whether there is any",
+        "[HOW]",
+        "thinking: show, hide or fold it; on, off or auto",
         Args::OneOf(&["show", "hide", "fold", "on", "off", "auto"]),
         Action::Think,
     ),
     entry(
         "/kv",
         "[map | why [WHAT]]",
-        "draw the KV pool; map: its text; why: what went, or stays",
+        "draw the KV pool; its text; what went, or stays",
         Args::OneOf(&["map", "why"]),
         Action::Kv,
     ),
     entry(
         "/pin",
         "[WHAT]",
-        "never recycle a text, positions N-M, last (reply) or sys",
+        "never recycle a text, positions N-M, last or sys",
         Args::OneOf(&["last", "sys"]),
         Action::Pin,
     ),
@@ -202,7 +203,7 @@ pub(crate) static TABLE: &[Entry] = &[
     entry(
         "/context",
         "",
-        "how much of the context and of the pool is used",
+        "what is used of the context and the pool",
         Args::None,
         Action::Context,
     ),
@@ -286,7 +287,7 @@ pub(crate) fn help() -> String {
     }
     text.push_str(
         "\n  Several lines: paste them, press Alt-Enter, or put \"\"\" before and after.\n  \
-         Ctrl-C stops a reply and keeps what was said. //text sends a message that begins with a slash.",
+         Ctrl-C stops a reply and keeps what was said. //text is sent as /text.",
     );
     text
 }
@@ -324,6 +325,7 @@ mod tests {
             );
         }
         // No line of the help wraps on a usual terminal.
-        assert!(help().lines().all(|l| l.chars().count() <= 100));
+        let widest = help().lines().map(|l| l.chars().count()).max();
+        assert!(widest <= Some(79), "{widest:?}");
     }
 }

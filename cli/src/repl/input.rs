@@ -62,7 +62,13 @@ impl Reader {
                 Err(ReadlineError::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => {
                     create(path)
                 }
-                Err(e) => out::note(&format!("note: history {}: {e}", escape_path(path))),
+                Err(e) => {
+                    let what = match e {
+                        ReadlineError::Io(e) => crate::fail::plain(&e),
+                        e => e.to_string(),
+                    };
+                    out::note(&format!("note: history {}: {what}", escape_path(path)));
+                }
             }
         }
         Ok(Self { editor, history })

@@ -245,7 +245,7 @@ pub(crate) fn draw(s: &Snapshot, width: usize, style: Style) -> String {
         )
     };
     text.push_str(&format!(
-        "  {}  {}  {}  {}·{} free   {}full shape: mattered just now … hollow: long ago{}\n",
+        "  {}  {}  {}  {}·{} free   {}full shape: lately, hollow: long ago{}\n",
         key(Class::Prompt, "prompt"),
         key(Class::Think, "thinking"),
         key(Class::Answer, "answer"),

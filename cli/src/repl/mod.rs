@@ -1,7 +1,7 @@
 //! The conversation on a terminal.
 //!
 //! A loop of three steps: read a line, do what it says, show what came of it. Replies go to stdout, everything that is about them
-//! (banner, statistics, notes, what commands print) to stderr, so that `lemma > log` logs the model's words only.
+//! (banner, statistics, notes, what commands print) to stderr, so that `lemma 2> notes` keeps the two apart.
 //!
 //! While a reply is being made the terminal neither echoes nor edits; what is typed then waits for the editor. Ctrl-C stops the
 //! reply and keeps what was said.
@@ -30,7 +30,8 @@ use crate::run::{Config, compile};
 use crate::sampling;
 use crate::signals::{Polling, TypeAhead};
 use crate::stats::{Stats, grouped};
-use crate::term::Term;
+use crate::term::filter::Filter;
+use crate::term::{Term, row};
 use crate::trace::Trace;
 use crate::{bundled, out};
 use commands::Line;
@@ -119,7 +120,9 @@ impl Repl {
     pub(crate) fn run(mut self, first: Option<String>) -> Result {
         self.banner();
         if let Some(text) = first {
-            out::put(&format!("> {text}\n"))?;
+            // It may come from a file.
+            let shown = Filter::default().clean(&text);
+            out::put(&format!("> {shown}\n"))?;
             self.guarded(|r| r.say(text))?;
         }
         loop {
@@ -173,25 +176,29 @@ impl Repl {
             env!("CARGO_PKG_VERSION"),
             self.model.name()
         );
-        text.push_str(&format!(
-            "\n{dim}{} · {} of weights · {} positions · KV pool {} ({} tokens, {}){reset}\n",
-            self.model.arch(),
-            size(self.conversation.session().plan().weights),
-            grouped(u64::from(self.conversation.session().n_ctx())),
-            size(kv.bytes),
-            grouped((kv.n_slots * kv.page) as u64),
-            kv.policy,
-        ));
+        let session = self.conversation.session();
+        let facts = [
+            self.model.arch().to_string(),
+            format!("{} of weights", size(session.plan().weights)),
+            format!("{} positions", grouped(u64::from(session.n_ctx()))),
+            format!(
+                "KV pool {} ({} tokens, {})",
+                size(kv.bytes),
+                grouped((kv.n_slots * kv.page) as u64),
+                kv.policy
+            ),
+        ];
+        text.push_str(&format!("\n{dim}{}{reset}\n", row(&facts, Term::width())));
         if self.config.source == ModelSource::Bundled {
             let [a, b] = bundled::EXAMPLES;
             text.push_str(&format!(
-                "This is {}. Ask it, for instance:\n  {a}\n  {b}\n",
+                "This is {}. For instance:\n  {a}\n  {b}\n",
                 bundled::ABOUT
             ));
-            text.push_str(&format!("{dim}lemma MODEL.gguf talks to another model. /help lists the commands, Ctrl-D leaves.{reset}\n"));
+            text.push_str(&format!("{dim}lemma MODEL.gguf talks to another model. /help lists commands, Ctrl-D leaves.{reset}\n"));
         } else {
             text.push_str(&format!(
-                "{dim}/help lists the commands, Ctrl-D leaves.{reset}\n"
+                "{dim}/help lists commands, Ctrl-D leaves.{reset}\n"
             ));
         }
         out::note(&text);

@@ -23,7 +23,11 @@ pub(super) fn from_json(text: &str) -> Result<Vec<Message>> {
         Some(1) => {}
         _ => return Err(Failure::usage("not a saved conversation: \"v\" is not 1")),
     }
-    request::messages(object.get("messages").unwrap_or(&Value::Null))
+    match object.get("messages") {
+        // Saved before anything was said.
+        Some(Value::Array(list)) if list.is_empty() => Ok(Vec::new()),
+        other => request::messages(other.unwrap_or(&Value::Null)),
+    }
 }
 
 pub(super) fn to_markdown(messages: &[Message], model: &str) -> String {
@@ -86,6 +90,7 @@ mod tests {
             },
         ];
         assert_eq!(from_json(&to_json(&messages, "m")).unwrap(), messages);
+        assert_eq!(from_json(&to_json(&[], "m")).unwrap(), []);
         assert!(from_json("{}").is_err() && from_json("x").is_err());
         assert!(to_markdown(&messages, "m").contains("## Model\n\n<details>"));
     }

@@ -65,6 +65,31 @@ impl Term {
     }
 }
 
+/// Facts in a row, with dots between them; where one would cross the edge a new line begins.
+pub(crate) fn row(facts: &[String], width: usize) -> String {
+    let mut text = String::new();
+    let mut used = 0;
+    for fact in facts {
+        let n = fact.chars().count();
+        if used > 0 && used + 3 + n > width {
+            text.push('\n');
+            used = 0;
+        } else if used > 0 {
+            text.push_str(" · ");
+            used += 3;
+        }
+        text.push_str(fact);
+        used += n;
+    }
+    text
+}
+
+/// A line that the next one replaces. It is cut at the edge: one that wraps could not be taken back.
+pub(crate) fn transient(text: &str, width: usize, style: Style) -> String {
+    let shown: String = text.chars().take(width.saturating_sub(1)).collect();
+    format!("\r\x1b[K{}{shown}{}", style.dim(), style.reset())
+}
+
 /// Escape sequences, or nothing where colour is off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Style(pub(crate) bool);
@@ -117,4 +142,22 @@ pub(crate) fn escape(text: &str) -> String {
 /// A path as it may be shown.
 pub(crate) fn escape_path(path: &Path) -> String {
     escape(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_replaced_does_not_wrap() {
+        let off = super::Style(false);
+        assert_eq!(super::transient("12345", 80, off), "\r\x1b[K12345");
+        assert_eq!(super::transient("12345", 5, off), "\r\x1b[K1234");
+    }
+
+    #[test]
+    fn rows_break_between_facts() {
+        let facts = ["one".to_owned(), "two".to_owned(), "three".to_owned()];
+        assert_eq!(super::row(&facts, 80), "one · two · three");
+        assert_eq!(super::row(&facts, 9), "one · two\nthree");
+        assert_eq!(super::row(&facts, 1), "one\ntwo\nthree");
+    }
 }

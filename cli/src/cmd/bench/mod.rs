@@ -30,7 +30,7 @@ use crate::args::config::{self, ModelSource};
 use crate::args::tools::BenchArgs;
 use crate::args::typed::{ComputeArgs, ModelArgs};
 use crate::fail::{Failure, Result};
-use crate::term::{Term, escape};
+use crate::term::{Style, Term, escape, transient};
 use crate::trace::Trace;
 use crate::{bundled, load, out, record};
 
@@ -74,8 +74,8 @@ pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Resu
     let threads = match &args.threads {
         Some(list) => numbers("--threads", list)?
             .into_iter()
-            .map(|n| Some(n).filter(|&n| n > 0))
-            .collect(),
+            .map(|n| config::threads(i64::try_from(n).unwrap_or(i64::MAX)))
+            .collect::<Result<_>>()?,
         None => vec![None],
     };
     let (prompts, gens) = (numbers("-p", &args.n_prompt)?, numbers("-n", &args.n_gen)?);
@@ -391,7 +391,7 @@ impl Bench {
 
     fn progress(&self, text: &str) {
         if self.term.err_tty {
-            out::err(&format!("\r\x1b[K{text}"));
+            out::err(&transient(text, Term::width(), Style::default()));
         }
     }
 }

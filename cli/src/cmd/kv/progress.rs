@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::out;
-use crate::term::Term;
+use crate::term::{Style, Term, transient};
 
 pub(super) struct Progress {
     tty: bool,
@@ -56,7 +56,7 @@ impl Progress {
         if self.tty {
             let room = Term::width().saturating_sub(1);
             let line: String = line.chars().take(room).collect();
-            out::err(&format!("\r\x1b[K{line}"));
+            out::err(&transient(&line, Term::width(), Style::default()));
         } else {
             out::note(&line);
         }

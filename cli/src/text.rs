@@ -1,0 +1,81 @@
+//! Whole texts from files and stdin.
+//!
+//! All of them have a limit: what never ends (`lemma -f /dev/zero`, `yes | lemma`) must be an error and not take the memory of the
+//! machine first.
+
+use std::fs::File;
+use std::io::{Read, stdin};
+use std::path::Path;
+
+use crate::fail::{Failure, PROMPT, Result, plain};
+use crate::term::escape_path;
+
+/// Prompts and what goes with them. Ten million tokens of English are about as much.
+pub(crate) const MAX_PROMPT: u64 = 64 << 20;
+/// What is only tokenized or measured.
+pub(crate) const MAX_INPUT: u64 = 1 << 30;
+
+/// The text of a file, as it is.
+pub(crate) fn of_file(path: &Path, limit: u64) -> Result<String> {
+    let file = File::open(path).map_err(|e| Failure::file(path, &e))?;
+    read(file, &escape_path(path), limit)
+}
+
+/// All of stdin.
+pub(crate) fn of_stdin(limit: u64) -> Result<String> {
+    read(stdin().lock(), "stdin", limit)
+}
+
+fn read(from: impl Read, name: &str, limit: u64) -> Result<String> {
+    let mut bytes = Vec::new();
+    from.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Failure::runtime(format!("{name}: {}", plain(&e))))?;
+    if bytes.len() as u64 > limit {
+        return Err(Failure::new(
+            PROMPT,
+            format!("{name}: more than {} MiB, expected a text", limit >> 20),
+        ));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Failure::usage(format!("{name}: byte {at} is not UTF-8, expected a text"))
+    })
+}
+
+/// Without the final newline, which belongs to the file and not to what is asked.
+pub(crate) fn chomp(mut text: String) -> String {
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_ends_is_an_error() {
+        assert_eq!(read(&b"abcd"[..], "x", 4).unwrap(), "abcd");
+        let e = read(std::io::repeat(b'a'), "x", 3 << 20).unwrap_err();
+        assert_eq!(
+            (e.code, e.message.as_str()),
+            (PROMPT, "x: more than 3 MiB, expected a text")
+        );
+        assert_eq!(
+            read(&b"ab\xff"[..], "x", 9).unwrap_err().message,
+            "x: byte 2 is not UTF-8, expected a text"
+        );
+    }
+
+    #[test]
+    fn one_newline_goes() {
+        for (given, kept) in [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("", "")] {
+            assert_eq!(chomp(given.to_owned()), kept);
+        }
+    }
+}

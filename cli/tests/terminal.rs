@@ -1,0 +1,208 @@
+//! The conversation, on a terminal of 80 columns.
+
+#![cfg(bundled_model)]
+
+mod common;
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use common::{lemma, temp};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+const COLUMNS: u16 = 80;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Terminal {
+    child: Child,
+    keyboard: File,
+    screen: Arc<Mutex<Vec<u8>>>,
+    /// How much of the screen has been looked at.
+    read: usize,
+}
+
+impl Terminal {
+    fn start(args: &[&str]) -> Self {
+        Self::start_with(args, "vi")
+    }
+
+    fn start_with(args: &[&str], editor: &str) -> Self {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap();
+        let size = Winsize {
+            ws_row: 24,
+            ws_col: COLUMNS,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&master, size).unwrap();
+        let slave = File::options()
+            .read(true)
+            .write(true)
+            .open(name.to_str().unwrap())
+            .unwrap();
+        let side = || Stdio::from(slave.try_clone().unwrap());
+        let child = lemma(args)
+            .env("TERM", "xterm")
+            .env("VISUAL", editor)
+            .env("XDG_STATE_HOME", temp("state"))
+            .stdin(side())
+            .stdout(side())
+            .stderr(side())
+            .spawn()
+            .unwrap();
+        let keyboard = File::from(master);
+        let mut output = keyboard.try_clone().unwrap();
+        let screen = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&screen);
+        std::thread::spawn(move || {
+            let mut part = [0; 4096];
+            while let Ok(n @ 1..) = output.read(&mut part) {
+                seen.lock().unwrap().extend_from_slice(&part[..n]);
+            }
+        });
+        Self {
+            child,
+            keyboard,
+            screen,
+            read: 0,
+        }
+    }
+
+    /// Waits for a text behind what was waited for before; returns everything up to it.
+    #[track_caller]
+    fn expect(&mut self, text: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let bytes = self.screen.lock().unwrap()[self.read..].to_vec();
+            let new = String::from_utf8_lossy(&bytes).into_owned();
+            if let Some(at) = new.find(text) {
+                self.read += at + text.len();
+                return new[..at + text.len()].to_owned();
+            }
+            assert!(start.elapsed() < PATIENCE, "no {text:?} in {new:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Types a line at the prompt, and waits for what comes of it.
+    #[track_caller]
+    fn say(&mut self, line: &str, answer: &str) -> String {
+        self.expect("> ");
+        self.keyboard.write_all(line.as_bytes()).unwrap();
+        self.keyboard.write_all(b"\r").unwrap();
+        self.expect("\n");
+        self.expect(answer)
+    }
+
+    #[track_caller]
+    fn leave(mut self) {
+        self.expect("> ");
+        self.keyboard.write_all(b"\x04").unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Lines as they are seen: without sequences.
+fn lines(screen: &str) -> Vec<String> {
+    let mut plain = String::new();
+    let mut chars = screen.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\x1b' => {
+                // Only control sequences are written, never strings.
+                assert_eq!(chars.next(), Some('['), "{screen:?}");
+                chars.by_ref().find(|c| ('@'..='~').contains(c));
+            }
+            '\r' => {}
+            c => plain.push(c),
+        }
+    }
+    plain.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_it_says_of_itself_fits_80_columns() {
+    let mut t = Terminal::start(&["--temp", "0", "--color", "never"]);
+    let seen = [
+        t.expect("Ctrl-D leaves."),
+        t.say("/help", "is sent as"),
+        t.say("What is 1+1?", "stop:eos ]"),
+        t.say("/kv", "long ago"),
+    ];
+    for line in seen.iter().flat_map(|s| lines(s)) {
+        assert!(line.chars().count() <= usize::from(COLUMNS), "{line}");
+    }
+    t.leave();
+}
+
+#[test]
+fn commands_in_the_words_of_others() {
+    let mut t = Terminal::start(&["--color", "never"]);
+    t.say("/?", "this list");
+    t.say("/set parameter temperature 0.25", "temperature = 0.25");
+    t.say("/set system be brief", "system message set");
+    t.say("/set nothink", "thinking is off");
+    t.say("/set num_ctx 9", "hint: /show");
+    t.say("/show", "be brief");
+    t.leave();
+}
+
+#[test]
+fn a_conversation_without_a_word_is_saved_and_loaded() {
+    let path = temp("empty.json");
+    let name = path.to_str().unwrap();
+    let mut t = Terminal::start(&[]);
+    t.say(&format!("/save {name}"), "0 messages");
+    t.say(&format!("/load {name}"), "0 messages");
+    t.leave();
+    std::fs::write(&path, "\n").unwrap();
+    let mut t = Terminal::start(&[]);
+    t.say(&format!("/read {name}"), "nothing in it");
+    t.leave();
+    let _ = std::fs::remove_file(&path);
+}
+
+#[test]
+fn the_echo_of_a_file_does_not_drive_the_terminal() {
+    let path = temp("escapes.txt");
+    std::fs::write(&path, "What is \x1b]0;title\x071\x1b[5m+1?\n").unwrap();
+    let mut t = Terminal::start(&["-cnv", "-f", path.to_str().unwrap(), "-n", "4"]);
+    let seen = t.expect("What is 1+1?");
+    assert!(!seen.contains("\x1b[5m"), "{seen:?}");
+    t.leave();
+    let _ = std::fs::remove_file(&path);
+}
+
+#[test]
+fn a_message_in_an_editor_is_nobody_elses() {
+    let editor = "sh -c 'ls -l \"$0\" >&2'";
+    let mut t = Terminal::start_with(&[], editor);
+    let seen = t.say("/edit", "nothing was written");
+    assert!(seen.contains("-rw------- "), "{seen}");
+    t.leave();
+}
+
+#[test]
+fn json_is_for_one_answer() {
+    let mut t = Terminal::start(&["--json"]);
+    t.expect("there is no prompt");
+    assert_eq!(t.child.wait().unwrap().code(), Some(2));
+    // One turn of a conversation is one answer.
+    let mut t = Terminal::start(&["-st", "-cnv", "-p", "What is 1+1?"]);
+    t.expect("The answer is 2.");
+    assert_eq!(t.child.wait().unwrap().code(), Some(0));
+}
