@@ -9,70 +9,62 @@
 #include "attend_tiers.cuh"
 #include "step.cuh"
 
-// Shared memory of the phase: queries as the sum of two f16, maximum and sum of each warp; then sums of each warp (STEP_WARPS, heads of the
-// unit, head_dim + 1).
+// Shared memory of the phase: queries as the sum of two f16, the current key and value, maximum and sum of each warp; then sums of each warp
+// (STEP_WARPS, heads of the unit, head_dim + 1).
 struct AttendShared {
-    Queries q;  // their last row is the current key, and in [1] the current value
+    Queries q;
+    __align__(16) uint16_t k[MAX_D];
+    __align__(16) uint16_t v[MAX_D];
     float2 ml[STEP_WARPS][UNIT];
 };
 
-// Queries of the unit, the current key and the current value behind norm and rotation into shared memory, a warp each.
-__device__ __forceinline__ void current_token(const Here& h, AttendShared& s, int kv, int head0, int nq) {
+// a / b of numbers below a million: the reciprocal errs by less than the half that is added.
+__device__ __forceinline__ int divided(int a, int b) { return int((float(a) + 0.5f) * reciprocal(float(b))); }
+
+// The queries of the unit and, if they are `wanted`, the current key and value behind norm and rotation into shared memory, a warp each. What
+// stands in the rows of heads that the unit does not have comes to nothing but sums of heads that it does not have.
+template <bool EXACT> __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, int d, int kv, int head0, int nq, bool wanted, int warp, int lane) {
     const Step& a = h.a;
-    const int d = a.head_dim, half = d / 2, n_warp = blockDim.x / WARP, lane = threadIdx.x % WARP;
-#pragma unroll 1
-    for (int i = threadIdx.x / WARP; i < UNIT + 2; i += n_warp) {
-        const bool is_q = i < UNIT, is_v = i > UNIT;
-        uint16_t *hi = s.q[is_v ? 1 : 0][is_q ? i : UNIT], *lo = s.q[1][i];
-        if (is_q && i >= nq) {
-            // A unit may have fewer heads than there is room for.
-            for (int e = lane; e < LDQ; e += WARP) hi[e] = 0, lo[e] = 0;
-            continue;
-        }
-        const float* x = is_q ? h.p.q + size_t(head0 + i) * d : (is_v ? h.p.v : h.p.k) + size_t(kv) * d;
+    const int n_warp = blockDim.x / WARP, half = d / 2, neox = a.neox, first = 2 * lane;
+    // A lane has two pairs, whose elements are two neighbours at e0 and two at e1.
+    const bool mine = first < half;
+    const Pair p(first, half, neox);
+    const int e0 = p.i0, e1 = neox ? p.i1 : e0 + 2;
+    for (int i = warp; i < nq + (wanted ? 2 : 0); i += n_warp) {
+        const bool is_q = i < nq, is_v = i > nq;
+        const float* x = is_q ? h.p.q + unsigned(head0 + i) * d : (is_v ? h.p.v : h.p.k) + unsigned(kv) * d;
         const float* w = is_q ? h.p.q_norm : is_v ? nullptr : h.p.k_norm;
-        const bool turn = h.p.rope && !is_v;
-        const int neox = a.neox;
-        float x0[2] = {}, x1[2] = {}, w0[2] = {1.0f, 1.0f}, w1[2] = {1.0f, 1.0f}, sum = 0.0f;
-        float2 cs[2];
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const int e = lane + WARP * j;
-            const Pair p(e, half, neox);
-            cs[j] = make_float2(1.0f, 0.0f);
-            if (e >= half) continue;
-            if (turn) cs[j] = a.rope(e);
-            if (w) w0[j] = w[p.i0], w1[j] = w[p.i1];
+        float2 x0 = {0.0f, 0.0f}, x1 = x0, c0 = {1.0f, 0.0f}, c1 = c0;
+        uint2 w0 = {0, 0}, w1 = w0;
+        if (mine) {
+            if (h.p.rope && !is_v) c0 = a.rope(first), c1 = a.rope(first + 1);
+            if (w) w0 = ld8(w + e0), w1 = ld8(w + e1);
         }
-        bool wait = true;
-        while (wait) {
-            wait = false;
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const int e = lane + WARP * j;
-                const Pair p(e, half, neox);
-                if (e < half) x0[j] = look(x + p.i0), x1[j] = look(x + p.i1);
-            }
-#pragma unroll
-            for (int j = 0; j < 2; j++) wait |= missing(x0[j]) || missing(x1[j]);
-            if (wait) spin();
+        for (int e = d + 2 * lane; !EXACT && is_q && e < MAX_D; e += 2 * WARP) s.q.put(i, e, make_float2(0.0f, 0.0f));
+        while (mine) {
+            x0 = look(reinterpret_cast<const float2*>(x + e0)), x1 = look(reinterpret_cast<const float2*>(x + e1));
+            if (!missing(x0.x) && !missing(x0.y) && !missing(x1.x) && !missing(x1.y)) break;
+            spin();
         }
-#pragma unroll
-        for (int j = 0; j < 2; j++) sum += x0[j] * x0[j] + x1[j] * x1[j];
-        float scale = is_q ? a.scale : 1.0f;
-        if (w) scale *= rsqrtf(quotient(warp_sum(sum), float(d)) + (is_q ? h.p.eps_q : h.p.eps_k));
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const int e = lane + WARP * j;
-            if (e >= half) continue;
-            const Pair p(e, half, neox);
-            const float z0 = x0[j] * w0[j], z1 = x1[j] * w1[j];
-            const float y0 = scale * (z0 * cs[j].x - z1 * cs[j].y), y1 = scale * (z0 * cs[j].y + z1 * cs[j].x);
-            uint16_t r0, r1;
-            split_half(y0, hi[p.i0], r0), split_half(y1, hi[p.i1], r1);
-            if (is_q) lo[p.i0] = r0, lo[p.i1] = r1;
+        // Scores are exponents of two.
+        float scale = is_q ? a.scale * 1.4426950408889634f : 1.0f;
+        if (w) {
+            const float sum = warp_sum(x0.x * x0.x + x0.y * x0.y + (x1.x * x1.x + x1.y * x1.y));
+            x0.x *= __uint_as_float(w0.x), x0.y *= __uint_as_float(w0.y), x1.x *= __uint_as_float(w1.x), x1.y *= __uint_as_float(w1.y);
+            scale *= rsqrtf((EXACT ? sum * (1.0f / d) : quotient(sum, float(d))) + (is_q ? h.p.eps_q : h.p.eps_k));
         }
-        for (int e = d + lane; is_q && e < LDQ; e += WARP) hi[e] = 0, lo[e] = 0;
+        // First elements of both pairs, second elements of both pairs.
+        const float2 z0 = {x0.x, neox ? x0.y : x1.x}, z1 = {neox ? x1.x : x0.y, x1.y};
+        const float2 y0 = {scale * (z0.x * c0.x - z1.x * c0.y), scale * (z0.y * c1.x - z1.y * c1.y)};
+        const float2 y1 = {scale * (z0.x * c0.y + z1.x * c0.x), scale * (z0.y * c1.y + z1.y * c1.x)};
+        const float2 r0 = {y0.x, neox ? y0.y : y1.x}, r1 = {neox ? y1.x : y0.y, y1.y};
+        if (!mine) continue;
+        if (is_q) {
+            s.q.put(i, e0, r0), s.q.put(i, e1, r1);
+        } else {
+            uint16_t* to = is_v ? s.v : s.k;
+            *reinterpret_cast<uint32_t*>(to + e0) = halves(r0.x, r0.y), *reinterpret_cast<uint32_t*>(to + e1) = halves(r1.x, r1.y);
+        }
     }
 }
 
@@ -104,13 +96,13 @@ __device__ __forceinline__ void join_splits(const Here& h, int head0, int nq, in
                     spin();
                     x[k] = look(part + size_t(p0 + (k << bits)) * d);
                 }
-                const float m_new = fmaxf(m, __uint_as_float(x[k].y)), old = __expf(m - m_new), now = __expf(__uint_as_float(x[k].y) - m_new);
+                const float m_new = fmaxf(m, __uint_as_float(x[k].y)), old = power_of_two(m - m_new), now = power_of_two(__uint_as_float(x[k].y) - m_new);
                 acc = acc * old + __uint_as_float(x[k].x) * now, l = l * old + __uint_as_float(x[k].z) * now, m = m_new;
             }
         }
         float top = m;
         for (int o = 1 << bits >> 1; o > 0; o /= 2) top = fmaxf(top, __shfl_xor_sync(ALL, top, o));
-        const float f = __expf(m - top);
+        const float f = power_of_two(m - top);
         acc *= f, l *= f;
         for (int o = 1 << bits >> 1; o > 0; o /= 2) acc += __shfl_xor_sync(ALL, acc, o), l += __shfl_xor_sync(ALL, l, o);
         if (team == 0 && i0 + (lane >> bits) < to) {
@@ -122,7 +114,7 @@ __device__ __forceinline__ void join_splits(const Here& h, int head0, int nq, in
 
 // Blocks that share the pages of a unit. What they wait for each other costs as much as several pages, more with each of them.
 __device__ __forceinline__ int splits_of(const Step& a, int n_pages) {
-    const int each = a.each, all = (n_pages + each - 1) / each, half = (2 * n_pages + each - 1) / each;
+    const int each = a.each, all = divided(n_pages + each - 1, each), half = divided(2 * n_pages + each - 1, each);
     return max(1, min(int(a.max_splits), max(min(half, 8), all)));
 }
 // Whether this block takes part.
@@ -137,10 +129,12 @@ struct Task {
 
     __device__ __forceinline__ Task(const Step& a, int task, int n_split, int n_pages) {
         const int units = a.units, tiles = a.tiles;
-        split = task / units;
+        split = divided(task, units);
         const int unit = task - split * units;
-        kv = unit / tiles, tile = unit - kv * tiles;
-        from = share(n_pages, split, n_split), to = share(n_pages, split + 1, n_split);
+        kv = divided(unit, tiles), tile = unit - kv * tiles;
+        // As `share` has it.
+        const int each = divided(n_pages, n_split), rest = n_pages - each * n_split;
+        from = each * split + min(split, rest), to = from + each + (split < rest);
     }
 };
 
@@ -248,7 +242,7 @@ template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __noinline__ uint32
             if (TIERS) tiers.bring_stored(h.p.pages[later]);
             else bring_page(pool, h.p.pages[later].x, kv);
         }
-        current_token(h, s, kv, head0, nq);
+        current_token<EXACT>(h, s, d, kv, head0, nq, to == n_pages, warp, lane);
         block_barrier();
         if (task == int(blockIdx.x)) trace(h, 0);
         Sums<NJ> sum;
@@ -260,7 +254,7 @@ template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __noinline__ uint32
                 // Values are loaded behind the scores: registers are few.
                 const Tier tier = tiers.of(entry);
                 const uint8_t* at = tiers.page(tier.v, tier.type_v, entry);
-                keys.wait(PAGE, s.q[0][UNIT], d);
+                keys.wait(PAGE, s.k, d);
                 const Scores scores = scores_of<NC>(tier.type_k, keys.to, d, s.q, keys.pairs());
                 __syncwarp();
                 StoredValues<NJ, false> values;
@@ -271,15 +265,15 @@ template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __noinline__ uint32
                     entry = h.p.pages[p];
                     tiers.ask(keys, entry);
                 }
-                const Shares shares = share_out(scores, PAGE, sum, ml);
+                const Shares shares = share_out<true>(scores, PAGE, sum, ml);
                 if (h.p.page_ml && t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + seen] = ml;
                 values.add(tier.type_v, shares, sum);
                 continue;
             }
             PageOf<NC, NJ, EXACT> page;
             page.load_values(pool, entry.x, kv, current);
-            keys.wait(current, s.q[0][UNIT], d);
-            const Shares shares = attend_keys<NC>(keys, s.q, rows, sum, ml);
+            keys.wait(current, s.k, d);
+            const Shares shares = attend_keys<NC, true>(keys, s.q, rows, sum, ml);
             __syncwarp();
             if (h.p.page_ml && t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + p] = ml;
             p += n_warp;
@@ -288,7 +282,7 @@ template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __noinline__ uint32
                 if (TIERS) tiers.ask(keys, entry);
                 else keys.ask(pool, entry.x, kv);
             }
-            if (current < PAGE) page.replace_value(current, s.q[1][UNIT], d);
+            if (current < PAGE) page.replace_value(current, s.v, d);
             attend_values(page, shares, sum);
         }
         if (warp < used) {
@@ -314,7 +308,7 @@ template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __noinline__ uint32
 #pragma unroll 4
             for (int w = 0; w < used; w++) {
                 const float2 ml = s.ml[w][q];
-                const float f = __expf(ml.x - m);
+                const float f = power_of_two(ml.x - m);
                 l += f * ml.y, acc += f * sums_of(w)[q * ldo + e];
             }
             if (n_split == 1) {
@@ -328,7 +322,7 @@ template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __noinline__ uint32
         if (to == n_pages) {
             // The block that attends to the last page puts the current key and value there.
             const size_t row = (size_t(a.place(h.p.layer)) * a.n_head_kv + kv) * d;
-            for (int e = threadIdx.x; e < d; e += blockDim.x) h.p.pool_k[row + e] = s.q[0][UNIT][e], h.p.pool_v[row + e] = s.q[1][UNIT][e];
+            for (int e = threadIdx.x; e < d; e += blockDim.x) h.p.pool_k[row + e] = s.k[e], h.p.pool_v[row + e] = s.v[e];
         }
         block_barrier();
     }
@@ -358,7 +352,7 @@ __device__ __noinline__ uint32_t weigh(const uint32_t at) {
             float w = 0.0f;
             for (int i = 0; i < n_head; i++) {
                 const float2 ml = fresh(h.p.page_ml + (size_t(il) * n_head + i) * a.max_pages + p);
-                const float mass = ml.y * __expf(ml.x - all[i].x) * all[i].y;
+                const float mass = ml.y * power_of_two(ml.x - all[i].x) * all[i].y;
                 w = a.mean ? w + mass : fmaxf(w, mass);
             }
             h.p.mass[size_t(il) * a.max_pages + p] = a.mean ? w / float(n_head) : w;

@@ -24,7 +24,7 @@ const STEP_SHARED: usize =
     (size_of::<args::Step>() + 4 * (size_of::<Phase>() + 8) + 16 * (8 * 8 + 4))
         .next_multiple_of(128)
         + 16 * (9 << 10);
-const ATTEND_SHARED: usize = 2 * (UNIT + 1) * (MAX_D + 32) * 2 + 16 * UNIT * 8;
+const ATTEND_SHARED: usize = UNIT * (MAX_D + 4) * 4 + 2 * MAX_D * 2 + 16 * UNIT * 8;
 /// Widest head, and query heads of a unit of attention.
 const MAX_D: usize = 128;
 const UNIT: usize = 8;
@@ -142,6 +142,9 @@ impl Builder {
             head_dim.is_multiple_of(8) && head_dim <= MAX_D && n_head.is_multiple_of(n_head_kv),
             || format!("heads of {head_dim} elements"),
         );
+        new.want(shape.pairs.code().is_multiple_of(2), || {
+            "an odd number of pairs that rotate".to_owned()
+        });
         new
     }
 
