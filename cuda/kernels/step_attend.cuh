@@ -68,46 +68,62 @@ template <bool EXACT> __device__ __forceinline__ void current_token(const Here& 
     }
 }
 
-// What a split has of an element: a number, the maximum and sum of the split's scores, and a tag that says of which phase of which launch.
-__device__ __forceinline__ uint4 part_of(float x, float m, float l, uint32_t tag) { return make_uint4(__float_as_uint(x), __float_as_uint(m), __float_as_uint(l), tag); }
+// What a split has of two elements: their sums, the maximum of its scores (or, with every second pair, their sum of powers), and a tag that says of
+// which phase of which launch. Word `pair` of a head and a split.
+__device__ __forceinline__ uint4* part_at(const Step& a, int d, int head, int split, int pair) {
+    return a.part + ((unsigned(head) * a.max_splits + split) * unsigned(d) / 2 + pair);
+}
+__device__ __forceinline__ uint4 part_of(float x0, float x1, float ml, uint32_t tag) { return make_uint4(__float_as_uint(x0), __float_as_uint(x1), __float_as_uint(ml), tag); }
 
-// Joins this block's share of the elements of a unit's heads.
-__device__ __forceinline__ void join_splits(const Here& h, int head0, int nq, int split, int n_split) {
-    constexpr int AT_ONCE = 4;  // parts that a thread asks for at once
-    const Step& a = h.a;
-    const uint32_t tag = a.turn + h.phase;
-    const int d = a.head_dim, n = nq * d, from = share(n, split, n_split), to = share(n, split + 1, n_split);
-    // An element has 1 << bits threads.
-    const int bits = n_split > 4 * AT_ONCE ? 4 : 2, lane = threadIdx.x % WARP, team = lane & ((1 << bits) - 1);
-#pragma unroll 1
-    for (int i0 = from + ((threadIdx.x - lane) >> bits); i0 < to; i0 += blockDim.x >> bits) {
-        const int i = min(i0 + (lane >> bits), to - 1), g = i / d, e = i % d;
-        const uint4* part = a.part + size_t(head0 + g) * a.max_splits * d + e;
-        float m = -INFINITY, l = 0.0f, acc = 0.0f;
-#pragma unroll 1
-        for (int p0 = team; p0 < n_split; p0 += AT_ONCE << bits) {
-            uint4 x[AT_ONCE];
+// Four sums of a head, their maximum and sum of powers.
+struct Four {
+    float x[4] = {}, m = -INFINITY, l = 0.0f;
+
+    __device__ __forceinline__ void scale(float f) {
 #pragma unroll
-            for (int k = 0; k < AT_ONCE; k++) x[k] = look(part + size_t(min(p0 + (k << bits), n_split - 1)) * d);
-#pragma unroll
-            for (int k = 0; k < AT_ONCE; k++) {
-                if (p0 + (k << bits) >= n_split) break;
-                while (x[k].w != tag) {
-                    spin();
-                    x[k] = look(part + size_t(p0 + (k << bits)) * d);
-                }
-                const float m_new = fmaxf(m, __uint_as_float(x[k].y)), old = power_of_two(m - m_new), now = power_of_two(__uint_as_float(x[k].y) - m_new);
-                acc = acc * old + __uint_as_float(x[k].x) * now, l = l * old + __uint_as_float(x[k].z) * now, m = m_new;
-            }
+        for (int i = 0; i < 4; i++) x[i] *= f;
+        l *= f;
+    }
+    // Adds what another split has, once it is there.
+    __device__ __forceinline__ void add(const uint4* part, uint32_t tag) {
+        uint4 a = look(part), b = look(part + 1);
+        while (a.w != tag || b.w != tag) {
+            spin();
+            a = look(part), b = look(part + 1);
         }
-        float top = m;
+        const float other = __uint_as_float(a.z), top = fmaxf(m, other), f = power_of_two(other - top);
+        scale(power_of_two(m - top));
+        x[0] += f * __uint_as_float(a.x), x[1] += f * __uint_as_float(a.y), x[2] += f * __uint_as_float(b.x), x[3] += f * __uint_as_float(b.y);
+        l += f * __uint_as_float(b.z), m = top;
+    }
+};
+
+// Joins this block's share of the elements of a unit's heads, four at a time: a lane for each split, or for several.
+__device__ __forceinline__ void join_splits(const Here& h, int d, int head0, int nq, int split, int n_split) {
+    const Step& a = h.a;
+    const int n = nq * d / 4, bits = min(32 - __clz(n_split - 1), 5), lane = threadIdx.x % WARP, team = lane & ((1 << bits) - 1);
+#pragma unroll 1
+    for (int k0 = (threadIdx.x - lane) >> bits; split + n_split * k0 < n; k0 += blockDim.x >> bits) {
+        const int i = split + n_split * (k0 + (lane >> bits)), c = min(i, n - 1), head = head0 + 4 * c / d, e = 4 * c % d;
+        Four sum;
+#pragma unroll 1
+        for (int p = team; p < n_split; p += WARP) sum.add(part_at(a, d, head, p, e / 2), a.turn + h.phase);
+        __syncwarp();
+        float top = sum.m;
+#pragma unroll 1
         for (int o = 1 << bits >> 1; o > 0; o /= 2) top = fmaxf(top, __shfl_xor_sync(ALL, top, o));
-        const float f = power_of_two(m - top);
-        acc *= f, l *= f;
-        for (int o = 1 << bits >> 1; o > 0; o /= 2) acc += __shfl_xor_sync(ALL, acc, o), l += __shfl_xor_sync(ALL, l, o);
-        if (team == 0 && i0 + (lane >> bits) < to) {
-            hand_over(h.p.out + size_t(head0 + g) * d + e, quotient(acc, l));
-            if (e == 0) h.p.head_ml[head0 + g] = make_float2(top, l);
+        sum.scale(power_of_two(sum.m - top));
+#pragma unroll 1
+        for (int o = 1 << bits >> 1; o > 0; o /= 2) {
+            sum.l += __shfl_xor_sync(ALL, sum.l, o);
+#pragma unroll
+            for (int j = 0; j < 4; j++) sum.x[j] += __shfl_xor_sync(ALL, sum.x[j], o);
+        }
+        if (team == 0 && i < n) {
+            // No product is a SENTINEL.
+            const float f = reciprocal(sum.l);
+            show(reinterpret_cast<float4*>(h.p.out + unsigned(head) * d + e), make_float4(f * sum.x[0], f * sum.x[1], f * sum.x[2], f * sum.x[3]));
+            if (e == 0) h.p.head_ml[head] = make_float2(top, sum.l);
         }
     }
 }
@@ -298,31 +314,32 @@ template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __noinline__ uint32
             }
         }
         block_barrier();
-        const uint32_t tag = a.turn + phase;
+        // A warp joins 64 elements of a head, two a lane; a lane has the factor of the warp of its number.
 #pragma unroll 1
-        for (int i = threadIdx.x; i < nq * d; i += blockDim.x) {
-            const int q = i / d, e = i % d;
-            float m = -INFINITY, l = 0.0f, acc = 0.0f;
-#pragma unroll 4
-            for (int w = 0; w < used; w++) m = fmaxf(m, s.ml[w][q].x);
+        for (int i = warp; i < nq * NJ; i += n_warp) {
+            const int q = i / NJ, e = i % NJ * 64 + 2 * lane;
+            const float2 ml = lane < used ? s.ml[lane][q] : make_float2(-INFINITY, 0.0f);
+            const float m = warp_max(ml.x), mine = power_of_two(ml.x - m), l = warp_sum(mine * ml.y);
+            float x0 = 0.0f, x1 = 0.0f;
 #pragma unroll 4
             for (int w = 0; w < used; w++) {
-                const float2 ml = s.ml[w][q];
-                const float f = power_of_two(ml.x - m);
-                l += f * ml.y, acc += f * sums_of(w)[q * ldo + e];
+                const float f = __shfl_sync(ALL, mine, w), *o = sums_of(w) + q * ldo + e;
+                x0 += f * o[0], x1 += f * o[1];
             }
+            if (!EXACT && e >= d) continue;
             if (n_split == 1) {
-                hand_over(h.p.out + size_t(head0 + q) * d + e, quotient(acc, l));
+                const float f = reciprocal(l);
+                show(reinterpret_cast<float2*>(h.p.out + unsigned(head0 + q) * d + e), make_float2(f * x0, f * x1));
                 if (e == 0) h.p.head_ml[head0 + q] = make_float2(m, l);
             } else {
-                show(a.part + (size_t(head0 + q) * a.max_splits + split) * d + e, part_of(acc, m, l, tag));
+                show(part_at(a, d, head0 + q, split, e / 2), part_of(x0, x1, lane % 2 ? l : m, a.turn + phase));
             }
         }
-        if (n_split > 1) join_splits(h, head0, nq, split, n_split);
+        if (n_split > 1) join_splits(h, d, head0, nq, split, n_split);
         if (to == n_pages) {
             // The block that attends to the last page puts the current key and value there.
             const size_t row = (size_t(a.place(h.p.layer)) * a.n_head_kv + kv) * d;
-            for (int e = threadIdx.x; e < d; e += blockDim.x) h.p.pool_k[row + e] = s.k[e], h.p.pool_v[row + e] = s.v[e];
+            if (warp < 2 && 8 * lane < d) *reinterpret_cast<uint4*>((warp ? h.p.pool_v : h.p.pool_k) + row + 8 * lane) = *reinterpret_cast<const uint4*>((warp ? s.v : s.k) + 8 * lane);
         }
         block_barrier();
     }

@@ -423,7 +423,7 @@ impl Builder {
         let units = n_head_kv * (n_head / n_head_kv).div_ceil(UNIT);
         let max_splits = (n_sm / units).clamp(1, MAX_SPLITS);
         let counters = gpu.alloc(192)?;
-        let part = gpu.alloc(n_head * max_splits * head_dim * 16)?;
+        let part = gpu.alloc(n_head * max_splits * head_dim * 8)?;
         let best = gpu.alloc(8)?;
         let told = gpu.pinned(8)?;
         let set = self.places.last().map_or(0, |p| p.from + p.bytes);
