@@ -447,7 +447,6 @@ impl Builder {
             phases.push(gpu.buffer_of(bytes)?);
         }
         let emulated = gpu.info().name == "emulator";
-        let block = if emulated { 128 } else { BLOCK };
         let args = [0, 1].map(|k: usize| args::Step {
             phases: phases[k].view().at,
             unused: bases[1 - k],
@@ -474,7 +473,7 @@ impl Builder {
             max_splits: max_splits as u32,
             neox: s.pairs.code(),
             mean: u32::from(s.mean),
-            warp_bits: (block / 32).ilog2(),
+            warp_bits: (BLOCK / 32).ilog2(),
             scale: s.scale,
             n_layer: s.n_layer as u32,
             n_words: (2 + 2 * s.n_layer + head_dim) as u32,
@@ -482,7 +481,7 @@ impl Builder {
         });
         let launch = Launch {
             grid: [n_sm as u32, 1, 1],
-            block,
+            block: BLOCK,
             shared: shared as u32,
             together: true,
         };
