@@ -6,10 +6,34 @@
 #include "types.cuh"
 
 constexpr int UNIT = 8;  // queries of a warp
-constexpr int MAX_D = 128, LDQ = MAX_D + 32;
+constexpr int MAX_D = 128;
 
-// Queries as the sum of two f16, and a row to spare; zero beyond head_dim.
-using Queries = uint16_t[2][UNIT + 1][LDQ];
+__device__ __forceinline__ void split_half(float x, uint16_t& hi, uint16_t& lo) {
+    hi = float_to_half(x);
+    lo = float_to_half(x - half_to_float(hi));
+}
+
+// Queries as the sum of two f16, zero beyond head_dim. A word of the one is followed by that of the other, as products want them; rows
+// are 16 bytes longer than they must be, so that lanes which read them together meet different banks.
+struct Queries {
+    uint32_t w[UNIT][MAX_D + 4];
+
+    __device__ __forceinline__ void put(int i, int e, float x) {
+        uint16_t* at = reinterpret_cast<uint16_t*>(w[i] + e / 2 * 2) + e % 2;
+        split_half(x, at[0], at[2]);
+    }
+    // Elements e and e + 1, e even.
+    __device__ __forceinline__ void put(int i, int e, const float2& x) {
+        uint16_t hi[2], lo[2];
+        split_half(x.x, hi[0], lo[0]), split_half(x.y, hi[1], lo[1]);
+        *reinterpret_cast<uint2*>(w[i] + e) = make_uint2(hi[0] | uint32_t(hi[1]) << 16, lo[0] | uint32_t(lo[1]) << 16);
+    }
+    // What a lane has of dimensions 32 c + 8 t .. of query g: the first four, or the others.
+    __device__ __forceinline__ void part(int g, int t, int c, int i, uint32_t (&a)[4]) const {
+        const uint4 v = *reinterpret_cast<const uint4*>(w[g] + 32 * c + 8 * t + 4 * i);
+        a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
+    }
+};
 
 // The pool of a layer.
 struct Pool {
@@ -18,11 +42,6 @@ struct Pool {
     int n_kv;
     int d;              // a multiple of 8, at most MAX_D
 };
-
-__device__ __forceinline__ void split_half(float x, uint16_t& hi, uint16_t& lo) {
-    hi = float_to_half(x);
-    lo = float_to_half(x - half_to_float(hi));
-}
 
 // Brings keys and values of a page and a head to the L2 cache; a lane asks for a row of each.
 __device__ __forceinline__ void bring_page(const Pool& pool, uint32_t slot, int kv) {
@@ -128,7 +147,9 @@ __device__ __forceinline__ void bound(const Seen& s, float (&e)[4]) {
 }
 
 // What the keys of a page come to. `rows`: those that query g may see; `ml` becomes maximum and sum of exponentials of the page.
-template <int NJ, class Rows> __device__ __forceinline__ Shares share_out(Scores scores, Rows rows, Sums<NJ>& sum, float2& ml) {
+// TWO: scores are exponents of two, else of e.
+template <bool TWO> __device__ __forceinline__ float power(float x) { return TWO ? power_of_two(x) : __expf(x); }
+template <bool TWO = false, int NJ, class Rows> __device__ __forceinline__ Shares share_out(Scores scores, Rows rows, Sums<NJ>& sum, float2& ml) {
     const int t = threadIdx.x % 4;
     float(&e)[4] = scores.e;
     bound(rows, e);
@@ -144,10 +165,10 @@ template <int NJ, class Rows> __device__ __forceinline__ Shares share_out(Scores
     const float top = mp == -INFINITY ? 0.0f : mp;
     float lp = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 4; i++) e[i] = __expf(e[i] - top), lp += e[i];
+    for (int i = 0; i < 4; i++) e[i] = power<TWO>(e[i] - top), lp += e[i];
     lp += __shfl_xor_sync(ALL, lp, 1);
     lp += __shfl_xor_sync(ALL, lp, 2);
-    const float m_new = fmaxf(sum.m, mp), at = m_new == -INFINITY ? 0.0f : m_new, f_old = __expf(sum.m - at), f_new = __expf(mp - at);
+    const float m_new = fmaxf(sum.m, mp), at = m_new == -INFINITY ? 0.0f : m_new, f_old = power<TWO>(sum.m - at), f_new = power<TWO>(mp - at);
     sum.m = m_new, sum.l = sum.l * f_old + lp * f_new;
 #pragma unroll
     for (int i = 0; i < 4; i++) e[i] *= f_new;
@@ -156,23 +177,22 @@ template <int NJ, class Rows> __device__ __forceinline__ Shares share_out(Scores
 }
 
 // The keys of a page, `key(c, i)` as `PageOf` has them.
-template <int NC, int NJ, class Keys, class Rows>
+template <int NC, bool TWO = false, int NJ, class Keys, class Rows>
 __device__ __forceinline__ Shares attend_keys(const Keys& keys, const Queries& q, Rows rows, Sums<NJ>& sum, float2& ml) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     float c0[4] = {}, c1[4] = {};
 #pragma unroll
     for (int c = 0; c < NC; c++) {
-        const uint4 hi = *reinterpret_cast<const uint4*>(&q[0][g][32 * c + 8 * t]);
-        const uint4 lo = *reinterpret_cast<const uint4*>(&q[1][g][32 * c + 8 * t]);
         const uint4 k0 = keys.key(c, 0), k1 = keys.key(c, 1);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const uint32_t a[4] = {word(hi, 2 * i), word(lo, 2 * i), word(hi, 2 * i + 1), word(lo, 2 * i + 1)};
+            uint32_t a[4];
+            q.part(g, t, c, i, a);
             mma_16816(c0, a, {word(k0, 2 * i), word(k0, 2 * i + 1)});
             mma_16816(c1, a, {word(k1, 2 * i), word(k1, 2 * i + 1)});
         }
     }
-    return share_out(Scores(c0, c1), rows, sum, ml);
+    return share_out<TWO>(Scores(c0, c1), rows, sum, ml);
 }
 
 // The values of a page.

@@ -105,8 +105,6 @@ template <class T, int NC> __device__ __forceinline__ Scores scores_of(const uin
 #pragma unroll
     for (int c = 0; c < NC; c++) {
         if (32 * c >= d) break;
-        const uint4 hi = *reinterpret_cast<const uint4*>(&q[0][g][32 * c + 8 * t]);
-        const uint4 lo = *reinterpret_cast<const uint4*>(&q[1][g][32 * c + 8 * t]);
         uint4 k[2];
         T::keys(page, d, c, pairs, k);
         float p0[4] = {}, p1[4] = {};
@@ -114,7 +112,8 @@ template <class T, int NC> __device__ __forceinline__ Scores scores_of(const uin
         float(&s1)[4] = T::SCALED ? p1 : c1;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const uint32_t a[4] = {word(hi, 2 * i), word(lo, 2 * i), word(hi, 2 * i + 1), word(lo, 2 * i + 1)};
+            uint32_t a[4];
+            q.part(g, t, c, i, a);
             mma_16816(s0, a, {word(k[0], 2 * i), word(k[0], 2 * i + 1)});
             mma_16816(s1, a, {word(k[1], 2 * i), word(k[1], 2 * i + 1)});
         }

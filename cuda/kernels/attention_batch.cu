@@ -59,7 +59,7 @@ template <int NC, int NJ, bool EXACT, bool TIERS, bool BOUNDED> __device__ __for
     if (nq <= 0) return;
     auto row = [&](int i) { return (size_t((q0 + i) / group) * a.n_head + kv * group + (q0 + i) % group) * d; };
     for (int i = 0; i < UNIT; i++) {
-        for (int e = lane; e < MAX_D; e += WARP) split_half(i < nq && e < d ? a.scale * a.q[row(i) + e] : 0.0f, q[0][i][e], q[1][i][e]);
+        for (int e = lane; e < MAX_D; e += WARP) q.put(i, e, i < nq && e < d ? a.scale * a.q[row(i) + e] : 0.0f);
     }
     __syncwarp();
     const int n_pages = *a.n_pages, pos0 = *a.pos, last = pos0 + (q0 + nq - 1) / group, seen = pos0 + min(q0 + g, all - 1) / group;

@@ -85,10 +85,21 @@ __device__ __forceinline__ uint4 fresh16(const void* p) {
     return v;
 }
 
+__device__ __forceinline__ uint32_t fresh4(const void* p) {
+    uint32_t v;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
 // What blocks of a launch hand to each other without a barrier: a word is written once, and read until it is no longer SENTINEL.
 __device__ __forceinline__ float look(const float* p) {
     float v;
     asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ float2 look(const float2* p) {
+    float2 v;
+    asm volatile("ld.relaxed.gpu.global.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
     return v;
 }
 __device__ __forceinline__ float4 look(const float4* p) {
@@ -97,6 +108,12 @@ __device__ __forceinline__ float4 look(const float4* p) {
     return v;
 }
 __device__ __forceinline__ void show(float* p, float v) { asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory"); }
+__device__ __forceinline__ void show(float2* p, const float2& v) {
+    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(v.x), "f"(v.y) : "memory");
+}
+__device__ __forceinline__ void show(float4* p, const float4& v) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
 // Sixteen bytes that are seen together.
 __device__ __forceinline__ uint4 look(const uint4* p) {
     uint64_t lo, hi;
@@ -200,6 +217,17 @@ __device__ __forceinline__ void load_fragments(uint32_t (&r)[4], const void* row
                  : "memory");
 }
 __device__ __forceinline__ float quotient(float a, float b) { return __fdividef(a, b); }
+// One instruction each; what is smaller than any normal number is zero.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 // A number that the compiler knows nothing about, so that it does not compute ahead of a branch what is needed behind it.
 __device__ __forceinline__ int opaque(int x) {

@@ -60,6 +60,7 @@ inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
+inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 template <class T> inline T __ldg(const T* p) { return *p; }
 
 inline uint4 ld16(const void* p) { return *static_cast<const uint4*>(p); }
@@ -69,10 +70,14 @@ inline uint16_t ld2(const void* p) { return *static_cast<const uint16_t*>(p); }
 
 inline float2 fresh(const float2* p) { return *p; }
 inline uint4 fresh16(const void* p) { return ld16(p); }
+inline uint32_t fresh4(const void* p) { return ld4(p); }
 inline float look(const float* p) { return *p; }
+inline float2 look(const float2* p) { return *p; }
 inline float4 look(const float4* p) { return *p; }
 inline uint4 look(const uint4* p) { return *p; }
 inline void show(float* p, float v) { *p = v; }
+inline void show(float2* p, const float2& v) { *p = v; }
+inline void show(float4* p, const float4& v) { *p = v; }
 inline void show(uint4* p, const uint4& v) { *p = v; }
 inline void raise(uint64_t* p, uint64_t v) { *p = *p > v ? *p : v; }
 inline bool elected() { return threadIdx.x % 32 == 0; }
@@ -106,6 +111,8 @@ inline void load_fragments(uint32_t (&r)[4], const void* row) {
     __syncwarp();
 }
 inline float quotient(float a, float b) { return a / b; }
+inline float power_of_two(float x) { return exp2f(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 inline void bring(const void*) {}
 inline int opaque(int x) { return x; }
 inline uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {

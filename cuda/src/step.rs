@@ -24,7 +24,7 @@ const STEP_SHARED: usize =
     (size_of::<args::Step>() + 4 * (size_of::<Phase>() + 8) + 16 * (8 * 8 + 4))
         .next_multiple_of(128)
         + 16 * (9 << 10);
-const ATTEND_SHARED: usize = 2 * (UNIT + 1) * (MAX_D + 32) * 2 + 16 * UNIT * 8;
+const ATTEND_SHARED: usize = UNIT * (MAX_D + 4) * 4 + 2 * MAX_D * 2 + 16 * UNIT * 8;
 /// Widest head, and query heads of a unit of attention.
 const MAX_D: usize = 128;
 const UNIT: usize = 8;
@@ -142,6 +142,9 @@ impl Builder {
             head_dim.is_multiple_of(8) && head_dim <= MAX_D && n_head.is_multiple_of(n_head_kv),
             || format!("heads of {head_dim} elements"),
         );
+        new.want(shape.pairs.code().is_multiple_of(2), || {
+            "an odd number of pairs that rotate".to_owned()
+        });
         new
     }
 
@@ -420,7 +423,7 @@ impl Builder {
         let units = n_head_kv * (n_head / n_head_kv).div_ceil(UNIT);
         let max_splits = (n_sm / units).clamp(1, MAX_SPLITS);
         let counters = gpu.alloc(192)?;
-        let part = gpu.alloc(n_head * max_splits * head_dim * 16)?;
+        let part = gpu.alloc(n_head * max_splits * head_dim * 8)?;
         let best = gpu.alloc(8)?;
         let told = gpu.pinned(8)?;
         let set = self.places.last().map_or(0, |p| p.from + p.bytes);
@@ -444,7 +447,6 @@ impl Builder {
             phases.push(gpu.buffer_of(bytes)?);
         }
         let emulated = gpu.info().name == "emulator";
-        let block = if emulated { 128 } else { BLOCK };
         let args = [0, 1].map(|k: usize| args::Step {
             phases: phases[k].view().at,
             unused: bases[1 - k],
@@ -471,7 +473,7 @@ impl Builder {
             max_splits: max_splits as u32,
             neox: s.pairs.code(),
             mean: u32::from(s.mean),
-            warp_bits: (block / 32).ilog2(),
+            warp_bits: (BLOCK / 32).ilog2(),
             scale: s.scale,
             n_layer: s.n_layer as u32,
             n_words: (2 + 2 * s.n_layer + head_dim) as u32,
@@ -479,7 +481,7 @@ impl Builder {
         });
         let launch = Launch {
             grid: [n_sm as u32, 1, 1],
-            block,
+            block: BLOCK,
             shared: shared as u32,
             together: true,
         };

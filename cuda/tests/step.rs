@@ -45,6 +45,52 @@ fn product(w: &[f32], x: &[f32]) -> Vec<f32> {
     w.chunks_exact(x.len()).map(|row| dot(row) as f32).collect()
 }
 
+/// What happens to a head's queries and keys before attention.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    normed: bool,
+    pairs: Option<Pairs>,
+}
+
+const EPS: f32 = 1e-6;
+
+impl Before {
+    /// Cosines and sines, those of pairs that do not rotate included.
+    fn angles(self, d: usize) -> Vec<f32> {
+        let rotating = match self.pairs {
+            None => 0,
+            Some(Pairs::Neighbours) => d / 2,
+            Some(Pairs::Halves(n)) => n,
+        };
+        let angle = |i: usize| if i < rotating { 0.3 + i as f32 } else { 0.0 };
+        (0..d / 2)
+            .flat_map(|i| [angle(i).cos(), angle(i).sin()])
+            .collect()
+    }
+
+    fn apply(self, x: &[f32], w: &[f32]) -> Vec<f32> {
+        let (mut all, d) = (x.to_vec(), w.len());
+        for x in all.chunks_exact_mut(d) {
+            if self.normed {
+                let mean = x.iter().map(|x| x * x).sum::<f32>() / d as f32;
+                let f = 1.0 / (mean + EPS).sqrt();
+                x.iter_mut().zip(w).for_each(|(x, w)| *x *= f * w);
+            }
+            let angles = self.angles(d);
+            for (i, cs) in angles.chunks_exact(2).enumerate() {
+                let (a, b) = match self.pairs {
+                    Some(Pairs::Neighbours) => (2 * i, 2 * i + 1),
+                    Some(Pairs::Halves(n)) if i < n => (i, i + n),
+                    _ => continue,
+                };
+                let (xa, xb) = (x[a], x[b]);
+                (x[a], x[b]) = (xa * cs[0] - xb * cs[1], xa * cs[1] + xb * cs[0]);
+            }
+        }
+        all
+    }
+}
+
 #[test]
 fn a_step_attends_to_pages_of_any_tier() {
     for gpu in gpus() {
@@ -71,7 +117,19 @@ fn a_step_attends_to_pages_of_any_tier() {
             // Steps attend in one launch where new pages are f16.
             let pools = POOLS.iter().filter(|p| fits(p, h) && p[0] == [F16; 2]);
             let sizes = [1, 2, 19, if slow { 40 } else { 600 }];
+            let norms = [0, 1].map(|_| rng.normals(d));
+            let norm_views = [0, 1].map(|i| gpu.buffer_of(&bytes_of(&norms[i])).expect("norm"));
+            let kinds = [
+                (false, None),
+                (true, Some(Pairs::Halves(d / 2))),
+                (false, Some(Pairs::Neighbours)),
+                (true, Some(Pairs::Halves(d / 4))),
+                (true, Some(Pairs::Neighbours)),
+            ];
+            let mut kinds = kinds.into_iter().cycle();
             for (types, n_pages) in pools.flat_map(|p| sizes.map(|n| (p, n))) {
+                let (normed, pairs) = kinds.next().expect("a cycle");
+                let before = Before { normed, pairs };
                 let token = rng.below(8);
                 let rows_used = 1 + rng.below(PAGE);
                 let mut pool = Pool::new(&gpu, &mut rng, h, types, n_pages, rows_used);
@@ -80,6 +138,7 @@ fn a_step_attends_to_pages_of_any_tier() {
                 let place = slot * PAGE as u32 + rows_used as u32 - 1;
                 let x = &rows[token * N_EMBD..][..N_EMBD];
                 let [qx, kx, vx] = [&q, &k, &v].map(|w| product(w, x));
+                let (qx, kx) = (before.apply(&qx, &norms[0]), before.apply(&kx, &norms[1]));
                 // The row of the token is not there yet: the step computes and stores it.
                 for (part, new) in pool.parts[0].iter_mut().zip([&kx, &vx]) {
                     let at = place as usize * n_head_kv * d;
@@ -104,7 +163,7 @@ fn a_step_attends_to_pages_of_any_tier() {
                         heads: h,
                         n_layer: 1,
                         max_pages: n_pages,
-                        pairs: Pairs::Halves(d / 2),
+                        pairs: pairs.unwrap_or(Pairs::Neighbours),
                         mean: false,
                         scale,
                     },
@@ -122,6 +181,8 @@ fn a_step_attends_to_pages_of_any_tier() {
                     mode: Mode::Store,
                 });
                 let first = pool.tiers[0].expect("a first tier");
+                let angles = before.angles(d);
+                let angle_view = gpu.buffer_of(&bytes_of(&angles)).expect("angles");
                 let store = Store {
                     k: first.k,
                     v: first.v,
@@ -131,10 +192,10 @@ fn a_step_attends_to_pages_of_any_tier() {
                     q: qb.view(),
                     k: kb.view(),
                     v: vb.view(),
-                    q_norm: None,
-                    k_norm: None,
-                    rope: None,
-                    pairs: Pairs::Halves(d / 2),
+                    q_norm: normed.then(|| (norm_views[0].view(), EPS)),
+                    k_norm: normed.then(|| (norm_views[1].view(), EPS)),
+                    rope: pairs.map(|_| angle_view.view()),
+                    pairs: pairs.unwrap_or(Pairs::Neighbours),
                     store: Some(store),
                 };
                 let attention = Attention {
@@ -155,7 +216,6 @@ fn a_step_attends_to_pages_of_any_tier() {
                     Err(_) if gpu.info().sm < (9, 0) && !slow => return,
                     Err(why) => panic!("{why}"),
                 };
-                let angles = vec![0.0; d];
                 program
                     .run(&Inputs {
                         pos,
@@ -166,7 +226,7 @@ fn a_step_attends_to_pages_of_any_tier() {
                     })
                     .expect("step");
                 gpu.synchronize().expect("step");
-                let what = format!("{gpu:?} {h:?} {types:?} {n_pages} pages");
+                let what = format!("{gpu:?} {h:?} {types:?} {n_pages} pages, {before:?}");
                 let (want, masses) = pool.reference(h, &qx, pos, &Rules::scaled(scale));
                 let e = nmse(&read(&gpu, out.view()), &want);
                 // Tensor cores round the weights of the values to f16.
