@@ -165,7 +165,7 @@ __device__ __forceinline__ bool elected() {
 }
 __device__ __forceinline__ uint64_t clock_now() { return clock64(); }
 
-// Copies from global to shared memory that one thread asks for and that are counted by a barrier in shared memory: `expect` says
+// Copies from global to shared memory that one thread asks for and that are counted by a barrier in shared memory, all named by where they lie there (`shared_at`): `expect` says
 // how many bytes will come, `copy` brings some of them (addresses and sizes are multiples of 16), `landed` waits for the end of the
 // barrier's phase of that parity; phases begin at 0. What is copied is used once, so it leaves the L2 cache first: gigabytes of weights pass
 // through it in a step, and would take activations and the kernel's own instructions with them.
@@ -173,34 +173,29 @@ __device__ __forceinline__ uint32_t shared_at(const void* p) { return uint32_t(_
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ void expect_init(uint64_t* b) { asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_at(b)) : "memory"); }
 __device__ __forceinline__ void expect_ready() { asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async;" ::: "memory"); }
-__device__ __forceinline__ void expect(uint64_t* b, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_at(b)), "r"(bytes) : "memory");
+__device__ __forceinline__ void expect(uint32_t b, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void copy(void* to, const void* from, uint32_t bytes, uint64_t* b) {
+__device__ __forceinline__ void copy(uint32_t to, const void* from, uint32_t bytes, uint32_t b) {
     uint64_t once;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_at(to)),
-                 "l"(from), "r"(bytes), "r"(shared_at(b)), "l"(once)
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes), "r"(b), "l"(once)
                  : "memory");
 }
 // The same of what is used again.
-__device__ __forceinline__ void copy_kept(void* to, const void* from, uint32_t bytes, uint64_t* b) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_at(to)), "l"(from), "r"(bytes),
-                 "r"(shared_at(b))
-                 : "memory");
+__device__ __forceinline__ void copy_kept(uint32_t to, const void* from, uint32_t bytes, uint32_t b) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(b) : "memory");
 }
-__device__ __forceinline__ void landed(uint64_t* b, uint32_t parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(shared_at(b)), "r"(parity)
-        : "memory");
+__device__ __forceinline__ void landed(uint32_t b, uint32_t parity) {
+    asm volatile("{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(b), "r"(parity) : "memory");
 }
 #else
 __device__ __forceinline__ void expect_init(uint64_t*) {}
 __device__ __forceinline__ void expect_ready() {}
-__device__ __forceinline__ void expect(uint64_t*, uint32_t) {}
-__device__ __forceinline__ void copy(void*, const void*, uint32_t, uint64_t*) {}
-__device__ __forceinline__ void copy_kept(void*, const void*, uint32_t, uint64_t*) {}
-__device__ __forceinline__ void landed(uint64_t*, uint32_t) {}
+__device__ __forceinline__ void expect(uint32_t, uint32_t) {}
+__device__ __forceinline__ void copy(uint32_t, const void*, uint32_t, uint32_t) {}
+__device__ __forceinline__ void copy_kept(uint32_t, const void*, uint32_t, uint32_t) {}
+__device__ __forceinline__ void landed(uint32_t, uint32_t) {}
 #endif
 // Copies of 16 bytes to shared memory that every thread asks for itself, in groups; waits until but one of its groups are there.
 __device__ __forceinline__ void copy16(void* to, const void* from) {
@@ -234,6 +229,7 @@ __device__ __forceinline__ int opaque(int x) {
     asm volatile("" : "+r"(x));
     return x;
 }
+__device__ __forceinline__ uint32_t opaque(uint32_t x) { return uint32_t(opaque(int(x))); }
 // The lowest byte of each.
 __device__ __forceinline__ uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);

@@ -52,6 +52,13 @@ template <class T> inline T __shfl_xor_sync(unsigned mask, T x, int bits) {
     return __shfl_sync(mask, x, (threadIdx.x % 32) ^ bits);
 }
 
+inline bool __any_sync(unsigned, bool x) {
+    bool all[32], any = false;
+    emulated_exchange(&x, all, sizeof x);
+    for (bool b : all) any |= b;
+    return any;
+}
+
 inline uint32_t __float_as_uint(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 inline float __uint_as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 inline int __float2int_rn(float x) { return int(nearbyintf(x)); }
@@ -92,11 +99,12 @@ inline uint64_t clock_now() { return 0; }
 // A barrier counts its phases; what is asked for is there at once.
 inline void expect_init(uint64_t* b) { *b = 0; }
 inline void expect_ready() {}
-inline void expect(uint64_t* b, uint32_t) { ++*b; }
-inline void copy(void* to, const void* from, uint32_t bytes, uint64_t*) { memcpy(to, from, bytes); }
-inline void copy_kept(void* to, const void* from, uint32_t bytes, uint64_t*) { memcpy(to, from, bytes); }
-inline void landed(const uint64_t* b, uint32_t parity) {
-    while ((*b & 1) == parity) spin();
+inline uint32_t shared_at(const void* p) { return uint32_t(static_cast<const unsigned char*>(p) - emulated_shared); }
+inline void expect(uint32_t b, uint32_t) { ++*reinterpret_cast<uint64_t*>(emulated_shared + b); }
+inline void copy(uint32_t to, const void* from, uint32_t bytes, uint32_t) { memcpy(emulated_shared + to, from, bytes); }
+inline void copy_kept(uint32_t to, const void* from, uint32_t bytes, uint32_t) { memcpy(emulated_shared + to, from, bytes); }
+inline void landed(uint32_t b, uint32_t parity) {
+    while ((*reinterpret_cast<const uint64_t*>(emulated_shared + b) & 1) == parity) spin();
 }
 inline void copy16(void* to, const void* from) { memcpy(to, from, 16); }
 inline void copies_commit() {}
@@ -115,6 +123,7 @@ inline float power_of_two(float x) { return exp2f(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline void bring(const void*) {}
 inline int opaque(int x) { return x; }
+inline uint32_t opaque(uint32_t x) { return x; }
 inline uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return (a & 0xff) | (b & 0xff) << 8 | (c & 0xff) << 16 | d << 24;
 }

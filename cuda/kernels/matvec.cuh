@@ -38,15 +38,15 @@ struct MatVec {
 
 template <class T> __device__ __forceinline__ void blocks(const uint8_t* r0, const uint8_t* r1, int n_in, const Act& x, float (&acc)[ROWS]) {
     for (int p = threadIdx.x; p < n_in / T::PIECE; p += blockDim.x) {
-        acc[0] += T::dot(T::template load<Global>(r0, n_in / T::BLOCK, p), p, x);
-        acc[1] += T::dot(T::template load<Global>(r1, n_in / T::BLOCK, p), p, x);
+        acc[0] += T::dot(load_piece<T>(r0, n_in / T::BLOCK, p), p, x);
+        acc[1] += T::dot(load_piece<T>(r1, n_in / T::BLOCK, p), p, x);
     }
 }
 template <class T> __device__ __forceinline__ void plain(const uint8_t* r0, const uint8_t* r1, int n_in, const Act& x, float (&acc)[ROWS]) {
     int p = threadIdx.x;
     for (; 8 * p + 8 <= n_in; p += blockDim.x) {
-        acc[0] += T::dot(T::template load<Global>(r0, n_in, p), p, x);
-        acc[1] += T::dot(T::template load<Global>(r1, n_in, p), p, x);
+        acc[0] += T::dot(load_piece<T>(r0, n_in, p), p, x);
+        acc[1] += T::dot(load_piece<T>(r1, n_in, p), p, x);
     }
     if (8 * p < n_in) acc[0] += T::dot_tail(r0, n_in, p, x), acc[1] += T::dot_tail(r1, n_in, p, x);
 }

@@ -3,28 +3,32 @@
 
 struct Repack {
     const uint8_t* src;  // (n_row, n_block, block_bytes) as in the file
-    uint8_t* dst;        // (n_row, row_bytes) planes
+    uint8_t* dst;        // (n_row, row_bytes) chunks of planes
     uint64_t n_row;
     uint32_t n_block;
     uint32_t block_bytes;
     uint32_t row_bytes;
     uint32_t n_plane;
+    uint32_t chunk;      // blocks of a chunk
+    uint32_t pad;
     uint32_t offset[4];  // of each plane's part in a block
     uint32_t length[4];
 };
 
-// Blocks of the file to planes (types.cuh). Grid: (any). A thread copies bytes; padding becomes zero.
+// Blocks of the file to chunks of planes (types.cuh). Grid: (any). A thread copies bytes; padding becomes zero.
 KERNEL repack(const Repack a) {
     begin();
     const uint64_t total = a.n_row * a.row_bytes;
     for (uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += uint64_t(gridDim.x) * blockDim.x) {
         const uint64_t row = i / a.row_bytes;
         uint32_t at = uint32_t(i % a.row_bytes);
+        const uint32_t first = at / (a.chunk * a.block_bytes) * a.chunk, n_block = min(a.chunk, a.n_block - first);
+        at -= first * a.block_bytes;
         uint8_t v = 0;
         for (uint32_t p = 0; p < a.n_plane; p++) {
-            const uint32_t bytes = a.length[p] * a.n_block, padded = (bytes + 15) & ~15u;
+            const uint32_t bytes = a.length[p] * n_block, padded = (bytes + 15) & ~15u;
             if (at < padded) {
-                if (at < bytes) v = a.src[(row * a.n_block + at / a.length[p]) * a.block_bytes + a.offset[p] + at % a.length[p]];
+                if (at < bytes) v = a.src[(row * a.n_block + first + at / a.length[p]) * a.block_bytes + a.offset[p] + at % a.length[p]];
                 break;
             }
             at -= padded;

@@ -4,7 +4,7 @@
 
 // Row of the embedding matrix. Blocks take 16 elements in turn.
 __device__ __noinline__ uint32_t embed_token(const uint32_t at) {
-    const Here h = here(at / 2);
+    const Here h = here(at);
     trace(h, 0);
     const Matrix& m = h.p.m[0];
     const int n = h.p.n_in, units = (n + 15) / 16;
@@ -24,11 +24,13 @@ __device__ __noinline__ uint32_t embed_token(const uint32_t at) {
 
 // The largest of this block's results of the phase before.
 __device__ __noinline__ uint32_t find_best(const uint32_t at) {
-    const Here h = here(at / 2);
+    const Here h = here(at);
     const Matrix& m = h.p.m[0];
     trace(h, 0);
-    const int block = blockIdx.x, rest = m.rest, from = m.wide * (m.per_block * block + min(block, rest));
-    const int to = min(from + int(m.wide * (m.per_block + (block < rest))), int(m.n_out));
+    DYNAMIC_SHARED(StepShared, shared);
+    const Work* work = shared->work[h.phase % 4];
+    const Work& last = work[blockDim.x / WARP - 1];
+    const int from = work[0].row, to = min(last.row + last.n_row, m.n_out);
     uint64_t best = 0;
     for (int i = from + threadIdx.x; i < to; i += blockDim.x) {
         const uint64_t key = logit_key(look(m.out + i), i);
@@ -54,54 +56,52 @@ template <bool TIERS> __device__ __forceinline__ void run_step(const Step& a) {
     static_assert(sizeof(Phase) % 16 == 0 && sizeof(Step) % 16 == 0, "phases are copied in bulk");
     auto fetch = [&](uint32_t i) {
         if (i >= a.n_phase || threadIdx.x != 0) return;
-        expect(s->fetched + i % 4, sizeof(Phase));
-        copy_kept(s->p + i % 4, a.phases + i, sizeof(Phase), s->fetched + i % 4);
+        const uint32_t n_warp = blockDim.x / WARP, work = n_warp * sizeof(Work);
+        const uint32_t fetched = shared_at(s->fetched + i % 4);
+        expect(fetched, sizeof(Phase) + work);
+        copy_kept(shared_at(s->p + i % 4), a.phases + i, sizeof(Phase), fetched);
+        copy_kept(shared_at(s->work[i % 4]), a.work + (i * gridDim.x + blockIdx.x) * n_warp, work, fetched);
     };
     if (threadIdx.x < STEP_WARPS * MAX_STAGES) expect_init(&s->landing[0][threadIdx.x]);
     if (threadIdx.x < 4) expect_init(s->fetched + threadIdx.x);
     for (uint32_t i = threadIdx.x; i < (offsetof(Step, words) + 15) / 16 + (a.n_words + 3) / 4; i += blockDim.x)
         reinterpret_cast<uint4*>(&s->a)[i] = reinterpret_cast<const uint4*>(&a)[i];
-    if (threadIdx.x < STEP_WARPS) s->parity[threadIdx.x] = 0;
     expect_ready();
     block_barrier();
-    fetch(0);
-    fetch(1);
+    for (int i = 0; i < 3; i++) fetch(i);
     for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < a.n_unused; i += gridDim.x * blockDim.x)
         a.unused[i] = make_uint4(SENTINEL, SENTINEL, SENTINEL, SENTINEL);
-    // Twice the phase, plus one if the ring has been filled for it. Functions that are called hand it back: registers that live across a
-    // call end up in local memory, for which hardly any cache is left beside the rings.
-    uint32_t at = 0;
-    while (at / 2 < a.n_phase) {
-        landed(s->fetched + at / 2 % 4, at / 8 % 2);
-        const uint32_t kind = s->p[at / 2 % 4].kind;
-        if (kind == ATTEND || kind == WEIGH || kind == BEST) block_barrier();
-        if (kind == EMBED) at = embed_token(at);
-        if (kind == WEIGH) at = weigh(at);
-        if (kind == BEST) at = find_best(at);
-        // While attention is computed the weights of the phase behind can be on their way.
-        if (kind == PRODUCTS || (kind == ATTEND && at / 2 + 1 < a.n_phase)) {
-            const uint32_t phase = at / 2 + (kind == ATTEND);
-            landed(s->fetched + phase % 4, phase / 4 % 2);
-            if (s->p[phase % 4].kind == PRODUCTS) {
-                products(phase, kind == ATTEND ? FILL : at % 2 ? FILLED : EMPTY);
-                at = at / 2 * 2 + (kind == ATTEND);
+    landed(shared_at(s->fetched), 0);
+    begin_asking(*s);
+    // Functions that are called hand the number back: registers that live across a call end up in local memory, for which hardly any cache is
+    // left beside the rings.
+    uint32_t phase = 0;
+    while (phase < a.n_phase) {
+        landed(shared_at(s->fetched + phase % 4), phase / 4 % 2);
+        const uint32_t kind = s->p[phase % 4].kind;
+        if (kind == PRODUCTS) {
+            products(phase);
+        } else {
+            if (kind != EMBED) block_barrier();
+            if (kind == EMBED) phase = embed_token(phase);
+            if (kind == WEIGH) phase = weigh(phase);
+            if (kind == BEST) phase = find_best(phase);
+            if (kind == ATTEND) {
+                if (!is_attending(phase)) {
+                    trace(here(phase), 0), trace(here(phase), 1);
+                } else if (a.head_dim == 64) {
+                    phase = attend<2, 1, true, TIERS>(phase);
+                } else if (a.head_dim == 128) {
+                    phase = attend<4, 2, true, TIERS>(phase);
+                } else {
+                    phase = attend<4, 2, false, TIERS>(phase);
+                }
+                if (s->p[phase % 4].arrive && threadIdx.x == 0) release_add(a.arrived);
             }
-        }
-        if (kind == ATTEND) {
-            if (!is_attending(at / 2)) {
-                trace(here(at / 2), 0), trace(here(at / 2), 1);
-            } else if (a.head_dim == 64) {
-                at = attend<2, 1, true, TIERS>(at);
-            } else if (a.head_dim == 128) {
-                at = attend<4, 2, true, TIERS>(at);
-            } else {
-                at = attend<4, 2, false, TIERS>(at);
-            }
-            if (s->p[at / 2 % 4].arrive && threadIdx.x == 0) release_add(a.arrived);
         }
         // Every phase has a barrier of the block in it, so that nobody reads any more what stands there.
-        fetch(at / 2 + 2);
-        at += 2;
+        fetch(phase + 3);
+        phase++;
     }
     // The last to leave says which token is best and makes the counters ready for the next launch.
     if (threadIdx.x == 0 && count_up(a.left) == gridDim.x - 1) {
@@ -110,7 +110,7 @@ template <bool TIERS> __device__ __forceinline__ void run_step(const Step& a) {
     }
 }
 
-// Grid: as many blocks as are resident at once. Block: 32 * (1 .. STEP_WARPS).
+// Grid: as many blocks as are resident at once. Block: 32 * STEP_WARPS.
 // Dynamic shared memory: StepShared, then what the largest of the phases wants.
 KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const IN_PLACE Step a) { run_step<false>(a); }
 // The same with pages of any tier, the first of which is f16.

@@ -4,15 +4,17 @@
 // one input. No barrier stands between phases. What a phase writes for another goes to a place of its own (`SENTINEL` in every word
 // before), and whoever wants it looks until it is there: a word is its own flag. There are two sets of these places; a launch uses one and
 // makes the other ready for the next. What makes this faster than a launch for each phase is also what happens while a block waits:
-// weights never change, so that the first of them are already in shared memory when the activations arrive.
+// weights never change, so that the first of them are already in shared memory when the activations arrive: each warp has a ring there, and
+// asks for the weights of this phase and of those behind it as long as there is room.
 //
 // Every block runs all phases in order, and each waits only for earlier ones, so that somebody can always go on.
 #pragma once
 #include "types.cuh"
 
-constexpr int STEP_WARPS = 16;      // at most
+constexpr int STEP_WARPS = 16;
 constexpr int RING = 9 << 10;       // bytes of weights on their way to a warp
-constexpr int MAX_STAGES = 8;       // pieces that they come in
+constexpr int MAX_STAGES = 8;       // that are on their way or wait to be read, at most
+constexpr uint32_t AHEAD = 2;       // phases that warps ask for weights ahead
 constexpr uint32_t SENTINEL = 0xffffffff;  // a number that no sum is: arithmetic answers with another NaN
 
 constexpr int MAX_WORDS = 896;
@@ -20,7 +22,7 @@ constexpr int MAX_WORDS = 896;
 enum PhaseKind : uint32_t { EMBED = 0, PRODUCTS = 1, ATTEND = 2, WEIGH = 3, BEST = 4 };
 
 // A matrix of a phase of products. Each block has rows of one matrix, so that its warps stream through one run of them.
-struct Matrix {
+struct __align__(16) Matrix {
     const uint8_t* w;    // (n_out) rows
     float* out;          // (n_out)
     const float* bias;   // (n_out) or null
@@ -28,10 +30,52 @@ struct Matrix {
     uint64_t row_bytes;
     uint32_t type;
     uint32_t n_out;
-    uint32_t first;      // the first block that has rows of it; those of a gate have the rows of up as well
-    uint32_t per_block;  // groups of rows of a block, and how many blocks have one more
-    uint32_t rest;
-    uint32_t wide;       // rows of a group, one or two; two with gates
+    // How it comes to a warp: a stage of the ring is filled at once, by as many copies.
+    uint32_t copies;     // two of rows of gate and up, and of chunks of two rows
+    uint32_t apart;      // bytes between the rows of a group in the stage
+    uint32_t bytes;      // of a copy, and the way to the next
+    uint32_t tail;       // of the last copy of a row, if it comes in several
+    uint32_t jump;       // the way from there to the next
+    uint32_t of_row;     // how often is asked for a row; 1 if it comes whole
+    uint32_t stage;      // bytes of a stage, a multiple of 128
+    uint32_t unit;       // bytes of a unit: a group of whole rows, or a chunk
+    uint32_t units;      // in a stage
+    uint32_t pad[3];
+};
+
+// Rows of one matrix that a warp computes in a phase of products, in groups of one or two. With gates a group is a row of gate and one of up.
+struct Work {
+    const uint8_t* w0;  // the rows of the first group
+    const uint8_t* w1;
+    uint32_t row;       // the first row
+    uint32_t n_row;     // with gates, pairs
+    uint32_t last;      // bytes of a copy of the last time it asks for weights
+    uint32_t single;    // how often it asks for one row instead of two at the end
+    uint32_t asks;      // how often it asks
+    uint8_t matrix;     // of the phase
+    uint8_t type;
+    uint8_t wide;       // rows of a group
+    uint8_t pad[9];
+};
+
+// What a warp asks for next, and its ring. Between phases it is kept in shared memory.
+struct __align__(16) Asker {
+    const uint8_t* w0;  // where the next copies come from
+    const uint8_t* w1;
+    uint32_t left;      // how often it will ask in the phase
+    uint32_t of_row;    // and for this row
+    uint32_t phase;     // of what it asks for, and the next phase of products, or NOBODY
+    uint32_t next;
+    uint32_t stage;     // bytes
+    uint32_t ring;      // where the ring lies, in bytes from the first ring's beginning too, and its barriers, MAX_STAGES in turn
+    uint32_t begin;
+    uint32_t landing;
+    uint32_t asked;     // stages that have been asked for, and that have been read
+    uint32_t used;
+    uint32_t to;        // bytes of the ring: where the next stage goes, and the next one read is
+    uint32_t from;
+    uint32_t room;      // bytes that are free
+    uint32_t pad[3];
 };
 
 struct Phase {
@@ -47,29 +91,34 @@ struct Phase {
     uint16_t* pool_v;      // likewise
     const uint2* pages;    // (n_pages) slot (and tier, pages.cuh), first position, in position order
     float* out;            // (n_head, head_dim)
-    float2* page_ml;       // (n_head, max_pages) maximum and sum of exponentials of each page, or null
+    float2* page_ml;       // (n_head, max_pages) maximum (an exponent of two) and sum of powers of two of each page, or null
     float2* head_ml;       // (n_head) the same over all pages
     float* mass;           // WEIGH: (n_in, max_pages), n_in layers; page_ml and head_ml are then those of all layers
     uint32_t kind;
     uint32_t gated;        // PRODUCTS: m[0].out = silu(m[0]) * m[1]
-    uint32_t n_mat;
+    uint32_t again;        // PRODUCTS: its input lies where that of the phase of products before did
     uint32_t n_in;
     uint32_t layer;        // ATTEND
     uint32_t arrive;       // ATTEND: whether this is the last before they are weighed
-    uint32_t want_f;       // the input is wanted as numbers
+    uint32_t want_f;       // PRODUCTS: the input is wanted as numbers
     uint32_t want_q;       // and quantized
     float eps;
     float eps_q;
     float eps_k;
     uint32_t rope;         // whether queries and keys are rotated
+    uint32_t next;         // EMBED, PRODUCTS: the next phase of products, or NOBODY
+    uint32_t f_at;         // PRODUCTS: where the forms of the input lie in shared memory (`Input`), behind room for sums of squares
+    uint32_t q_at;
+    uint32_t ds_at;
 };
 
 struct Step {
     const Phase* phases;
+    const Work* work;        // (n_phase, blocks, warps)
     uint4* unused;           // (n_unused) the places that the next launch will use
     uint32_t* arrived;       // (1) blocks that have left attention behind, zero between launches
     uint32_t* left;          // (1) blocks that are done, zero between launches
-    uint4* part;             // (n_head, max_splits, head_dim) a number, maximum and sum of its split, `turn` + phase
+    uint4* part;             // (n_head, max_splits, head_dim / 2) two sums of a split, its maximum or the sum of its powers of two, `turn` + phase
     uint64_t* top;           // (1) the largest logit so far and its token (`BEST`), zero between launches
     uint32_t* best;          // (1) the token with the largest logit, or NOBODY
     uint32_t* told;          // (1) the same, where the host sees it
@@ -88,12 +137,11 @@ struct Step {
     uint32_t max_splits;
     uint32_t neox;           // `Pair`
     uint32_t mean;
-    uint32_t warp_bits;      // 1 << warp_bits warps are in a block
+    uint32_t pad;
     float scale;
     uint32_t n_layer;
     uint32_t n_words;
     uint32_t each;           // pages of a block, as `splits_of` has it
-    uint32_t pad[2];
     // What differs between steps: position, token, live pages of each layer, place (slot * PAGE + row) of the token in each layer,
     // (head_dim / 2) cosines and sines.
     uint32_t words[MAX_WORDS];
@@ -108,10 +156,11 @@ struct Step {
 // The beginning of a block's dynamic shared memory.
 struct StepShared {
     Step a;
-    Phase p[4];          // the phase before, this one and the next, in turn: a warp may be one ahead of another
+    Phase p[4];          // this phase and the next, in turn
     uint64_t fetched[4];
     uint64_t landing[STEP_WARPS][MAX_STAGES];  // of each warp's stages
-    uint32_t parity[STEP_WARPS];               // bit i: phase of stage i
+    Asker askers[STEP_WARPS];
+    Work work[4][STEP_WARPS];                  // in the phases of `p`
     // Weights on their way. Bulk copies are faster where 128 bytes are aligned.
     __align__(128) unsigned char ring[STEP_WARPS][RING];
 };
@@ -173,7 +222,8 @@ struct Spread {
     }
 };
 
-// Bytes of the forms of an input in shared memory: a float for each warp; numbers; quantized, their scales, sums of 16 of them.
+constexpr int NORMS = 128;  // bytes
+// The forms of an input in shared memory: a float for each warp; numbers; quantized, their scales, sums of 16 of them.
 struct Input {
     float* norms;
     float* f;
@@ -181,15 +231,12 @@ struct Input {
     float2* ds;
     int* sums;
 
-    __device__ __forceinline__ Input(const Here& h) {
-        const size_t n = h.p.n_in;
-        unsigned char* at = h.shared;
-        norms = reinterpret_cast<float*>(at), at += 4 * STEP_WARPS;
-        f = reinterpret_cast<float*>(at), at += h.p.want_f ? (4 * n + 127) / 128 * 128 : 0;
-        q = reinterpret_cast<int8_t*>(at), at += h.p.want_q ? (n + 127) / 128 * 128 : 0;
-        ds = reinterpret_cast<float2*>(at), at += n / 4;
-        sums = reinterpret_cast<int*>(at);
-    }
+    __device__ __forceinline__ Input(const Here& h)
+        : norms(reinterpret_cast<float*>(h.shared + h.p.f_at - NORMS)),
+          f(reinterpret_cast<float*>(h.shared + h.p.f_at)),
+          q(reinterpret_cast<int8_t*>(h.shared + h.p.q_at)),
+          ds(reinterpret_cast<float2*>(h.shared + h.p.ds_at)),
+          sums(reinterpret_cast<int*>(h.shared + h.p.ds_at + h.p.n_in / 4)) {}
     __device__ __forceinline__ Spread view() const { return {f, q, ds, sums}; }
 };
 
@@ -237,52 +284,64 @@ __device__ __forceinline__ void keep_input(const Here& h, const Input& in, int u
     }
 }
 
-// The input of a phase of products, times the weights of the norm if there is one, into shared memory in the forms
-// that are wanted. What the norm divides by is the same for all of the input, so it multiplies the results instead (`input_scale`).
-__device__ __forceinline__ void read_input(const Here& h) {
-    const Input in(h);
-    constexpr int AT_ONCE = 2;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, n8 = h.p.n_in / 8;
+// Units of eight numbers into shared memory, N of them at a time.
+template <int N> __device__ __forceinline__ void read_units(const Here& h, const Input& in, float& sum) {
+    const int lane = threadIdx.x % WARP, n8 = h.p.n_in / 8;
     const float4* src = reinterpret_cast<const float4*>(h.p.src);
-    float sum = 0.0f;
-    bool first = true;
+    bool barrier = h.p.again;
 #pragma unroll 1
-    for (int u0 = warp * WARP; u0 < n8 || first; u0 += AT_ONCE * blockDim.x) {
-        Eight v[AT_ONCE];
+    for (int u0 = threadIdx.x - lane; u0 < n8 || barrier; u0 += N * blockDim.x) {
+        Eight v[N];
+        auto look_at = [&](int i) {
+            const int u = u0 + i * blockDim.x + lane;
+            v[i].lo = look(src + 2 * u), v[i].hi = look(src + 2 * u + 1);
+        };
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
+        for (int i = 0; i < N; i++) {
             const int u = u0 + i * blockDim.x + lane;
             v[i].w[0] = v[i].w[1] = make_uint4(0, 0, 0, 0);
             if (h.p.norm && u < n8) v[i].w[0] = ld16(h.p.norm + 8 * u), v[i].w[1] = ld16(h.p.norm + 8 * u + 4);
         }
-        // All lanes look at one number until it is there: most others are, then.
-        if (first && u0 < n8) receive(h.p.src + 8 * u0);
+        // All lanes look at one number until it is there: most others are, then, and those who still work need the bandwidth.
+        if (u0 < n8) receive(h.p.src + 8 * u0);
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const int u = u0 + i * blockDim.x + lane;
+        for (int i = 0; i < N; i++) {
             v[i].lo = v[i].hi = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (u < n8) v[i].lo = look(src + 2 * u), v[i].hi = look(src + 2 * u + 1);
+            if (u0 + i * int(blockDim.x) + lane < n8) look_at(i);
         }
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const int u = u0 + i * blockDim.x + lane;
+        for (int i = 0; i < N; i++) {
             while (missing(v[i].lo) || missing(v[i].hi)) {
                 spin();
-                v[i].lo = look(src + 2 * u), v[i].hi = look(src + 2 * u + 1);
+                look_at(i);
             }
         }
-        // Behind it no warp is busy with the input of the phase before.
-        if (first) block_barrier();
-        first = false;
+        // Lanes that came one after another from waiting would otherwise go on so.
+        __syncwarp();
+        // Behind it no warp is busy with the input that lies there.
+        if (barrier) block_barrier();
+        barrier = false;
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
+        for (int i = 0; i < N; i++) {
             const int u = u0 + i * blockDim.x;
             if (u < n8) keep_input(h, in, u + lane, n8, v[i], sum);
         }
     }
+}
+
+// The input of a phase of products, times the weights of the norm if there is one, into shared memory in the forms
+// that are wanted. What the norm divides by is the same for all of the input, so it multiplies the results instead (`input_scale`).
+__device__ __forceinline__ void read_input(const Here& h) {
+    const Input in(h);
+    float sum = 0.0f;
+    if (h.p.n_in <= 8 * blockDim.x) {
+        read_units<1>(h, in, sum);
+    } else {
+        read_units<2>(h, in, sum);
+    }
     if (h.p.norm) {
         sum = warp_sum(sum);
-        if (lane == 0) in.norms[warp] = sum;
+        if (threadIdx.x % WARP == 0) in.norms[threadIdx.x / WARP] = sum;
     }
     block_barrier();
     trace(h, 0);
@@ -291,7 +350,11 @@ __device__ __forceinline__ void read_input(const Here& h) {
 // What the results of the phase are multiplied by.
 __device__ __forceinline__ float input_scale(const Here& h, const Input& in) {
     if (!h.p.norm) return 1.0f;
-    const int lane = threadIdx.x % WARP;
-    const float sum = warp_sum(lane < int(blockDim.x) / WARP ? in.norms[lane] : 0.0f);
+    float sum = 0.0f;
+#pragma unroll 1
+    for (uint32_t i = 0; i < blockDim.x / WARP; i += 4) {
+        const float4 n = *reinterpret_cast<const float4*>(in.norms + i);
+        sum += (n.x + n.y) + (n.z + n.w);
+    }
     return rsqrtf(quotient(sum, float(h.p.n_in)) + h.p.eps);
 }

@@ -6,16 +6,16 @@
 // TIERS: pages may be of any tier; the first is of f16. If not, all are of the first.
 template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __noinline__ uint32_t attend(const uint32_t at) {
     if constexpr (TIERS) {
-        attend_tiers<NC, NJ, EXACT>(at / 2);
+        attend_tiers<NC, NJ, EXACT>(at);
     } else {
-        attend_f16<NC, NJ, EXACT>(at / 2);
+        attend_f16<NC, NJ, EXACT>(at);
     }
     return at;
 }
 
 // Masses of pages over the heads, from the maximum and sum that attention left for each page and for each head. Blocks take a layer each.
 __device__ __noinline__ uint32_t weigh(const uint32_t at) {
-    const Here h = here(at / 2);
+    const Here h = here(at);
     const Step& a = h.a;
     const int n_head = a.n_head;
     float2* all = reinterpret_cast<float2*>(h.shared);

@@ -52,6 +52,8 @@ __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, in
         if (!missing(x0.x) && !missing(x0.y) && !missing(x1.x) && !missing(x1.y)) break;
         spin();
     }
+    // Lanes that came one after another from waiting would otherwise go on so.
+    __syncwarp();
     if (w) {
         const float sum = warp_sum(x0.x * x0.x + x0.y * x0.y + (x1.x * x1.x + x1.y * x1.y));
         x0.x *= __uint_as_float(w0.x), x0.y *= __uint_as_float(w0.y), x1.x *= __uint_as_float(w1.x), x1.y *= __uint_as_float(w1.y);

@@ -1,137 +1,129 @@
 // Phases of products: rows of one to three matrices times one input.
 //
-// A warp computes a row, or two at a time: those of gate and up, or neighbours where there are enough for all warps. Chunks of its rows
-// come through a ring of stages in shared memory that belongs to the warp: a lane asks for them, as far ahead as the ring is long and
-// across the ends of rows, and what has landed is multiplied, a piece a lane.
+// A warp computes a row, or two at a time: those of gate and up, or neighbours where there are enough for all warps. Chunks of its rows,
+// or several rows, come through a ring of stages in shared memory that belongs to the warp: a lane asks for them, as far ahead as the ring
+// is long, across the ends of rows and of phases, and what has landed is multiplied, a piece a lane. Sums stay with lanes and are handed
+// over together.
 //
 // All of this is inlined into the kernel. Beside the rings hardly any L1 cache is left, so that every register that is spilled, around a
-// call or for want of room, is a trip to the L2 cache.
+// call or for want of room, is a trip to the L2 cache. What stands between the end of a phase and the first product of the next is
+// executed once, at six to ten clocks an instruction: so the host has divided the rows (`Work`) and says what is asked for at once (`Matrix`).
 #pragma once
 #include "step.cuh"
 
-// Rows of one matrix that a warp computes, in groups of one or two.
-struct Rows {
-    const uint8_t* w0;    // the rows of the first group
-    const uint8_t* w1;
-    uint64_t step;        // bytes from a group to the next
-    int n_group;
-    int n_row;            // rows in all; with gates, pairs
-    bool alone;           // the last group has but one
-    float* out;           // of the first row
-    const float* bias;    // of the first row, or null
-    const float* bias2;   // with gates: of the first row of up
-    const float* add;     // of the first row, or null
-};
-
-// What a lane adds to the results of a row.
-struct Before {
-    int mine;            // the row of 32 that is this lane's
+// What a lane needs to hand over the result of a row.
+struct Result {
+    float* to;         // null if this lane has no row
+    const float* add;  // null if nothing is added
     float bias, bias2, old;
 
-    __device__ __forceinline__ void read(const Rows& m, int row) {
+    // Of groups of R from `g` on.
+    template <int R> __device__ __forceinline__ void prepare(const Here& h, const Work& work, int g) {
+        const int lane = threadIdx.x % WARP, half = lane / (WARP / 2);
+        const bool gated = h.p.gated;
+        const int in_warp = R == 1 || gated ? g + lane : 2 * (g + lane % (WARP / 2)) + half, row = work.row + in_warp;
+        const Matrix& m = h.p.m[work.matrix];
+        to = nullptr, add = nullptr;
         bias = bias2 = old = 0.0f;
-        if (row >= m.n_row) return;
+        if (in_warp >= int(work.n_row) || (gated && half > 0)) return;
+        to = m.out + row;
         if (m.bias) bias = m.bias[row];
-        if (m.bias2) bias2 = m.bias2[row];
-        if (m.add) old = look(m.add + row);
+        if (gated && h.p.m[1].bias) bias2 = h.p.m[1].bias[row];
+        if (m.add) add = m.add + row, old = look(add);
     }
 };
 
-// A chunk of a row: blocks whose parts of all planes fill a stage.
-template <class T> struct Chunk {
-    static constexpr int BITS = 8 * (T::PLANES[0] + T::PLANES[1] + T::PLANES[2] + T::PLANES[3]) / T::BLOCK;
-    static constexpr int ELEMENTS = T::BLOCK > 8 ? (BITS <= 4 ? 4096 : 2048) : 8 * 2048 / T::PLANES[0];
-    static constexpr int BLOCKS = ELEMENTS / T::BLOCK, PIECES = ELEMENTS / T::PIECE;
-    static constexpr int PARTS = pad16(T::PLANES[0] * BLOCKS) + pad16(T::PLANES[1] * BLOCKS) + pad16(T::PLANES[2] * BLOCKS) + pad16(T::PLANES[3] * BLOCKS);
-    static constexpr int BYTES = (PARTS + 127) / 128 * 128;
-
-    // Asks for chunk c of a row of nb blocks.
-    static __device__ __forceinline__ void ask(unsigned char* to, const uint8_t* row, int nb, int c, uint64_t* landing) {
-        const int n = min(BLOCKS, nb - c * BLOCKS);
-        constexpr int P[4] = {T::PLANES[0], T::PLANES[1], T::PLANES[2], T::PLANES[3]};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (P[i] == 0) break;
-            copy(to, row + P[i] * BLOCKS * c, pad16(P[i] * n), landing);
-            to += pad16(P[i] * BLOCKS), row += pad16(P[i] * nb);
+// Asks for weights while there is room for them in the ring of a warp, of this phase (`now`), then of the next ones.
+__device__ __forceinline__ void ask(StepShared& shared, Asker& a, uint32_t now) {
+    const int warp = threadIdx.x / WARP;
+#pragma unroll 1
+    while (true) {
+        if (a.left == 0) {
+            if (a.next == NOBODY || a.next > now + AHEAD) return;
+            landed(shared_at(shared.fetched + a.next % 4), a.next / 4 % 2);
+            a.phase = a.next;
+            const Phase& p = shared.p[a.phase % 4];
+            const Work& work = shared.work[a.phase % 4][warp];
+            a.next = p.next, a.w0 = work.w0, a.w1 = work.w1, a.left = work.asks;
+            a.of_row = p.m[work.matrix].of_row, a.stage = p.m[work.matrix].stage;
+            continue;
         }
+        const bool wraps = a.to + a.stage > RING;
+        const uint32_t taken = a.stage + (wraps ? RING - a.to : 0);
+        if (a.room < taken || a.asked - a.used == MAX_STAGES) return;
+        if (wraps) a.to = 0;
+        const Work& work = shared.work[a.phase % 4][warp];
+        const Matrix& m = shared.p[a.phase % 4].m[work.matrix];
+        const uint4 how = *reinterpret_cast<const uint4*>(&m.copies);  // and apart, bytes, tail
+        const uint2 end = *reinterpret_cast<const uint2*>(&work.last);  // and single
+        const bool last = a.of_row == 1;
+        if (elected()) {
+            const uint32_t bytes = a.left == 1 ? end.x : last ? how.w : how.z, to = a.ring + a.to, there = a.landing + a.asked % MAX_STAGES * 8;
+            // An odd last row is asked for once and not multiplied.
+            const bool both = how.x == 2 && a.left > end.y;
+            expect(there, both ? 2 * bytes : bytes);
+            copy(to, a.w0, bytes, there);
+            if (both) copy(to + how.y, a.w1, bytes, there);
+        }
+        const uint32_t on = last ? m.jump : how.z;
+        a.w0 += on, a.w1 += on, a.of_row = last ? m.of_row : a.of_row - 1;
+        a.left--, a.asked++, a.to += a.stage, a.room -= taken;
     }
-    static __device__ __forceinline__ uint32_t bytes(int nb, int c) {
-        const int n = min(BLOCKS, nb - c * BLOCKS);
-        return pad16(T::PLANES[0] * n) + pad16(T::PLANES[1] * n) + pad16(T::PLANES[2] * n) + pad16(T::PLANES[3] * n);
-    }
-};
+}
 
-// Whether the ring is empty, is only filled (the input of the phase is further away), or has been filled.
-enum Fill { EMPTY, FILL, FILLED };
+// The rings are empty, and the list begins.
+__device__ __forceinline__ void begin_asking(StepShared& shared) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const uint32_t ring = shared_at(shared.ring[warp]), landing = shared_at(shared.landing[warp]);
+    const uint32_t first = shared.p[0].kind == PRODUCTS ? 0 : shared.p[0].next;
+    Asker a = {nullptr, nullptr, 0, 0, 0, first, 0, ring, uint32_t(warp * RING), landing, 0, 0, 0, 0, RING, {}};
+    ask(shared, a, 0);
+    if (lane == 0) shared.askers[warp] = a;
+    __syncwarp();
+}
 
-// What a warp asks for next: group, its rows, chunk, and stage of its ring.
-struct Next {
-    const uint8_t* w0;
-    const uint8_t* w1;
-    int group, chunk, stage;
-};
-
-// Rows of format T, R at a time, through the ring of a warp.
+// The products of rows of format T, R at a time, with the input in shared memory.
 template <class T, int R> struct Stream {
     using C = Chunk<T>;
-    static constexpr int STAGE = R * C::BYTES, STAGES = RING / STAGE < MAX_STAGES ? RING / STAGE : MAX_STAGES;
-    static_assert(STAGES >= 2, "one stage lands while another is read");
 
-    static __device__ __forceinline__ int chunks(int n_in) { return (n_in + C::ELEMENTS - 1) / C::ELEMENTS; }
-
-    // `again`: it has been asked for.
-    static __device__ __forceinline__ void ask(const Rows& m, int n_in, Next& next, bool again) {
-        if (next.group == m.n_group) return;
-        if (!again && elected()) {
-            DYNAMIC_SHARED(StepShared, shared);
-            const int warp = threadIdx.x / WARP, nb = n_in / T::BLOCK;
-            unsigned char* to = shared->ring[warp] + next.stage * STAGE;
-            uint64_t* landing = shared->landing[warp] + next.stage;
-            // An odd last row is asked for once and not multiplied.
-            const bool both = R == 2 && !(m.alone && next.group + 1 == m.n_group);
-            expect(landing, C::bytes(nb, next.chunk) * (both ? 2 : 1));
-            C::ask(to, next.w0, nb, next.chunk, landing);
-            if (both) C::ask(to + C::BYTES, next.w1, nb, next.chunk, landing);
-        }
-        if (++next.stage == STAGES) next.stage = 0;
-        if (++next.chunk == chunks(n_in)) next.chunk = 0, next.group++, next.w0 += m.step, next.w1 += m.step;
-    }
-
-    static __device__ __forceinline__ void fill(const Rows& m, int any_n_in, Next& next, bool again) {
-        const int n_in = opaque(any_n_in);
-#pragma unroll 1
-        for (int i = 0; i < STAGES; i++) ask(m, n_in, next, again);
-    }
-
-    // The products, with the input in shared memory. A lane has what the results of a row are added to, `before` and what stands in
-    // the output; they are read for 32 rows (pairs, with gates) at a time.
-    static __device__ __forceinline__ void multiply(const Here& h, const Rows& m, Next& next, Before& before) {
-        DYNAMIC_SHARED(StepShared, shared);
-        const int warp = threadIdx.x / WARP, lane = opaque(threadIdx.x % WARP), n_in = opaque(h.p.n_in), n_piece = n_in / T::PIECE;
-        const bool gated = h.p.gated;
+    static __device__ __forceinline__ void multiply(const Here& h, StepShared& shared, const Work& work, Asker& a, Result& result, int lane) {
+        constexpr int AT_ONCE = R == 1 ? WARP : WARP / 2;  // groups whose sums are handed over together
+        const Matrix& m = h.p.m[work.matrix];
+        const int n_in = opaque(h.p.n_in), n_piece = n_in / T::PIECE, n_group = R == 1 || h.p.gated ? work.n_row : (work.n_row + 1) / 2;
+        const int units = m.units, unit = m.unit, apart = m.apart;
         const Input in(h);
         const Spread x = in.view();
-        const float scale = input_scale(h, in);
-        uint32_t parity = shared->parity[warp];
-        int stage = 0;
+        const unsigned char* w = nullptr;
+        int seen = 0;  // units of the stage
+        float mine = 0.0f;
 #pragma unroll 1
-        for (int g = 0; g < m.n_group; g++) {
+        for (int g = 0; g < n_group; g++) {
             float acc[R] = {};
 #pragma unroll 1
             for (int c = 0; c < n_piece; c += C::PIECES) {
-                landed(shared->landing[warp] + stage, (parity >> stage) & 1);
-                parity ^= 1u << stage;
-                const unsigned char* w = shared->ring[warp] + stage * STAGE;
+                if (seen == 0) {
+                    landed(a.landing + a.used % MAX_STAGES * 8, a.used / MAX_STAGES % 2);
+                    const uint32_t stage = m.stage;
+                    if (a.from + stage > RING) a.room += RING - a.from, a.from = 0;
+                    w = &shared.ring[0][0] + a.begin + a.from;
+                }
+                const int n = C::PLAIN ? 0 : min(C::BLOCKS, (n_in - c * T::PIECE) / T::BLOCK);
                 const uint32_t end = min(C::PIECES, n_piece - c);
 #pragma unroll 1
                 for (uint32_t p = lane; p < end; p += WARP) {
 #pragma unroll
-                    for (int k = 0; k < R; k++) acc[k] += T::dot(T::template load<Shared>(w + k * C::BYTES, C::BLOCKS, p), c + p, x);
+                    for (int k = 0; k < R; k++) acc[k] += T::dot(T::template load<Shared>(w + k * apart, n, p), c + p, x);
                 }
-                __syncwarp();
-                ask(m, n_in, next, false);
-                if (++stage == STAGES) stage = 0;
+                w += unit;
+                // A stage ends with its units, with a row if it has chunks of it, and with the phase.
+                const bool row_ends = c + C::PIECES >= n_piece, phase_ends = row_ends && g == n_group - 1;
+                if (++seen == units || phase_ends || (row_ends && n_piece > C::PIECES)) {
+                    __syncwarp();
+                    const uint32_t stage = m.stage;
+                    seen = 0, a.used++, a.from += stage, a.room += stage;
+                    // Behind the last, results are handed over first.
+                    if (!phase_ends) ask(shared, a, h.phase);
+                }
             }
             // Of two rows the first one's sum comes to the lower half of the lanes, the second's to the upper.
             const bool upper = R == 2 && lane >= WARP / 2;
@@ -139,78 +131,75 @@ template <class T, int R> struct Stream {
             y += __shfl_xor_sync(ALL, R == 1 ? y : upper ? acc[0] : acc[R - 1], WARP / 2);
 #pragma unroll
             for (int o = WARP / 4; o > 0; o /= 2) y += __shfl_xor_sync(ALL, y, o);
-            y *= scale;
-            const float other = __shfl_xor_sync(ALL, y, WARP / 2);
-            const int width = R == 1 || gated ? WARP : WARP / 2, turn = g % width;
-            int row = R == 1 || gated ? g : 2 * g + upper;
-            if (gated) {
-                // The lane that has the biases of this pair, whichever half it is in.
-                const float a = (upper ? other : y) + before.bias;
-                y = quotient(a, 1.0f + __expf(-a)) * ((upper ? y : other) + before.bias2);
-            } else {
-                y += before.bias;
+            if (lane % AT_ONCE == g % AT_ONCE) mine = y;
+            if (g % AT_ONCE == AT_ONCE - 1 || g == n_group - 1) {
+                hand_over_rows(h, in, mine, result);
+                if (g < n_group - 1) result.prepare<R>(h, work, g + 1);
             }
-            if (lane % width == turn && row < m.n_row) {
-                if (missing(before.old)) before.old = receive(m.add + row);
-                hand_over(m.out + row, y + before.old);
-            }
-            if (turn == width - 1) before.read(m, before.mine + (R == 1 || gated ? g + 1 : 2 * (g + 1)));
         }
-        __syncwarp();
-        if (lane == 0) shared->parity[warp] = parity;
-        __syncwarp();
+    }
+
+    // Hands over what stands in the lanes.
+    static __device__ __forceinline__ void hand_over_rows(const Here& h, const Input& in, float sum, Result& result) {
+        float y = sum * input_scale(h, in) + result.bias;
+        if (R == 2 && h.p.gated) {
+            const float up = __shfl_xor_sync(ALL, y, WARP / 2) + result.bias2;
+            y = quotient(y, 1.0f + __expf(-y)) * up;
+        }
+        if (result.to == nullptr) return;
+        if (result.add && missing(result.old)) result.old = receive(result.add);
+        hand_over(result.to, y + result.old);
     }
 };
 
 // Does something with the stream of a format.
+template <class T> struct Of { using Type = T; };
 template <int R, class F> __device__ __forceinline__ void with_stream(uint32_t type, F f) {
     switch (type) {
-        case F32: f(Stream<TF32, R>()); break;
-        case F16: f(Stream<TF16, R>()); break;
-        case BF16: f(Stream<TBF16, R>()); break;
-        case Q4_0: f(Stream<TQ4_0, R>()); break;
-        case Q4_1: f(Stream<TQ4_1, R>()); break;
-        case Q5_0: f(Stream<TQ5_0, R>()); break;
-        case Q5_1: f(Stream<TQ5_1, R>()); break;
-        case Q8_0: f(Stream<TQ8_0, R>()); break;
-        case IQ4_NL: f(Stream<TIQ4_NL, R>()); break;
-        case MXFP4: f(Stream<TMXFP4, R>()); break;
-        case IQ4_XS: f(Stream<TIQ4_XS, R>()); break;
-        case Q2_K: f(Stream<TQ2_K, R>()); break;
-        case Q3_K: f(Stream<TQ3_K, R>()); break;
-        case Q4_K: f(Stream<TQ4_K, R>()); break;
-        case Q5_K: f(Stream<TQ5_K, R>()); break;
-        case Q6_K: f(Stream<TQ6_K, R>()); break;
+        case F32: f(Of<Stream<TF32, R>>()); break;
+        case F16: f(Of<Stream<TF16, R>>()); break;
+        case BF16: f(Of<Stream<TBF16, R>>()); break;
+        case Q4_0: f(Of<Stream<TQ4_0, R>>()); break;
+        case Q4_1: f(Of<Stream<TQ4_1, R>>()); break;
+        case Q5_0: f(Of<Stream<TQ5_0, R>>()); break;
+        case Q5_1: f(Of<Stream<TQ5_1, R>>()); break;
+        case Q8_0: f(Of<Stream<TQ8_0, R>>()); break;
+        case IQ4_NL: f(Of<Stream<TIQ4_NL, R>>()); break;
+        case MXFP4: f(Of<Stream<TMXFP4, R>>()); break;
+        case IQ4_XS: f(Of<Stream<TIQ4_XS, R>>()); break;
+        case Q2_K: f(Of<Stream<TQ2_K, R>>()); break;
+        case Q3_K: f(Of<Stream<TQ3_K, R>>()); break;
+        case Q4_K: f(Of<Stream<TQ4_K, R>>()); break;
+        case Q5_K: f(Of<Stream<TQ5_K, R>>()); break;
+        case Q6_K: f(Of<Stream<TQ6_K, R>>()); break;
     }
 }
-template <class F> __device__ __forceinline__ void with_rows(uint32_t type, int wide, F f) {
-    if (wide == 2) {
-        with_stream<2>(type, f);
+template <class F> __device__ __forceinline__ void with_rows(const Work& work, F f) {
+    if (work.wide == 2) {
+        with_stream<2>(work.type, f);
     } else {
-        with_stream<1>(type, f);
+        with_stream<1>(work.type, f);
     }
 }
 
-__device__ __forceinline__ void products(const uint32_t phase, const Fill fill) {
+__device__ __forceinline__ void products(const uint32_t phase) {
+    DYNAMIC_SHARED(StepShared, shared);
     const Here h = here(phase);
-    const Phase& p = h.p;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, bits = h.a.warp_bits, n_in = p.n_in, gated = p.gated;
-    int i = 0;
-    for (uint32_t k = 1; k < p.n_mat && !gated; k++) i = blockIdx.x >= p.m[k].first ? k : i;
-    const Matrix& w = p.m[i];
-    const int block = blockIdx.x - w.first, rest = w.rest, n = w.per_block + (block < rest), each = n >> bits, more = n & ((1 << bits) - 1);
-    const int wide = w.wide, step = gated ? 1 : wide, n_out = w.n_out;  // rows of a group, and rows from a group to the next
-    const int g0 = w.per_block * block + min(block, rest) + each * warp + min(warp, more), g1 = g0 + each + (warp < more), r0 = step * g0;
-    const uint8_t *w0 = w.w + r0 * w.row_bytes, *w1 = gated ? p.m[1].w + r0 * w.row_bytes : w0 + w.row_bytes;
-    const Rows m = {w0, w1, step * w.row_bytes, g1 - g0, min(step * g1, n_out) - r0, step * g1 > n_out, w.out + r0,
-                    w.bias ? w.bias + r0 : nullptr, gated && p.m[1].bias ? p.m[1].bias + r0 : nullptr, w.add ? w.add + r0 : nullptr};
-    Next next = {m.w0, m.w1, 0, 0, 0};
-    with_rows(w.type, wide, [&](auto stream) { stream.fill(m, n_in, next, fill == FILLED); });
-    if (fill == FILL) return;
-    Before before;
-    before.mine = step == 2 ? 2 * (lane % 16) + lane / 16 : lane;
-    before.read(m, before.mine);
+    const int warp = opaque(threadIdx.x / WARP), lane = opaque(threadIdx.x % WARP);
+    const Work& work = shared->work[phase % 4][warp];
+    Result result;
+    if (work.wide == 2) {
+        result.prepare<2>(h, work, 0);
+    } else {
+        result.prepare<1>(h, work, 0);
+    }
     read_input(h);
-    with_rows(w.type, wide, [&](auto stream) { stream.multiply(h, m, next, before); });
+    Asker a = shared->askers[warp];
+    if (a.phase < phase) ask(*shared, a, phase);
+    with_rows(work, [&](auto of) { decltype(of)::Type::multiply(h, *shared, work, a, result, lane); });
+    __syncwarp();
+    ask(*shared, a, phase);
+    if (lane == 0) shared->askers[warp] = a;
+    __syncwarp();
     trace(h, 1);
 }

@@ -1,19 +1,20 @@
 // The weight formats: how a row lies in device memory, how 16 elements are dequantized, how a piece of a row is multiplied with
 // quantized activations.
 //
-// A row is stored as *planes*: the parts of ggml's blocks (nibbles, high bits, scales, deltas), each part of all blocks of the row
-// together, each plane padded to 16 bytes. No bytes are added but that padding, and every part can be read with the widest
-// load that its size allows; in the file a Q6_K block has 210 bytes and nothing in it is aligned. `planes()` in src/types.rs
-// lists the parts; the `repack` kernel does it at upload. Q4_K and Q5_K have blocks that are multiples of 16 bytes and stay as they are.
+// A row is stored as chunks of 2,048 or 4,096 elements, a chunk as *planes*: the parts of ggml's blocks (nibbles, high bits, scales, deltas),
+// each part of all blocks of the chunk together, each plane padded to 16 bytes. No bytes are added but that padding (in the last chunk), and
+// every part can be read with the widest load that its size allows; in the file a Q6_K block has 210 bytes and nothing in it is aligned.
+// `planes()` in src/types.rs lists the parts; the `repack` kernel does it at upload. Q4_K and Q5_K have blocks that are multiples of 16 bytes
+// and stay as they are.
 //
 // Each format gives:
 //   PIECE    elements that a lane multiplies in one go
 //   Frag     what a lane holds of the weights of a piece
 //   PLANES   bytes that a block has in each plane; a format without planes has one
-//   load     (row, n_blocks, piece)    -> Frag: nothing but loads, from global or shared memory
+//   load     (chunk, n_blocks, piece)  -> Frag: nothing but loads, from global or shared memory; blocks and piece are those of the chunk
 //   dot      (Frag, piece, x)          -> sum over the piece of w * x
 // Pieces of a row are dealt out so that a thread meets only those of its own number modulo 4 (`thread_piece`).
-//   load16   (row, n_blocks, k, out)   -> elements k .. k + 16 as float, k a multiple of 16
+//   load16   (chunk, n_blocks, k, out) -> elements k .. k + 16 as float, k a multiple of 16
 #pragma once
 #include "common.cuh"
 
@@ -44,6 +45,27 @@ struct Shared {
 __device__ __forceinline__ uint32_t thread_piece() { return threadIdx.x % 4; }
 
 __device__ __forceinline__ constexpr int pad16(int n) { return (n + 15) & ~15; }
+
+// How a row of T lies in chunks. Formats without planes have no need of them; what reads a row in parts takes as much at once.
+template <class T> struct Chunk {
+    static constexpr int BITS = 8 * (T::PLANES[0] + T::PLANES[1] + T::PLANES[2] + T::PLANES[3]) / T::BLOCK;
+    static constexpr int ELEMENTS = T::BLOCK > 8 ? (BITS <= 4 ? 4096 : 2048) : 8 * 2048 / T::PLANES[0];
+    static constexpr int BLOCKS = ELEMENTS / T::BLOCK, PIECES = ELEMENTS / T::PIECE;
+    static constexpr int BYTES = (T::PLANES[0] + T::PLANES[1] + T::PLANES[2] + T::PLANES[3]) * BLOCKS;
+    static constexpr bool PLAIN = T::PLANES[1] == 0;
+    static_assert(PLAIN || (T::PLANES[1] * BLOCKS % 16 == 0 && T::PLANES[2] * BLOCKS % 16 == 0 && T::PLANES[3] * BLOCKS % 16 == 0), "planes are padded in the last chunk alone");
+
+    // Turns a row, its blocks and a place of which `each` are in a chunk into the chunk, its blocks and the place there.
+    template <class I> static __device__ __forceinline__ void enter(const uint8_t*& row, int& nb, I& at, int each) {
+        if (PLAIN) return;
+        const int c = at / each;
+        row += c * BYTES, nb = min(BLOCKS, nb - c * BLOCKS), at -= c * each;
+    }
+};
+template <class T> __device__ __forceinline__ typename T::Frag load_piece(const uint8_t* row, int nb, uint32_t p) {
+    Chunk<T>::enter(row, nb, p, Chunk<T>::PIECES);
+    return T::template load<Global>(row, nb, p);
+}
 
 // One token's activations in global memory, in the forms that a mat-vec may want. Ordinary loads, since the kernel before may still
 // be writing them when this one is already resident (see begin()).
@@ -463,25 +485,29 @@ using TF32 = Plain<32, false>;
 using TF16 = Plain<16, false>;
 using TBF16 = Plain<16, true>;
 
+template <class T> __device__ __forceinline__ void load16_of(const uint8_t* row, int nb, int k, float (&out)[16]) {
+    Chunk<T>::enter(row, nb, k, Chunk<T>::ELEMENTS);
+    T::load16(row, nb, k, out);
+}
 // Elements k .. k + 16 of a row of any format, as floats; zeros beyond n_in.
 __device__ __forceinline__ void load16(uint32_t type, const uint8_t* row, int n_in, int k, float (&out)[16]) {
     switch (type) {
         case F32: TF32::load16(row, n_in, k, out); break;
         case F16: TF16::load16(row, n_in, k, out); break;
         case BF16: TBF16::load16(row, n_in, k, out); break;
-        case Q4_0: TQ4_0::load16(row, n_in / 32, k, out); break;
-        case Q4_1: TQ4_1::load16(row, n_in / 32, k, out); break;
-        case Q5_0: TQ5_0::load16(row, n_in / 32, k, out); break;
-        case Q5_1: TQ5_1::load16(row, n_in / 32, k, out); break;
-        case Q8_0: TQ8_0::load16(row, n_in / 32, k, out); break;
-        case IQ4_NL: TIQ4_NL::load16(row, n_in / 32, k, out); break;
-        case MXFP4: TMXFP4::load16(row, n_in / 32, k, out); break;
-        case IQ4_XS: TIQ4_XS::load16(row, n_in / 32, k, out); break;
-        case Q2_K: TQ2_K::load16(row, n_in / 256, k, out); break;
-        case Q3_K: TQ3_K::load16(row, n_in / 256, k, out); break;
-        case Q4_K: TQ4_K::load16(row, n_in / 256, k, out); break;
-        case Q5_K: TQ5_K::load16(row, n_in / 256, k, out); break;
-        case Q6_K: TQ6_K::load16(row, n_in / 256, k, out); break;
+        case Q4_0: load16_of<TQ4_0>(row, n_in / 32, k, out); break;
+        case Q4_1: load16_of<TQ4_1>(row, n_in / 32, k, out); break;
+        case Q5_0: load16_of<TQ5_0>(row, n_in / 32, k, out); break;
+        case Q5_1: load16_of<TQ5_1>(row, n_in / 32, k, out); break;
+        case Q8_0: load16_of<TQ8_0>(row, n_in / 32, k, out); break;
+        case IQ4_NL: load16_of<TIQ4_NL>(row, n_in / 32, k, out); break;
+        case MXFP4: load16_of<TMXFP4>(row, n_in / 32, k, out); break;
+        case IQ4_XS: load16_of<TIQ4_XS>(row, n_in / 32, k, out); break;
+        case Q2_K: load16_of<TQ2_K>(row, n_in / 256, k, out); break;
+        case Q3_K: load16_of<TQ3_K>(row, n_in / 256, k, out); break;
+        case Q4_K: load16_of<TQ4_K>(row, n_in / 256, k, out); break;
+        case Q5_K: load16_of<TQ5_K>(row, n_in / 256, k, out); break;
+        case Q6_K: load16_of<TQ6_K>(row, n_in / 256, k, out); break;
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) const MAX_TIERS: usize = 4;
 args! {
     /// `rows.cu`
     Repack => repack {
-        src: u64, dst: u64, n_row: u64, n_block: u32, block_bytes: u32, row_bytes: u32, n_plane: u32, offset: [u32; 4], length: [u32; 4],
+        src: u64, dst: u64, n_row: u64, n_block: u32, block_bytes: u32, row_bytes: u32, n_plane: u32, chunk: u32, pad: u32, offset: [u32; 4], length: [u32; 4],
     }
     /// `rows.cu`
     Embed => embed { w: u64, tokens: u64, out: u64, row_bytes: u64, ty: u32, n_embd: u32 }
@@ -102,9 +102,9 @@ args! {
     MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32 }
     /// `step.cu`
     Step => step, step_tiers {
-        phases: u64, unused: u64, arrived: u64, left: u64, part: u64, top: u64, best: u64, told: u64, follows: u64, trace: u64,
+        phases: u64, work: u64, unused: u64, arrived: u64, left: u64, part: u64, top: u64, best: u64, told: u64, follows: u64, trace: u64,
         n_unused: u32, turn: u32, n_phase: u32, n_head: u32, n_head_kv: u32, group: u32, tiles: u32, units: u32, head_dim: u32, max_pages: u32,
-        max_splits: u32, neox: u32, mean: u32, warp_bits: u32, scale: f32, n_layer: u32, n_words: u32, each: u32, pad: [u32; 2],
+        max_splits: u32, neox: u32, mean: u32, pad: u32, scale: f32, n_layer: u32, n_words: u32, each: u32,
         words: Words,
     }
 }
@@ -143,11 +143,34 @@ pub(crate) struct Matrix {
     pub(crate) row_bytes: u64,
     pub(crate) ty: u32,
     pub(crate) n_out: u32,
-    pub(crate) first: u32,
-    pub(crate) per_block: u32,
-    pub(crate) rest: u32,
-    pub(crate) wide: u32,
+    pub(crate) copies: u32,
+    pub(crate) apart: u32,
+    pub(crate) bytes: u32,
+    pub(crate) tail: u32,
+    pub(crate) jump: u32,
+    pub(crate) of_row: u32,
+    pub(crate) stage: u32,
+    pub(crate) unit: u32,
+    pub(crate) units: u32,
+    pub(crate) pad: [u32; 3],
 }
+
+/// Rows that a warp computes in a [`Phase`], `step.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Work {
+    pub(crate) w: [u64; 2],
+    pub(crate) row: u32,
+    pub(crate) n_row: u32,
+    pub(crate) last: u32,
+    pub(crate) single: u32,
+    pub(crate) asks: u32,
+    pub(crate) matrix: u8,
+    pub(crate) ty: u8,
+    pub(crate) wide: u8,
+    pub(crate) pad: [u8; 9],
+}
+const _: () = assert!(size_of::<Work>() == 48, "padding");
 
 /// A phase of a step, `step.cuh`.
 #[repr(C)]
@@ -170,7 +193,7 @@ pub(crate) struct Phase {
     pub(crate) mass: u64,
     pub(crate) kind: u32,
     pub(crate) gated: u32,
-    pub(crate) n_mat: u32,
+    pub(crate) again: u32,
     pub(crate) n_in: u32,
     pub(crate) layer: u32,
     pub(crate) arrive: u32,
@@ -180,8 +203,12 @@ pub(crate) struct Phase {
     pub(crate) eps_q: f32,
     pub(crate) eps_k: f32,
     pub(crate) rope: u32,
+    pub(crate) next: u32,
+    pub(crate) f_at: u32,
+    pub(crate) q_at: u32,
+    pub(crate) ds_at: u32,
 }
-const _: () = assert!(size_of::<Phase>() == 3 * 64 + 14 * 8 + 12 * 4, "padding");
+const _: () = assert!(size_of::<Phase>() == 3 * 96 + 14 * 8 + 16 * 4, "padding");
 
 /// What differs between steps, `step.cuh`.
 #[repr(transparent)]

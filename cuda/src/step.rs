@@ -9,21 +9,27 @@
 //! turn as well ([`Builder::alternate`]), so that a launch can follow another before the host has seen what came of that.
 
 mod program;
+mod rows;
 
 pub use program::{Clocks, Inputs, Program};
 
-use crate::args::{self, Matrix, Phase, Words};
+use crate::args::{self, Matrix, Phase, Words, Work};
 use crate::gpu::{Buffer, Gpu, Launch, Result, View};
 use crate::ops::{Attention, Glu, Heads, Mode, Pairs, Part, RopeStore, Tiers, only_f16};
 use crate::weight::Weight;
 
 /// Threads of a block.
 const BLOCK: u32 = 512;
+/// Bytes of weights on their way to a warp.
+const RING: usize = 9 << 10;
+/// Bytes of `Asker`.
+const ASKER: usize = 80;
 /// Bytes of `StepShared` and of `AttendShared`.
-const STEP_SHARED: usize =
-    (size_of::<args::Step>() + 4 * (size_of::<Phase>() + 8) + 16 * (8 * 8 + 4))
-        .next_multiple_of(128)
-        + 16 * (9 << 10);
+const STEP_SHARED: usize = (size_of::<args::Step>()
+    + 4 * (size_of::<Phase>() + 8 + 16 * size_of::<Work>())
+    + 16 * (8 * 8 + ASKER))
+    .next_multiple_of(128)
+    + 16 * RING;
 const ATTEND_SHARED: usize = UNIT * (MAX_D + 4) * 4 + 2 * MAX_D * 2 + 16 * UNIT * 8;
 /// Widest head, and query heads of a unit of attention.
 const MAX_D: usize = 128;
@@ -32,6 +38,8 @@ const UNIT: usize = 8;
 const EACH: u32 = 8;
 /// Blocks that share the pages of a unit, at most.
 const MAX_SPLITS: usize = 64;
+/// Room for sums of squares ahead of an input.
+const NORMS: u32 = 128;
 /// Marks the address of a place: what else is in it are bytes from the beginning of a set.
 const PLACE: u64 = 1 << 63;
 /// Places begin at multiples of this.
@@ -72,6 +80,10 @@ pub struct Builder {
     gpu: Gpu,
     shape: Shape,
     phases: Vec<Phase>,
+    /// Which of them are products, and with how many matrices.
+    products: Vec<(usize, usize)>,
+    /// Bytes of shared memory of the largest input of every second of them, and of the others.
+    inputs: [usize; 2],
     /// What phases have written, in order.
     places: Vec<Place>,
     /// Bytes of shared memory that the largest phase wants.
@@ -125,6 +137,8 @@ impl Builder {
             gpu: gpu.clone(),
             shape,
             phases: Vec::new(),
+            products: Vec::new(),
+            inputs: [0; 2],
             places: Vec::new(),
             shared: n_head * 8,
             memory: None,
@@ -238,7 +252,6 @@ impl Builder {
             src: self.read(p.src, n_in * 4),
             kind: 1,
             gated: u32::from(gated),
-            n_mat: p.parts.len() as u32,
             n_in: n_in as u32,
             ..Phase::default()
         };
@@ -257,31 +270,53 @@ impl Builder {
             let same = |a: &Matrix, b: &Matrix| (a.ty, a.n_out) == (b.ty, b.n_out);
             assert!(p.parts.len() == 2 && same(&phase.m[0], &phase.m[1]));
         }
-        let n = if gated { 1 } else { p.parts.len() };
-        self.give_rows(&mut phase.m[..n], gated);
-        let f = phase.want_f as usize * (4 * n_in).next_multiple_of(128);
-        let q = phase.want_q as usize * (n_in.next_multiple_of(128) + n_in / 2);
-        self.shared = self.shared.max(64 + f + q);
+        self.lay_out(&mut phase);
+        self.products.push((self.phases.len(), p.parts.len()));
         self.phases.push(phase);
     }
 
-    /// Gives the blocks rows, those of a matrix as nearly the same number as can be.
-    fn give_rows(&self, all: &mut [Matrix], gated: bool) {
-        let mut blocks = vec![1; all.len()];
-        for _ in all.len()..self.gpu.info().n_sm as usize {
-            let rows = |&i: &usize| f64::from(all[i].n_out) / f64::from(blocks[i]);
-            let most = (0..all.len()).max_by(|a, b| rows(a).total_cmp(&rows(b)));
-            blocks[most.expect("a matrix")] += 1;
+    /// Where the input of a phase of products lies in shared memory, from the beginning of its own.
+    fn lay_out(&mut self, phase: &mut Phase) {
+        let n = phase.n_in;
+        phase.f_at = NORMS;
+        phase.q_at = phase.f_at + phase.want_f * (4 * n).next_multiple_of(128);
+        phase.ds_at = phase.q_at + phase.want_q * n.next_multiple_of(128);
+        let bytes = phase.ds_at + phase.want_q * (n / 2).next_multiple_of(128);
+        let own = &mut self.inputs[self.products.len() % 2];
+        *own = (*own).max(bytes as usize);
+    }
+
+    /// Inputs lie in two places in turn, so that one is prepared while others still multiply by the one before, if there is room. Says how much
+    /// they take.
+    fn place_inputs(&mut self) -> usize {
+        let [even, odd] = self.inputs;
+        let again = STEP_SHARED + even + odd > max_shared(&self.gpu);
+        for (i, (k, _)) in self.products.iter().enumerate() {
+            let p = &mut self.phases[*k];
+            p.again = u32::from(again);
+            if i % 2 == 1 && !again {
+                let at = [&mut p.f_at, &mut p.q_at, &mut p.ds_at];
+                at.into_iter().for_each(|at| *at += even as u32);
+            }
         }
-        let mut first = 0;
-        for (m, n) in all.iter_mut().zip(blocks) {
-            // Two rows at a time are less work than one after the other, if there are enough for every warp.
-            let turns = |wide: u32| m.n_out.div_ceil(wide).div_ceil(n).div_ceil(BLOCK / 32);
-            m.wide = 1 + u32::from(gated || 17 * turns(2) <= 10 * turns(1));
-            let groups = m.n_out.div_ceil(if gated { 1 } else { m.wide });
-            (m.first, m.per_block, m.rest) = (first, groups / n, groups % n);
-            first += n;
+        if again { even.max(odd) } else { even + odd }
+    }
+
+    /// What each warp has to do in each phase: `[n_phase, n_block, n_warp]`. A search for the largest result has the rows of the products before.
+    fn work(&mut self, n_block: u32, n_warp: u32) -> Vec<Work> {
+        let each = (n_block * n_warp) as usize;
+        let mut all = vec![Work::default(); self.phases.len() * each];
+        let mut before = 0;
+        for &(k, n_mat) in &self.products {
+            self.phases[before].next = k as u32;
+            (before, self.phases[k].next) = (k, u32::MAX);
+            let work = rows::work(&mut self.phases[k], n_mat, n_block, n_warp);
+            let searched = self.phases.get(k + 1).is_some_and(|p| p.kind == 4);
+            for k in k..=k + usize::from(searched) {
+                all[k * each..][..each].copy_from_slice(&work);
+            }
         }
+        all
     }
 
     /// Norm over heads, rotation, storing and attention of layer `il`; with `weighed`, what [`Builder::weigh`] wants is left.
@@ -406,14 +441,19 @@ impl Builder {
     /// # Errors
     /// Those of the driver.
     pub fn finish(mut self) -> Result<std::result::Result<Program, String>> {
-        let (shared, max) = (STEP_SHARED + self.shared, max_shared(&self.gpu));
+        let inputs = self.place_inputs();
+        let (shared, max) = (STEP_SHARED + self.shared.max(inputs), max_shared(&self.gpu));
         self.want(shared <= max, || {
             format!("{shared} bytes of shared memory where there are {max}")
         });
         if let Some(why) = self.refused {
             return Ok(Err(why));
         }
+        let emulated = self.gpu.info().name == "emulator";
+        let n_block = self.gpu.info().n_sm;
+        let work = self.work(n_block as u32, BLOCK / 32);
         let (gpu, s) = (&self.gpu, &self.shape);
+        let work = gpu.buffer_of(bytes_of(&work))?;
         let Heads {
             n_head,
             n_head_kv,
@@ -440,15 +480,11 @@ impl Builder {
                 p.m.iter_mut().for_each(|m| other_of(&mut m.out, second));
                 other_of(&mut p.mass, second);
             }
-            // SAFETY: `Phase` is `repr(C)` without padding, as its size says.
-            let bytes = unsafe {
-                std::slice::from_raw_parts(list.as_ptr().cast::<u8>(), size_of_val(&*list))
-            };
-            phases.push(gpu.buffer_of(bytes)?);
+            phases.push(gpu.buffer_of(bytes_of(&list))?);
         }
-        let emulated = gpu.info().name == "emulator";
         let args = [0, 1].map(|k: usize| args::Step {
             phases: phases[k].view().at,
+            work: work.view().at,
             unused: bases[1 - k],
             arrived: counters.view().at,
             left: counters.view().at + 64,
@@ -459,7 +495,6 @@ impl Builder {
             follows: 0,
             trace: 0,
             each: if emulated { 3 } else { EACH },
-            pad: [0; 2],
             n_unused: (set / 16) as u32,
             turn: 0,
             n_phase: self.phases.len() as u32,
@@ -473,7 +508,7 @@ impl Builder {
             max_splits: max_splits as u32,
             neox: s.pairs.code(),
             mean: u32::from(s.mean),
-            warp_bits: (BLOCK / 32).ilog2(),
+            pad: 0,
             scale: s.scale,
             n_layer: s.n_layer as u32,
             n_words: (2 + 2 * s.n_layer + head_dim) as u32,
@@ -485,7 +520,7 @@ impl Builder {
             shared: shared as u32,
             together: true,
         };
-        let mut buffers = vec![counters, part, places];
+        let mut buffers = vec![counters, part, places, work];
         buffers.extend(phases);
         buffers.extend(self.memory.into_iter().flat_map(|m| [m.head_ml, m.page_ml]));
         Ok(Ok(Program {
@@ -501,6 +536,17 @@ impl Builder {
             _buffers: buffers,
         }))
     }
+}
+
+/// What the device has in its memory.
+trait Plain: Copy {}
+// They are `repr(C)` without padding, as their sizes say.
+impl Plain for Phase {}
+impl Plain for Work {}
+
+fn bytes_of<T: Plain>(all: &[T]) -> &[u8] {
+    // SAFETY: types that are `Plain` have no padding.
+    unsafe { std::slice::from_raw_parts(all.as_ptr().cast::<u8>(), size_of_val(all)) }
 }
 
 /// Gives the places of a phase their addresses in the set at `base`; what nobody reads goes where the caller wants it.

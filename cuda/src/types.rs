@@ -5,7 +5,7 @@ use lemma_quant::GgmlType;
 /// A part of a block that becomes a plane: offset and length in bytes.
 pub(crate) type Plane = (u32, u32);
 
-/// Planes of a row of `ty`; empty for formats that stay as they are in the file. `None` if there are no kernels for `ty`.
+/// Planes of a chunk of a row of `ty`; empty for formats that stay as they are in the file. `None` if there are no kernels for `ty`.
 pub(crate) fn planes(ty: GgmlType) -> Option<&'static [Plane]> {
     Some(match ty {
         GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Q4_K | GgmlType::Q5_K => &[],
@@ -33,15 +33,27 @@ pub fn row_bytes(ty: GgmlType, n_in: usize) -> Option<usize> {
     let blocks = n_in
         .checked_div(ty.block_size())
         .filter(|b| b * ty.block_size() == n_in)?;
-    let planes = planes(ty)?;
+    let (planes, chunk) = (planes(ty)?, chunk_blocks(ty));
     Some(if planes.is_empty() {
         (blocks * ty.type_size()).next_multiple_of(16)
     } else {
-        planes
+        let last: usize = planes
             .iter()
-            .map(|&(_, len)| (blocks * len as usize).next_multiple_of(16))
-            .sum()
+            .map(|&(_, len)| (blocks % chunk * len as usize).next_multiple_of(16))
+            .sum();
+        blocks / chunk * chunk * ty.type_size() + last
     })
+}
+
+/// Blocks of a chunk of a row, `Chunk` in the kernels: 4,096 elements of up to four bits and a half, else 2,048 (1,024 and 512 of numbers with 16
+/// and 32 bits).
+pub(crate) fn chunk_blocks(ty: GgmlType) -> usize {
+    let (bytes, block) = (ty.type_size(), ty.block_size());
+    match block {
+        1 => 2048 / bytes,
+        _ if 8 * bytes / block <= 4 => 4096 / block,
+        _ => 2048 / block,
+    }
 }
 
 #[cfg(test)]
@@ -67,6 +79,7 @@ mod tests {
     #[test]
     fn rows_are_aligned() {
         assert_eq!(row_bytes(GgmlType::Q6_K, 512), Some(432));
+        assert_eq!(row_bytes(GgmlType::Q6_K, 8960), Some(4 * 1680 + 640));
         assert_eq!(row_bytes(GgmlType::F16, 3), Some(16));
         assert_eq!(row_bytes(GgmlType::Q4_K, 100), None);
     }

@@ -4,7 +4,7 @@ use lemma_quant::GgmlType;
 
 use crate::args::Repack;
 use crate::gpu::{Buffer, CudaError, Gpu, Launch, Pinned, Result, View};
-use crate::types::{planes, row_bytes};
+use crate::types::{chunk_blocks, planes, row_bytes};
 
 /// Bytes that travel to the device at once.
 const CHUNK: usize = 8 << 20;
@@ -190,6 +190,12 @@ fn repack(
         block_bytes: ty.type_size() as u32,
         row_bytes: (to.bytes() / n_row) as u32,
         n_plane: parts.len() as u32,
+        // Rows that are padded and nothing else are one chunk.
+        chunk: if parts[0].1 == 0 {
+            n_in / ty.block_size()
+        } else {
+            chunk_blocks(ty)
+        } as u32,
         ..Repack::default()
     };
     for (i, &(offset, length)) in parts.iter().enumerate() {
