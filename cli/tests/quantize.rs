@@ -5,6 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{ends, err, out, run, temp};
+use lemma_engine::gguf::write::Builder;
 use lemma_engine::gguf::{GgmlType, GgufFile};
 
 /// A model that the project carries.
@@ -206,15 +207,8 @@ fn numbers_are_rounded_as_by_llama_quantize() {
 #[test]
 fn flags_say_more_than_the_mix() {
     let source = Target::new("quantize-flags.gguf");
-    let published = data("llama-q-q4_k_m.gguf");
     ends(
-        &run(&[
-            "quantize",
-            &published,
-            source.path(),
-            "bf16",
-            "--allow-requantize",
-        ]),
+        &run(&["synth", "tiny-llama", "--type", "bf16", "-o", source.path()]),
         0,
     );
     // Types that a dry run lists, of some tensors.
@@ -235,14 +229,14 @@ fn flags_say_more_than_the_mix() {
             "output.weight",
             "blk.0.attn_v.weight",
             "blk.1.attn_v.weight",
-            "blk.0.attn_norm.weight",
+            "blk.0.ffn_norm.weight",
             "blk.0.ffn_down.weight",
         ]
         .map(of)
         .join(" ")
     };
-    assert_eq!(types(&[]), "q4_K q6_K q4_K q6_K stays q5_0");
-    assert_eq!(types(&["--pure"]), "q4_K q4_K q4_K q4_K stays q5_0");
+    assert_eq!(types(&[]), "q4_K q6_K q4_K q6_K stays q4_K");
+    assert_eq!(types(&["--pure"]), "q4_K q4_K q4_K q4_K stays q4_K");
     assert_eq!(
         types(&[
             "--token-embedding-type",
@@ -250,11 +244,11 @@ fn flags_say_more_than_the_mix() {
             "--output-tensor-type",
             "f16"
         ]),
-        "q8_0 f16 q4_K q6_K stays q5_0"
+        "q8_0 f16 q4_K q6_K stays q4_K"
     );
     assert_eq!(
         types(&["--leave-output-tensor"]),
-        "q4_K stays q4_K q6_K stays q5_0"
+        "q4_K stays q4_K q6_K stays q4_K"
     );
     assert_eq!(
         types(&[
@@ -263,10 +257,135 @@ fn flags_say_more_than_the_mix() {
             "--tensor-type",
             "blk.0=q6_k"
         ]),
-        "q4_K q6_K q5_K q5_K stays q8_0"
+        "q4_K q6_K q5_K q5_K stays q6_K"
     );
     // Nothing was written under the name of a type.
     assert!(!Path::new("q4_k_m").exists());
+
+    // Random models have the mixes of real ones.
+    for ty in [
+        "q2_k",
+        "q3_k_m",
+        "q4_k_s",
+        "q5_k_m",
+        "q6_k",
+        "iq4_xs",
+        "tq2_0",
+        "mxfp4_moe",
+    ] {
+        let (random, new) = (
+            Target::new(&format!("quantize-random-{ty}.gguf")),
+            Target::new(&format!("quantize-real-{ty}.gguf")),
+        );
+        ends(
+            &run(&["synth", "tiny-llama", "--type", ty, "-o", random.path()]),
+            0,
+        );
+        ends(&run(&["quantize", source.path(), new.path(), ty]), 0);
+        same_weights(&source.open(), &new.open());
+        for (a, b) in random.open().tensors().zip(new.open().tensors()) {
+            assert_eq!((&a.name, a.ty), (&b.name, b.ty), "{ty}");
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_byte() {
+    let (one, three) = (
+        Target::new("quantize-t1.gguf"),
+        Target::new("quantize-t3.gguf"),
+    );
+    let source = Target::new("quantize-threads.gguf");
+    ends(
+        &run(&["synth", "tiny", "--type", "f16", "-o", source.path()]),
+        0,
+    );
+    ends(
+        &run(&["quantize", source.path(), one.path(), "q4_k_m", "-t", "1"]),
+        0,
+    );
+    // As llama-quantize takes them.
+    ends(
+        &run(&["quantize", source.path(), three.path(), "Q4_K_M", "3"]),
+        0,
+    );
+    assert!(std::fs::read(&one.0).unwrap() == std::fs::read(&three.0).unwrap());
+}
+
+#[test]
+fn parts_become_one_file() {
+    let source = data("qwen3-tied.gguf");
+    let old = GgufFile::open(Path::new(&source)).unwrap();
+    let parts = [1, 2].map(|i| Target::new(&format!("quantize-0000{i}-of-00002.gguf")));
+    let half = old.tensors().len() / 2;
+    for (i, part) in parts.iter().enumerate() {
+        let mut b = Builder::new();
+        if i == 0 {
+            old.meta().entries().for_each(|(_, pair)| {
+                b.entry(pair);
+            });
+        }
+        b.u16("split.no", i as u16).u16("split.count", 2);
+        b.i32("split.tensors.count", old.tensors().len() as i32);
+        let mine: Vec<_> = match i {
+            0 => old.tensors().take(half).collect(),
+            _ => old.tensors().skip(half).collect(),
+        };
+        for t in &mine {
+            b.tensor(&t.name, t.ty, t.shape());
+        }
+        let mut body = b.begin(std::fs::File::create(&part.0).unwrap()).unwrap();
+        mine.iter().for_each(|t| body.write(t.data).unwrap());
+        body.finish().unwrap();
+    }
+    let line = [
+        "quantize",
+        parts[0].path(),
+        parts[1].path(),
+        "bf16",
+        "--force",
+    ];
+    ends(&run(&line), 2);
+    let new = Target::new("quantize-parts.gguf");
+    ends(&run(&["quantize", parts[0].path(), new.path(), "bf16"]), 0);
+    let file = new.open();
+    same_weights(&old, &file);
+    same_metadata(&old, &file);
+    assert!(!file.meta().entries().any(|e| e.0.starts_with("split.")));
+    answers(new.path());
+}
+
+#[test]
+fn what_a_type_cannot_hold_is_refused() {
+    let (bad, new) = (
+        Target::new("quantize-bad.gguf"),
+        Target::new("quantize-bad-out.gguf"),
+    );
+    for (value, ty, code, text) in [
+        (f32::NAN, "q8_0", 4, "value 65 of tensor 'a.weight' is NaN"),
+        (1e5, "f16", 4, "value 65 of tensor 'a.weight' is 100000"),
+        (1e5, "bf16", 0, "bits per weight"),
+    ] {
+        let mut b = Builder::new();
+        b.str("general.architecture", "none").alignment(64);
+        b.tensor("a.weight", GgmlType::F32, &[64, 2]);
+        let mut body = b.begin(std::fs::File::create(&bad.0).unwrap()).unwrap();
+        let values = (0..128).map(|i| if i == 65 { value } else { 1.0 });
+        body.write(&values.flat_map(f32::to_le_bytes).collect::<Vec<_>>())
+            .unwrap();
+        body.finish().unwrap();
+        let o = run(&["quantize", bad.path(), new.path(), ty]);
+        ends(&o, code);
+        assert!(err(&o).contains(text), "{}", err(&o));
+        assert_eq!(new.0.exists(), code == 0);
+    }
+    assert_eq!(new.open().alignment(), 64);
+    let dir = new.0.parent().unwrap().read_dir().unwrap();
+    let mut names = dir.map(|f| f.unwrap().file_name().to_string_lossy().into_owned());
+    assert!(
+        !names.any(|n| n.contains("quantize-bad-out.gguf.")),
+        "a temporary file is left"
+    );
 }
 
 #[test]

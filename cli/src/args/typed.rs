@@ -70,6 +70,9 @@ pub(crate) enum Command {
     /// Read a model file from end to end and report what is wrong with it
     Check(CheckArgs),
     /// Write a model with other types of weights: fewer bits, or more
+    #[command(
+        override_usage = "lemma quantize [OPTIONS] IN OUT TYPE\n       lemma quantize [OPTIONS] IN TYPE --dry-run"
+    )]
     Quantize(QuantizeArgs),
     /// Write a model of random weights in the shape of a published one
     Synth(SynthArgs),

@@ -11,6 +11,7 @@ use crate::args::config::{self, ModelSource};
 use crate::args::tools::QuantizeArgs;
 use crate::fail::{Failure, INTERRUPT, Result};
 use crate::signals::{self, Polling};
+use crate::stats::grouped;
 use crate::term::{Style, Term, escape, escape_path, transient};
 use crate::{load, out, repl};
 
@@ -135,19 +136,17 @@ fn list(file: &GgufFile, plan: &Plan) -> Result {
 }
 
 fn row(t: &quantize::Planned) -> [String; 4] {
-    let shape: Vec<String> = t.info.shape().iter().map(u64::to_string).collect();
+    let shape: Vec<String> = t.info.shape().iter().map(|&d| grouped(d)).collect();
+    let before = grouped(t.info.n_bytes() as u64);
     let (types, sizes) = match t.ty == t.info.ty {
-        true => (t.ty.name().to_owned(), repl::size(t.n_bytes)),
+        true => (t.ty.name().to_owned(), before),
         false => (
             format!("{} -> {}", t.info.ty, t.ty),
-            format!(
-                "{} -> {}",
-                repl::size(t.info.n_bytes() as u64),
-                repl::size(t.n_bytes)
-            ),
+            format!("{before} -> {}", grouped(t.n_bytes)),
         ),
     };
-    [escape(&t.info.name), shape.join(" x "), types, sizes]
+    let sizes = format!("{sizes} bytes");
+    [escape(&t.info.name), shape.join(" × "), types, sizes]
 }
 
 /// Sizes and bits before and after.

@@ -6,6 +6,7 @@
 
 use lemma_quant::GgmlType;
 
+use super::can_write;
 use crate::error::{Error, NAME_MAX, Result, escape};
 
 /// A mix of types, or one type for all.
@@ -166,8 +167,7 @@ impl Recipe {
 
     /// Names of the mixes whose main type can be written.
     pub fn writable() -> impl Iterator<Item = &'static str> {
-        let can = |ty: GgmlType| ty.traits().quantize_row.is_some();
-        MIXES.iter().filter(move |m| can(m.2)).map(|m| m.0)
+        MIXES.iter().filter(|m| can_write(m.2)).map(|m| m.0)
     }
 
     /// The type of most matrices.

@@ -127,15 +127,11 @@ impl Override {
 /// # Errors
 /// [`Error::Usage`] for another name, or a type for which there is no quantizer.
 pub fn writable(name: &str) -> Result<GgmlType> {
-    let can = |ty: &GgmlType| {
-        let t = ty.traits();
-        t.quantize_row.is_some() && t.vec_dot.is_some()
-    };
     match name.parse::<GgmlType>() {
-        Ok(ty) if can(&ty) => Ok(ty),
+        Ok(ty) if can_write(ty) => Ok(ty),
         Ok(ty) => Err(no_quantizer(ty.name())),
         Err(_) => {
-            let names: Vec<_> = GgmlType::ALL.iter().filter(|t| can(t)).collect();
+            let names: Vec<_> = GgmlType::ALL.iter().filter(|t| can_write(**t)).collect();
             let names: Vec<_> = names.iter().map(|t| t.name()).collect();
             Err(Error::usage(format!(
                 "unknown tensor type '{}', expected one of: {}",
@@ -144,6 +140,12 @@ pub fn writable(name: &str) -> Result<GgmlType> {
             )))
         }
     }
+}
+
+/// Whether weights can be written in a type; some are for activations alone.
+fn can_write(ty: GgmlType) -> bool {
+    let t = ty.traits();
+    t.quantize_row.is_some() && t.vec_dot.is_some()
 }
 
 fn no_quantizer(name: &str) -> Error {
@@ -226,8 +228,7 @@ impl Plan {
 /// [`Error::Usage`] for a type without a quantizer and for tensors that are quantized already, [`Error::Unsupported`] for rows that
 /// neither the type nor what would serve instead can hold, [`Error::Malformed`] for metadata that the rules cannot read.
 pub fn plan(file: &GgufFile, o: &Options) -> Result<Plan> {
-    let base = o.recipe.base();
-    if base.traits().quantize_row.is_none() {
+    if !can_write(o.recipe.base()) {
         return Err(no_quantizer(o.recipe.name));
     }
     let facts = Facts::of(file)?;
@@ -270,7 +271,7 @@ fn planned(
         ))
         .with_hint("name a type of numbers (f16, bf16) for it with --tensor-type"));
     };
-    if ty.traits().quantize_row.is_none() {
+    if !can_write(ty) {
         return Err(no_quantizer(ty.name()));
     }
     let is_block = t.ty.block_size() > 1;
