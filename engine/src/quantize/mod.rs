@@ -306,10 +306,11 @@ fn wanted(t: &TensorView<'_>, facts: &Facts, places: &HashMap<&str, u32>, o: &Op
         return ty;
     }
     // Embeddings that serve as the output matrix are one.
-    if role == Role::TokenEmbd && facts.tied {
-        if let Some(ty) = o.output_tensor {
-            return ty;
-        }
+    if role == Role::TokenEmbd
+        && facts.tied
+        && let Some(ty) = o.output_tensor
+    {
+        return ty;
     }
     let place = Place {
         name,
