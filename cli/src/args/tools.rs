@@ -299,7 +299,7 @@ pub(crate) struct QuantizeArgs {
     #[arg(value_name = "TYPE")]
     pub(crate) ty: Option<String>,
     /// Worker threads, as llama-quantize takes them
-    #[arg(value_name = "N", hide = true, conflicts_with = "threads")]
+    #[arg(value_name = "N", hide = true)]
     pub(crate) last_threads: Option<i64>,
     /// One type for all matrices in place of a mix
     #[arg(long)]

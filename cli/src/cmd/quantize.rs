@@ -21,10 +21,13 @@ pub(crate) fn run(args: &QuantizeArgs, term: Term) -> Result {
         Some(ty) => (ty.clone(), Some(&*args.output)),
         // Nothing is written, so two words say all.
         None if args.dry_run => (args.output.to_string_lossy().into_owned(), None),
-        None => return Err(Failure::usage("quantize needs IN, OUT and TYPE")),
+        None => {
+            return Err(Failure::usage("quantize needs IN, OUT and TYPE")
+                .hint("'lemma quantize --help' explains them"));
+        }
     };
     let options = options(args, &ty)?;
-    let n_threads = config::threads(args.threads.or(args.last_threads).unwrap_or(0))?;
+    let n_threads = config::threads(args.last_threads.or(args.threads).unwrap_or(0))?;
     let file = load::gguf(&ModelSource::Path(args.input.clone()))?;
     let path = output.filter(|_| !args.dry_run);
     if let Some(path) = path {

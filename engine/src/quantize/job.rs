@@ -15,7 +15,7 @@ use crate::memory::show;
 /// Values that a thread converts at a time: a multiple of every block.
 const PIECE: usize = 1 << 15;
 /// Pieces for each thread between two writes.
-const PIECES: usize = 16;
+const PIECES: usize = 4;
 /// Bytes that are copied at a time.
 const COPY: usize = 4 << 20;
 /// The version of the block formats, as llama.cpp counts them.

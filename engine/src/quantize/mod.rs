@@ -198,24 +198,22 @@ impl Plan {
 
     /// Lines that say where another type has to serve, one for each pair of types.
     pub fn fallbacks(&self) -> Vec<String> {
-        let mut groups: BTreeMap<_, (&str, usize)> = BTreeMap::new();
+        let mut groups: BTreeMap<(GgmlType, GgmlType, u64), Vec<&str>> = BTreeMap::new();
         for t in &self.tensors {
             if let Some(wanted) = t.instead_of {
-                let key = (wanted, t.ty, t.info.dims[0]);
-                groups.entry(key).or_insert((&*t.info.name, 0)).1 += 1;
+                let group = groups.entry((wanted, t.ty, t.info.dims[0]));
+                group.or_default().push(&t.info.name);
             }
         }
-        let line = |((wanted, ty, n), (name, count)): (_, (&str, usize))| {
-            let (wanted, ty): (GgmlType, GgmlType) = (wanted, ty);
-            let more = match count {
+        let line = |((wanted, ty, n_in), names): ((GgmlType, GgmlType, u64), Vec<&str>)| {
+            let more = match names.len() {
                 1 => String::new(),
                 n => format!(" and {} more", n - 1),
             };
-            let block = wanted.block_size();
-            let name = escape(name, NAME_MAX);
-            let n: u64 = n;
             format!(
-                "{name}{more}: rows of {n} are not whole blocks of {block}, {ty} in place of {wanted}"
+                "{}{more}: rows of {n_in} are not whole blocks of {}, {ty} in place of {wanted}",
+                escape(names[0], NAME_MAX),
+                wanted.block_size()
             )
         };
         groups.into_iter().map(line).collect()
