@@ -78,6 +78,7 @@ fn explain(failure: Failure, path: &Path) -> Failure {
         "inspect",
         "kv",
         "perplexity",
+        "quantize",
         "score",
         "synth",
         "template",

@@ -66,6 +66,7 @@ fn real_main() -> Result {
         Some(Command::Template(a)) => cmd::vocab::template(a, &invocation, term),
         Some(Command::Inspect(a)) => cmd::inspect::run(a, &invocation, term),
         Some(Command::Check(a)) => cmd::check::run(a, &invocation, term),
+        Some(Command::Quantize(a)) => cmd::quantize::run(a, term),
         Some(Command::Synth(a)) => cmd::synth::run(a, term),
         Some(Command::Devices(a)) => cmd::devices::run(a),
         Some(Command::Completions(a)) => cmd::completions::run(a),

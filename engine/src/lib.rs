@@ -23,6 +23,7 @@ pub mod kv;
 pub mod memory;
 pub mod model;
 pub mod options;
+pub mod quantize;
 pub mod repeat;
 mod report;
 pub mod sampling;

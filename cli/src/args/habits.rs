@@ -50,6 +50,14 @@ const ABSENT: &[(&[&str], &str)] = &[
         ],
         "rotations are as the model file says; --beyond-train allows more positions",
     ),
+    (
+        &["--imatrix", "--include-weights", "--exclude-weights"],
+        "importance matrices are not read; all types are written without",
+    ),
+    (
+        &["--keep-split"],
+        "the parts of a split model become one file",
+    ),
     (&["--list-devices"], "'lemma devices' lists them"),
     // Words of other programs for what is here, too far off for an edit.
     (

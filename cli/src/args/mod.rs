@@ -55,6 +55,7 @@ impl Invocation {
             Some(C::Template(a)) => &a.common,
             Some(C::Inspect(a)) => &a.common,
             Some(C::Check(a)) => &a.common,
+            Some(C::Quantize(a)) => &a.common,
             Some(C::Synth(a)) => &a.common,
             Some(C::Devices(a)) => &a.common,
             Some(C::Kv(a)) => match &a.command {

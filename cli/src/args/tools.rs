@@ -288,6 +288,57 @@ pub(crate) struct SynthArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// GGUF file, or the first part of a split one; best with weights in f16, bf16 or f32
+    #[arg(value_name = "IN", value_hint = ValueHint::FilePath)]
+    pub(crate) input: PathBuf,
+    /// File to write
+    #[arg(value_name = "OUT", value_hint = ValueHint::FilePath)]
+    pub(crate) output: PathBuf,
+    /// Mix of types, by llama.cpp's names: Q4_K_M, Q5_K_S, Q6_K, Q8_0, IQ4_XS, BF16 …
+    #[arg(value_name = "TYPE")]
+    pub(crate) ty: Option<String>,
+    /// Worker threads, as llama-quantize takes them
+    #[arg(value_name = "N", hide = true)]
+    pub(crate) last_threads: Option<i64>,
+    /// One type for all matrices in place of a mix
+    #[arg(long)]
+    pub(crate) pure: bool,
+    /// Type of the output matrix
+    #[arg(long, value_name = "T")]
+    pub(crate) output_tensor_type: Option<String>,
+    /// Type of the token embeddings
+    #[arg(long, value_name = "T")]
+    pub(crate) token_embedding_type: Option<String>,
+    /// Type of the matrices whose name contains NAME (a regular expression), as in attn_v=q8_0; may be given several times
+    #[arg(long, value_name = "NAME=T")]
+    pub(crate) tensor_type: Vec<String>,
+    /// Leave the output matrix as it is
+    #[arg(long, conflicts_with = "output_tensor_type")]
+    pub(crate) leave_output_tensor: bool,
+    /// Read weights that are quantized already, and lose more
+    #[arg(long)]
+    pub(crate) allow_requantize: bool,
+    /// Worker threads [default: all cores]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        env = "LEMMA_THREADS",
+        hide_env_values = true
+    )]
+    pub(crate) threads: Option<i64>,
+    /// List what every tensor would become, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct DevicesArgs {
     /// One JSON array
     #[arg(long)]

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use super::kv::KvCommandArgs;
 use super::tools::{
     BatchArgs, BenchArgs, CheckArgs, CompletionsArgs, DetokenizeArgs, DevicesArgs, InspectArgs,
-    PerplexityArgs, ScoreArgs, SynthArgs, TemplateArgs, TokenizeArgs,
+    PerplexityArgs, QuantizeArgs, ScoreArgs, SynthArgs, TemplateArgs, TokenizeArgs,
 };
 
 /// Instruction sets that `--isa` takes.
@@ -69,6 +69,11 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Read a model file from end to end and report what is wrong with it
     Check(CheckArgs),
+    /// Write a model with other types of weights: fewer bits, or more
+    #[command(
+        override_usage = "lemma quantize [OPTIONS] IN OUT TYPE\n       lemma quantize [OPTIONS] IN TYPE --dry-run"
+    )]
+    Quantize(QuantizeArgs),
     /// Write a model of random weights in the shape of a published one
     Synth(SynthArgs),
     /// List the devices that can run a model

@@ -10,6 +10,7 @@ pub(crate) mod devices;
 pub(crate) mod inspect;
 pub(crate) mod kv;
 pub(crate) mod perplexity;
+pub(crate) mod quantize;
 pub(crate) mod score;
 pub(crate) mod synth;
 pub(crate) mod vocab;

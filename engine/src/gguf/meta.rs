@@ -70,6 +70,13 @@ impl<'a> Meta<'a> {
             .map(move |p| (meta.key_of(p), meta.value_of(p)))
     }
 
+    /// All keys with the bytes of their pairs, in file order: what [`Builder::entry`](super::write::Builder::entry) takes.
+    pub fn entries(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
+        let meta = *self;
+        let pairs = self.header.kv.iter();
+        pairs.map(move |p| (meta.key_of(p), &meta.bytes[p.entry.clone()]))
+    }
+
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<Value<'a>> {
         let kv = &self.header.kv;

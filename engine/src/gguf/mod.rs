@@ -184,6 +184,16 @@ impl GgufFile {
         &self.parts[0].name
     }
 
+    /// Names of all files of the model, the first part first.
+    pub fn part_names(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().map(|p| &*p.name)
+    }
+
+    /// `general.alignment` of the (first) file, in bytes; 32 if it does not say.
+    pub fn alignment(&self) -> u64 {
+        self.parts[0].header.alignment
+    }
+
     /// Format version, 2 or 3.
     pub fn version(&self) -> u32 {
         self.parts[0].header.version

@@ -15,12 +15,15 @@
 //! # Ok(()) }
 //! ```
 
+use std::fs::File;
 use std::io::{self, Error, ErrorKind, Write};
+use std::path::Path;
 
 use lemma_quant::GgmlType;
 
 use super::guard::DEFAULT_ALIGNMENT;
 use super::value::ValueKind;
+use crate::error;
 
 /// Metadata and tensor directory of a file to be written.
 #[derive(Debug, Clone)]
@@ -130,6 +133,13 @@ impl Builder {
     pub fn f32s(&mut self, key: &str, values: impl ExactSizeIterator<Item = f32>) -> &mut Self {
         self.array(key, ValueKind::F32, values.len());
         values.for_each(|v| self.kv.extend_from_slice(&v.to_le_bytes()));
+        self
+    }
+
+    /// Adds a pair as it lies in another file ([`Meta::entries`](super::Meta::entries)).
+    pub fn entry(&mut self, pair: &[u8]) -> &mut Self {
+        self.n_kv += 1;
+        self.kv.extend_from_slice(pair);
         self
     }
 
@@ -264,6 +274,40 @@ impl<W: Write> Body<W> {
         self.left = self.size;
         Ok(())
     }
+}
+
+/// Lets `write` fill the file `path`, which appears only when it is complete: when `write` returns true. What is there and not a
+/// regular file (a pipe, a device) is written into, never replaced. Returns what `write` did.
+///
+/// # Errors
+/// Those of `write`, and [`error::Error::Runtime`] if the file cannot be made, naming the file.
+pub fn to_file(
+    path: &Path,
+    write: impl FnOnce(File) -> error::Result<bool>,
+) -> error::Result<bool> {
+    let name = path.to_string_lossy().into_owned();
+    let failed = |e: io::Error| error::Error::runtime_in(&name, format!("cannot be written ({e})"));
+    if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+        let file = File::options().write(true).open(path).map_err(failed)?;
+        return write(file).map_err(|e| e.in_file(&name));
+    }
+    let file_name = path
+        .file_name()
+        .ok_or_else(|| error::Error::usage_in(&name, "is not a file name"))?;
+    // A name of its own, and never one that is there: that may be what is being read.
+    let mut tmp = file_name.to_os_string();
+    tmp.push(format!(".{}.tmp", std::process::id()));
+    let tmp = path.with_file_name(tmp);
+    let file = File::create_new(&tmp).map_err(failed)?;
+    let result = write(file).map_err(|e| e.in_file(&name));
+    let result = match result {
+        Ok(true) => std::fs::rename(&tmp, path).map(|()| true).map_err(failed),
+        other => other,
+    };
+    if !matches!(result, Ok(true)) {
+        let _ = std::fs::remove_file(&tmp);
+    }
+    result
 }
 
 fn push_str(out: &mut Vec<u8>, s: &[u8]) {

@@ -6,19 +6,18 @@
 //! The same shape, type and seed give the same bytes on every machine and for every number of threads.
 
 mod blocks;
-mod mix;
 mod shape;
 mod vocab;
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use lemma_quant::GgmlType;
 
 use crate::error::{Error, NAME_MAX, Result, escape};
-use crate::gguf::write::Builder;
-pub use mix::Recipe;
+use crate::gguf::write::{Builder, to_file};
+pub use crate::quantize::Recipe;
+use crate::quantize::{Facts, Place, fallback};
 pub use shape::Shape;
 
 /// Called as data is written: bytes done, bytes in total.
@@ -55,7 +54,7 @@ pub fn write(
 ) -> Result<()> {
     let shape = Shape::parse(shape)?;
     let recipe = Recipe::parse(ftype)?;
-    let plans = plan(&shape, &recipe)?;
+    let plans = plan(&shape, &recipe);
     let mut builder = Builder::new();
     metadata(&shape, &recipe, &mut builder);
     for p in &plans {
@@ -104,41 +103,25 @@ pub fn write_file(
     path: &Path,
     progress: Progress<'_>,
 ) -> Result<()> {
-    let name = path.to_string_lossy().into_owned();
-    let failed = |e: std::io::Error| Error::runtime_in(&name, format!("cannot be written ({e})"));
-    if path.metadata().is_ok_and(|meta| !meta.is_file()) {
-        let file = File::options().write(true).open(path).map_err(failed)?;
-        return write(shape, ftype, seed, file, progress).map_err(|e| e.in_file(&name));
-    }
-    let file_name = path
-        .file_name()
-        .ok_or_else(|| Error::usage_in(&name, "is not a file name"))?;
-    let tmp = path.with_file_name(format!("{}.tmp", file_name.to_string_lossy()));
-    let result = File::create(&tmp)
-        .map_err(failed)
-        .and_then(|file| write(shape, ftype, seed, file, progress).map_err(|e| e.in_file(&name)))
-        .and_then(|()| std::fs::rename(&tmp, path).map_err(failed));
-    if result.is_err() {
-        let _ = std::fs::remove_file(&tmp);
-    }
-    result
+    to_file(path, |file| {
+        write(shape, ftype, seed, file, progress).map(|()| true)
+    })
+    .map(|_| ())
 }
 
 /// All tensors of a shape with their types, in file order.
-fn plan(s: &Shape, recipe: &Recipe) -> Result<Vec<Plan>> {
+fn plan(s: &Shape, recipe: &Recipe) -> Vec<Plan> {
     let (n_embd, n_ff, n_layer) = (u64::from(s.n_embd), u64::from(s.n_ff), s.n_layer);
     let n_q = u64::from(s.n_head * s.head_dim);
     let n_kv = u64::from(s.n_head_kv * s.head_dim);
     let n_vocab = u64::from(s.n_vocab);
     let mut plans = Vec::new();
-    let matrix = |name: String, il: u32, n_in: u64, n_out: u64, std: f32| -> Result<Plan> {
-        let ty = recipe.type_of(&name, il, s, n_in)?;
-        Ok(Plan {
-            name,
-            ty,
-            shape: vec![n_in, n_out],
-            fill: Fill::Random { mean: 0.0, std },
-        })
+    let facts = facts(s);
+    let matrix = |name: String, il: u32, n_in: u64, n_out: u64, std: f32| Plan {
+        ty: type_of(recipe, &facts, &name, il, n_in),
+        name,
+        shape: vec![n_in, n_out],
+        fill: Fill::Random { mean: 0.0, std },
     };
     let vector = |name: String, n: u64, mean: f32, std: f32| Plan {
         name,
@@ -160,7 +143,7 @@ fn plan(s: &Shape, recipe: &Recipe) -> Result<Vec<Plan>> {
         n_embd,
         n_vocab,
         logits,
-    )?);
+    ));
     if let Some(factor) = s.rope_factor {
         plans.push(Plan {
             name: "rope_freqs.weight".into(),
@@ -179,7 +162,7 @@ fn plan(s: &Shape, recipe: &Recipe) -> Result<Vec<Plan>> {
                 n_embd,
                 n,
                 unit(n_embd),
-            )?);
+            ));
             if is_gpt_oss || s.arch == "qwen2" {
                 plans.push(vector(name(&format!("{part}.bias")), n, 0.0, 0.1));
             }
@@ -194,7 +177,7 @@ fn plan(s: &Shape, recipe: &Recipe) -> Result<Vec<Plan>> {
             n_q,
             n_embd,
             depth * unit(n_q),
-        )?);
+        ));
         if is_gpt_oss {
             plans.push(vector(name("attn_output.bias"), n_embd, 0.0, 0.1));
             plans.push(vector(
@@ -212,7 +195,7 @@ fn plan(s: &Shape, recipe: &Recipe) -> Result<Vec<Plan>> {
         let n_expert = u64::from(s.n_expert);
         if n_expert > 0 {
             let router = name("ffn_gate_inp.weight");
-            plans.push(matrix(router, il, n_embd, n_expert, unit(n_embd))?);
+            plans.push(matrix(router, il, n_embd, n_expert, unit(n_embd)));
         }
         if is_gpt_oss {
             plans.push(vector(name("ffn_gate_inp.bias"), n_expert, 0.0, 0.1));
@@ -229,10 +212,10 @@ fn plan(s: &Shape, recipe: &Recipe) -> Result<Vec<Plan>> {
                     n_in,
                     n_out,
                     std,
-                )?);
+                ));
                 continue;
             }
-            let mut all = matrix(name(&format!("{part}_exps.weight")), il, n_in, n_out, std)?;
+            let mut all = matrix(name(&format!("{part}_exps.weight")), il, n_in, n_out, std);
             all.shape.push(n_expert);
             plans.push(all);
             if is_gpt_oss {
@@ -244,9 +227,41 @@ fn plan(s: &Shape, recipe: &Recipe) -> Result<Vec<Plan>> {
     }
     plans.push(norm("output_norm.weight".into(), n_embd));
     if !s.tied {
-        plans.push(matrix("output.weight".into(), 0, n_embd, n_vocab, logits)?);
+        plans.push(matrix("output.weight".into(), 0, n_embd, n_vocab, logits));
     }
-    Ok(plans)
+    plans
+}
+
+/// What the rules of a mix ask about a shape.
+fn facts(s: &Shape) -> Facts {
+    Facts {
+        n_layer: s.n_layer,
+        n_attn_v: s.n_layer,
+        n_gqa: s.n_head / s.n_head_kv,
+        n_expert: s.n_expert,
+        tied: s.tied,
+        is_70b: Facts::is_70b(s.arch, s.n_layer, s.n_head, s.n_head_kv),
+    }
+}
+
+/// The type of the matrix `name` in layer `il`, with rows of `n_in` values.
+fn type_of(recipe: &Recipe, facts: &Facts, name: &str, il: u32, n_in: u64) -> GgmlType {
+    // A router decides what everything else is worth; published files never quantize it.
+    if name.contains("ffn_gate_inp") {
+        return GgmlType::F32;
+    }
+    let place = Place {
+        name,
+        index: il,
+        n_in,
+        stacked: name.contains("_exps"),
+    };
+    // A shape is there to be measured: where nothing is published, something near has to serve.
+    let near = || match n_in.is_multiple_of(GgmlType::Q4_0.block_size() as u64) {
+        true => GgmlType::Q4_0,
+        false => GgmlType::F16,
+    };
+    fallback(recipe.type_of(&place, facts), n_in).unwrap_or_else(near)
 }
 
 /// Hyper-parameters, vocabulary and template.
@@ -402,7 +417,7 @@ mod tests {
     #[test]
     fn experts_alone_are_of_the_type_that_is_made_for_them() {
         let recipe = Recipe::parse("mxfp4").unwrap();
-        let plans = plan(&Shape::parse("gpt-oss-20b").unwrap(), &recipe).unwrap();
+        let plans = plan(&Shape::parse("gpt-oss-20b").unwrap(), &recipe);
         let of = |ty: &str| plans.iter().filter(|p| p.ty.name() == ty).count();
         // As in the published file.
         assert_eq!((of("f32"), of("q8_0"), of("mxfp4")), (289, 98, 72));
@@ -414,7 +429,7 @@ mod tests {
     fn q4_k_m_mix_is_that_of_published_files() {
         let recipe = Recipe::parse("q4_k_m").unwrap();
         let types = |shape: &str| -> Vec<(String, &'static str)> {
-            let plans = plan(&Shape::parse(shape).unwrap(), &recipe).unwrap();
+            let plans = plan(&Shape::parse(shape).unwrap(), &recipe);
             plans.into_iter().map(|p| (p.name, p.ty.name())).collect()
         };
         let llama = types("llama-3.1-8b");
