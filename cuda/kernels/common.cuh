@@ -165,10 +165,10 @@ __device__ __forceinline__ bool elected() {
 }
 __device__ __forceinline__ uint64_t clock_now() { return clock64(); }
 
-// Copies from global to shared memory that one thread asks for and that are counted by a barrier in shared memory, all named by where they lie there (`shared_at`): `expect` says
-// how many bytes will come, `copy` brings some of them (addresses and sizes are multiples of 16), `landed` waits for the end of the
-// barrier's phase of that parity; phases begin at 0. What is copied is used once, so it leaves the L2 cache first: gigabytes of weights pass
-// through it in a step, and would take activations and the kernel's own instructions with them.
+// Copies from global to shared memory that one thread asks for and that are counted by a barrier in shared memory; both are named by where
+// they lie there (`shared_at`). `expect` says how many bytes will come, `copy` brings some of them (addresses and sizes are multiples of 16),
+// `landed` waits for the end of the barrier's phase of that parity; phases begin at 0. What is copied is used once, so it leaves the L2 cache
+// first: gigabytes of weights pass through it in a step, and would take activations and the kernel's own instructions with them.
 __device__ __forceinline__ uint32_t shared_at(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ void expect_init(uint64_t* b) { asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_at(b)) : "memory"); }

@@ -52,13 +52,6 @@ template <class T> inline T __shfl_xor_sync(unsigned mask, T x, int bits) {
     return __shfl_sync(mask, x, (threadIdx.x % 32) ^ bits);
 }
 
-inline bool __any_sync(unsigned, bool x) {
-    bool all[32], any = false;
-    emulated_exchange(&x, all, sizeof x);
-    for (bool b : all) any |= b;
-    return any;
-}
-
 inline uint32_t __float_as_uint(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 inline float __uint_as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 inline int __float2int_rn(float x) { return int(nearbyintf(x)); }

@@ -15,7 +15,7 @@ pub(crate) mod score;
 pub(crate) mod synth;
 pub(crate) mod vocab;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{BufRead, BufReader, IsTerminal as _, Read as _, stdin};
 use std::path::{Path, PathBuf};
 
@@ -111,7 +111,6 @@ impl Lines {
     /// Whether the lines come from the file at `path`.
     pub(crate) fn is_file(&self, path: &Path) -> bool {
         use std::os::fd::AsFd as _;
-        use std::os::unix::fs::MetadataExt as _;
         let source = match &self.path {
             Some(p) => std::fs::metadata(p),
             None => stdin()
@@ -120,7 +119,7 @@ impl Lines {
                 .and_then(|fd| File::from(fd).metadata()),
         };
         match (source, std::fs::metadata(path)) {
-            (Ok(a), Ok(b)) => a.is_file() && (a.dev(), a.ino()) == (b.dev(), b.ino()),
+            (Ok(a), Ok(b)) => a.is_file() && is_same_file(&a, &b),
             _ => false,
         }
     }
@@ -173,6 +172,12 @@ pub(crate) fn verdict(failed: usize, total: usize) -> Result {
         Failure::new(BATCH, format!("{failed} of {total} requests failed"))
             .hint("their records have \"ok\":false"),
     )
+}
+
+/// Whether two names lead to one file.
+pub(crate) fn is_same_file(a: &Metadata, b: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
 /// The text of an argument, a file, or all of stdin.

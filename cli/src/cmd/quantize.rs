@@ -1,6 +1,5 @@
 //! `lemma quantize`: the same model with other types of weights.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use lemma_engine::gguf::GgufFile;
@@ -104,7 +103,7 @@ fn free(file: &GgufFile, input: &Path, output: &Path, force: bool) -> Result {
     };
     let is_same = |path: &Path| {
         path.metadata()
-            .is_ok_and(|m| (m.dev(), m.ino()) == (there.dev(), there.ino()))
+            .is_ok_and(|m| super::is_same_file(&m, &there))
     };
     let name = escape_path(output);
     if is_same(input) || file.part_names().any(|part| is_same(Path::new(part))) {
