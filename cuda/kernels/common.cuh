@@ -153,6 +153,8 @@ __device__ __forceinline__ uint32_t count_in_block(uint32_t* p) { return atomicA
 // The larger of two is kept.
 __device__ __forceinline__ void raise(uint64_t* p, uint64_t v) { asm volatile("red.relaxed.gpu.global.max.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
 __device__ __forceinline__ void spin() {}
+// Does nothing for up to 80 nanoseconds.
+__device__ __forceinline__ void rest() { __nanosleep(40); }
 // One lane of the warp, always the same; all of them ask.
 __device__ __forceinline__ bool elected() {
 #if __CUDA_ARCH__ >= 900

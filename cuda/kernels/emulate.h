@@ -88,6 +88,7 @@ inline uint64_t acquire(const uint64_t* p) { return *p; }
 inline uint32_t count_up(uint32_t* p) { return (*p)++; }
 inline uint32_t count_in_block(uint32_t* p) { return (*p)++; }
 void spin();
+inline void rest() { spin(); }
 inline uint64_t clock_now() { return 0; }
 // A barrier counts its phases; what is asked for is there at once.
 inline void expect_init(uint64_t* b) { *b = 0; }

@@ -110,6 +110,8 @@ struct Phase {
     uint32_t f_at;         // PRODUCTS: where the forms of the input lie in shared memory (`Input`), behind room for sums of squares
     uint32_t q_at;
     uint32_t ds_at;
+    uint32_t early;        // PRODUCTS: weights of this phase and the next ones are asked for ahead of the input
+    uint32_t pad[3];
 };
 
 struct Step {
@@ -311,8 +313,9 @@ template <int N> __device__ __forceinline__ void read_units(const Here& h, const
         }
 #pragma unroll
         for (int i = 0; i < N; i++) {
+            // All blocks look at the same few lines, which others are still writing to: not again and again.
             while (missing(v[i].lo) || missing(v[i].hi)) {
-                spin();
+                rest();
                 look_at(i);
             }
         }
@@ -351,8 +354,8 @@ __device__ __forceinline__ void read_input(const Here& h) {
 __device__ __forceinline__ float input_scale(const Here& h, const Input& in) {
     if (!h.p.norm) return 1.0f;
     float sum = 0.0f;
-#pragma unroll 1
-    for (uint32_t i = 0; i < blockDim.x / WARP; i += 4) {
+#pragma unroll
+    for (int i = 0; i < STEP_WARPS; i += 4) {
         const float4 n = *reinterpret_cast<const float4*>(in.norms + i);
         sum += (n.x + n.y) + (n.z + n.w);
     }

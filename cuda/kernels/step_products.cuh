@@ -193,9 +193,10 @@ __device__ __forceinline__ void products(const uint32_t phase) {
     } else {
         result.prepare<1>(h, work, 0);
     }
-    read_input(h);
+    // What is asked for now comes while the input does not yet, and nobody waits for it behind the input.
     Asker a = shared->askers[warp];
-    if (a.phase < phase) ask(*shared, a, phase);
+    if (h.p.early || a.phase < phase) ask(*shared, a, phase);
+    read_input(h);
     with_rows(work, [&](auto of) { decltype(of)::Type::multiply(h, *shared, work, a, result, lane); });
     __syncwarp();
     ask(*shared, a, phase);

@@ -207,8 +207,10 @@ pub(crate) struct Phase {
     pub(crate) f_at: u32,
     pub(crate) q_at: u32,
     pub(crate) ds_at: u32,
+    pub(crate) early: u32,
+    pub(crate) pad: [u32; 3],
 }
-const _: () = assert!(size_of::<Phase>() == 3 * 96 + 14 * 8 + 16 * 4, "padding");
+const _: () = assert!(size_of::<Phase>() == 3 * 96 + 14 * 8 + 20 * 4, "padding");
 
 /// What differs between steps, `step.cuh`.
 #[repr(transparent)]

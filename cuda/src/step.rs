@@ -31,6 +31,8 @@ const STEP_SHARED: usize = (size_of::<args::Step>()
     .next_multiple_of(128)
     + 16 * RING;
 const ATTEND_SHARED: usize = UNIT * (MAX_D + 4) * 4 + 2 * MAX_D * 2 + 16 * UNIT * 8;
+/// Bytes of `Shown`, the scores of pages that are all f16, behind that.
+const SHOWN: usize = 2 * 8 * 32 * 16;
 /// Widest head, and query heads of a unit of attention.
 const MAX_D: usize = 128;
 const UNIT: usize = 8;
@@ -352,10 +354,15 @@ impl Builder {
         };
         let head_ml = memory.head_ml.view().slice(il * n_head * 8, n_head * 8);
         let page_ml = memory.page_ml.view().slice(il * layer * 8, layer * 8);
-        // Keys of a page, then sums, of each warp; before them what `AttendShared` holds.
-        let sums = UNIT.min(n_head / n_head_kv) * (d + 1) * 4;
-        let warp = sums.max(crate::PAGE * if d == 64 { 128 } else { 256 });
-        let all = BLOCK as usize / 32 * warp.next_multiple_of(16);
+        // What is left of 256 KiB is the first-level cache, which keys and values of f16 come through: a step of only those takes no more.
+        let all = if only_f16(&c.tiers) {
+            SHOWN
+        } else {
+            // Keys of a page, then sums, of each warp.
+            let sums = UNIT.min(n_head / n_head_kv) * (d + 1) * 4;
+            let warp = sums.max(crate::PAGE * if d == 64 { 128 } else { 256 });
+            BLOCK as usize / 32 * warp.next_multiple_of(16)
+        };
         self.shared = self.shared.max(ATTEND_SHARED + all);
         let kv = n_head_kv * d * 4;
         let phase = Phase {
@@ -451,6 +458,7 @@ impl Builder {
         }
         let emulated = self.gpu.info().name == "emulator";
         let n_block = self.gpu.info().n_sm;
+        rows::ask_early(&mut self.phases, &self.products, n_block as usize);
         let work = self.work(n_block as u32, BLOCK / 32);
         let (gpu, s) = (&self.gpu, &self.shape);
         let work = gpu.buffer_of(bytes_of(&work))?;

@@ -170,9 +170,55 @@ pub(super) fn work(phase: &mut Phase, n_mat: usize, n_block: u32, n_warp: u32) -
     all
 }
 
+/// Says which phases of products (their places in the list, and how many matrices they have) ask for weights ahead of their input. Behind
+/// attention few blocks work, and what the others ask for holds those up: that is worth it only if the weights of the phase behind do not fit
+/// the rings anyway.
+pub(super) fn ask_early(phases: &mut [Phase], products: &[(usize, usize)], n_block: usize) {
+    let rings = n_block * WARPS as usize * super::RING;
+    let many = |&(k, n): &(usize, usize)| {
+        let of: &[Matrix] = &phases[k].m[..n];
+        let bytes = of.iter().map(|m| m.row_bytes * u64::from(m.n_out));
+        bytes.sum::<u64>() > rings as u64
+    };
+    let many: Vec<bool> = products.iter().map(many).collect();
+    for (i, &(k, _)) in products.iter().enumerate() {
+        let attended = k > 0 && phases[k - 1].kind == 2;
+        let early = !attended || many.get(i + 1).is_some_and(|m| *m);
+        phases[k].early = u32::from(early);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Ahead of everything but the output of attention, and ahead of that if much is to come.
+    #[test]
+    fn much_is_asked_for_early() {
+        for (n_out, output) in [(1 << 10, 0), (1 << 20, 1)] {
+            let phase = |kind, n_out| {
+                let mut p = Phase {
+                    kind,
+                    ..Phase::default()
+                };
+                p.m.iter_mut()
+                    .for_each(|m| (m.n_out, m.row_bytes) = (n_out, 1 << 10));
+                p
+            };
+            let small = 1 << 10;
+            let mut phases = [
+                phase(0, 0),
+                phase(1, small),
+                phase(2, 0),
+                phase(1, small),
+                phase(1, n_out),
+                phase(1, small),
+            ];
+            ask_early(&mut phases, &[(1, 3), (3, 1), (4, 2), (5, 1)], 132);
+            let early = phases.map(|p| p.early);
+            assert_eq!(early, [0, 1, 0, output, 1, 1]);
+        }
+    }
 
     /// Every row of every matrix is computed once, whatever the numbers.
     #[test]
