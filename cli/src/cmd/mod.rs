@@ -16,7 +16,7 @@ pub(crate) mod synth;
 pub(crate) mod vocab;
 
 use std::fs::{File, Metadata};
-use std::io::{BufRead, BufReader, IsTerminal as _, Read as _, stdin};
+use std::io::{BufRead, BufReader, IsTerminal as _, stdin};
 use std::path::{Path, PathBuf};
 
 use crate::fail::{BATCH, Failure, Result};
@@ -67,15 +67,12 @@ impl Lines {
     pub(crate) fn next(&mut self) -> Result<Option<Line>> {
         loop {
             let mut bytes = Vec::new();
-            let read = (&mut self.reader)
-                .take(self.max_line)
-                .read_until(b'\n', &mut bytes);
-            let n = read.map_err(|e| self.failure(&e))?;
-            if n == 0 {
+            self.read_line(&mut bytes).map_err(|e| self.failure(&e))?;
+            if bytes.is_empty() {
                 return Ok(None);
             }
             self.number += 1;
-            if n as u64 == self.max_line && bytes.last() != Some(&b'\n') {
+            if bytes.len() as u64 == self.max_line && bytes.last() != Some(&b'\n') {
                 self.skip_line()?;
                 return Ok(Some(Line {
                     number: self.number,
@@ -94,6 +91,7 @@ impl Lines {
             if bytes.trim_ascii().is_empty() {
                 continue;
             }
+            text::room_for(bytes.len(), text::LINE_GROWTH, "a line")?;
             let text = match std::str::from_utf8(bytes) {
                 Ok(t) => Ok(t.trim().to_owned()),
                 Err(e) => Err(Failure::usage(format!(
@@ -124,6 +122,28 @@ impl Lines {
         }
     }
 
+    /// Reads up to the end of a line or its largest length.
+    fn read_line(&mut self, line: &mut Vec<u8>) -> std::io::Result<()> {
+        let mut left = self.max_line as usize;
+        while left > 0 {
+            let part = match self.reader.fill_buf() {
+                Ok(part) => &part[..part.len().min(left)],
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            let end = part.iter().position(|&b| b == b'\n');
+            let n = end.map_or(part.len(), |at| at + 1);
+            line.try_reserve(n)?;
+            line.extend_from_slice(&part[..n]);
+            self.reader.consume(n);
+            left -= n;
+            if end.is_some() || n == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Drops the rest of a line.
     fn skip_line(&mut self) -> Result {
         loop {
@@ -146,7 +166,7 @@ impl Lines {
     fn failure(&self, e: &std::io::Error) -> Failure {
         match &self.path {
             Some(p) => Failure::file(p, e),
-            None => Failure::runtime(format!("stdin: {}", crate::fail::plain(e))),
+            None => Failure::io("stdin", e),
         }
     }
 

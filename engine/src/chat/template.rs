@@ -312,7 +312,10 @@ fn on_deep_stack<T: Send + 'static>(
         .stack_size(STACK)
         // A receiver that has given up is no concern of the thread's.
         .spawn(move || drop(send.send(f())))
-        .map_err(|e| ChatError::Failed(format!("cannot start a thread for it: {e}")))?;
+        .map_err(|e| ChatError::NoThread {
+            stack: STACK as u64,
+            found: e.to_string(),
+        })?;
     let start = Instant::now();
     let mut memory = None;
     loop {

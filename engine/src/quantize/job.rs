@@ -56,7 +56,7 @@ pub fn write(
         pool: rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads.unwrap_or(0))
             .build()
-            .map_err(|e| Error::runtime(format!("no threads ({e})")))?,
+            .map_err(|e| Error::memory(format!("no threads ({e}), expected fewer")))?,
         encoded: Vec::new(),
         done: 0,
         total,
