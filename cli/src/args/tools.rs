@@ -280,6 +280,9 @@ pub(crate) struct SynthArgs {
     /// Seed of the weights
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Replace FILE if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
     /// List the shapes
     #[arg(long)]
     pub(crate) list: bool,

@@ -200,6 +200,21 @@ pub(crate) fn is_same_file(a: &Metadata, b: &Metadata) -> bool {
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
+/// Refuses to write a model over what somebody may want to keep. An empty file (of `mktemp`) is nothing to keep.
+pub(crate) fn free(output: &Path, force: bool) -> Result {
+    let name = escape_path(output);
+    match output.metadata() {
+        Ok(there) if there.is_dir() => Err(Failure::usage(format!(
+            "{name}: is a directory, expected a file to write"
+        ))),
+        Ok(there) if there.is_file() && there.len() > 0 && !force => Err(Failure::usage(format!(
+            "{name}: exists already, expected a new file"
+        ))
+        .hint("--force replaces it")),
+        _ => Ok(()),
+    }
+}
+
 /// The text of an argument, a file, or all of stdin.
 pub(crate) fn input_text(argument: Option<&String>, file: Option<&Path>) -> Result<String> {
     match (argument, file) {

@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use lemma_engine::gguf::GgufFile;
+use lemma_engine::gguf::write::temporary;
 use lemma_engine::quantize::{self, Options, Override, Plan, Recipe};
 
 use crate::args::argv::nearest;
 use crate::args::config::{self, ModelSource};
 use crate::args::tools::QuantizeArgs;
 use crate::fail::{Failure, INTERRUPT, Result};
-use crate::signals::{self, Polling};
+use crate::signals::{self, Polling, Unfinished};
 use crate::stats::grouped;
 use crate::term::{Style, Term, escape, escape_path, transient};
 use crate::{load, out, repl};
@@ -41,6 +42,7 @@ pub(crate) fn run(args: &QuantizeArgs, term: Term) -> Result {
     };
 
     let name = escape_path(path);
+    let unfinished = Unfinished::begin(temporary(path).as_deref());
     let polling = Polling::begin();
     let mut shown = u64::MAX;
     let done = quantize::write_file(&file, &plan, n_threads, path, &mut |done, total| {
@@ -52,7 +54,7 @@ pub(crate) fn run(args: &QuantizeArgs, term: Term) -> Result {
         }
         !signals::interrupted()
     });
-    drop(polling);
+    drop((polling, unfinished));
     if term.err_tty {
         out::err("\r\x1b[K");
     }
@@ -99,7 +101,7 @@ fn options(args: &QuantizeArgs, ty: &str) -> Result<Options> {
 /// Refuses to write over what is being read, and over what somebody may want to keep.
 fn free(file: &GgufFile, input: &Path, output: &Path, force: bool) -> Result {
     let Ok(there) = output.metadata() else {
-        return Ok(());
+        return super::free(output, force);
     };
     let is_same = |path: &Path| {
         path.metadata()
@@ -111,18 +113,7 @@ fn free(file: &GgufFile, input: &Path, output: &Path, force: bool) -> Result {
             "{name}: is the model to be read, expected another file"
         )));
     }
-    if there.is_dir() {
-        return Err(Failure::usage(format!(
-            "{name}: is a directory, expected a file to write"
-        )));
-    }
-    if there.is_file() && !force {
-        return Err(
-            Failure::usage(format!("{name}: exists already, expected a new file"))
-                .hint("--force replaces it"),
-        );
-    }
-    Ok(())
+    super::free(output, force)
 }
 
 /// What every tensor would become.
