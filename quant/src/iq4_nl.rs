@@ -78,7 +78,7 @@ pub(crate) fn search_scales<const L: usize>(x: &[f32], w: &[f32]) -> Lanes<L> {
         for (x, w) in x.iter().zip(w) {
             for j in 0..L {
                 let q = nearest_value(id[j] * x[j]);
-                sum_qx[j] += w[j] * x[j] * q;
+                sum_qx[j] += w[j] * q * x[j];
                 sum_q2[j] += w[j] * q * q;
             }
         }
