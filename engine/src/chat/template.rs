@@ -307,7 +307,7 @@ fn on_deep_stack<T: Send + 'static>(
     f: impl FnOnce() -> Result<T, ChatError> + Send + 'static,
 ) -> Result<T, ChatError> {
     let (send, receive) = mpsc::sync_channel(1);
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("chat template".into())
         .stack_size(STACK)
         // A receiver that has given up is no concern of the thread's.
@@ -320,7 +320,11 @@ fn on_deep_stack<T: Send + 'static>(
     let mut memory = None;
     loop {
         match receive.recv_timeout(Duration::from_millis(50)) {
-            Ok(result) => return result,
+            Ok(result) => {
+                // Its stack is gone when it is; what comes next may need the room.
+                let _ = thread.join();
+                return result;
+            }
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(ChatError::Failed("the template engine panicked".into()));
             }
