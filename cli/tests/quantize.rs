@@ -435,7 +435,7 @@ fn refusals() {
             2,
             "--output-tensor-type: ",
         ),
-        (&["--imatrix", "x"], 2, "importance matrices are not read"),
+        (&["--imatrix", "x"], 3, "expected an importance matrix"),
         (&["-t", "100000"], 2, "--threads"),
     ] {
         let line = [&["quantize", &source, new.path(), "f16"], line].concat();

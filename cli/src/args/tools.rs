@@ -304,6 +304,9 @@ pub(crate) struct QuantizeArgs {
     /// Worker threads, as llama-quantize takes them
     #[arg(value_name = "N", hide = true)]
     pub(crate) last_threads: Option<i64>,
+    /// Importance matrix of the model (a file of llama-imatrix): bits go where they are multiplied with something
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) imatrix: Option<PathBuf>,
     /// One type for all matrices in place of a mix
     #[arg(long)]
     pub(crate) pure: bool,

@@ -1,10 +1,11 @@
 //! `lemma quantize`: the same model with other types of weights.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use lemma_engine::gguf::GgufFile;
 use lemma_engine::gguf::write::temporary;
-use lemma_engine::quantize::{self, Options, Override, Plan, Recipe};
+use lemma_engine::quantize::{self, Importance, Options, Override, Plan, Recipe};
 
 use crate::args::argv::nearest;
 use crate::args::config::{self, ModelSource};
@@ -36,6 +37,16 @@ pub(crate) fn run(args: &QuantizeArgs, term: Term) -> Result {
     let plan = quantize::plan(&file, &options)?;
     for line in plan.fallbacks() {
         log::warn!("{line}");
+    }
+    if let Some(first) = plan.unweighted().next() {
+        let more = match plan.unweighted().count() {
+            1 => String::new(),
+            n => format!(" and {} more", n - 1),
+        };
+        log::warn!(
+            "{}{more}: not in the importance matrix, written without",
+            escape(&first.info.name)
+        );
     }
     let Some(path) = path else {
         return list(&file, &plan);
@@ -85,6 +96,7 @@ fn options(args: &QuantizeArgs, ty: &str) -> Result<Options> {
         let ty = name.as_deref().map(quantize::writable).transpose();
         ty.map_err(|e| named(flag, e))
     };
+    let importance = args.imatrix.as_deref().map(Importance::open);
     let overrides = args.tensor_type.iter().map(|text| Override::parse(text));
     Ok(Options {
         output_tensor: of("--output-tensor-type", &args.output_tensor_type)?,
@@ -94,6 +106,7 @@ fn options(args: &QuantizeArgs, ty: &str) -> Result<Options> {
             .map_err(|e| named("--tensor-type", e))?,
         leave_output: args.leave_output_tensor,
         allow_requantize: args.allow_requantize,
+        importance: importance.transpose()?.map(Arc::new),
         ..Options::new(recipe)
     })
 }
