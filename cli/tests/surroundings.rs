@@ -111,7 +111,6 @@ fn too_little_memory_is_code_5_and_one_line() {
         &[&question[..], &batch].concat(),
         &["-no-cnv", "-f", large_name],
         &["tokenize", "-f", large_name],
-        &["score", "-f", lines_name],
         &["bench", "-p", "0", "-n", "1", "-r", "1", "--ceiling"],
     ] {
         let o = shell(&limit(base + 200), args, "");
@@ -122,6 +121,10 @@ fn too_little_memory_is_code_5_and_one_line() {
             "{args:?}: {text}"
         );
     }
+    // A line of many is a record.
+    let o = shell(&limit(base + 200), &["score", "-f", lines_name], "");
+    ends(&o, 9);
+    assert_eq!(common::json(out(&o).trim())["error"]["code"], 5);
     let _ = (std::fs::remove_file(large), std::fs::remove_file(lines));
 }
 

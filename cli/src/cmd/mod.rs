@@ -91,14 +91,14 @@ impl Lines {
             if bytes.trim_ascii().is_empty() {
                 continue;
             }
-            text::room_for(bytes.len(), text::LINE_GROWTH, "a line")?;
-            let text = match std::str::from_utf8(bytes) {
+            let room = text::room_for(bytes.len(), text::LINE_GROWTH, "a line");
+            let text = room.and_then(|()| match std::str::from_utf8(bytes) {
                 Ok(t) => Ok(t.trim().to_owned()),
                 Err(e) => Err(Failure::usage(format!(
                     "byte {} of the line is not UTF-8",
                     e.valid_up_to()
                 ))),
-            };
+            });
             return Ok(Some(Line {
                 number: self.number,
                 text,
