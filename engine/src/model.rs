@@ -65,8 +65,7 @@ impl Model {
 
     fn new(file: GgufFile, o: &LoadOptions) -> Result<Self, Error> {
         let hp = HParams::read(&file)?;
-        let vocabulary = file.n_file_bytes().saturating_sub(file.n_tensor_bytes());
-        memory::ask(vocabulary * 12, "the vocabulary")?;
+        memory::ask(file.n_header_bytes().saturating_mul(12), "the vocabulary")?;
         let options = TokenizerOptions {
             pre_override: o.pre_override.clone(),
         };
