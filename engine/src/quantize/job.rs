@@ -66,7 +66,12 @@ pub fn write(
         pool: rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads.unwrap_or(0))
             .build()
-            .map_err(|e| Error::memory(format!("no threads ({e}), expected fewer")))?,
+            .map_err(|e| {
+                Error::memory(format!(
+                    "threads that the system does not start ({e}), expected fewer"
+                ))
+                .with_hint("-t N starts fewer")
+            })?,
         encoded: Vec::new(),
         done: 0,
         total,
