@@ -45,7 +45,8 @@ fn compile_kernels() {
     let Some(nvcc) = find_nvcc() else {
         fail("nvcc was not found")
     };
-    let archs = env::var("LEMMA_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.to_owned());
+    let archs = env::var("LEMMA_CUDA_ARCHS").ok().filter(|v| !v.is_empty());
+    let archs = archs.unwrap_or_else(|| ARCHS.to_owned());
     let mut command = Command::new(&nvcc);
     command
         .args(["-std=c++17", "-O3", "-fatbin", "--threads", "2", "-o"])
@@ -78,7 +79,7 @@ fn fail(what: &str) -> ! {
 }
 
 fn find_nvcc() -> Option<PathBuf> {
-    if let Some(path) = env::var_os("LEMMA_NVCC") {
+    if let Some(path) = env::var_os("LEMMA_NVCC").filter(|v| !v.is_empty()) {
         return Some(path.into());
     }
     let on_path = env::var_os("PATH")

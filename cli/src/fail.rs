@@ -85,14 +85,17 @@ impl Failure {
 
     /// A failed operation on a file that is not a model.
     pub(crate) fn file(path: &std::path::Path, error: &io::Error) -> Self {
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            return Self::quiet(PIPE);
-        }
-        Self::runtime(format!(
-            "{}: {}",
-            crate::term::escape_path(path),
-            plain(error)
-        ))
+        Self::io(&crate::term::escape_path(path), error)
+    }
+
+    /// A failed operation on what errors call `name`.
+    pub(crate) fn io(name: &str, error: &io::Error) -> Self {
+        let code = match error.kind() {
+            io::ErrorKind::BrokenPipe => return Self::quiet(PIPE),
+            io::ErrorKind::OutOfMemory => MEMORY,
+            _ => RUNTIME,
+        };
+        Self::new(code, format!("{name}: {}", plain(error)))
     }
 }
 
@@ -144,6 +147,7 @@ impl From<io::Error> for Failure {
     fn from(e: io::Error) -> Self {
         match e.kind() {
             io::ErrorKind::BrokenPipe => Self::quiet(PIPE),
+            io::ErrorKind::OutOfMemory => Self::new(MEMORY, plain(&e)),
             _ => Self::runtime(plain(&e)),
         }
     }

@@ -38,7 +38,8 @@ use term::{Color, Term};
 fn main() -> ExitCode {
     install_panic_hook();
     signals::install();
-    let failure = match real_main() {
+    // Buffers that cannot be had are mostly met where they are made.
+    let failure = match lemma_engine::memory::taking(real_main) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(failure) => failure,
     };

@@ -3,14 +3,47 @@
 //! stdout carries the answer (or JSON) and nothing else; everything else goes to stderr. A reader that goes away (`| head -1`) ends
 //! the program quietly with 141, as SIGPIPE would; any other failure to write an answer is an error, because an answer that was cut
 //! by a full disk must not look complete. Failures to write to stderr have nowhere to be told and are ignored.
+//!
+//! A stdout that is closed (`>&-`) is such a failure. The standard library hides it: it puts `/dev/null` in the place of closed
+//! streams before `main` begins, and takes "bad file descriptor" for success. So it is looked at earlier, and by ourselves.
 
 use std::io::{Write as _, stderr, stdout};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{OFlags, fcntl_getfl};
 
 use crate::fail::{Failure, Result};
 use crate::term::Style;
 
+/// Whether the program was started without a stdout.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Looks at stdout when the program is loaded.
+// SAFETY: the loader calls what the section holds, once and before any other code of the program. This function has the type that it
+// expects, and does nothing that needs more than that: a system call and a store.
+#[cfg(target_os = "linux")]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK: extern "C" fn() = {
+    extern "C" fn look() {
+        let is_closed = fcntl_getfl(rustix::stdio::stdout()).is_err();
+        CLOSED.store(is_closed, Ordering::Relaxed);
+    }
+    look
+};
+
+/// Fails if nothing can be written to stdout: for commands that work for long before they write.
+pub(crate) fn check() -> Result {
+    let mode = fcntl_getfl(rustix::stdio::stdout()).map(|flags| flags & OFlags::RWMODE);
+    if CLOSED.load(Ordering::Relaxed) || !matches!(mode, Ok(OFlags::WRONLY | OFlags::RDWR)) {
+        return Err(Failure::runtime("stdout: is not open for writing"));
+    }
+    Ok(())
+}
+
 /// Writes to stdout and flushes: who watches a stream wants each token when it is there.
 pub(crate) fn put(text: &str) -> Result {
+    check()?;
     let mut out = stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
@@ -19,6 +52,7 @@ pub(crate) fn put(text: &str) -> Result {
 
 /// Writes one line to stdout.
 pub(crate) fn line(text: &str) -> Result {
+    check()?;
     let mut out = stdout().lock();
     let written = out
         .write_all(text.as_bytes())
@@ -29,6 +63,7 @@ pub(crate) fn line(text: &str) -> Result {
 
 /// Writes raw bytes to stdout: the text of arbitrary tokens need not be UTF-8.
 pub(crate) fn bytes(data: &[u8]) -> Result {
+    check()?;
     let mut out = stdout().lock();
     out.write_all(data)
         .and_then(|()| out.flush())

@@ -69,6 +69,7 @@ impl Config {
 /// Runs it. An error of a run with `--json` is a record on stdout as well.
 pub(crate) fn run(invocation: &Invocation, term: Term) -> Result {
     let config = Config::new(invocation, term)?;
+    out::check()?;
     let text = prompt_text(&config)?;
     if text.is_none() && config.json {
         return Err(

@@ -1,32 +1,45 @@
 //! Signals.
 //!
 //! SIGINT means two things. While a reply is being made it means "stop this": a flag is set, the reply ends in an orderly way, and
-//! what was said is kept. At any other time, and the second time, it means "stop": the program ends with 130. SIGTERM and SIGHUP
-//! always end it. Whatever the end, a terminal that the line editor had put into raw mode is put back first, which is why a
-//! thread waits for the signals rather than a handler.
+//! what was said is kept. At any other time, and the second time, it means "stop": the program ends with 130. In a conversation it never
+//! means that while a reply is being made: who presses Ctrl-C twice because a long prompt goes on for a moment wants the prompt back, not
+//! to lose what was said. SIGTERM, SIGHUP and SIGQUIT (Ctrl-\) always end it. Whatever the end, a file that is half written is removed
+//! and a terminal that the line editor had put into raw mode is put back first, which is why a thread waits for the signals rather
+//! than a handler.
 //!
 //! SIGPIPE is left ignored, as Rust has it: a broken pipe is an error of a write and ends the program from there, quietly.
 
 use std::io::{IsTerminal as _, stderr};
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::fail::{INTERRUPT, TERMINATE};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static POLLED: AtomicBool = AtomicBool::new(false);
+/// Whether there is a conversation to go back to.
+static PATIENT: AtomicBool = AtomicBool::new(false);
+/// When a reply of a conversation ended that SIGINT had stopped.
+static STOPPED: Mutex<Option<Instant>> = Mutex::new(None);
+/// The file that goes away if a signal ends the program.
+static UNFINISHED: Mutex<Option<PathBuf>> = Mutex::new(None);
 static COOKED: OnceLock<Termios> = OnceLock::new();
+
+/// A SIGINT this soon after a reply that was stopped was meant for the reply.
+const ECHO: Duration = Duration::from_secs(1);
 
 /// Starts the thread that waits for signals.
 pub(crate) fn install() {
     if let Ok(t) = tcgetattr(std::io::stdin()) {
         let _ = COOKED.set(t);
     }
-    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP]) else {
+    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT]) else {
         return;
     };
     // Without the thread the defaults of the system apply, which end the program as well.
@@ -36,18 +49,39 @@ pub(crate) fn install() {
         .spawn(move || {
             for signal in signals.forever() {
                 match signal {
-                    SIGINT
-                        if POLLED.load(Ordering::SeqCst)
-                            && !INTERRUPTED.swap(true, Ordering::SeqCst) => {}
+                    SIGINT if !is_the_end() => {}
                     SIGINT => exit(INTERRUPT),
                     SIGTERM => exit(TERMINATE),
-                    _ => exit(129),
+                    signal => exit(128 + signal as u8),
                 }
             }
         });
 }
 
+/// What a SIGINT means now.
+fn is_the_end() -> bool {
+    if !POLLED.load(Ordering::SeqCst) {
+        return lock(&STOPPED).is_none_or(|at| at.elapsed() > ECHO);
+    }
+    if !INTERRUPTED.swap(true, Ordering::SeqCst) {
+        return false;
+    }
+    let patient = PATIENT.load(Ordering::SeqCst);
+    if patient && stderr().is_terminal() {
+        // The reply looks up only between two batches of a prompt.
+        let _ = rustix::io::write(stderr(), b"\r\x1b[Kstopping; Ctrl-\\ leaves at once\r\n");
+    }
+    !patient
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn exit(code: u8) -> ! {
+    if let Some(path) = &*lock(&UNFINISHED) {
+        let _ = std::fs::remove_file(path);
+    }
     restore_terminal();
     // The shell's prompt does not go on in the middle of a reply.
     // Not through the lock, which the reply may hold.
@@ -69,6 +103,16 @@ pub(crate) struct Polling(());
 
 impl Polling {
     pub(crate) fn begin() -> Self {
+        Self::new(false)
+    }
+
+    /// For replies of a conversation: no further SIGINT ends it either.
+    pub(crate) fn of_conversation() -> Self {
+        Self::new(true)
+    }
+
+    fn new(patient: bool) -> Self {
+        PATIENT.store(patient, Ordering::SeqCst);
         INTERRUPTED.store(false, Ordering::SeqCst);
         POLLED.store(true, Ordering::SeqCst);
         Self(())
@@ -77,7 +121,27 @@ impl Polling {
 
 impl Drop for Polling {
     fn drop(&mut self) {
+        if PATIENT.load(Ordering::SeqCst) && interrupted() {
+            *lock(&STOPPED) = Some(Instant::now());
+        }
         POLLED.store(false, Ordering::SeqCst);
+    }
+}
+
+/// As long as this lives, a signal that ends the program removes a file first.
+pub(crate) struct Unfinished(());
+
+impl Unfinished {
+    /// `path` is removed only if it is not there yet.
+    pub(crate) fn begin(path: Option<&Path>) -> Self {
+        *lock(&UNFINISHED) = path.filter(|p| !p.exists()).map(Path::to_owned);
+        Self(())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        *lock(&UNFINISHED) = None;
     }
 }
 

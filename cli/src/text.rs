@@ -7,7 +7,9 @@ use std::fs::File;
 use std::io::{Read, stdin};
 use std::path::Path;
 
-use crate::fail::{Failure, PROMPT, Result, plain};
+use lemma_engine::memory::{ask, show};
+
+use crate::fail::{Failure, PROMPT, Result};
 use crate::term::escape_path;
 
 /// Prompts and what goes with them. Ten million tokens of English are about as much.
@@ -26,17 +28,40 @@ pub(crate) fn of_stdin(limit: u64) -> Result<String> {
     read(stdin().lock(), "stdin", limit)
 }
 
+/// Bytes that a byte of a prompt takes at most on its way to tokens, as message, words and ids.
+const PROMPT_GROWTH: u64 = 16;
+/// The same for texts whose tokens are written one by one.
+const INPUT_GROWTH: u64 = 80;
+/// The same for lines of JSON, where a number may take one byte and is kept as a text.
+pub(crate) const LINE_GROWTH: u64 = 140;
+/// Texts up to here are not asked about.
+const LITTLE: usize = 1 << 20;
+
+/// Fails if there is no memory to work on a text of `n` bytes that grows so much.
+pub(crate) fn room_for(n: usize, growth: u64, name: &str) -> Result {
+    if n > LITTLE {
+        let what = format!("{name}: {} of text", show(n as u64));
+        ask(n as u64 * growth, what)?;
+    }
+    Ok(())
+}
+
 fn read(from: impl Read, name: &str, limit: u64) -> Result<String> {
     let mut bytes = Vec::new();
     from.take(limit + 1)
         .read_to_end(&mut bytes)
-        .map_err(|e| Failure::runtime(format!("{name}: {}", plain(&e))))?;
+        .map_err(|e| Failure::io(name, &e))?;
     if bytes.len() as u64 > limit {
         return Err(Failure::new(
             PROMPT,
             format!("{name}: more than {} MiB, expected a text", limit >> 20),
         ));
     }
+    let growth = match limit > MAX_PROMPT {
+        true => INPUT_GROWTH,
+        false => PROMPT_GROWTH,
+    };
+    room_for(bytes.len(), growth, name)?;
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Failure::usage(format!("{name}: byte {at} is not UTF-8, expected a text"))

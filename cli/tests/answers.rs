@@ -348,6 +348,33 @@ fn batch_resumes_and_reports_failures() {
     ends(&o, 2);
     assert!(err(&o).contains("the file of the requests"), "{}", err(&o));
 
+    // An id that was there before is refused, now and when the run is repeated.
+    let twice = format!(
+        "{good}{{\"id\":\"a\",\"prompt\":\"What is 4 + 4?\"}}\n{{\"id\":2,\"prompt\":\"x\"}}\n"
+    );
+    for _ in 0..2 {
+        let dir = temp("twice.jsonl");
+        std::fs::write(&dir, &twice).unwrap();
+        let o = run(&[
+            "batch",
+            dir.to_str().unwrap(),
+            "-o",
+            results.to_str().unwrap(),
+        ]);
+        ends(&o, 9);
+        let text = std::fs::read_to_string(&results).unwrap();
+        let last: Vec<_> = text.lines().rev().take(2).map(json).collect();
+        for (record, at) in last.iter().zip(["line 2,", "line 1,"]) {
+            assert_eq!(record["error"]["code"], 2);
+            assert!(
+                record["error"]["message"].as_str().unwrap().contains(at),
+                "{record}"
+            );
+        }
+        let _ = std::fs::remove_file(dir);
+    }
+    let text = std::fs::read_to_string(&results).unwrap();
+
     // Again: what succeeded is not asked again, what failed is.
     std::fs::write(&requests, good).unwrap();
     ends(&run(&args), 0);

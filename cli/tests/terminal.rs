@@ -101,6 +101,14 @@ impl Terminal {
         self.expect(answer)
     }
 
+    /// What the terminal would send if it were the child's own.
+    #[track_caller]
+    fn signal(&self, signal: &str) {
+        let mut kill = std::process::Command::new("kill");
+        kill.args([signal, &self.child.id().to_string()]);
+        assert!(kill.status().unwrap().success());
+    }
+
     #[track_caller]
     fn leave(mut self) {
         self.expect("> ");
@@ -194,6 +202,28 @@ fn a_message_in_an_editor_is_nobody_elses() {
     let seen = t.say("/edit", "nothing was written");
     assert!(seen.contains("-rw------- "), "{seen}");
     t.leave();
+}
+
+#[test]
+fn a_prompt_that_is_being_read_can_be_stopped_by_an_impatient_hand() {
+    let path = temp("long.txt");
+    std::fs::write(&path, "one two ".repeat(2500)).unwrap();
+    let name = path.to_str().unwrap();
+    let mut t = Terminal::start(&["-cnv", "-f", name, "-t", "1", "-b", "8", "--color", "never"]);
+    t.expect("reading the prompt");
+    for _ in 0..3 {
+        t.signal("-INT");
+    }
+    t.expect("stopped before a reply");
+    t.say("/undo", "taken back");
+    t.say("What is 1+1?", "The answer is 2.");
+    t.leave();
+    // There is a way out at any time.
+    let mut t = Terminal::start(&["-cnv", "-f", name, "-t", "1", "-b", "8"]);
+    t.expect("reading the prompt");
+    t.signal("-QUIT");
+    assert_eq!(t.child.wait().unwrap().code(), Some(131));
+    let _ = std::fs::remove_file(&path);
 }
 
 #[test]

@@ -35,6 +35,6 @@ pub use ops::{
     Act, Attention, DeltaShape, DeltaState, Estimate, Gating, KeyBounds, Limits, MoeBias, MoeFfn,
     Ops, Pass, RopeMode,
 };
-pub use shared::Shared;
+pub use shared::{OutOfMemory, Shared, allocating};
 pub use team::{Team, Worker, default_threads};
 pub use tensor::{Experts, Mat, MulMat};

@@ -1,10 +1,11 @@
 //! Buffers that all workers of a step read and write.
 
 use memmap2::MmapMut;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 
 /// Buffers begin at a cache line, which is also what the widest vectors like best.
@@ -28,6 +29,27 @@ mod sealed {
     impl Plain for f32 {}
 }
 pub(crate) use sealed::Plain;
+
+/// The system has no memory for a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// Bytes of the buffer.
+    pub bytes: usize,
+}
+
+/// Calls `f`, in which buffers may be made, and says if there was no memory for one of them.
+///
+/// Nearly everything here has buffers inside, and none of it could do more about their failure than to pass it on. So it unwinds, as a
+/// panic does but without a word, up to here.
+///
+/// # Errors
+/// [`OutOfMemory`] for the buffer that could not be had.
+pub fn allocating<T>(f: impl FnOnce() -> T) -> Result<T, OutOfMemory> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|e| match e.downcast() {
+        Ok(out_of_memory) => *out_of_memory,
+        Err(panic) => resume_unwind(panic),
+    })
+}
 
 /// A fixed buffer that the workers of a step read and write in disjoint parts.
 ///
@@ -65,12 +87,14 @@ impl Memory {
             }
             return Self::Map { map };
         }
-        let layout =
-            Layout::from_size_align(size, SYSTEM_ALIGN).expect("a buffer fits the address space");
+        let out_of_memory = || resume_unwind(Box::new(OutOfMemory { bytes: size }));
+        let Ok(layout) = Layout::from_size_align(size, SYSTEM_ALIGN) else {
+            out_of_memory()
+        };
         // SAFETY: the size is not zero, because the caller adds a cache line.
         match NonNull::new(unsafe { alloc_zeroed(layout) }) {
             Some(base) => Self::Heap { base, layout },
-            None => handle_alloc_error(layout),
+            None => out_of_memory(),
         }
     }
 
@@ -101,7 +125,7 @@ unsafe impl<T: Plain> Send for Shared<T> {}
 unsafe impl<T: Plain> Sync for Shared<T> {}
 
 impl<T: Plain> Shared<T> {
-    /// A buffer of `len` zeros.
+    /// A buffer of `len` zeros; without memory for it, see [`allocating`].
     pub fn zeroed(len: usize) -> Self {
         Self::new(len, MAPPED)
     }
@@ -252,6 +276,19 @@ mod tests {
             assert!(s.as_mut_slice()[len..].iter().all(|&x| x == 0.0));
             assert_eq!(s.len(), longer);
         }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "what the system refuses")]
+    fn a_buffer_that_cannot_be_had_is_an_error() {
+        let bytes = isize::MAX as usize - 3;
+        let e = allocating(|| Shared::<u8>::zeroed(bytes - ALIGN)).unwrap_err();
+        assert_eq!(e, OutOfMemory { bytes });
+        let mut s = Shared::<u8>::from_slice(&[1, 2]);
+        assert!(allocating(|| s.grow(bytes - ALIGN)).is_err());
+        assert_eq!(s.as_mut_slice(), [1, 2]);
+        let other = std::panic::catch_unwind(|| allocating(|| resume_unwind(Box::new("other"))));
+        assert!(other.unwrap_err().is::<&str>(), "a panic goes on");
     }
 
     #[test]

@@ -42,6 +42,14 @@ impl Team {
     /// # Panics
     /// If the system refuses to start a thread.
     pub fn new(n_threads: usize) -> Self {
+        Self::try_new(n_threads).expect("worker threads can be started")
+    }
+
+    /// [`Team::new`] on a system that may refuse.
+    ///
+    /// # Errors
+    /// Why a thread cannot be started; none is left then.
+    pub fn try_new(n_threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
         let n_threads = n_threads.max(1);
         // What rayon does inside, Miri does not accept; it is not what there is to check here.
         let pool = (n_threads > 1 && !cfg!(miri)).then(|| {
@@ -49,15 +57,14 @@ impl Team {
                 .num_threads(n_threads - 1)
                 .thread_name(|i| format!("lemma-worker-{}", i + 1))
                 .build()
-                .expect("worker threads can be started")
         });
-        Self {
-            pool,
+        Ok(Self {
+            pool: pool.transpose()?,
             barrier: Barrier::default(),
             n_threads,
             crew: Mutex::new(Crew::new(n_threads)),
             busy: AtomicBool::new(false),
-        }
+        })
     }
 
     /// Number of workers.

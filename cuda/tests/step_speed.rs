@@ -300,7 +300,10 @@ fn steps() {
         return;
     };
     let gpu = Gpu::open(info.ordinal).expect("a device");
-    let pages = std::env::var("LEMMA_STEP_PAGES").unwrap_or_else(|_| "1 64 256".to_owned());
+    let pages = std::env::var("LEMMA_STEP_PAGES")
+        .ok()
+        .filter(|v| !v.is_empty());
+    let pages = pages.unwrap_or_else(|| "1 64 256".to_owned());
     for m in &MODELS {
         let w = weights(&gpu, m);
         let counts = pages.split_whitespace().map(|p| p.parse().expect("pages"));

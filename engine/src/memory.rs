@@ -1,6 +1,12 @@
 //! The memory plan: what a session will take, printed before it is taken, and refused when the machine cannot hold it.
+//!
+//! A limit of the process (`ulimit -v`) is found out about in two ways. Buffers that a session is made of say that they could not be had
+//! ([`taking`]). Where memory is taken bit by bit, by code that knows no way to fail, the system is [asked](ask) before.
 
 use std::fmt;
+
+use lemma_cpu::{OutOfMemory, allocating};
+use memmap2::MmapMut;
 
 use crate::error::Error;
 use crate::report;
@@ -39,6 +45,44 @@ pub fn show(bytes: u64) -> String {
         format!("{:.0} MiB", b / MIB)
     } else {
         format!("{:.1} MiB", b / MIB)
+    }
+}
+
+impl From<OutOfMemory> for Error {
+    fn from(e: OutOfMemory) -> Self {
+        report::memory(format!("a buffer of {}", show(e.bytes as u64)), ALLOWED)
+            .with_hint("a smaller --kv-budget or -ub takes less")
+    }
+}
+
+/// Calls `f`; a buffer that it cannot have is an error like its others.
+///
+/// # Errors
+/// Those of `f`, and [`Error::Memory`].
+pub fn taking<T, E: From<Error>>(f: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    allocating(f).map_err(|e| E::from(e.into()))?
+}
+
+/// What a process without memory would have needed.
+const ALLOWED: &str = "at most what the process may have";
+
+/// What small things take beside what is asked for.
+const SMALL: u64 = 8 << 20;
+
+/// Asks whether the `bytes` that `what` takes can be had now, for those who could not say so later.
+///
+/// # Errors
+/// [`Error::Memory`] if not.
+pub fn ask(bytes: u64, what: impl fmt::Display) -> Result<(), Error> {
+    let all = bytes.saturating_add(SMALL);
+    let free = available().unwrap_or(u64::MAX);
+    let is_there = usize::try_from(all).is_ok_and(|n| MmapMut::map_anon(n).is_ok());
+    match is_there && all <= free {
+        true => Ok(()),
+        false => Err(report::memory(
+            format!("{what}, in memory {}", show(bytes)),
+            ALLOWED,
+        )),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::gguf::GgufFile;
 use crate::grammar::Vocabulary;
 use crate::kv::Layout;
-use crate::memory::MemoryPlan;
+use crate::memory::{self, MemoryPlan};
 use crate::options::{BackendKind, DEFAULT_BUDGET, KvOptions, LoadOptions};
 use crate::report;
 use crate::tokenizer::{Tokenizer, TokenizerOptions};
@@ -65,6 +65,7 @@ impl Model {
 
     fn new(file: GgufFile, o: &LoadOptions) -> Result<Self, Error> {
         let hp = HParams::read(&file)?;
+        memory::ask(file.n_header_bytes().saturating_mul(12), "the vocabulary")?;
         let options = TokenizerOptions {
             pre_override: o.pre_override.clone(),
         };

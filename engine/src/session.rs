@@ -119,7 +119,7 @@ impl Session {
         let plan = model.plan_of(layout.bytes(row, bound_bytes(hp)), n_ubatch);
         memory::check(&plan)?;
         log::info!("{plan}");
-        let runner = model.runner(o, &layout, n_ubatch)?;
+        let runner = memory::taking(|| model.runner(o, &layout, n_ubatch))?;
         log::info!("{}", runner.describe());
         Ok(Self {
             cache: Cache::with_layout(&kv, policy, layout),

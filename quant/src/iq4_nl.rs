@@ -9,9 +9,9 @@
 
 use crate::bits::{dot_i8, pack_nibbles, unpack_nibbles};
 use crate::block::{Block, Dot, Quantize};
-use crate::num::{F16, max_by_abs, recip_or_zero};
+use crate::num::{F16, recip_or_zero};
 use crate::q8_0::BlockQ8_0;
-use crate::search::{GROUP_MAX_EPS, fit, mean_square, weigh};
+use crate::search::{GROUP_MAX_EPS, Lanes, max_by_abs_of, mean_square, side_by_side, weigh};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -40,43 +40,71 @@ impl BlockIQ4NL {
     }
 }
 
+/// Halfway from each value to the next: from there on the next is as near. These numbers are exact, and so are the differences to
+/// them nearby, so a comparison is all it takes.
+const BETWEEN: [f32; 15] = {
+    let mut between = [0.0; 15];
+    let mut i = 0;
+    while i < 15 {
+        between[i] = (KVALUES_IQ4NL[i] as f32 + KVALUES_IQ4NL[i + 1] as f32) / 2.0;
+        i += 1;
+    }
+    between
+};
+
 /// Index of the table value nearest to `x`.
-#[inline]
+#[inline(always)]
 pub(crate) fn nearest_index(x: f32) -> u8 {
-    let value = |i: usize| f32::from(KVALUES_IQ4NL[i]);
-    let above = KVALUES_IQ4NL.partition_point(|&v| f32::from(v) <= x);
-    let index = match above {
-        0 => 0,
-        16 => 15,
-        i if x - value(i - 1) < value(i) - x => i - 1,
-        i => i,
-    };
-    index as u8
+    BETWEEN.iter().map(|&b| u8::from(x >= b)).sum()
 }
 
-/// The best scale for 32 values, with errors weighted by `w`.
-pub(crate) fn search_scale(x: &[f32], w: &[f32; 32]) -> f32 {
-    let max = max_by_abs(x);
-    if max.abs() < GROUP_MAX_EPS {
-        return 0.0;
+/// The table value nearest to `x`.
+#[inline(always)]
+fn nearest_value(x: f32) -> f32 {
+    let mut value = f32::from(KVALUES_IQ4NL[0]);
+    for (i, &b) in BETWEEN.iter().enumerate() {
+        let step = f32::from(KVALUES_IQ4NL[i + 1]) - f32::from(KVALUES_IQ4NL[i]);
+        value += if x >= b { step } else { 0.0 };
     }
-    let try_inverse = |id: f32| {
-        fit(x, w, |x| {
-            i32::from(KVALUES_IQ4NL[usize::from(nearest_index(id * x))])
-        })
+    value
+}
+
+/// The best scales for `L` groups of 32 values, with errors weighted by `w`.
+pub(crate) fn search_scales<const L: usize>(x: &[f32], w: &[f32]) -> Lanes<L> {
+    let (x, w) = (&side_by_side::<32, L>(x), &side_by_side::<32, L>(w));
+    let max = max_by_abs_of(x);
+    let sums = |id: Lanes<L>| {
+        let (mut sum_qx, mut sum_q2) = ([0.0; L], [0.0; L]);
+        for (x, w) in x.iter().zip(w) {
+            for j in 0..L {
+                let q = nearest_value(id[j] * x[j]);
+                sum_qx[j] += w[j] * q * x[j];
+                sum_q2[j] += w[j] * q * q;
+            }
+        }
+        (sum_qx, sum_q2)
     };
     let lowest = f32::from(KVALUES_IQ4NL[0]);
-    let (sum_qx, sum_q2) = try_inverse(1.0 / (-max / lowest));
-    let mut d = if sum_q2 > 0.0 { sum_qx / sum_q2 } else { 0.0 };
-    let mut best = d * sum_qx;
+    let (sum_qx, sum_q2) = sums(max.map(|max| 1.0 / (-max / lowest)));
+    let mut d: Lanes<L> = std::array::from_fn(|j| match sum_q2[j] > 0.0 {
+        true => sum_qx[j] / sum_q2[j],
+        false => 0.0,
+    });
+    let mut best: Lanes<L> = std::array::from_fn(|j| d[j] * sum_qx[j]);
     for step in -7..=7 {
-        let (sum_qx, sum_q2) = try_inverse((step as f32 + lowest) / max);
-        if sum_q2 > 0.0 && sum_qx * sum_qx > best * sum_q2 {
-            d = sum_qx / sum_q2;
-            best = d * sum_qx;
+        let (sum_qx, sum_q2) = sums(max.map(|max| (step as f32 + lowest) / max));
+        for j in 0..L {
+            let (qx, q2) = (sum_qx[j], sum_q2[j]);
+            if q2 > 0.0 && qx * qx > best[j] * q2 {
+                d[j] = qx / q2;
+                best[j] = d[j] * qx;
+            }
         }
     }
-    d
+    std::array::from_fn(|j| match max[j].abs() < GROUP_MAX_EPS {
+        true => 0.0,
+        false => d[j],
+    })
 }
 
 impl Block for BlockIQ4NL {
@@ -104,7 +132,7 @@ impl Quantize for BlockIQ4NL {
 impl BlockIQ4NL {
     /// Encodes `x`, with errors weighted by `w`.
     fn quantize_with(x: &[f32], w: &[f32; 32]) -> Self {
-        let d = search_scale(x, w);
+        let [d] = search_scales::<1>(x, w);
         let id = recip_or_zero(d);
         let l: [u8; 32] = std::array::from_fn(|i| nearest_index(id * x[i]));
         let mut qs = [0; 16];

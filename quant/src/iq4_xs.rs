@@ -13,7 +13,7 @@
 use crate::bits::{dot_i8, pack_nibbles, unpack_nibbles};
 use crate::block::{Block, Dot, Quantize};
 use crate::iq::{nibbles, scale_quants};
-use crate::iq4_nl::{KVALUES_IQ4NL, nearest_index, search_scale};
+use crate::iq4_nl::{KVALUES_IQ4NL, nearest_index, search_scales};
 use crate::num::{F16, U16Le, max_by_abs, nearest_int, recip_or_zero};
 use crate::q8_k::{BlockQ8K, QK_K};
 use crate::search::{mean_square, weigh};
@@ -64,21 +64,13 @@ impl Block for BlockIQ4XS {
 
 impl Quantize for BlockIQ4XS {
     fn quantize(x: &[f32]) -> Self {
-        let mut sub = [0.0; 8];
-        for (sub, x) in sub.iter_mut().zip(x.chunks_exact(32)) {
-            *sub = search_scale(x, &std::array::from_fn(|i| x[i] * x[i]));
-        }
-        Self::assemble(x, sub)
+        let w: [f32; QK_K] = std::array::from_fn(|i| x[i] * x[i]);
+        Self::assemble(x, search_scales(x, &w))
     }
 
     fn quantize_weighted(x: &[f32], importance: &[f32], _: f32) -> Self {
-        let floor = 2.0 * mean_square(x);
-        let mut sub = [0.0; 8];
-        let parts = x.chunks_exact(32).zip(importance.chunks_exact(32));
-        for (sub, (x, importance)) in sub.iter_mut().zip(parts) {
-            *sub = search_scale(x, &weigh(x, importance, floor));
-        }
-        Self::assemble(x, sub)
+        let w: [f32; QK_K] = weigh(x, importance, 2.0 * mean_square(x));
+        Self::assemble(x, search_scales(x, &w))
     }
 }
 

@@ -3,8 +3,8 @@
 //! A quantized tensor is a sequence of *blocks*: some 32 to 256 values that share a scale, packed into a fixed
 //! number of bytes. There is one file per format here. It says how the bytes are laid out, and has the struct
 //! that mirrors them, plain code that turns blocks into values and back, and a dot product with quantized
-//! activations. Nothing in this crate is fast; it is what the kernels are measured against, and what serves
-//! a format until somebody writes a kernel for it.
+//! activations. Nothing in this crate is fast but the quantizers' searches for scales; it is what the kernels are
+//! measured against, and what serves a format until somebody writes a kernel for it.
 //!
 //! # Finding the way
 //!

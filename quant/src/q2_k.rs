@@ -13,7 +13,9 @@ use crate::bits::{dot_u8, pack_crumbs, unpack_crumbs};
 use crate::block::{Block, Dot, Quantize};
 use crate::num::{F16, nearest_int};
 use crate::q8_k::{BlockQ8K, QK_K};
-use crate::search::{AffineSearch, affine, mean_square, positive, thorough, weigh};
+use crate::search::{
+    AffineSearch, Groups, affine, code, mean_square, positive, side_by_side, thorough, weigh,
+};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -63,13 +65,15 @@ impl Quantize for BlockQ2K {
             first: -0.5,
             step: 0.1,
             steps: 15,
-            absolute: true,
         };
         let mut l = [0; QK_K];
         let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
-        for (j, x) in x.chunks_exact(16).enumerate() {
-            let w: [f32; 16] = std::array::from_fn(|i| x[i].abs());
-            (scales[j], mins[j]) = affine(&SEARCH, x, &w, &mut l[16 * j..][..16]);
+        for (half, x) in x.chunks_exact(128).enumerate() {
+            let groups: Groups<16, 8> = side_by_side(x);
+            let w = groups.map(|x| x.map(f32::abs));
+            let found = affine::<_, _, true>(&SEARCH, &groups, &w, &mut l[128 * half..][..128]);
+            scales[8 * half..][..8].copy_from_slice(&found.0);
+            mins[8 * half..][..8].copy_from_slice(&found.1);
         }
         Self::assemble(x, l, quantize_nibbles(&scales), quantize_nibbles(&mins))
     }
@@ -77,13 +81,10 @@ impl Quantize for BlockQ2K {
     fn quantize_weighted(x: &[f32], importance: &[f32], _: f32) -> Self {
         let floor = mean_square(x);
         let mut l = [0; QK_K];
-        let (mut scales, mut mins, mut weights) = ([0.0; 16], [0.0; 16], [0.0; 16]);
-        let parts = x.chunks_exact(16).zip(importance.chunks_exact(16));
-        for (j, (x, importance)) in parts.enumerate() {
-            let w: [f32; 16] = weigh(x, importance, floor);
-            weights[j] = w.iter().sum();
-            (scales[j], mins[j]) = affine(&thorough(3), x, &w, &mut l[16 * j..][..16]);
-        }
+        let w: [f32; QK_K] = weigh(x, importance, floor);
+        let weights: [f32; 16] = std::array::from_fn(|j| w[16 * j..][..16].iter().sum());
+        let (groups, w): (Groups<16, 16>, _) = (side_by_side(x), side_by_side(&w));
+        let (scales, mins) = affine::<_, _, false>(&thorough(3), &groups, &w, &mut l);
         let (mut ls, mut lm) = ([0; 16], [0; 16]);
         let d = F16::from_f32(positive(15, &scales, &weights, &mut ls));
         let dmin = F16::from_f32(positive(15, &mins, &weights, &mut lm));
@@ -109,7 +110,7 @@ impl BlockQ2K {
             }
             let ml = dmin.to_f32() * f32::from(sc >> 4);
             for (l, &x) in l.iter_mut().zip(x) {
-                *l = nearest_int((x + ml) / dl).clamp(0, 3) as u8;
+                *l = code((x + ml) / dl, 0.0, 3.0);
             }
         }
         Self {

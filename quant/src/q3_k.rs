@@ -13,7 +13,7 @@ use crate::bits::{bit_plane, dot_i8, or_bit_plane, pack_crumbs, unpack_crumbs};
 use crate::block::{Block, Dot, Quantize};
 use crate::num::{F16, max_by_abs, nearest_int};
 use crate::q8_k::{BlockQ8K, QK_K};
-use crate::search::{mean_square, symmetric, symmetric_by_descent, weigh};
+use crate::search::{code, mean_square, symmetric, symmetric_by_descent, weigh};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -92,15 +92,11 @@ impl Quantize for BlockQ3K {
     fn quantize_weighted(x: &[f32], importance: &[f32], _: f32) -> Self {
         let floor = 2.0 * mean_square(x);
         let mut l = [0; QK_K];
-        let (mut sub, mut weights) = ([0.0; 16], [0.0; 16]);
-        let parts = x.chunks_exact(16).zip(importance.chunks_exact(16));
-        for (j, (x, importance)) in parts.enumerate() {
-            let w: [f32; 16] = weigh(x, importance, floor);
-            weights[j] = w.iter().sum();
-            sub[j] = symmetric(4, x, &w, &mut l[16 * j..][..16]);
-        }
+        let w: [f32; QK_K] = weigh(x, importance, floor);
+        let weights: [f32; 16] = std::array::from_fn(|j| w[16 * j..][..16].iter().sum());
+        let sub = symmetric::<16, 16>(4, x, &w, &mut l);
         let mut codes = [0; 16];
-        let d = symmetric(32, &sub, &weights, &mut codes);
+        let [d] = symmetric::<16, 1>(32, &sub, &weights, &mut codes);
         Self::assemble(x, l, F16::from_f32(d), &codes)
     }
 }
@@ -123,7 +119,7 @@ impl BlockQ3K {
                 continue;
             }
             for (l, &x) in l.iter_mut().zip(x) {
-                *l = (nearest_int(x / dl).clamp(-4, 3) + 4) as u8;
+                *l = code(x / dl, -4.0, 3.0).wrapping_add(4);
             }
         }
         block.hmask = bit_plane(&l, 2);

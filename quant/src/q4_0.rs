@@ -67,7 +67,7 @@ impl Quantize for BlockQ4_0 {
     fn quantize_weighted(x: &[f32], importance: &[f32], mean_square: f32) -> Self {
         let w: [f32; 32] = weigh(x, importance, mean_square);
         let mut l = [0; 32];
-        let d = symmetric(8, x, &w, &mut l);
+        let [d] = symmetric::<32, 1>(8, x, &w, &mut l);
         let mut qs = [0; 16];
         pack_nibbles(&l, 16, &mut qs);
         Self {

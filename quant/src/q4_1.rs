@@ -12,7 +12,7 @@ use crate::bits::{dot_u8, pack_nibbles, unpack_nibbles};
 use crate::block::{Block, Dot, Quantize};
 use crate::num::{F16, recip_or_zero};
 use crate::q8_1::BlockQ8_1;
-use crate::search::{affine, min_max, thorough, weigh};
+use crate::search::{Groups, affine, min_max, side_by_side, thorough, weigh};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -71,7 +71,8 @@ impl Quantize for BlockQ4_1 {
     fn quantize_weighted(x: &[f32], importance: &[f32], mean_square: f32) -> Self {
         let w: [f32; 32] = weigh(x, importance, mean_square);
         let mut l = [0; 32];
-        let (d, min) = affine(&thorough(15), x, &w, &mut l);
+        let (x, w): (Groups<32, 1>, _) = (side_by_side(x), side_by_side(&w));
+        let ([d], [min]) = affine::<_, _, false>(&thorough(15), &x, &w, &mut l);
         let mut qs = [0; 16];
         pack_nibbles(&l, 16, &mut qs);
         Self {

@@ -14,7 +14,9 @@ use crate::block::{Block, Dot, Quantize};
 use crate::k_scales::{pack_k_scales, unpack_k_scales};
 use crate::num::{F16, nearest_int};
 use crate::q8_k::{BlockQ8K, QK_K};
-use crate::search::{AffineSearch, affine, mean_square, positive, thorough, weigh};
+use crate::search::{
+    AffineSearch, Groups, affine, code, mean_square, positive, side_by_side, thorough, weigh,
+};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -78,7 +80,6 @@ impl Quantize for BlockQ4K {
             first: -1.0,
             step: 0.1,
             steps: 20,
-            absolute: false,
         };
         Self::packed(&Affine::quantize(&search, x))
     }
@@ -134,28 +135,27 @@ impl Affine {
     }
 
     pub(crate) fn quantize(search: &AffineSearch, x: &[f32]) -> Self {
-        let mut l = [0; QK_K];
-        let (mut scales, mut mins) = ([0.0; 8], [0.0; 8]);
-        for (j, x) in x.chunks_exact(32).enumerate() {
-            // Large values matter more, but small ones are not to be forgotten.
-            let rms = (x.iter().map(|x| x * x).sum::<f32>() / 32.0).sqrt();
-            let w: [f32; 32] = std::array::from_fn(|i| rms + x[i].abs());
-            (scales[j], mins[j]) = affine(search, x, &w, &mut l[32 * j..][..32]);
+        let groups: Groups<32, 8> = side_by_side(x);
+        let mut rms = [0.0; 8];
+        for x in &groups {
+            (0..8).for_each(|j| rms[j] += x[j] * x[j]);
         }
+        let rms = rms.map(|sum| (sum / 32.0).sqrt());
+        // Large values matter more, but small ones are not to be forgotten.
+        let w = groups.map(|x| std::array::from_fn(|j| rms[j] + x[j].abs()));
+        let mut l = [0; QK_K];
+        let (scales, mins) = affine::<_, _, false>(search, &groups, &w, &mut l);
         let (scales, mins) = (quantize_six_bits(&scales), quantize_six_bits(&mins));
         Self::assemble(search.nmax, x, l, scales, mins)
     }
 
     pub(crate) fn quantize_weighted(nmax: i32, x: &[f32], importance: &[f32]) -> Self {
         let floor = 2.0 * mean_square(x);
+        let w: [f32; QK_K] = weigh(x, importance, floor);
+        let weights: [f32; 8] = std::array::from_fn(|j| w[32 * j..][..32].iter().sum());
+        let (groups, w): (Groups<32, 8>, _) = (side_by_side(x), side_by_side(&w));
         let mut l = [0; QK_K];
-        let (mut scales, mut mins, mut weights) = ([0.0; 8], [0.0; 8], [0.0; 8]);
-        let parts = x.chunks_exact(32).zip(importance.chunks_exact(32));
-        for (j, (x, importance)) in parts.enumerate() {
-            let w: [f32; 32] = weigh(x, importance, floor);
-            weights[j] = w.iter().sum();
-            (scales[j], mins[j]) = affine(&thorough(nmax), x, &w, &mut l[32 * j..][..32]);
-        }
+        let (scales, mins) = affine::<_, _, false>(&thorough(nmax), &groups, &w, &mut l);
         let (mut ls, mut lm) = ([0; 8], [0; 8]);
         let d = F16::from_f32(positive(63, &scales, &weights, &mut ls));
         let dmin = F16::from_f32(positive(63, &mins, &weights, &mut lm));
@@ -178,7 +178,7 @@ impl Affine {
             }
             let ml = dmin.to_f32() * f32::from(lm[j]);
             for (l, &x) in l.iter_mut().zip(x) {
-                *l = nearest_int((x + ml) / dl).clamp(0, nmax) as u8;
+                *l = code((x + ml) / dl, 0.0, nmax as f32);
             }
         }
         Self {

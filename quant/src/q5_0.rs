@@ -92,7 +92,7 @@ impl Quantize for BlockQ5_0 {
     fn quantize_weighted(x: &[f32], importance: &[f32], mean_square: f32) -> Self {
         let w: [f32; 32] = weigh(x, importance, mean_square);
         let mut l = [0; 32];
-        let d = symmetric(16, x, &w, &mut l);
+        let [d] = symmetric::<32, 1>(16, x, &w, &mut l);
         let (qh, qs) = pack(&l);
         Self {
             d: F16::from_f32(d),

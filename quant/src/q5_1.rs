@@ -14,7 +14,7 @@ use crate::block::{Block, Dot, Quantize};
 use crate::num::{F16, recip_or_zero};
 use crate::q5_0;
 use crate::q8_1::BlockQ8_1;
-use crate::search::{affine, min_max, thorough, weigh};
+use crate::search::{Groups, affine, min_max, side_by_side, thorough, weigh};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -73,7 +73,8 @@ impl Quantize for BlockQ5_1 {
     fn quantize_weighted(x: &[f32], importance: &[f32], mean_square: f32) -> Self {
         let w: [f32; 32] = weigh(x, importance, mean_square);
         let mut l = [0; 32];
-        let (d, min) = affine(&thorough(31), x, &w, &mut l);
+        let (x, w): (Groups<32, 1>, _) = (side_by_side(x), side_by_side(&w));
+        let ([d], [min]) = affine::<_, _, false>(&thorough(31), &x, &w, &mut l);
         let (qh, qs) = q5_0::pack(&l);
         Self {
             d: F16::from_f32(d),

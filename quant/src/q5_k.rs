@@ -83,7 +83,6 @@ impl Quantize for BlockQ5K {
             first: -0.5,
             step: 0.1,
             steps: 15,
-            absolute: false,
         };
         Self::packed(&Affine::quantize(&search, x))
     }

@@ -13,7 +13,7 @@ use crate::bits::{dot_i8, pack_crumbs, pack_nibbles, unpack_crumbs, unpack_nibbl
 use crate::block::{Block, Dot, Quantize};
 use crate::num::{F16, max_by_abs, nearest_int};
 use crate::q8_k::{BlockQ8K, QK_K};
-use crate::search::{GROUP_MAX_EPS, symmetric};
+use crate::search::{GROUP_MAX_EPS, code, symmetric};
 use crate::types::GgmlType;
 use bytemuck::{Pod, Zeroable};
 
@@ -77,8 +77,9 @@ impl BlockQ6K {
     fn quantize_with(x: &[f32], w: &[f32]) -> Self {
         let mut l = [0; QK_K];
         let mut sub = [0.0; 16];
-        for (j, (x, w)) in x.chunks_exact(16).zip(w.chunks_exact(16)).enumerate() {
-            sub[j] = symmetric(32, x, w, &mut l[16 * j..][..16]);
+        for (half, sub) in sub.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let [x, w] = [x, w].map(|v| &v[128 * half..][..128]);
+            *sub = symmetric::<16, 8>(32, x, w, &mut l[128 * half..][..128]);
         }
         let max = max_by_abs(&sub);
         if max.abs() < GROUP_MAX_EPS {
@@ -95,7 +96,7 @@ impl BlockQ6K {
                 continue;
             }
             for (l, &x) in l.iter_mut().zip(x) {
-                *l = (nearest_int(x / dl).clamp(-32, 31) + 32) as u8;
+                *l = code(x / dl, -32.0, 31.0).wrapping_add(32);
             }
         }
         let mut ql = [0; QK_K / 2];

@@ -15,7 +15,9 @@ pub fn data() -> PathBuf {
 
 /// The folders to take `name` from: that of the project, and the larger one that `LEMMA_FIXTURES` names, if it is set.
 pub fn folders(name: &str) -> Vec<PathBuf> {
-    let more = std::env::var_os("LEMMA_FIXTURES").map(|p| PathBuf::from(p).join(name));
+    let more = std::env::var_os("LEMMA_FIXTURES")
+        .filter(|v| !v.is_empty())
+        .map(|p| PathBuf::from(p).join(name));
     std::iter::once(data().join(name))
         .chain(more)
         .filter(|p| p.is_dir())

@@ -20,7 +20,7 @@ fn own_data() -> PathBuf {
 /// The renderings of the repository, and those of an external collection if there is one.
 fn folders() -> Vec<PathBuf> {
     let mut folders = vec![own_data()];
-    if let Some(dir) = std::env::var_os("LEMMA_FIXTURES") {
+    if let Some(dir) = std::env::var_os("LEMMA_FIXTURES").filter(|v| !v.is_empty()) {
         folders.push(Path::new(&dir).join("chat"));
     }
     folders

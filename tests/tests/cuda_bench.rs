@@ -41,7 +41,10 @@ fn ceiling(gpu: &Gpu) -> f64 {
 }
 
 fn models() -> Vec<String> {
-    let names = std::env::var("LEMMA_BENCH_MODELS").unwrap_or_else(|_| MODELS.to_owned());
+    let names = std::env::var("LEMMA_BENCH_MODELS")
+        .ok()
+        .filter(|v| !v.is_empty());
+    let names = names.unwrap_or_else(|| MODELS.to_owned());
     names.split_whitespace().map(str::to_owned).collect()
 }
 

@@ -13,7 +13,7 @@ fn open(path: &Path) -> Tokenizer {
 
 fn data_dirs() -> Vec<PathBuf> {
     let mut dirs = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tokenizer")];
-    if let Some(dir) = std::env::var_os("LEMMA_FIXTURES") {
+    if let Some(dir) = std::env::var_os("LEMMA_FIXTURES").filter(|v| !v.is_empty()) {
         let dir = PathBuf::from(dir);
         let sub = dir.join("tokenizer");
         dirs.push(if sub.is_dir() { sub } else { dir });
@@ -200,7 +200,7 @@ fn reference_data() {
 /// Pairs of `.inp` and `.out` next to vocabularies, as llama.cpp ships them.
 #[test]
 fn published_pairs() {
-    let Some(dir) = std::env::var_os("LEMMA_VOCABS") else {
+    let Some(dir) = std::env::var_os("LEMMA_VOCABS").filter(|v| !v.is_empty()) else {
         return;
     };
     for entry in std::fs::read_dir(dir).unwrap() {

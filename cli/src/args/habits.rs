@@ -51,8 +51,8 @@ const ABSENT: &[(&[&str], &str)] = &[
         "rotations are as the model file says; --beyond-train allows more positions",
     ),
     (
-        &["--imatrix", "--include-weights", "--exclude-weights"],
-        "importance matrices are not read; all types are written without",
+        &["--include-weights", "--exclude-weights"],
+        "all that an importance matrix knows counts",
     ),
     (
         &["--keep-split"],

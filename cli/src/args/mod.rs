@@ -13,6 +13,7 @@ pub(crate) mod typed;
 
 use std::ffi::OsString;
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
@@ -70,7 +71,7 @@ impl Invocation {
 
 /// Parses the arguments of the process.
 pub(crate) fn parse(argv: Vec<OsString>) -> Result<Parsed> {
-    let root = Cli::command();
+    let root = without_empty_variables(Cli::command());
     let argv = argv::normalize(argv, &root)?;
     let command = command_of(&argv, &root);
     let matches = match root.try_get_matches_from(argv) {
@@ -86,6 +87,17 @@ pub(crate) fn parse(argv: Vec<OsString>) -> Result<Parsed> {
         matches = sub.clone();
     }
     Ok(Parsed::Run(Box::new(Invocation { cli, matches })))
+}
+
+/// A variable that is set to nothing (`LEMMA_MODEL= lemma`) counts as one that is not set, as in git.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|v| v.is_empty());
+    command
+        .mut_args(|arg| match arg.get_env() {
+            Some(name) if is_empty(name) => arg.env(Resettable::Reset),
+            _ => arg,
+        })
+        .mut_subcommands(without_empty_variables)
 }
 
 /// The command that a line names, with its words: "lemma kv eval".

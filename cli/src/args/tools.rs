@@ -280,6 +280,9 @@ pub(crate) struct SynthArgs {
     /// Seed of the weights
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Replace FILE if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
     /// List the shapes
     #[arg(long)]
     pub(crate) list: bool,
@@ -301,6 +304,9 @@ pub(crate) struct QuantizeArgs {
     /// Worker threads, as llama-quantize takes them
     #[arg(value_name = "N", hide = true)]
     pub(crate) last_threads: Option<i64>,
+    /// Importance matrix of the model (a file of llama-imatrix): bits go where they are multiplied with something
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) imatrix: Option<PathBuf>,
     /// One type for all matrices in place of a mix
     #[arg(long)]
     pub(crate) pure: bool,

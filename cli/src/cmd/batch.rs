@@ -2,9 +2,11 @@
 //!
 //! A line that fails gives an error record and the run goes on; the exit code says at the end that some did (9). With `-o` the run
 //! can be repeated: results are appended, and requests that the file already answers are skipped. A line of the file that was cut
-//! when a run was killed is removed first. Requests without an id go by the number of their line.
+//! when a run was killed is removed first. Requests without an id go by the number of their line. An id is there once: a second request
+//! with it fails, since its result could not be told from the first one's, and a run that is repeated would take it for done.
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
 use std::path::Path;
@@ -58,6 +60,9 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
         )));
     }
     let mut output = Output::open(args.output.as_deref())?;
+    if output.file.is_none() {
+        out::check()?;
+    }
     let loaded = load::model(&source, &load)?;
     let grammar = run::compile(&loaded.model, generate.constraint.as_ref())?;
     let mut batch = Batch {
@@ -74,16 +79,27 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
 
     let polling = Polling::begin();
     let (mut done, mut failed) = (0, 0);
+    // Where ids were first.
+    let mut seen: HashMap<String, u64> = HashMap::new();
     while let Some(Line { number, text }) = lines.next()? {
         let id = text.as_ref().ok().and_then(|t| id_of(t));
         // The frame of a record needs an id to be found again.
         let id = id.unwrap_or_else(|| number.into());
-        if output.has(&id) {
-            continue;
-        }
-        let result = text
-            .and_then(|t| Request::parse(&t))
-            .and_then(|r| batch.answer(&r, &id));
+        let result = match seen.entry(id.to_string()) {
+            Entry::Occupied(first) => Err(Failure::usage(format!(
+                "the id {} is that of line {}, expected one of its own",
+                crate::term::escape(first.key()),
+                first.get()
+            ))),
+            Entry::Vacant(place) => {
+                place.insert(number);
+                if output.has(&id) {
+                    continue;
+                }
+                text.and_then(|t| Request::parse(&t))
+                    .and_then(|r| batch.answer(&r, &id))
+            }
+        };
         if signals::interrupted() {
             break;
         }

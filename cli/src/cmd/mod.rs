@@ -16,7 +16,7 @@ pub(crate) mod synth;
 pub(crate) mod vocab;
 
 use std::fs::{File, Metadata};
-use std::io::{BufRead, BufReader, IsTerminal as _, Read as _, stdin};
+use std::io::{BufRead, BufReader, IsTerminal as _, stdin};
 use std::path::{Path, PathBuf};
 
 use crate::fail::{BATCH, Failure, Result};
@@ -67,15 +67,12 @@ impl Lines {
     pub(crate) fn next(&mut self) -> Result<Option<Line>> {
         loop {
             let mut bytes = Vec::new();
-            let read = (&mut self.reader)
-                .take(self.max_line)
-                .read_until(b'\n', &mut bytes);
-            let n = read.map_err(|e| self.failure(&e))?;
-            if n == 0 {
+            self.read_line(&mut bytes).map_err(|e| self.failure(&e))?;
+            if bytes.is_empty() {
                 return Ok(None);
             }
             self.number += 1;
-            if n as u64 == self.max_line && bytes.last() != Some(&b'\n') {
+            if bytes.len() as u64 == self.max_line && bytes.last() != Some(&b'\n') {
                 self.skip_line()?;
                 return Ok(Some(Line {
                     number: self.number,
@@ -94,13 +91,14 @@ impl Lines {
             if bytes.trim_ascii().is_empty() {
                 continue;
             }
-            let text = match std::str::from_utf8(bytes) {
+            let room = text::room_for(bytes.len(), text::LINE_GROWTH, "a line");
+            let text = room.and_then(|()| match std::str::from_utf8(bytes) {
                 Ok(t) => Ok(t.trim().to_owned()),
                 Err(e) => Err(Failure::usage(format!(
                     "byte {} of the line is not UTF-8",
                     e.valid_up_to()
                 ))),
-            };
+            });
             return Ok(Some(Line {
                 number: self.number,
                 text,
@@ -122,6 +120,28 @@ impl Lines {
             (Ok(a), Ok(b)) => a.is_file() && is_same_file(&a, &b),
             _ => false,
         }
+    }
+
+    /// Reads up to the end of a line or its largest length.
+    fn read_line(&mut self, line: &mut Vec<u8>) -> std::io::Result<()> {
+        let mut left = self.max_line as usize;
+        while left > 0 {
+            let part = match self.reader.fill_buf() {
+                Ok(part) => &part[..part.len().min(left)],
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            let end = part.iter().position(|&b| b == b'\n');
+            let n = end.map_or(part.len(), |at| at + 1);
+            line.try_reserve(n)?;
+            line.extend_from_slice(&part[..n]);
+            self.reader.consume(n);
+            left -= n;
+            if end.is_some() || n == 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Drops the rest of a line.
@@ -146,7 +166,7 @@ impl Lines {
     fn failure(&self, e: &std::io::Error) -> Failure {
         match &self.path {
             Some(p) => Failure::file(p, e),
-            None => Failure::runtime(format!("stdin: {}", crate::fail::plain(e))),
+            None => Failure::io("stdin", e),
         }
     }
 
@@ -178,6 +198,21 @@ pub(crate) fn verdict(failed: usize, total: usize) -> Result {
 pub(crate) fn is_same_file(a: &Metadata, b: &Metadata) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+/// Refuses to write a model over what somebody may want to keep. An empty file (of `mktemp`) is nothing to keep.
+pub(crate) fn free(output: &Path, force: bool) -> Result {
+    let name = escape_path(output);
+    match output.metadata() {
+        Ok(there) if there.is_dir() => Err(Failure::usage(format!(
+            "{name}: is a directory, expected a file to write"
+        ))),
+        Ok(there) if there.is_file() && there.len() > 0 && !force => Err(Failure::usage(format!(
+            "{name}: exists already, expected a new file"
+        ))
+        .hint("--force replaces it")),
+        _ => Ok(()),
+    }
 }
 
 /// The text of an argument, a file, or all of stdin.

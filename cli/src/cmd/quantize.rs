@@ -1,15 +1,17 @@
 //! `lemma quantize`: the same model with other types of weights.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use lemma_engine::gguf::GgufFile;
-use lemma_engine::quantize::{self, Options, Override, Plan, Recipe};
+use lemma_engine::gguf::write::temporary;
+use lemma_engine::quantize::{self, Importance, Options, Override, Plan, Recipe};
 
 use crate::args::argv::nearest;
 use crate::args::config::{self, ModelSource};
 use crate::args::tools::QuantizeArgs;
 use crate::fail::{Failure, INTERRUPT, Result};
-use crate::signals::{self, Polling};
+use crate::signals::{self, Polling, Unfinished};
 use crate::stats::grouped;
 use crate::term::{Style, Term, escape, escape_path, transient};
 use crate::{load, out, repl};
@@ -36,11 +38,22 @@ pub(crate) fn run(args: &QuantizeArgs, term: Term) -> Result {
     for line in plan.fallbacks() {
         log::warn!("{line}");
     }
+    if let Some(first) = plan.unweighted().next() {
+        let more = match plan.unweighted().count() {
+            1 => String::new(),
+            n => format!(" and {} more", n - 1),
+        };
+        log::warn!(
+            "{}{more}: not in the importance matrix, written without",
+            escape(&first.info.name)
+        );
+    }
     let Some(path) = path else {
         return list(&file, &plan);
     };
 
     let name = escape_path(path);
+    let unfinished = Unfinished::begin(temporary(path).as_deref());
     let polling = Polling::begin();
     let mut shown = u64::MAX;
     let done = quantize::write_file(&file, &plan, n_threads, path, &mut |done, total| {
@@ -52,7 +65,7 @@ pub(crate) fn run(args: &QuantizeArgs, term: Term) -> Result {
         }
         !signals::interrupted()
     });
-    drop(polling);
+    drop((polling, unfinished));
     if term.err_tty {
         out::err("\r\x1b[K");
     }
@@ -83,6 +96,7 @@ fn options(args: &QuantizeArgs, ty: &str) -> Result<Options> {
         let ty = name.as_deref().map(quantize::writable).transpose();
         ty.map_err(|e| named(flag, e))
     };
+    let importance = args.imatrix.as_deref().map(Importance::open);
     let overrides = args.tensor_type.iter().map(|text| Override::parse(text));
     Ok(Options {
         output_tensor: of("--output-tensor-type", &args.output_tensor_type)?,
@@ -92,6 +106,7 @@ fn options(args: &QuantizeArgs, ty: &str) -> Result<Options> {
             .map_err(|e| named("--tensor-type", e))?,
         leave_output: args.leave_output_tensor,
         allow_requantize: args.allow_requantize,
+        importance: importance.transpose()?.map(Arc::new),
         ..Options::new(recipe)
     })
 }
@@ -99,7 +114,7 @@ fn options(args: &QuantizeArgs, ty: &str) -> Result<Options> {
 /// Refuses to write over what is being read, and over what somebody may want to keep.
 fn free(file: &GgufFile, input: &Path, output: &Path, force: bool) -> Result {
     let Ok(there) = output.metadata() else {
-        return Ok(());
+        return super::free(output, force);
     };
     let is_same = |path: &Path| {
         path.metadata()
@@ -111,18 +126,7 @@ fn free(file: &GgufFile, input: &Path, output: &Path, force: bool) -> Result {
             "{name}: is the model to be read, expected another file"
         )));
     }
-    if there.is_dir() {
-        return Err(Failure::usage(format!(
-            "{name}: is a directory, expected a file to write"
-        )));
-    }
-    if there.is_file() && !force {
-        return Err(
-            Failure::usage(format!("{name}: exists already, expected a new file"))
-                .hint("--force replaces it"),
-        );
-    }
-    Ok(())
+    super::free(output, force)
 }
 
 /// What every tensor would become.

@@ -37,6 +37,7 @@ struct Logits<'a> {
 }
 
 pub(crate) fn run(args: &ScoreArgs, invocation: &Invocation) -> Result {
+    out::check()?;
     let source = config::model_source(&args.model, invocation.model_from_env(), None)?;
     let options = config::load_options(&args.model, &args.kv, &args.compute)?;
     let mut lines = Lines::open(args.file.as_deref())?;

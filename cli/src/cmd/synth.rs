@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use lemma_engine::gguf::write::temporary;
 use lemma_engine::synth::{Recipe, Shape, write_file};
 
 use crate::args::argv::nearest;
 use crate::args::tools::SynthArgs;
 use crate::fail::{Failure, Result};
+use crate::signals::Unfinished;
 use crate::term::{Term, escape_path};
 use crate::{out, repl};
 
@@ -17,6 +19,8 @@ pub(crate) fn run(args: &SynthArgs, term: Term) -> Result {
     let (Some(shape), Some(path)) = (&args.shape, &args.output) else {
         return Err(Failure::usage("synth needs a SHAPE and -o FILE"));
     };
+    names(shape, &args.ty)?;
+    super::free(path, args.force)?;
     let n = write(shape, &args.ty, path, args.seed, term)?;
     out::note(&format!(
         "{}: {shape} {}, {}",
@@ -29,9 +33,8 @@ pub(crate) fn run(args: &SynthArgs, term: Term) -> Result {
 
 /// Writes the model; returns its size.
 pub(crate) fn write(shape: &str, ty: &str, path: &Path, seed: u64, term: Term) -> Result<u64> {
-    // Names first: a slip must not touch the disk.
-    let names = Shape::parse(shape).and_then(|_| Recipe::parse(ty));
-    names.map_err(|e| hint(e.into(), shape, ty))?;
+    names(shape, ty)?;
+    let unfinished = Unfinished::begin(temporary(path).as_deref());
     let mut shown = u64::MAX;
     let mut size = 0;
     write_file(shape, ty, seed, path, &mut |done, total| {
@@ -45,10 +48,17 @@ pub(crate) fn write(shape: &str, ty: &str, path: &Path, seed: u64, term: Term) -
             ));
         }
     })?;
+    drop(unfinished);
     if term.err_tty {
         out::err("\r\x1b[K");
     }
     Ok(size)
+}
+
+/// Names first: a slip must not touch the disk.
+fn names(shape: &str, ty: &str) -> Result {
+    let names = Shape::parse(shape).and_then(|_| Recipe::parse(ty));
+    names.map(|_| ()).map_err(|e| hint(e.into(), shape, ty))
 }
 
 /// The nearest name, where one was not known.

@@ -287,7 +287,8 @@ pub(crate) fn help() -> String {
     }
     text.push_str(
         "\n  Several lines: paste them, press Alt-Enter, or put \"\"\" before and after.\n  \
-         Ctrl-C stops a reply and keeps what was said. //text is sent as /text.",
+         Ctrl-C stops a reply and keeps what was said, Ctrl-\\ leaves at once.\n  \
+         //text is sent as /text.",
     );
     text
 }

@@ -4,7 +4,7 @@
 //! (banner, statistics, notes, what commands print) to stderr, so that `lemma 2> notes` keeps the two apart.
 //!
 //! While a reply is being made the terminal neither echoes nor edits; what is typed then waits for the editor. Ctrl-C stops the
-//! reply and keeps what was said.
+//! reply and keeps what was said, and pressed again it does nothing more; Ctrl-\ ends the program at any time.
 
 mod actions;
 mod commands;
@@ -241,7 +241,7 @@ impl Repl {
         );
 
         let quiet = TypeAhead::begin();
-        let polling = Polling::begin();
+        let polling = Polling::of_conversation();
         let told = self.told_recycling;
         let mut recycling = false;
         let mut sink = |e: lemma_engine::generate::Event<'_>| match e {
@@ -307,6 +307,9 @@ impl Repl {
             out::note(&format!("{dim}{}{reset}", stats.line(width)));
         }
         let note = match outcome.finish {
+            Finish::Interrupt if outcome.n_think + outcome.n_answer == 0 => {
+                Some("stopped before a reply; /regen asks again, /undo takes it back")
+            }
             Finish::Interrupt => Some("stopped; /continue goes on, /undo takes it back"),
             Finish::Length => Some("-n was reached; /continue goes on"),
             Finish::Position => Some("the context is full; /clear begins anew"),

@@ -7,11 +7,11 @@ mod weight;
 
 use lemma_cpu::{
     Attention, Estimate, KeyBounds, KvLayer, KvShape, Limits, Move, Ops, PageRef, Pass, Place,
-    Shared, Team,
+    Shared, allocating,
 };
 
-use self::machine::isa;
 pub use self::machine::{default_threads, isas, read_bandwidth};
+use self::machine::{isa, team};
 pub(crate) use self::pool::bound_bytes;
 use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, moved, n_bounds};
 use self::recurrent::States;
@@ -149,7 +149,7 @@ impl CpuRunner {
         };
         Ok(Self {
             model,
-            ops: Ops::new(Team::new(n_threads), isa, limits),
+            ops: Ops::new(team(n_threads)?, isa, limits),
             state: State {
                 rope: Rope::from_file(hp, file, layout.n_ctx)?,
                 bufs: Buf::ALL.map(|b| Shared::zeroed(n_ubatch * widths.get(b))),
@@ -182,7 +182,7 @@ impl CpuRunner {
 impl Runner for CpuRunner {
     fn run(&mut self, tokens: &[u32], cache: &mut Cache, outputs: Outputs) -> Result<(), Error> {
         let s = &mut self.state;
-        s.prepare(tokens, cache, outputs);
+        allocating(|| s.prepare(tokens, cache, outputs))?;
         let (model, state) = (&self.model, &self.state);
         self.ops.run_some(tokens.len(), |pass| {
             pass.kv_move(&state.kv, &state.step.moves, state.layout.page);

@@ -54,6 +54,14 @@ pub enum ChatError {
     /// The template ran into an error.
     #[error("chat template failed: {0}")]
     Failed(String),
+    /// There is no memory for the stack that templates run on.
+    #[error("chat template: a thread with a stack of {}, {found}", crate::memory::show(*.stack))]
+    NoThread {
+        /// Bytes of the stack.
+        stack: u64,
+        /// What the system says.
+        found: String,
+    },
     /// The template used up its budget, or went too deep.
     #[error("chat template was stopped: {0}")]
     Limit(&'static str),
@@ -75,6 +83,7 @@ impl From<ChatError> for crate::error::Error {
         match e {
             ChatError::SourceTooLong { .. } | ChatError::Syntax(_) => Self::malformed(e),
             ChatError::BadMessages(_) | ChatError::UnknownName { .. } => Self::usage(e),
+            ChatError::NoThread { .. } => Self::memory(e),
             ChatError::Refused(_) | ChatError::Failed(_) | ChatError::Limit(_) => Self::runtime(e),
         }
     }

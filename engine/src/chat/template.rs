@@ -307,17 +307,24 @@ fn on_deep_stack<T: Send + 'static>(
     f: impl FnOnce() -> Result<T, ChatError> + Send + 'static,
 ) -> Result<T, ChatError> {
     let (send, receive) = mpsc::sync_channel(1);
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("chat template".into())
         .stack_size(STACK)
         // A receiver that has given up is no concern of the thread's.
         .spawn(move || drop(send.send(f())))
-        .map_err(|e| ChatError::Failed(format!("cannot start a thread for it: {e}")))?;
+        .map_err(|e| ChatError::NoThread {
+            stack: STACK as u64,
+            found: e.to_string(),
+        })?;
     let start = Instant::now();
     let mut memory = None;
     loop {
         match receive.recv_timeout(Duration::from_millis(50)) {
-            Ok(result) => return result,
+            Ok(result) => {
+                // Its stack is gone when it is; what comes next may need the room.
+                let _ = thread.join();
+                return result;
+            }
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(ChatError::Failed("the template engine panicked".into()));
             }

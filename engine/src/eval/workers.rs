@@ -22,9 +22,9 @@ pub fn run<J: Sync, R: Send>(
     let stop = AtomicBool::new(false);
     let (send, receive) = channel();
     std::thread::scope(|scope| {
-        for _ in 0..n.clamp(1, jobs.len().max(1)) {
+        for ith in 0..n.clamp(1, jobs.len().max(1)) {
             let (send, next, stop, work) = (send.clone(), &next, &stop, &work);
-            scope.spawn(move || {
+            let worker = move || {
                 let stopped = || stop.load(Ordering::Relaxed);
                 while !stopped() {
                     let i = next.fetch_add(1, Ordering::Relaxed);
@@ -34,7 +34,12 @@ pub fn run<J: Sync, R: Send>(
                         break;
                     }
                 }
-            });
+            };
+            match std::thread::Builder::new().spawn_scoped(scope, worker) {
+                // One does all that others would have done.
+                Err(_) if ith > 0 => break,
+                started => started.expect("a worker can be started"),
+            };
         }
         drop(send);
         loop {

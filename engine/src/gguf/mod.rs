@@ -242,6 +242,11 @@ impl GgufFile {
         self.tensors.iter().map(|t| t.n_bytes() as u64).sum()
     }
 
+    /// Bytes of metadata and tensor directory of the (first) file.
+    pub fn n_header_bytes(&self) -> u64 {
+        self.parts[0].header.data_start
+    }
+
     /// Bytes of all files.
     pub fn n_file_bytes(&self) -> u64 {
         self.parts

@@ -72,7 +72,11 @@ impl Source {
         // files by renaming, never to write into them while they are in use.
         let map =
             unsafe { MmapOptions::new().len(len).map_copy_read_only(&file) }.map_err(|e| {
-                Error::unreadable_in(&name, format!("cannot be mapped into memory ({e})"))
+                let found = format!("cannot be mapped into memory ({e})");
+                match e.kind() {
+                    ErrorKind::OutOfMemory => Error::memory_in(&name, found),
+                    _ => Error::unreadable_in(&name, found),
+                }
             })?;
         // Reading a file that is not in memory yet then fills pages of two megabytes, where the file system has them, and with
         // those a pass need not look up half a million addresses. Only a hint, and nothing for pages that are there already.

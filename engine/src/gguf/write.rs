@@ -17,7 +17,7 @@
 
 use std::fs::File;
 use std::io::{self, Error, ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lemma_quant::GgmlType;
 
@@ -276,6 +276,17 @@ impl<W: Write> Body<W> {
     }
 }
 
+/// The name that [`to_file`] gives the file `path` until it is complete: one of its own in the same folder. `None` for what is
+/// written into and never replaced, and for what is no name of a file.
+pub fn temporary(path: &Path) -> Option<PathBuf> {
+    if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+        return None;
+    }
+    let mut name = path.file_name()?.to_os_string();
+    name.push(format!(".{}.tmp", std::process::id()));
+    Some(path.with_file_name(name))
+}
+
 /// Lets `write` fill the file `path`, which appears only when it is complete: when `write` returns true. What is there and not a
 /// regular file (a pipe, a device) is written into, never replaced. Returns what `write` did.
 ///
@@ -291,13 +302,8 @@ pub fn to_file(
         let file = File::options().write(true).open(path).map_err(failed)?;
         return write(file).map_err(|e| e.in_file(&name));
     }
-    let file_name = path
-        .file_name()
-        .ok_or_else(|| error::Error::usage_in(&name, "is not a file name"))?;
-    // A name of its own, and never one that is there: that may be what is being read.
-    let mut tmp = file_name.to_os_string();
-    tmp.push(format!(".{}.tmp", std::process::id()));
-    let tmp = path.with_file_name(tmp);
+    let tmp = temporary(path).ok_or_else(|| error::Error::usage_in(&name, "is not a file name"))?;
+    // Never a name that is there: that may be what is being read.
     let file = File::create_new(&tmp).map_err(failed)?;
     let result = write(file).map_err(|e| e.in_file(&name));
     let result = match result {

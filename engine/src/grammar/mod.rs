@@ -22,6 +22,7 @@ use llguidance::toktrie::SimpleVob;
 use llguidance::{Matcher, TokenParser};
 
 use crate::error::Error;
+use crate::memory::show;
 use crate::model::Model;
 pub(crate) use vocabulary::Vocabulary;
 
@@ -87,8 +88,9 @@ impl Grammar {
             Ok(Ok(parser)) => parser,
             Ok(Err(_)) => return Err(Error::runtime("compiling the grammar failed")),
             Err(e) => {
-                return Err(Error::runtime(format!(
-                    "a thread to compile the grammar: {e}"
+                return Err(Error::memory(format!(
+                    "a thread to compile the grammar with a stack of {}, {e}",
+                    show(STACK as u64)
                 )));
             }
         };

@@ -10,7 +10,7 @@ use super::{Plan, Planned, no_quantizer};
 use crate::error::{Error, NAME_MAX, Result, escape};
 use crate::gguf::write::{Body, Builder, to_file};
 use crate::gguf::{GgufFile, Use};
-use crate::memory::show;
+use crate::memory::{self, show};
 
 /// Values that a thread converts at a time: a multiple of every block.
 const PIECE: usize = 1 << 15;
@@ -31,6 +31,16 @@ const DROPPED: &[&str] = &[
     "split.count",
     "split.tensors.count",
 ];
+
+/// Keys that say where the importance of columns comes from.
+const ORIGINS: &[&str] = &[
+    "quantize.imatrix.file",
+    "quantize.imatrix.dataset",
+    "quantize.imatrix.entries_count",
+    "quantize.imatrix.chunks_count",
+];
+/// Most bytes of such a text, as in llama.cpp.
+const MAX_ORIGIN: usize = 127;
 
 /// Called as data is written, with bytes done and bytes in total; false stops.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
@@ -56,12 +66,19 @@ pub fn write(
         pool: rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads.unwrap_or(0))
             .build()
-            .map_err(|e| Error::runtime(format!("no threads ({e})")))?,
+            .map_err(|e| {
+                Error::memory(format!(
+                    "threads that the system does not start ({e}), expected fewer"
+                ))
+                .with_hint("-t N starts fewer")
+            })?,
         encoded: Vec::new(),
         done: 0,
         total,
         progress,
     };
+    let n_values = writer.pool.current_num_threads() * PIECE * (1 + PIECES);
+    memory::ask(n_values as u64 * 4, "pieces for each thread")?;
     let n = plan.tensors.len();
     for (i, t) in plan.tensors.iter().enumerate() {
         let data = file.bytes_of(&t.info);
@@ -84,7 +101,8 @@ pub fn write(
                     Error::Runtime(_) => e,
                     e => e.in_file(file.name()),
                 };
-                writer.convert(t, &data).map_err(named)?
+                let importance = plan.importance_of(&t.info);
+                writer.convert(t, &data, importance).map_err(named)?
             }
         };
         data.advise(Use::Done);
@@ -134,16 +152,32 @@ fn builder(file: &GgufFile, plan: &Plan) -> Builder {
         };
         b.u32(key, value);
     };
+    let replaces_origins = |key| plan.importance.is_some() && ORIGINS.contains(&key);
     for (key, pair) in meta.entries() {
         if REPLACED.contains(&key) {
             set(&mut b, key);
-        } else if !DROPPED.contains(&key) {
+        } else if !DROPPED.contains(&key) && !replaces_origins(key) {
             b.entry(pair);
         }
     }
     for key in REPLACED {
         if meta.get(key).is_none() {
             set(&mut b, key);
+        }
+    }
+    if let Some(importance) = &plan.importance {
+        let cut = |text: &str| -> String {
+            let chars = text.char_indices();
+            let fits = chars.take_while(|(at, c)| at + c.len_utf8() <= MAX_ORIGIN);
+            fits.map(|(_, c)| c).collect()
+        };
+        b.str(ORIGINS[0], &cut(&importance.name));
+        if let Some(first) = importance.datasets.first() {
+            b.str(ORIGINS[1], &cut(first));
+        }
+        b.u32(ORIGINS[2], importance.len() as u32);
+        if importance.n_chunks > 0 {
+            b.u32(ORIGINS[3], importance.n_chunks);
         }
     }
     for t in &plan.tensors {
@@ -173,14 +207,21 @@ impl<W: Write> Writer<'_, W> {
         Ok(true)
     }
 
-    /// Reads pieces of values and writes them as another type, many at once.
-    fn convert(&mut self, t: &Planned, data: &[u8]) -> Result<bool> {
+    /// Reads pieces of values and writes them as another type, many at once; `importance`: `[n_expert, n_in]`.
+    fn convert(&mut self, t: &Planned, data: &[u8], importance: Option<&[f32]>) -> Result<bool> {
         let (from, to) = (t.info.ty.traits(), t.ty.traits());
         let Some(quantize) = to.quantize_row else {
             return Err(no_quantizer(to.name));
         };
-        let source = PIECE / from.block_size * from.type_size;
-        let target = PIECE / to.block_size * to.type_size;
+        let weighted = importance.zip(to.quantize_row_weighted);
+        let (n_in, n_out) = (t.info.dims[0] as usize, t.info.dims[1] as usize);
+        // Where columns differ, pieces are whole rows.
+        let piece = match weighted {
+            Some(_) => n_in * (PIECE / n_in).max(1),
+            None => PIECE,
+        };
+        let source = piece / from.block_size * from.type_size;
+        let target = piece / to.block_size * to.type_size;
         let n_pieces = PIECES * self.pool.current_num_threads();
         for (i, batch) in data.chunks(n_pieces * source).enumerate() {
             let n = batch.len() / from.type_size * from.block_size;
@@ -189,15 +230,24 @@ impl<W: Write> Writer<'_, W> {
             let pieces = pieces.zip(batch.par_chunks(source)).enumerate();
             self.pool.install(|| {
                 pieces.try_for_each_init(
-                    || vec![0.0; PIECE],
+                    || vec![0.0; piece],
                     |values, (j, (y, x))| {
                         let n = x.len() / from.type_size * from.block_size;
                         let values = &mut values[..n];
                         (from.dequantize_row)(x, values);
                         if let Some(at) = values.iter().position(|v| !holds(to.ty, *v)) {
-                            return Err(refused(t, (i * n_pieces + j) * PIECE + at, values[at]));
+                            return Err(refused(t, (i * n_pieces + j) * piece + at, values[at]));
                         }
-                        quantize(values, y);
+                        let Some((importance, quantize)) = weighted else {
+                            quantize(values, y);
+                            return Ok(());
+                        };
+                        let first = (i * n_pieces + j) * (piece / n_in);
+                        let rows = values.chunks(n_in).zip(y.chunks_mut(y.len() / (n / n_in)));
+                        for (row, (x, y)) in (first..).zip(rows) {
+                            let expert = row / n_out;
+                            quantize(x, &importance[expert * n_in..][..n_in], y);
+                        }
                         Ok(())
                     },
                 )

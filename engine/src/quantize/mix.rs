@@ -36,6 +36,8 @@ pub struct Facts {
     pub n_expert: u32,
     /// The embeddings also serve as the output matrix.
     pub tied: bool,
+    /// There is an importance matrix.
+    pub importance: bool,
     /// It is one of those of 70 billion weights whose `attn_v` is small enough to be given more bits.
     pub is_70b: bool,
 }
@@ -271,7 +273,10 @@ impl Recipe {
                 "q3_k_m" => Q4_K,
                 "q3_k_l" => Q5_K,
                 "q4_k_m" | "q5_k_m" if more_bits(i, n) => Q6_K,
+                "iq4_nl" | "iq4_xs" if m.importance => base,
                 "iq4_nl" | "iq4_xs" | "q4_k_s" if i < n / 8 => Q5_K,
+                "q4_0" if m.importance && i < n / 8 => Q4_1,
+                "q5_0" if m.importance && i < n / 8 => Q5_1,
                 _ => base,
             },
             Role::AttnOutput if experts_8 => match mix {
@@ -362,6 +367,7 @@ mod tests {
         n_gqa: 4,
         n_expert: 0,
         tied: false,
+        importance: false,
         is_70b: false,
     };
 
@@ -435,6 +441,14 @@ mod tests {
         );
         assert_eq!(types("mxfp4_moe", "ffn_up_exps", &mixtral), [MXFP4; 32]);
         assert_eq!(types("mxfp4_moe", "attn_q", &DENSE), [Q8_0; 32]);
+        let measured = Facts {
+            importance: true,
+            ..DENSE
+        };
+        assert_eq!(types("q4_0", "ffn_down", &measured)[3..5], [Q4_1, Q4_0]);
+        assert_eq!(types("q5_0", "ffn_down", &measured)[3..5], [Q5_1, Q5_0]);
+        assert_eq!(types("iq4_xs", "ffn_down", &measured), [IQ4_XS; 32]);
+        assert_eq!(types("q4_0", "ffn_down", &DENSE), [Q4_0; 32]);
         let large = Facts {
             is_70b: true,
             ..DENSE

@@ -6,18 +6,21 @@
 //!
 //! Blocks of all formats are independent of each other, so the values of a tensor are one long row here, cut where
 //! it suits: the bytes are those of [`quantize_row`](lemma_quant::TypeTraits::quantize_row) over each of its rows, for every number
-//! of threads.
+//! of threads. With an [importance matrix](Importance) it is cut between rows, since columns differ then.
 
+mod importance;
 mod job;
 mod mix;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use lemma_quant::GgmlType;
 use regex::Regex;
 
 use crate::error::{Error, NAME_MAX, Result, escape};
 use crate::gguf::{GgufFile, TensorInfo, TensorView, Value};
+pub use importance::Importance;
 pub use job::{Progress, n_file_bytes, write, write_file};
 use mix::Role;
 pub use mix::{Facts, Place, Recipe, fallback};
@@ -76,6 +79,8 @@ pub struct Options {
     pub leave_output: bool,
     /// Read quantized tensors too, and lose more.
     pub allow_requantize: bool,
+    /// What columns of matrices matter.
+    pub importance: Option<Arc<Importance>>,
 }
 
 impl Options {
@@ -88,6 +93,7 @@ impl Options {
             overrides: Vec::new(),
             leave_output: false,
             allow_requantize: false,
+            importance: None,
         }
     }
 }
@@ -178,12 +184,25 @@ pub struct Plan {
     /// All tensors, in file order.
     pub tensors: Vec<Planned>,
     file_type: u32,
+    importance: Option<Arc<Importance>>,
 }
 
 impl Plan {
     /// Values in all tensors.
     pub fn n_elements(&self) -> u64 {
         self.tensors.iter().map(|t| t.info.n_elements()).sum()
+    }
+
+    /// The importance of the columns of a matrix: `[n_expert, n_in]`.
+    fn importance_of(&self, t: &TensorInfo) -> Option<&[f32]> {
+        let of = self.importance.as_ref()?.of(&t.name)?;
+        (of.len() as u64 == t.dims[0] * t.dims[2]).then_some(of)
+    }
+
+    /// Matrices that get another type although the importance matrix, if there is one, says nothing of them.
+    pub fn unweighted(&self) -> impl Iterator<Item = &Planned> {
+        let changed = self.tensors.iter().filter(|t| t.ty != t.info.ty);
+        changed.filter(|t| self.importance.is_some() && self.importance_of(&t.info).is_none())
     }
 
     /// Bytes of all tensors as they are.
@@ -229,16 +248,49 @@ pub fn plan(file: &GgufFile, o: &Options) -> Result<Plan> {
     if !can_write(o.recipe.base()) {
         return Err(no_quantizer(o.recipe.name));
     }
-    let facts = Facts::of(file)?;
+    let facts = Facts {
+        importance: o.importance.is_some(),
+        ..Facts::of(file)?
+    };
     let places = places(file, &facts);
     let mut tensors = Vec::with_capacity(file.tensors().len());
     for t in file.tensors() {
         tensors.push(planned(&t, &facts, &places, o).map_err(|e| e.in_file(file.name()))?);
     }
+    if let Some(importance) = &o.importance {
+        let changed = || tensors.iter().filter(|t: &&Planned| t.ty != t.info.ty);
+        changed().try_for_each(|t| fits(importance, &t.info))?;
+        if !changed().any(|t| importance.of(&t.info.name).is_some()) {
+            return Err(Error::usage_in(
+                &importance.name,
+                "knows none of the matrices, expected the importance matrix of this model",
+            ));
+        }
+    }
     Ok(Plan {
         tensors,
         file_type: o.recipe.file_type,
+        importance: o.importance.clone(),
     })
+}
+
+/// Checks that an importance matrix is one of a model with this tensor.
+fn fits(importance: &Importance, t: &TensorInfo) -> Result<()> {
+    let wanted = t.dims[0] * t.dims[2];
+    match importance.of(&t.name) {
+        // Of the inputs of embeddings nothing is known, whatever it says.
+        Some(of) if of.len() as u64 != wanted && &*t.name != "token_embd.weight" => {
+            Err(Error::malformed_in(
+                &importance.name,
+                format!(
+                    "{} numbers for '{}', expected {wanted}: the importance matrix of this model",
+                    of.len(),
+                    escape(&*t.name, NAME_MAX)
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn planned(
@@ -360,6 +412,7 @@ impl Facts {
             n_gqa: n_head.checked_div(n_head_kv).unwrap_or(0),
             n_expert: number("expert_count")?.unwrap_or(0),
             tied: file.tensor("output.weight").is_none(),
+            importance: false,
             is_70b: Self::is_70b(arch, n_layer, n_head, n_head_kv),
         })
     }

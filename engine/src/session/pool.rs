@@ -206,7 +206,8 @@ impl Session {
             _ => wanted,
         };
         if n_slots > self.cache.layout().n_slots {
-            self.runner.grow(&layout(n_slots))?;
+            let grown = layout(n_slots);
+            memory::taking(|| self.runner.grow(&grown))?;
             self.cache.grow(n_slots);
         }
         Ok(())

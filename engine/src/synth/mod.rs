@@ -235,6 +235,7 @@ fn plan(s: &Shape, recipe: &Recipe) -> Vec<Plan> {
 /// What the rules of a mix ask about a shape.
 fn facts(s: &Shape) -> Facts {
     Facts {
+        importance: false,
         n_layer: s.n_layer,
         n_attn_v: s.n_layer,
         n_gqa: s.n_head / s.n_head_kv,

@@ -71,6 +71,7 @@ impl Drop for Temp {
 }
 
 pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Result {
+    out::check()?;
     let threads = match &args.threads {
         Some(list) => numbers("--threads", list)?
             .into_iter()

@@ -19,6 +19,17 @@ pub fn read_bandwidth(n_threads: Option<usize>) -> f64 {
     lemma_cpu::ceiling::read_gbps(&team, 1 << 30)
 }
 
+/// Workers of a session.
+pub(super) fn team(n_threads: usize) -> Result<Team, Error> {
+    Team::try_new(n_threads).map_err(|e| {
+        report::memory(
+            format!("{n_threads} threads ({e})"),
+            "as many as the system starts",
+        )
+        .with_hint("-t N starts fewer")
+    })
+}
+
 /// The instruction set of a name, of the environment, or the best there is.
 pub(super) fn isa(name: Option<&str>) -> Result<Isa, Error> {
     let env = std::env::var("LEMMA_ISA").ok().filter(|v| !v.is_empty());
