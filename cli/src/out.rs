@@ -4,38 +4,20 @@
 //! the program quietly with 141, as SIGPIPE would; any other failure to write an answer is an error, because an answer that was cut
 //! by a full disk must not look complete. Failures to write to stderr have nowhere to be told and are ignored.
 //!
-//! A stdout that is closed (`>&-`) is such a failure. The standard library hides it: it puts `/dev/null` in the place of closed
-//! streams before `main` begins, and takes "bad file descriptor" for success. So it is looked at earlier, and by ourselves.
+//! A stdout that is open for reading alone is such a failure, which the standard library hides: it takes "bad file descriptor" for success.
+//! One that is closed (`>&-`) is `/dev/null` before `main` begins, so that who closes it throws answers away.
 
 use std::io::{Write as _, stderr, stdout};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{OFlags, fcntl_getfl};
 
 use crate::fail::{Failure, Result};
 use crate::term::Style;
 
-/// Whether the program was started without a stdout.
-static CLOSED: AtomicBool = AtomicBool::new(false);
-
-/// Looks at stdout when the program is loaded.
-// SAFETY: the loader calls what the section holds, once and before any other code of the program. This function has the type that it
-// expects, and does nothing that needs more than that: a system call and a store.
-#[cfg(target_os = "linux")]
-#[used]
-#[unsafe(link_section = ".init_array")]
-static LOOK: extern "C" fn() = {
-    extern "C" fn look() {
-        let is_closed = fcntl_getfl(rustix::stdio::stdout()).is_err();
-        CLOSED.store(is_closed, Ordering::Relaxed);
-    }
-    look
-};
-
 /// Fails if nothing can be written to stdout: for commands that work for long before they write.
 pub(crate) fn check() -> Result {
     let mode = fcntl_getfl(rustix::stdio::stdout()).map(|flags| flags & OFlags::RWMODE);
-    if CLOSED.load(Ordering::Relaxed) || !matches!(mode, Ok(OFlags::WRONLY | OFlags::RDWR)) {
+    if !matches!(mode, Ok(OFlags::WRONLY | OFlags::RDWR)) {
         return Err(Failure::runtime("stdout: is not open for writing"));
     }
     Ok(())

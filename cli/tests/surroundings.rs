@@ -69,25 +69,23 @@ fn a_variable_that_is_empty_is_not_set() {
 }
 
 #[test]
-fn an_output_that_is_closed_is_an_error() {
+fn an_output_that_cannot_be_written_is_an_error() {
     for args in [
         &["--version"][..],
         &["-p", "What is 1+1?"],
         &["completions", "bash"],
         &["devices"],
     ] {
-        for redirection in [">&-", "1</dev/null"] {
-            let o = shell("", args, redirection);
-            ends(&o, 1);
-            assert_eq!(err(&o), "error: stdout: is not open for writing\n");
-        }
+        let o = shell("", args, "1</dev/null");
+        ends(&o, 1);
+        assert_eq!(err(&o), "error: stdout: is not open for writing\n");
     }
     for redirection in [">/dev/null", "1<>/dev/null"] {
         ends(&shell("", &["--version"], redirection), 0);
     }
     // Who writes nothing there needs none.
     let line = ["synth", "qwen3-0.6b", "--type", "no-such-type", "-o", "x"];
-    assert!(err(&shell("", &line, ">&-")).contains("no-such-type"));
+    assert!(err(&shell("", &line, "1</dev/null")).contains("no-such-type"));
 }
 
 #[test]
@@ -204,5 +202,10 @@ fn models_are_not_written_over() {
     std::fs::write(&path, "").unwrap();
     ends(&run(&quantize), 0);
     ends(&run(&[&quantize[..], &["--force"]].concat()), 0);
+    // Random weights are made again, a model is not.
+    let small = ["synth", "qwen3-0.6b", "--type", "q2_k", "-o", name];
+    ends(&run(&small), 2);
+    ends(&run(&[&small[..], &["--force"]].concat()), 0);
+    ends(&run(&small), 0);
     let _ = std::fs::remove_file(&path);
 }

@@ -280,7 +280,7 @@ pub(crate) struct SynthArgs {
     /// Seed of the weights
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Replace FILE if it exists
+    /// Replace FILE if it exists, whatever it is; one that synth has made is replaced anyway
     #[arg(long)]
     pub(crate) force: bool,
     /// List the shapes

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use lemma_engine::gguf::GgufFile;
 use lemma_engine::gguf::write::temporary;
-use lemma_engine::synth::{Recipe, Shape, write_file};
+use lemma_engine::synth::{Recipe, Shape, is_synthetic, write_file};
 
 use crate::args::argv::nearest;
 use crate::args::tools::SynthArgs;
@@ -20,7 +21,9 @@ pub(crate) fn run(args: &SynthArgs, term: Term) -> Result {
         return Err(Failure::usage("synth needs a SHAPE and -o FILE"));
     };
     names(shape, &args.ty)?;
-    super::free(path, args.force)?;
+    // What was made like this can be made again, so that scripts may write it twice.
+    let again = || GgufFile::open(path).is_ok_and(|there| is_synthetic(&there));
+    super::free(path, args.force || again())?;
     let n = write(shape, &args.ty, path, args.seed, term)?;
     out::note(&format!(
         "{}: {shape} {}, {}",

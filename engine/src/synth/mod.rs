@@ -16,9 +16,18 @@ use lemma_quant::GgmlType;
 
 use crate::error::{Error, NAME_MAX, Result, escape};
 use crate::gguf::write::{Builder, to_file};
+use crate::gguf::{GgufFile, Value};
 pub use crate::quantize::Recipe;
 use crate::quantize::{Facts, Place, fallback};
 pub use shape::Shape;
+
+/// What models made here say of themselves.
+const DESCRIPTION: &str = "random weights in the shape of a published model";
+
+/// Whether `file` was made here: the same could be made again.
+pub fn is_synthetic(file: &GgufFile) -> bool {
+    matches!(file.meta().get("general.description"), Some(Value::Str(text)) if text == DESCRIPTION.as_bytes())
+}
 
 /// Called as data is written: bytes done, bytes in total.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
@@ -274,10 +283,7 @@ fn metadata(s: &Shape, recipe: &Recipe, b: &mut Builder) {
             "general.name",
             &format!("synthetic {}", escape(s.name, NAME_MAX)),
         )
-        .str(
-            "general.description",
-            "random weights in the shape of a published model",
-        )
+        .str("general.description", DESCRIPTION)
         .u32("general.file_type", recipe.file_type)
         .u32("general.quantization_version", 2)
         .u32(&key("block_count"), s.n_layer)
