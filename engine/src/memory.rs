@@ -35,6 +35,16 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
+/// Room for `n` elements in all. What [`Vec::reserve`] does instead may copy all of the old room, and so take memory for the part of it that
+/// nothing was ever written to.
+pub(crate) fn make_room<T>(list: &mut Vec<T>, n: usize) {
+    if n > list.capacity() {
+        let mut larger = Vec::with_capacity(n);
+        larger.append(list);
+        *list = larger;
+    }
+}
+
 /// Bytes for people: `11.0 MiB`, `1.04 GiB`.
 pub fn show(bytes: u64) -> String {
     const MIB: f64 = 1024.0 * 1024.0;
@@ -182,5 +192,15 @@ mod tests {
         if available().is_some() {
             assert!(matches!(check(&plan), Err(Error::Memory(_))));
         }
+    }
+
+    #[test]
+    fn lists_get_room_and_keep_what_is_in_them() {
+        let mut list = vec![1, 2, 3];
+        make_room(&mut list, 100);
+        assert!(list.capacity() >= 100 && list == [1, 2, 3]);
+        let at = list.as_ptr();
+        make_room(&mut list, 50);
+        assert_eq!((at, &list[..]), (list.as_ptr(), &[1, 2, 3][..]));
     }
 }

@@ -15,7 +15,7 @@ use crate::backend::trace::TraceRunner;
 use crate::backend::{Buf, Runner};
 use crate::chat::{ChatTemplate, named_template};
 use crate::error::Error;
-use crate::gguf::GgufFile;
+use crate::gguf::{Entering, GgufFile};
 use crate::grammar::Vocabulary;
 use crate::kv::Layout;
 use crate::memory::{self, MemoryPlan};
@@ -31,6 +31,8 @@ pub struct Model {
     template: Option<Result<ChatTemplate, Error>>,
     /// Made by the first grammar.
     vocabulary: OnceLock<Result<Vocabulary, Error>>,
+    /// Until the first pass.
+    entering: Entering,
 }
 
 /// Types that keys and values may be stored as.
@@ -64,6 +66,10 @@ impl Model {
     }
 
     fn new(file: GgufFile, o: &LoadOptions) -> Result<Self, Error> {
+        let entering = match enters_pages(o) {
+            true => file.enter(),
+            false => Entering::none(),
+        };
         let hp = HParams::read(&file)?;
         memory::ask(file.n_header_bytes().saturating_mul(12), "the vocabulary")?;
         let options = TokenizerOptions {
@@ -87,12 +93,18 @@ impl Model {
             tokenizer,
             template,
             vocabulary: OnceLock::new(),
+            entering,
         })
     }
 
     /// The open file.
     pub fn gguf(&self) -> &GgufFile {
         &self.file
+    }
+
+    /// A pass begins, which needs all cores.
+    pub(crate) fn begins_to_run(&self) {
+        self.entering.stop();
     }
 
     /// Hyper-parameters.
@@ -291,6 +303,17 @@ impl Model {
             "cpu",
         ))
     }
+}
+
+/// Whether pages of the file should be entered while the model is opened: a CPU is going to read them, and has a core that is idle.
+fn enters_pages(o: &LoadOptions) -> bool {
+    let on_cpu = match o.backend {
+        BackendKind::Cpu => true,
+        BackendKind::Auto => !cfg!(feature = "cuda"),
+        BackendKind::Cuda(_) | BackendKind::Trace => false,
+    };
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    on_cpu && o.n_threads != Some(1) && cores() > 1
 }
 
 fn template(

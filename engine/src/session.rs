@@ -359,6 +359,7 @@ impl Session {
                 "a larger --kv-budget",
             ));
         }
+        self.model.begins_to_run();
         self.tokens.extend_from_slice(tokens);
         if let Some(f) = &mut self.on_recycle
             && !self.cache.recycled().is_empty()

@@ -22,6 +22,7 @@ use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
 use crate::kv::{self, Cache, Layout, PAGE, Part};
+use crate::memory::make_room;
 use crate::options::LoadOptions;
 
 /// A model bound to the CPU.
@@ -158,7 +159,7 @@ impl CpuRunner {
                     .map(|(r, tier)| region(r, tier))
                     .collect(),
                 mass: (0..layout.n_layer)
-                    .map(|il| Shared::zeroed(masses(layout, il, hp)))
+                    .map(|il| Shared::mapped(masses(layout, il, hp)))
                     .collect(),
                 bounds: (0..if layout.bounds { layout.n_regions() } else { 0 })
                     .map(|r| layout.region(0, r))
@@ -220,15 +221,15 @@ impl Runner for CpuRunner {
         }
         for (il, (mass, pages)) in s.mass.iter_mut().zip(&mut s.step.pages).enumerate() {
             mass.grow(masses(layout, il, &s.hp));
-            pages.reserve(layer_spans(layout, il).saturating_sub(pages.len()));
+            make_room(pages, layer_spans(layout, il));
         }
         for (r, bounds) in s.bounds.iter_mut().enumerate() {
             bounds.grow(n_bounds(layout, layout.region(0, r)));
         }
         for (il, b) in s.step.bounds.iter_mut().enumerate() {
             let n = layer_spans(layout, il);
-            b.slots.reserve(n.saturating_sub(b.slots.len()));
-            b.forced.reserve(n.saturating_sub(b.forced.len()));
+            make_room(&mut b.slots, n);
+            make_room(&mut b.forced, n);
         }
         s.keep.grow(max_spans(layout));
         s.order.grow(max_spans(layout));

@@ -8,6 +8,7 @@
 //! for, and what the fuzz target checks.
 
 mod decode;
+mod enter;
 pub mod guard;
 mod meta;
 mod source;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 pub use lemma_quant::GgmlType;
 
+pub(crate) use enter::Entering;
 pub use meta::Meta;
 pub use source::{Bytes, Use};
 pub use value::{Array, Strings, Value, ValueKind};

@@ -14,11 +14,46 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone)]
 pub(super) enum Source {
     /// A private read-only mapping.
-    Map(Arc<Mmap>),
+    Map(Arc<Mapping>),
     /// Bytes that are part of the program.
     Static(&'static [u8]),
     /// Bytes in memory.
     Owned(Arc<[u8]>),
+}
+
+/// A mapping that two threads take down: to leave the small pages of a gigabyte takes one as long as half a pass takes two.
+#[derive(Debug)]
+pub(super) struct Mapping(Mmap);
+
+/// Mappings below this many bytes are gone at once.
+const LARGE: usize = 64 << 20;
+
+impl Deref for Mapping {
+    type Target = Mmap;
+
+    fn deref(&self) -> &Mmap {
+        &self.0
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.0.len() < LARGE {
+            return;
+        }
+        // At a multiple of the largest pages and of all tables of pages, so that the two do not meet.
+        let half = (self.0.len() / 2).next_multiple_of(2 << 20);
+        let leave = |at, len| {
+            // SAFETY: nobody has a slice of the mapping any more.
+            let _ = unsafe { (self.0).unchecked_advise_range(UncheckedAdvice::DontNeed, at, len) };
+        };
+        std::thread::scope(|scope| {
+            let other = || leave(half, self.0.len() - half);
+            // Without a thread the system takes down that half at the end.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, other);
+            leave(0, half);
+        });
+    }
 }
 
 impl Source {
@@ -82,7 +117,7 @@ impl Source {
         // those a pass need not look up half a million addresses. Only a hint, and nothing for pages that are there already.
         #[cfg(target_os = "linux")]
         let _ = map.advise(Advice::HugePage);
-        Ok(Source::Map(Arc::new(map)))
+        Ok(Source::Map(Arc::new(Mapping(map))))
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

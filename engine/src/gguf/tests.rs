@@ -274,3 +274,41 @@ fn announced_counts_allocate_nothing() {
     bytes[at..at + 8].copy_from_slice(&(1_u64 << 60).to_le_bytes());
     assert!(refused(bytes).contains("metadata key 'x' is an array of length 1152921504606846976"));
 }
+
+/// Bytes of `path` in the tables of this process.
+#[cfg(target_os = "linux")]
+fn entered(path: &std::path::Path) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let of_file = maps
+        .lines()
+        .skip_while(|l| !l.ends_with(path.to_str().unwrap()));
+    let rss = of_file.skip(1).find_map(|l| l.strip_prefix("Rss:"));
+    let kib = rss.unwrap().trim().trim_end_matches(" kB");
+    kib.parse::<usize>().unwrap() << 10
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn pages_are_entered_while_nobody_reads_them() {
+    // An embedding of which rows are read, experts of which some are, and a matrix, of 2 MiB each.
+    let tensors: &[(&str, GgmlType, &[u64])] = &[
+        ("token_embd.weight", GgmlType::F32, &[512, 1024]),
+        ("blk.0.ffn_up_exps.weight", GgmlType::F32, &[512, 16, 64]),
+        ("output.weight", GgmlType::F32, &[512, 1024]),
+    ];
+    let name = format!("lemma-enter-{}.gguf", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, sample(tensors, |_| ())).unwrap();
+    let file = GgufFile::open(&path).unwrap();
+    let before = entered(&path);
+    let entering = file.enter();
+    let done = (0..500).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        entered(&path) >= before + (1 << 20)
+    });
+    drop(entering);
+    let all = entered(&path);
+    drop(file);
+    std::fs::remove_file(&path).unwrap();
+    assert!(done, "{before} bytes, later {all}");
+}

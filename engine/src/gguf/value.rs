@@ -191,6 +191,13 @@ pub struct Strings<'a> {
     left: usize,
 }
 
+impl Strings<'_> {
+    /// Bytes that are left, those of lengths among them.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 impl<'a> Iterator for Strings<'a> {
     type Item = &'a [u8];
 

@@ -30,6 +30,7 @@ pub use table::{Demoted, LayerTable, NONE, PageMeta, Place, Recycled, Span};
 
 use std::ops::Range;
 
+use crate::memory::make_room;
 use crate::options::{Aggregate, KvOptions};
 use describe::Describe;
 use policy::{Policy, PolicyInfo};
@@ -123,7 +124,7 @@ impl Cache {
         for list in 0..self.free.len() {
             let more = layout.slots_of_list(list) - self.layout.slots_of_list(list);
             let (free, open) = (&mut self.free[list], &mut self.open[list]);
-            free.reserve(layout.slots_of_list(list) - free.len());
+            make_room(free, layout.slots_of_list(list));
             if !layout.is_below(list) {
                 // Slots in use stay; low slots are taken first, so fresh memory is touched from its start.
                 free.splice(0..0, (*open as u32..(*open + more) as u32).rev());
@@ -131,8 +132,7 @@ impl Cache {
             }
         }
         for (t, table) in self.tables.iter_mut().enumerate() {
-            let n = layout.max_pages(t);
-            table.pages.reserve(n.saturating_sub(table.pages.len()));
+            make_room(&mut table.pages, layout.max_pages(t));
         }
         self.recycled.reserve(self.tables.len());
         // A slot that the first tier gives away sends two pages down, each of which may send others.

@@ -11,7 +11,7 @@ impl Tokenizer {
         if !special && self.vocab.bits(id) & (UNKNOWN | CONTROL) != 0 {
             return &[];
         }
-        self.vocab.pieces.get(id)
+        self.vocab.piece(id)
     }
 
     /// The bytes of a sequence, as llama.cpp's `llama_detokenize` gives them.

@@ -1,7 +1,7 @@
 //! The vocabulary of a GGUF file.
 
 use super::Tokenizer;
-use super::source::{TokenizerError, TokenizerOptions, VocabSource};
+use super::source::{TextList, TokenizerError, TokenizerOptions, VocabSource};
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, Meta, Value};
 
@@ -38,14 +38,14 @@ impl<'a> VocabSource<'a> {
             pre: meta.opt_str("tokenizer.ggml.pre")?,
             model_name: meta.opt_str("general.name").ok().flatten(),
             arch: meta.opt_str("general.architecture").ok().flatten(),
-            tokens: meta.strings("tokenizer.ggml.tokens")?.collect(),
+            tokens: TextList::Stored(meta.strings("tokenizer.ggml.tokens")?),
             scores,
             token_types: meta
                 .opt_i32s("tokenizer.ggml.token_type")?
                 .map(Iterator::collect),
             merges: meta
                 .opt_strings("tokenizer.ggml.merges")?
-                .map(Iterator::collect),
+                .map(TextList::Stored),
             bos: id(meta, "bos_token_id")?,
             eos: id(meta, "eos_token_id")?,
             eot: id(meta, "eot_token_id")?,

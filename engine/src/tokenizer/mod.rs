@@ -34,7 +34,7 @@ mod tests;
 mod vocab;
 
 pub use detok::{Detokenizer, Utf8Carry};
-pub use source::{TokenizerError, TokenizerOptions, VocabSource};
+pub use source::{TextList, TokenizerError, TokenizerOptions, VocabSource};
 pub use vocab::TokenAttr;
 
 use bpe::{Bpe, BpeParts};
@@ -75,9 +75,9 @@ impl Tokenizer {
         let bpe = match vocab.kind {
             Kind::Spm => None,
             Kind::Bpe(pre) => {
-                let list = source.merges.as_deref().unwrap_or_default();
-                let mut merges =
-                    Arena::with_capacity(list.len(), list.iter().map(|m| m.len()).sum());
+                let none = TextList::default();
+                let list = source.merges.as_ref().unwrap_or(&none);
+                let mut merges = Arena::with_capacity(list.len(), list.n_bytes());
                 for (index, merge) in list.iter().enumerate() {
                     if bpe::parse_merge(merge).is_none() {
                         let text = source::escape(merge);

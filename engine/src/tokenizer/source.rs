@@ -3,6 +3,62 @@
 //! [`VocabSource`] is a plain view of the `tokenizer.ggml.*` metadata. It knows nothing of the file it came from, so
 //! that vocabularies can be made in tests and read from any container.
 
+use crate::gguf::Strings;
+
+/// A list of byte strings: where a file has them, or somewhere else. To copy 300,000 addresses would take longer than to look at the
+/// strings themselves.
+#[derive(Debug, Clone)]
+pub enum TextList<'a> {
+    /// As they lie in a file.
+    Stored(Strings<'a>),
+    /// As they were given.
+    Given(Vec<&'a [u8]>),
+}
+
+impl Default for TextList<'_> {
+    fn default() -> Self {
+        Self::Given(Vec::new())
+    }
+}
+
+impl<'a> FromIterator<&'a [u8]> for TextList<'a> {
+    fn from_iter<I: IntoIterator<Item = &'a [u8]>>(texts: I) -> Self {
+        Self::Given(texts.into_iter().collect())
+    }
+}
+
+impl<'a> TextList<'a> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Stored(texts) => texts.len(),
+            Self::Given(texts) => texts.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The strings in order.
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> {
+        let (stored, given) = match self {
+            Self::Stored(texts) => (Some(texts.clone()), &[][..]),
+            Self::Given(texts) => (None, &texts[..]),
+        };
+        stored.into_iter().flatten().chain(given.iter().copied())
+    }
+
+    /// Bytes of all of them together, or a little more.
+    pub(super) fn n_bytes(&self) -> usize {
+        match self {
+            Self::Stored(texts) => texts.n_bytes(),
+            Self::Given(texts) => texts.iter().map(|t| t.len()).sum(),
+        }
+    }
+}
+
 /// The vocabulary as the file states it: borrowed text, nothing checked.
 ///
 /// Field names follow the metadata keys `tokenizer.ggml.*`; a key that is absent is `None`.
@@ -17,14 +73,14 @@ pub struct VocabSource<'a> {
     /// `general.architecture`: likewise.
     pub arch: Option<&'a str>,
     /// `tokenizer.ggml.tokens`, `[n_vocab]`.
-    pub tokens: Vec<&'a [u8]>,
+    pub tokens: TextList<'a>,
     /// `tokenizer.ggml.scores`, `[n_vocab]` or longer.
     pub scores: Option<Vec<f32>>,
     /// `tokenizer.ggml.token_type`, `[n_vocab]` or longer: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused,
     /// 6 byte.
     pub token_types: Option<Vec<i32>>,
     /// `tokenizer.ggml.merges`: `left right`, best first.
-    pub merges: Option<Vec<&'a [u8]>>,
+    pub merges: Option<TextList<'a>>,
     /// `bos_token_id`.
     pub bos: Option<u32>,
     /// `eos_token_id`.

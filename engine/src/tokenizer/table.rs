@@ -52,16 +52,18 @@ impl Arena {
     }
 }
 
-const EMPTY: u32 = u32::MAX;
+/// A slot of a [`TokenMap`] that nothing is in.
+const EMPTY: u64 = u64::MAX;
 
 /// Open-addressing table from text to id over an [`Arena`]: no string is stored twice.
 ///
 /// The hash is keyed at random, so a vocabulary cannot be made to collide.
 #[derive(Debug)]
 pub(super) struct TokenMap {
-    slots: Vec<u32>,
+    /// The upper half of a text's hash, and its id: few texts need be looked at that are not the one.
+    slots: Vec<u64>,
     mask: usize,
-    hasher: RandomState,
+    keys: [u64; 2],
     /// Ids whose text had been seen before.
     pub(super) n_duplicates: usize,
     /// Length in bytes of the longest text.
@@ -71,31 +73,61 @@ pub(super) struct TokenMap {
 impl TokenMap {
     /// Indexes every text of `texts`. Of equal texts the last id wins, as in llama.cpp.
     pub(super) fn new(texts: &Arena) -> Self {
-        let cap = (texts.len() * 2).next_power_of_two().max(16);
+        let cap = (texts.len() + texts.len() / 2).next_power_of_two().max(16);
+        let random = RandomState::new();
         let mut map = Self {
             slots: vec![EMPTY; cap],
             mask: cap - 1,
-            hasher: RandomState::new(),
+            keys: [random.hash_one(0_u8), random.hash_one(1_u8)],
             n_duplicates: 0,
             max_len: 0,
         };
-        for (id, text) in texts.iter().enumerate() {
-            map.max_len = map.max_len.max(text.len());
-            let (slot, found) = map.probe(texts, text);
-            map.n_duplicates += usize::from(found.is_some());
-            map.slots[slot] = id as u32;
+        let n = texts.len() as u32;
+        for first in (0..n).step_by(BATCH) {
+            let ids = first..(first + BATCH as u32).min(n);
+            let hashes: [u64; BATCH] =
+                std::array::from_fn(|i| map.hash(texts.get(first + i as u32)));
+            // The slots of a batch are read all at once; one after the other each would be waited for.
+            let seen = hashes.iter().map(|h| map.slots[*h as usize & map.mask]);
+            std::hint::black_box(seen.fold(0, |all, slot| all ^ slot));
+            for (id, hash) in ids.zip(hashes) {
+                let text = texts.get(id);
+                map.max_len = map.max_len.max(text.len());
+                let (slot, found) = map.probe(texts, text, hash);
+                map.n_duplicates += usize::from(found.is_some());
+                map.slots[slot] = hash & TAG | u64::from(id);
+            }
         }
         map
     }
 
+    /// Every eight bytes are mixed in by the two halves of a product of 128 bits. The hasher of the standard library takes
+    /// several times as long for texts as short as these.
+    fn hash(&self, text: &[u8]) -> u64 {
+        let fold = |a: u64, b: u64| {
+            let product = u128::from(a) * u128::from(b);
+            product as u64 ^ (product >> 64) as u64
+        };
+        let [start, key] = self.keys;
+        let (words, rest) = text.as_chunks::<8>();
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        let mut hash = start ^ text.len() as u64;
+        for word in words.iter().chain([&last]) {
+            hash = fold(hash ^ u64::from_le_bytes(*word), key);
+        }
+        fold(hash, start)
+    }
+
     /// The slot where `text` is or belongs, and the id in it.
-    fn probe(&self, texts: &Arena, text: &[u8]) -> (usize, Option<u32>) {
-        let mut slot = self.hasher.hash_one(text) as usize & self.mask;
-        // At most half of the slots are used, so an empty one ends the walk.
+    fn probe(&self, texts: &Arena, text: &[u8], hash: u64) -> (usize, Option<u32>) {
+        let mut slot = hash as usize & self.mask;
+        // At most two of three slots are used, so an empty one ends the walk.
         loop {
+            let (tag, id) = (self.slots[slot] & TAG, self.slots[slot] as u32);
             match self.slots[slot] {
                 EMPTY => return (slot, None),
-                id if texts.get(id) == text => return (slot, Some(id)),
+                _ if tag == hash & TAG && texts.get(id) == text => return (slot, Some(id)),
                 _ => slot = (slot + 1) & self.mask,
             }
         }
@@ -106,9 +138,15 @@ impl TokenMap {
         if text.len() > self.max_len {
             return None;
         }
-        self.probe(texts, text).1
+        self.probe(texts, text, self.hash(text)).1
     }
 }
+
+/// Texts whose hashes are found together.
+const BATCH: usize = 32;
+
+/// The part of a hash that a [`TokenMap`] keeps.
+const TAG: u64 = 0xffff_ffff_0000_0000;
 
 /// The character that stands for `byte` in byte-level vocabularies (GPT-2's printable alphabet).
 pub(super) fn byte_to_char(byte: u8) -> char {
@@ -153,4 +191,32 @@ pub(super) fn byte_token(byte: u8) -> [u8; 6] {
         HEX[usize::from(byte & 15)],
         b'>',
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_text_is_found_and_no_other() {
+        // Lengths around those of words, with bytes that differ at either end, more than a batch of them.
+        let text =
+            |i: usize| format!("{}{i:04}{}", "<".repeat(i % 9), ">".repeat(i % 7)).into_bytes();
+        let mut texts = Arena::default();
+        for i in 0..1000 {
+            texts.push("", &text(i)).unwrap();
+        }
+        texts.push("", &text(17)).unwrap();
+        let map = TokenMap::new(&texts);
+        assert_eq!((map.n_duplicates, map.max_len), (1, 18));
+        for i in 0..1000 {
+            let id = if i == 17 { 1000 } else { i as u32 };
+            assert_eq!(map.get(&texts, &text(i)), Some(id));
+        }
+        for i in 1000..2000 {
+            assert_eq!(map.get(&texts, &text(i)), None);
+        }
+        assert_eq!(map.get(&texts, b""), None);
+        assert_eq!(TokenMap::new(&Arena::default()).get(&texts, b"0"), None);
+    }
 }

@@ -125,7 +125,7 @@ fn errors_name_the_key_and_escape_names() {
     let text = |src: &VocabSource<'_>| Tokenizer::new(src).unwrap_err().to_string();
     assert!(
         text(&VocabSource {
-            tokens: vec![],
+            tokens: TextList::default(),
             ..ok.clone()
         })
         .contains("tokenizer.ggml.tokens")
@@ -160,7 +160,7 @@ fn errors_name_the_key_and_escape_names() {
     );
     for bad in [&b"ab"[..], b"", b" a", b"a "] {
         let src = VocabSource {
-            merges: Some(vec![b"a b", bad]),
+            merges: Some([b"a b", bad].into_iter().collect()),
             ..ok.clone()
         };
         assert!(text(&src).contains("merges: entry 1"), "{bad:?}");
@@ -206,7 +206,8 @@ fn defective_vocabularies_work_as_far_as_they_go() {
         &["a b", "a b", "ab ab", "x y", "xy z", "abab xyz"],
         "gpt-2",
     );
-    src.tokens.push(b"\xff\xfe");
+    let more = src.tokens.iter().chain([&b"\xff\xfe"[..]]);
+    src.tokens = more.collect();
     src.bos = Some(u32::MAX);
     src.eos = Some(7_000_000);
     src.add_bos = Some(true);

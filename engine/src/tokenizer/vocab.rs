@@ -5,7 +5,10 @@ use super::eog;
 use super::pre::{self, Pre};
 use super::source::{TokenizerError, TokenizerOptions, VocabSource, escape};
 use super::table::{Arena, TokenMap, char_to_byte, parse_byte_token};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+/// Tokens whose bytes are made together.
+const GROUP: usize = 64;
 
 pub(super) const UNKNOWN: u8 = 1;
 pub(super) const UNUSED: u8 = 2;
@@ -67,8 +70,9 @@ pub(super) struct Vocab {
     pub(super) attrs: Vec<u8>,
     /// `[n_vocab]`, or empty: all 0.
     pub(super) scores: Vec<f32>,
-    /// `[n_vocab]` bytes a token stands for, special tokens shown.
-    pub(super) pieces: Arena,
+    /// The bytes that tokens stand for, special tokens shown: each list is [`GROUP`] of them, made when one is asked for, since a short reply
+    /// needs few of 150,000.
+    pieces: Box<[OnceLock<Arena>]>,
     pub(super) ids: SpecialIds,
     /// End-of-generation ids, ascending.
     pub(super) eog: Vec<u32>,
@@ -110,7 +114,7 @@ impl Vocab {
         )?;
 
         let mut warnings = Vec::new();
-        let mut arena = Arena::with_capacity(n, src.tokens.iter().map(|t| t.len()).sum());
+        let mut arena = Arena::with_capacity(n, src.tokens.n_bytes());
         for (id, text) in src.tokens.iter().enumerate() {
             if text.is_empty() {
                 arena.push("tokenizer.ggml.tokens", format!("[EMPTY_{id}]").as_bytes())?;
@@ -145,7 +149,7 @@ impl Vocab {
             texts: Arc::new(Texts { arena, map }),
             attrs,
             scores,
-            pieces: Arena::default(),
+            pieces: (0..n.div_ceil(GROUP)).map(|_| OnceLock::new()).collect(),
             ids: special_ids(src, kind, n, &mut warnings),
             eog: Vec::new(),
             add_bos: src.add_bos.unwrap_or(add_bos),
@@ -172,7 +176,6 @@ impl Vocab {
         for warning in &vocab.warnings {
             log::warn!("{warning}");
         }
-        vocab.pieces = vocab.make_pieces()?;
         Ok(vocab)
     }
 
@@ -196,37 +199,50 @@ impl Vocab {
         }
     }
 
-    /// The bytes each token stands for.
-    fn make_pieces(&self) -> Result<Arena, TokenizerError> {
-        let n = self.n_vocab();
-        let mut pieces =
-            Arena::with_capacity(n as usize, self.texts.arena.iter().map(<[u8]>::len).sum());
-        let mut buf = Vec::new();
+    /// The bytes that `id` stands for; none when out of range.
+    pub(super) fn piece(&self, id: u32) -> &[u8] {
+        let (group, i) = (id as usize / GROUP, id as usize % GROUP);
+        match self.pieces.get(group) {
+            Some(pieces) => pieces.get_or_init(|| self.pieces_of(group)).get(i as u32),
+            None => &[],
+        }
+    }
+
+    /// The bytes that the tokens of a group stand for.
+    fn pieces_of(&self, group: usize) -> Arena {
+        let ids = group * GROUP..((group + 1) * GROUP).min(self.attrs.len());
+        let (mut pieces, mut buf) = (Arena::default(), Vec::new());
+        for id in ids {
+            buf.clear();
+            self.spell(id as u32, &mut buf);
+            // No list of so few tokens outgrows an arena: their texts are a part of one, and what is spelt out is a few times as long.
+            if pieces.push("tokenizer.ggml.tokens", &buf).is_err() {
+                break;
+            }
+        }
+        pieces
+    }
+
+    fn spell(&self, id: u32, buf: &mut Vec<u8>) {
+        let (text, bits) = (self.texts.arena.get(id), self.bits(id));
         let escaped = match self.kind {
             Kind::Spm => true,
             Kind::Bpe(pre) => pre.escape_spaces,
         };
-        for id in 0..n {
-            let text = self.texts.arena.get(id);
-            let bits = self.bits(id);
-            buf.clear();
-            if bits & (UNKNOWN | CONTROL | USER_DEFINED) != 0 {
-                buf.extend_from_slice(text);
-            } else if bits & NORMAL != 0 {
-                if escaped {
-                    unescape_spaces(text, &mut buf)
-                } else {
-                    decode_bytes(text, &mut buf)
-                }
-            } else if bits & BYTE != 0 {
-                match parse_byte_token(text) {
-                    Some(byte) => buf.push(byte),
-                    None => buf.extend_from_slice(text),
-                }
+        if bits & (UNKNOWN | CONTROL | USER_DEFINED) != 0 {
+            buf.extend_from_slice(text);
+        } else if bits & NORMAL != 0 {
+            if escaped {
+                unescape_spaces(text, buf)
+            } else {
+                decode_bytes(text, buf)
             }
-            pieces.push("tokenizer.ggml.tokens", &buf)?;
+        } else if bits & BYTE != 0 {
+            match parse_byte_token(text) {
+                Some(byte) => buf.push(byte),
+                None => buf.extend_from_slice(text),
+            }
         }
-        Ok(pieces)
     }
 }
 
