@@ -1,7 +1,10 @@
 //! Token texts in one arena, and the way back from a text to its id.
 
+use std::hash::BuildHasher as _;
+
+use foldhash::quality::RandomState;
+
 use super::source::TokenizerError;
-use std::hash::{BuildHasher, RandomState};
 
 /// A list of byte strings in one allocation.
 #[derive(Debug, Default)]
@@ -63,7 +66,7 @@ pub(super) struct TokenMap {
     /// The upper half of a text's hash, and its id: few texts need be looked at that are not the one.
     slots: Vec<u64>,
     mask: usize,
-    keys: [u64; 2],
+    hasher: RandomState,
     /// Ids whose text had been seen before.
     pub(super) n_duplicates: usize,
     /// Length in bytes of the longest text.
@@ -74,11 +77,10 @@ impl TokenMap {
     /// Indexes every text of `texts`. Of equal texts the last id wins, as in llama.cpp.
     pub(super) fn new(texts: &Arena) -> Self {
         let cap = (texts.len() + texts.len() / 2).next_power_of_two().max(16);
-        let random = RandomState::new();
         let mut map = Self {
             slots: vec![EMPTY; cap],
             mask: cap - 1,
-            keys: [random.hash_one(0_u8), random.hash_one(1_u8)],
+            hasher: RandomState::default(),
             n_duplicates: 0,
             max_len: 0,
         };
@@ -101,22 +103,9 @@ impl TokenMap {
         map
     }
 
-    /// Every eight bytes are mixed in by the two halves of a product of 128 bits. The hasher of the standard library takes
-    /// several times as long for texts as short as these.
+    /// The hasher of the standard library takes several times as long for texts as short as these.
     fn hash(&self, text: &[u8]) -> u64 {
-        let fold = |a: u64, b: u64| {
-            let product = u128::from(a) * u128::from(b);
-            product as u64 ^ (product >> 64) as u64
-        };
-        let [start, key] = self.keys;
-        let (words, rest) = text.as_chunks::<8>();
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        let mut hash = start ^ text.len() as u64;
-        for word in words.iter().chain([&last]) {
-            hash = fold(hash ^ u64::from_le_bytes(*word), key);
-        }
-        fold(hash, start)
+        self.hasher.hash_one(text)
     }
 
     /// The slot where `text` is or belongs, and the id in it.
