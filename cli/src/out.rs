@@ -8,6 +8,7 @@
 //! One that is closed (`>&-`) is `/dev/null` before `main` begins, so that who closes it throws answers away.
 
 use std::io::{Write as _, stderr, stdout};
+use std::sync::OnceLock;
 
 use rustix::fs::{OFlags, fcntl_getfl};
 
@@ -16,11 +17,16 @@ use crate::term::Style;
 
 /// Fails if nothing can be written to stdout: for commands that work for long before they write.
 pub(crate) fn check() -> Result {
-    let mode = fcntl_getfl(rustix::stdio::stdout()).map(|flags| flags & OFlags::RWMODE);
-    if !matches!(mode, Ok(OFlags::WRONLY | OFlags::RDWR)) {
-        return Err(Failure::runtime("stdout: is not open for writing"));
+    // Once: every token of a reply comes by.
+    static IS_OPEN: OnceLock<bool> = OnceLock::new();
+    let is_open = || {
+        let mode = fcntl_getfl(rustix::stdio::stdout()).map(|flags| flags & OFlags::RWMODE);
+        matches!(mode, Ok(OFlags::WRONLY | OFlags::RDWR))
+    };
+    match IS_OPEN.get_or_init(is_open) {
+        true => Ok(()),
+        false => Err(Failure::runtime("stdout: is not open for writing")),
     }
-    Ok(())
 }
 
 /// Writes to stdout and flushes: who watches a stream wants each token when it is there.

@@ -113,17 +113,15 @@ fn options(args: &QuantizeArgs, ty: &str) -> Result<Options> {
 
 /// Refuses to write over what is being read, and over what somebody may want to keep.
 fn free(file: &GgufFile, input: &Path, output: &Path, force: bool) -> Result {
-    let Ok(there) = output.metadata() else {
-        return super::free(output, force);
+    let there = output.metadata();
+    let is_same = |path: &Path| match (path.metadata(), &there) {
+        (Ok(m), Ok(there)) => super::is_same_file(&m, there),
+        _ => false,
     };
-    let is_same = |path: &Path| {
-        path.metadata()
-            .is_ok_and(|m| super::is_same_file(&m, &there))
-    };
-    let name = escape_path(output);
     if is_same(input) || file.part_names().any(|part| is_same(Path::new(part))) {
         return Err(Failure::usage(format!(
-            "{name}: is the model to be read, expected another file"
+            "{}: is the model to be read, expected another file",
+            escape_path(output)
         )));
     }
     super::free(output, force)

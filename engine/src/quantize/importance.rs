@@ -6,12 +6,12 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{BufReader, ErrorKind, Read, Seek as _};
 use std::path::Path;
 
 use crate::error::{Error, NAME_MAX, Result, escape};
 use crate::gguf::{GgmlType, GgufFile, TensorView, Value};
-use crate::report;
+use crate::report::malformed;
 
 /// The magic number of GGUF files.
 const GGUF: [u8; 4] = *b"GGUF";
@@ -52,7 +52,7 @@ impl Importance {
         if meta.is_file() {
             let mut file = File::open(path).map_err(failed)?;
             if file.read_exact(&mut magic).is_ok() && magic != GGUF {
-                let file = File::open(path).map_err(failed)?;
+                file.rewind().map_err(failed)?;
                 return Self::from_legacy(BufReader::new(file), meta.len(), &name);
             }
         }
@@ -198,10 +198,6 @@ impl Importance {
     pub fn of(&self, name: &str) -> Option<&[f32]> {
         self.of.get(name).map(Vec::as_slice)
     }
-}
-
-fn malformed(file: &str, found: impl std::fmt::Display, expected: impl std::fmt::Display) -> Error {
-    report::malformed(file, found, expected)
 }
 
 fn f32s(file: &str, t: &TensorView<'_>) -> Result<Vec<f32>> {
