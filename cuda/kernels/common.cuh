@@ -232,6 +232,15 @@ __device__ __forceinline__ int opaque(int x) {
     return x;
 }
 __device__ __forceinline__ uint32_t opaque(uint32_t x) { return uint32_t(opaque(int(x))); }
+// The largest and the smallest number of a warp's lanes.
+__device__ __forceinline__ uint32_t warp_max(uint32_t x) { return __reduce_max_sync(0xffffffff, x); }
+__device__ __forceinline__ uint32_t warp_min(uint32_t x) { return __reduce_min_sync(0xffffffff, x); }
+// Byte i of the result is byte number `which`[4 i ..] of the eight of b, a; with 8 added to the number, its sign: all bits or none.
+__device__ __forceinline__ uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
+    uint32_t r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(which));
+    return r;
+}
 // The lowest byte of each.
 __device__ __forceinline__ uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);

@@ -60,6 +60,7 @@ inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
+inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 template <class T> inline T __ldg(const T* p) { return *p; }
 
@@ -118,6 +119,23 @@ inline float reciprocal(float x) { return 1.0f / x; }
 inline void bring(const void*) {}
 inline int opaque(int x) { return x; }
 inline uint32_t opaque(uint32_t x) { return x; }
+inline uint32_t warp_max(uint32_t x) {
+    for (int o = 16; o > 0; o /= 2) {
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, x, o);
+        x = x > other ? x : other;
+    }
+    return x;
+}
+inline uint32_t warp_min(uint32_t x) { return ~warp_max(~x); }
+inline uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
+    const uint64_t all = uint64_t(b) << 32 | a;
+    uint32_t r = 0;
+    for (int i = 0; i < 4; i++) {
+        const uint32_t n = which >> (4 * i), byte = uint32_t(all >> (8 * (n & 7)) & 0xff);
+        r |= (n & 8 ? (byte & 0x80 ? 0xffu : 0) : byte) << (8 * i);
+    }
+    return r;
+}
 inline uint32_t low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return (a & 0xff) | (b & 0xff) << 8 | (c & 0xff) << 16 | d << 24;
 }

@@ -51,7 +51,7 @@ __device__ __noinline__ uint32_t find_best(const uint32_t at) {
     return at;
 }
 
-template <bool TIERS> __device__ __forceinline__ void run_step(const Step& a) {
+template <bool TIERS, bool ANY> __device__ __forceinline__ void run_step(const Step& a) {
     DYNAMIC_SHARED(StepShared, s);
     static_assert(sizeof(Phase) % 16 == 0 && sizeof(Step) % 16 == 0, "phases are copied in bulk");
     auto fetch = [&](uint32_t i) {
@@ -72,7 +72,7 @@ template <bool TIERS> __device__ __forceinline__ void run_step(const Step& a) {
     for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < a.n_unused; i += gridDim.x * blockDim.x)
         a.unused[i] = make_uint4(SENTINEL, SENTINEL, SENTINEL, SENTINEL);
     landed(shared_at(s->fetched), 0);
-    begin_asking(*s);
+    begin_asking<ANY>(*s);
     // Functions that are called hand the number back: registers that live across a call end up in local memory, for which hardly any cache is
     // left beside the rings.
     uint32_t phase = 0;
@@ -80,21 +80,21 @@ template <bool TIERS> __device__ __forceinline__ void run_step(const Step& a) {
         landed(shared_at(s->fetched + phase % 4), phase / 4 % 2);
         const uint32_t kind = s->p[phase % 4].kind;
         if (kind == PRODUCTS) {
-            products(phase);
+            products<ANY>(phase);
         } else {
             if (kind != EMBED) block_barrier();
             if (kind == EMBED) phase = embed_token(phase);
             if (kind == WEIGH) phase = weigh(phase);
             if (kind == BEST) phase = find_best(phase);
             if (kind == ATTEND) {
-                if (!is_attending(phase)) {
+                if (!is_attending<ANY>(phase)) {
                     trace(here(phase), 0), trace(here(phase), 1);
                 } else if (a.head_dim == 64) {
-                    phase = attend<2, 1, true, TIERS>(phase);
+                    phase = attend<2, 1, true, TIERS, ANY>(phase);
                 } else if (a.head_dim == 128) {
-                    phase = attend<4, 2, true, TIERS>(phase);
+                    phase = attend<4, 2, true, TIERS, ANY>(phase);
                 } else {
-                    phase = attend<4, 2, false, TIERS>(phase);
+                    phase = attend<4, 2, false, TIERS, ANY>(phase);
                 }
                 if (s->p[phase % 4].arrive && threadIdx.x == 0) release_add(a.arrived);
             }
@@ -112,6 +112,9 @@ template <bool TIERS> __device__ __forceinline__ void run_step(const Step& a) {
 
 // Grid: as many blocks as are resident at once. Block: 32 * STEP_WARPS.
 // Dynamic shared memory: StepShared, then what the largest of the phases wants.
-KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const IN_PLACE Step a) { run_step<false>(a); }
+KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const IN_PLACE Step a) { run_step<false, false>(a); }
 // The same with pages of any tier, the first of which is f16.
-KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step_tiers(const IN_PLACE Step a) { run_step<true>(a); }
+KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step_tiers(const IN_PLACE Step a) { run_step<true, false>(a); }
+// And with experts, windows and sinks: what is not there costs those who do without it nothing.
+KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step_any(const IN_PLACE Step a) { run_step<false, true>(a); }
+KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step_any_tiers(const IN_PLACE Step a) { run_step<true, true>(a); }

@@ -18,8 +18,13 @@ constexpr uint32_t AHEAD = 2;       // phases that warps ask for weights ahead
 constexpr uint32_t SENTINEL = 0xffffffff;  // a number that no sum is: arithmetic answers with another NaN
 
 constexpr int MAX_WORDS = 896;
+constexpr int MAX_USED = 16;        // experts of a token, at most
+constexpr int MAX_EXPERTS = 256;
 
 enum PhaseKind : uint32_t { EMBED = 0, PRODUCTS = 1, ATTEND = 2, WEIGH = 3, BEST = 4 };
+// What products are of. Those of gate and up choose the experts first, by the results of a phase before (the router's), and hand over gated
+// results times what the expert weighs, so that what goes down is one sum over all of them.
+enum ExpertsOf : uint32_t { NO_EXPERTS = 0, GATE_UP = 1, DOWN = 2 };
 
 // A matrix of a phase of products. Each block has rows of one matrix, so that its warps stream through one run of them.
 struct __align__(16) Matrix {
@@ -40,7 +45,8 @@ struct __align__(16) Matrix {
     uint32_t stage;      // bytes of a stage, a multiple of 128
     uint32_t unit;       // bytes of a unit: a group of whole rows, or a chunk
     uint32_t units;      // in a stage
-    uint32_t pad[3];
+    uint32_t expert_bytes;
+    uint32_t pad[2];
 };
 
 // Rows of one matrix that a warp computes in a phase of products, in groups of one or two. With gates a group is a row of gate and one of up.
@@ -55,7 +61,8 @@ struct Work {
     uint8_t matrix;     // of the phase
     uint8_t type;
     uint8_t wide;       // rows of a group
-    uint8_t pad[9];
+    uint8_t slot;       // which of the chosen experts
+    uint8_t pad[8];
 };
 
 // What a warp asks for next, and its ring. Between phases it is kept in shared memory.
@@ -75,7 +82,8 @@ struct __align__(16) Asker {
     uint32_t to;        // bytes of the ring: where the next stage goes, and the next one read is
     uint32_t from;
     uint32_t room;      // bytes that are free
-    uint32_t pad[3];
+    uint32_t chosen;    // the phase that chose experts last
+    uint32_t pad[2];
 };
 
 struct Phase {
@@ -94,8 +102,11 @@ struct Phase {
     float2* page_ml;       // (n_head, max_pages) maximum (an exponent of two) and sum of powers of two of each page, or null
     float2* head_ml;       // (n_head) the same over all pages
     float* mass;           // WEIGH: (n_in, max_pages), n_in layers; page_ml and head_ml are then those of all layers
+    const uint32_t* reach; // WEIGH: (n_in) `most_pages` of each layer
+    const float* sinks;    // ATTEND: (n_head) scores that take part in the softmax and have no value, or null
+    const float* logits;   // GATE_UP: (n_expert) of the router
     uint32_t kind;
-    uint32_t gated;        // PRODUCTS: m[0].out = silu(m[0]) * m[1]
+    uint32_t gated;        // PRODUCTS: m[0].out = glu(m[0], m[1]) of kind `gated` - 1
     uint32_t again;        // PRODUCTS: its input lies where that of the phase of products before did
     uint32_t n_in;
     uint32_t layer;        // ATTEND
@@ -111,7 +122,16 @@ struct Phase {
     uint32_t q_at;
     uint32_t ds_at;
     uint32_t early;        // PRODUCTS: weights of this phase and the next ones are asked for ahead of the input
-    uint32_t pad[3];
+    uint32_t experts;      // PRODUCTS: `ExpertsOf`; matrices are those of all experts, one after the other, m[].n_out rows each
+    uint32_t width;        // of a row; in DOWN inputs of the chosen experts follow one another
+    uint32_t n_expert;
+    uint32_t n_used;
+    uint32_t norm_chosen;  // GATE_UP: what experts weigh sums to one over those that are chosen, not over all
+    uint32_t chosen_in;    // the phase that chooses
+    uint32_t join_at;      // DOWN: where results of the block's rows lie in shared memory until all experts' are there, (n_used, rows)
+    uint32_t window;       // ATTEND: tokens that a query sees, itself included, or NO_WINDOW
+    uint32_t most_pages;   // and pages that may have such
+    uint32_t pad[4];
 };
 
 struct Step {
@@ -155,6 +175,12 @@ struct Step {
     __device__ __forceinline__ float2 rope(int i) const { return reinterpret_cast<const float2*>(words + 2 + 2 * n_layer)[i]; }
 };
 
+// The experts of a token, best first, and what they weigh.
+struct Chosen {
+    uint32_t id[MAX_USED];
+    float weight[MAX_USED];
+};
+
 // The beginning of a block's dynamic shared memory.
 struct StepShared {
     Step a;
@@ -163,6 +189,7 @@ struct StepShared {
     uint64_t landing[STEP_WARPS][MAX_STAGES];  // of each warp's stages
     Asker askers[STEP_WARPS];
     Work work[4][STEP_WARPS];                  // in the phases of `p`
+    Chosen chosen;
     // Weights on their way. Bulk copies are faster where 128 bytes are aligned.
     __align__(128) unsigned char ring[STEP_WARPS][RING];
 };

@@ -4,11 +4,11 @@
 #include "step_attend_tiers.cuh"
 
 // TIERS: pages may be of any tier; the first is of f16. If not, all are of the first.
-template <int NC, int NJ, bool EXACT, bool TIERS> __device__ __noinline__ uint32_t attend(const uint32_t at) {
+template <int NC, int NJ, bool EXACT, bool TIERS, bool ANY> __device__ __noinline__ uint32_t attend(const uint32_t at) {
     if constexpr (TIERS) {
-        attend_tiers<NC, NJ, EXACT>(at);
+        attend_tiers<NC, NJ, EXACT, ANY>(at);
     } else {
-        attend_f16<NC, NJ, EXACT>(at);
+        attend_f16<NC, NJ, EXACT, ANY>(at);
     }
     return at;
 }
@@ -25,7 +25,7 @@ __device__ __noinline__ uint32_t weigh(const uint32_t at) {
     block_barrier();
     trace(h, 0);
     for (uint32_t il = blockIdx.x; il < h.p.n_in; il += gridDim.x) {
-        const int n_pages = a.n_pages(il);
+        const int n_pages = a.n_pages(il), beyond = max(0, n_pages - int(min(h.p.reach[il], 0x7fffffffu)));
         for (int i = threadIdx.x; i < n_head; i += blockDim.x) {
             const float2 ml = fresh(h.p.head_ml + il * n_head + i);
             all[i] = make_float2(ml.x, quotient(1.0f, ml.y));
@@ -33,7 +33,8 @@ __device__ __noinline__ uint32_t weigh(const uint32_t at) {
         block_barrier();
         for (int p = threadIdx.x; p < n_pages; p += blockDim.x) {
             float w = 0.0f;
-            for (int i = 0; i < n_head; i++) {
+            // Nobody has looked at what is out of reach.
+            for (int i = p < beyond ? n_head : 0; i < n_head; i++) {
                 const float2 ml = fresh(h.p.page_ml + (size_t(il) * n_head + i) * a.max_pages + p);
                 const float mass = ml.y * power_of_two(ml.x - all[i].x) * all[i].y;
                 w = a.mean ? w + mass : fmaxf(w, mass);

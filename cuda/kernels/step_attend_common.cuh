@@ -140,13 +140,24 @@ __device__ __forceinline__ int splits_of(const Step& a, int n_pages) {
     const int each = a.each, all = divided(n_pages + each - 1, each), half = divided(2 * n_pages + each - 1, each);
     return max(1, min(int(a.max_splits), max(min(half, 8), all)));
 }
-// Whether this block takes part.
-__device__ __forceinline__ bool is_attending(const uint32_t phase) {
-    const Here h = here(phase);
-    return blockIdx.x < h.a.units * splits_of(h.a, h.a.n_pages(h.p.layer));
+// Pages of the layer that the token may see something of, the last ones. ANY: attention may have windows and sinks.
+template <bool ANY> __device__ __forceinline__ int pages_in_reach(const Here& h) {
+    const uint32_t n = h.a.n_pages(h.p.layer);
+    return ANY ? min(n, h.p.most_pages) : n;
 }
+// Whether this block takes part.
+template <bool ANY> __device__ __forceinline__ bool is_attending(const uint32_t phase) {
+    const Here h = here(phase);
+    return blockIdx.x < h.a.units * splits_of(h.a, pages_in_reach<ANY>(h));
+}
+// How many rows of a page at position `first` lie before the window.
+__device__ __forceinline__ int rows_before(const Here& h, uint32_t first) { return int(h.a.pos()) - int(h.p.window) + 1 - int(first); }
+// The score of a head that has no key, an exponent of two.
+__device__ __forceinline__ float sink_of(const Here& h, int head) { return h.p.sinks[head] * 1.4426950408889634f; }
+// Below any score, so that what nobody sees anything of comes to nothing beside others.
+constexpr float LEAST = -1e30f;
 
-// What part of the work a block has.
+// What part of the work a block has: of the pages in reach, numbered from the first of them on.
 struct Task {
     int split, kv, tile, from, to;
 

@@ -44,7 +44,7 @@ __device__ __forceinline__ float head_sum(float x) {
     return x + __shfl_xor_sync(ALL, x, 2);
 }
 
-template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_f16(const uint32_t phase) {
+template <int NC, int NJ, bool EXACT, bool ANY> __device__ __forceinline__ void attend_f16(const uint32_t phase) {
     static_assert(2 * NC <= ROUND && 4 * NJ <= STEP_WARPS - ROUND, "a warp for each page of a round and for each piece of the output");
     const Here h = here(phase);
     const Step& a = h.a;
@@ -55,14 +55,15 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_f16
     const bool scores = warp < ROUND;
     const int e = 16 * (warp - ROUND) + 2 * g;
     const bool inside = (4 * NJ == STEP_WARPS - ROUND || warp < ROUND + 4 * NJ) && (EXACT || e < d);
-    const int n_pages = a.n_pages(h.p.layer), n_split = splits_of(a, n_pages);
+    const int n_pages = pages_in_reach<ANY>(h), n_split = splits_of(a, n_pages);
+    const int beyond = ANY ? int(a.n_pages(h.p.layer)) - n_pages : 0;  // pages that are not
     const unsigned row = a.n_head_kv * d;
 #pragma unroll 1
     for (int task = blockIdx.x; task < int(a.units) * n_split; task += gridDim.x) {
         const Task mine(a, task, n_split, n_pages);
         const int kv = mine.kv, head0 = kv * int(a.group) + mine.tile * UNIT, nq = min(UNIT, int(a.group) - mine.tile * UNIT), n = mine.to - mine.from;
         // Page i of the block is pages[-i].
-        const uint2* pages = h.p.pages + mine.to - 1;
+        const uint2* pages = h.p.pages + beyond + mine.to - 1;
         const bool newest = mine.to == n_pages;
         // What a lane reads of slot 0.
         const uint16_t* pool = scores ? h.p.pool_k + (unsigned(kv) * d + g * row + 8 * t) : h.p.pool_v + (unsigned(kv) * d + 2 * t * row + e);
@@ -95,7 +96,8 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_f16
                 }
             }
         };
-        float m = -INFINITY, l = 0.0f, o[2][4] = {};  // of head g; of heads 2t and 2t + 1
+        float m = ANY ? LEAST : -INFINITY, l = 0.0f, o[2][4] = {};  // of head g; of heads 2t and 2t + 1
+        if (ANY && h.p.sinks && newest && g < nq) m = sink_of(h, head0 + g), l = t == 0 ? 1.0f : 0.0f;
 #pragma unroll 1
         for (int round = 0; round < n; round += ROUND) {
             // All slots of a round at once, a lane for each.
@@ -127,6 +129,13 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_f16
                     if (seen < 8) score.z = -INFINITY;
                     if (seen < 9) score.w = -INFINITY;
                 }
+                if (ANY && h.p.window != NO_WINDOW) {
+                    const int gone = rows_before(h, __shfl_sync(ALL, page.y, warp)) - 2 * t;
+                    if (gone > 0) score.x = -INFINITY;
+                    if (gone > 1) score.y = -INFINITY;
+                    if (gone > 8) score.z = -INFINITY;
+                    if (gone > 9) score.w = -INFINITY;
+                }
                 shown[round / ROUND % 2][warp][lane] = score;
             } else if (scores) {
                 // Pages are looked at in twos.
@@ -144,10 +153,10 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_f16
             if (scores) {
                 if (warp >= here || !h.p.page_ml) continue;
                 // Maximum and sum of powers of the page. What is smaller than any normal number beside the maximum is nothing.
-                const float top = head_max(largest(seen[warp][lane]));
+                const float found = head_max(largest(seen[warp][lane])), top = ANY ? fmaxf(found, LEAST) : found;
                 const float4 x = powers(seen[warp][lane], top);
                 const float sum = head_sum((x.x + x.y) + (x.z + x.w));
-                if (t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + (mine.to - 1 - round - warp)] = make_float2(top, sum);
+                if (t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + (beyond + mine.to - 1 - round - warp)] = make_float2(top, sum);
                 continue;
             }
             // Scores are read twice, since registers are few.
@@ -158,7 +167,7 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_f16
                 top = fmaxf(top, fmaxf(largest(seen[k][lane]), largest(seen[k + 1][lane])));
             }
             top = head_max(top);
-            if (round > 0) {
+            if (ANY || round > 0) {
                 const float old = power_of_two(m - top), old0 = __shfl_sync(ALL, old, 8 * t), old1 = __shfl_sync(ALL, old, 8 * t + 4);
                 l *= old;
 #pragma unroll

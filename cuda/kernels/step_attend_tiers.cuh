@@ -77,13 +77,24 @@ struct Tiers {
     }
 };
 
-template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_tiers(const uint32_t phase) {
+// Rows of a page but for the first `gone`, of which only ANY has some.
+template <bool ANY> __device__ __forceinline__ auto rows_seen(int gone, int rows) {
+    if constexpr (ANY) {
+        return Seen{gone, rows - gone, 0.0f};
+    } else {
+        return rows;
+    }
+}
+
+template <int NC, int NJ, bool EXACT, bool ANY> __device__ __forceinline__ void attend_tiers(const uint32_t phase) {
     const Here h = here(phase);
     const Step& a = h.a;
     AttendShared& s = *reinterpret_cast<AttendShared*>(h.shared);
     const int d = EXACT ? 32 * NC : int(a.head_dim), group = a.group, units = a.units;
     const int n_warp = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const int n_pages = a.n_pages(h.p.layer), pos = a.pos();
+    const int n_pages = pages_in_reach<ANY>(h), pos = a.pos();
+    const int beyond = ANY ? int(a.n_pages(h.p.layer)) - n_pages : 0;  // pages that are not
+    const uint2* pages = h.p.pages + beyond;
     const int n_split = splits_of(a, n_pages);
     const Pool pool = {h.p.pool_k, h.p.pool_v, int(a.n_head_kv), d};
     const int ldo = d + 1;  // of the sums, so that rows begin in different banks
@@ -101,18 +112,20 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_tie
         // Keys of the first page, as earlier steps have written them, while queries are not there yet.
         uint2 entry = make_uint2(0, 0);
         if (p < to) {
-            entry = h.p.pages[p];
+            entry = pages[p];
             tiers.ask(keys, entry);
         }
-        for (int later = p; later < to; later += n_warp) tiers.bring_stored(h.p.pages[later]);
+        for (int later = p; later < to; later += n_warp) tiers.bring_stored(pages[later]);
         current_token<EXACT>(h, s, d, kv, head0, nq, to == n_pages, warp, lane);
         block_barrier();
         if (task == int(blockIdx.x)) trace(h, 0);
         Sums<NJ> sum;
+        if (ANY && h.p.sinks && to == n_pages && warp == 0 && g < nq) sum.m = sink_of(h, head0 + g), sum.l = 1.0f;
 #pragma unroll 1
         while (p < to) {
             const int rows = min(PAGE, pos - int(entry.y) + 1), current = p == n_pages - 1 ? rows - 1 : PAGE;
             float2 ml;
+            const int gone = ANY && h.p.window != NO_WINDOW ? min(max(0, rows_before(h, entry.y)), rows) : 0;
             if (tier_of(entry) > 0) {
                 // Values are loaded behind the scores: registers are few.
                 const Tier tier = tiers.of(entry);
@@ -125,30 +138,30 @@ template <int NC, int NJ, bool EXACT> __device__ __forceinline__ void attend_tie
                 const int seen = p;
                 p += n_warp;
                 if (p < to) {
-                    entry = h.p.pages[p];
+                    entry = pages[p];
                     tiers.ask(keys, entry);
                 }
-                const Shares shares = share_out<true>(scores, PAGE, sum, ml);
-                if (h.p.page_ml && t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + seen] = ml;
+                const Shares shares = share_out<true>(scores, rows_seen<ANY>(gone, PAGE), sum, ml);
+                if (h.p.page_ml && t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + beyond + seen] = ml;
                 values.add(tier.type_v, shares, sum);
                 continue;
             }
             PageOf<NC, NJ, EXACT> page;
             page.load_values(pool, entry.x, kv, current);
             keys.wait(current, s.k, d);
-            const Shares shares = attend_keys<NC, true>(keys, s.q, rows, sum, ml);
+            const Shares shares = attend_keys<NC, true>(keys, s.q, rows_seen<ANY>(gone, rows), sum, ml);
             __syncwarp();
-            if (h.p.page_ml && t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + p] = ml;
+            if (h.p.page_ml && t == 0 && g < nq) h.p.page_ml[size_t(head0 + g) * a.max_pages + beyond + p] = ml;
             p += n_warp;
             if (p < to) {
-                entry = h.p.pages[p];
+                entry = pages[p];
                 tiers.ask(keys, entry);
             }
             if (current < PAGE) page.replace_value(current, s.v, d);
             attend_values(page, shares, sum);
         }
         if (warp < used) {
-            if (t == 0) s.ml[warp][g] = make_float2(sum.m, sum.l);
+            if (t == 0) s.ml[warp][g] = make_float2(ANY ? fmaxf(sum.m, LEAST) : sum.m, sum.l);
 #pragma unroll
             for (int i = 0; i < 4 * NJ; i++) {
                 const int e = 64 * (i / 4) + 8 * g + 2 * (i % 4);

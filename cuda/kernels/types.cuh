@@ -90,8 +90,10 @@ __device__ __forceinline__ uint32_t word(const uint4& v, int i) { return i == 0 
 __device__ __forceinline__ uint32_t byte_of(uint32_t w, int i) { return (w >> (8 * i)) & 0xff; }
 __device__ __forceinline__ int signed_byte(uint32_t w, int i) { return int8_t(byte_of(w, i)); }
 
-// Subtracts the byte `n` from each byte of v; bytes of v are below 128.
-__device__ __forceinline__ uint32_t sub_bytes(uint32_t v, uint32_t n) { return ((v | 0x80808080u) - n * 0x01010101u) ^ 0x80808080u; }
+// Subtracts each byte of n from the one of v; all are below 128.
+__device__ __forceinline__ uint32_t sub_each(uint32_t v, uint32_t n) { return ((v | 0x80808080u) - n) ^ 0x80808080u; }
+// Subtracts the byte `n` from each byte of v.
+__device__ __forceinline__ uint32_t sub_bytes(uint32_t v, uint32_t n) { return sub_each(v, n * 0x01010101u); }
 
 // Dot product of 16 bytes with 16 quantized activations.
 __device__ __forceinline__ int dot16(const uint4& w, const uint4& x) {
@@ -133,13 +135,21 @@ struct TQ8_0 {
 };
 
 // Formats whose block holds 16 bytes of nibbles: low nibbles are elements 0..16, high ones 16..32. F says what the rest of the
-// block means: F::Rest is what is loaded of it, F::value(nibbles, rest, half) gives signed bytes, F::affine(rest) the affine map.
+// block means: F::Rest is what is loaded of it, F::value(bytes, rest, half) gives signed bytes, F::affine(rest) the affine map.
 template <class F> struct Nibbles32 {
     static constexpr int PIECE = 32, BLOCK = 32, PLANES[4] = {16, F::PLANE1, F::PLANE2, 0};
     struct Frag { uint4 qs; typename F::Rest rest; };
     template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, uint32_t p) { return {L::ld16(row + 16 * p), F::template rest<L>(row, nb, p)}; }
+    // Elements 0..16, or 16..32.
+    static __device__ __forceinline__ uint4 value(const Frag& f, int half) { return F::value(f.qs, f.rest, half); }
     template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
-        const int s = dot16(F::value(low(f.qs), f.rest, 0), x.q16(2 * p, 0)) + dot16(F::value(high(f.qs), f.rest, 1), x.q16(2 * p, 1));
+        const uint4 x0 = x.q16(2 * p, 0), x1 = x.q16(2 * p, 1);
+        int s;
+        if constexpr (F::IN_ORDER) {
+            s = F::dot(f.qs, x0, x1);
+        } else {
+            s = dot16(value(f, 0), x0) + dot16(value(f, 1), x1);
+        }
         const float2 ds = x.scale(p), dm = F::affine(f.rest, p);
         return dm.x * ds.x * float(s) + dm.y * ds.y;
     }
@@ -147,29 +157,32 @@ template <class F> struct Nibbles32 {
         const int b = k / 32, half = (k / 16) % 2;
         const Frag f = load<Global>(row, nb, b);
         const float2 dm = F::affine(f.rest, b);
-        spread(F::value(half ? high(f.qs) : low(f.qs), f.rest, half), dm.x, dm.y, out);
+        spread(value(f, half), dm.x, dm.y, out);
     }
 };
 
+__device__ __forceinline__ uint4 nibbles(const uint4& v, int half) { return half ? high(v) : low(v); }
 __device__ __forceinline__ float2 halves(uint32_t w) { return make_float2(half_to_float(w & 0xffff), half_to_float(w >> 16)); }
 
 // Planes: qs, d. Value: nibble - 8.
 struct FQ4_0 {
+    static constexpr bool IN_ORDER = false;
     static constexpr int PLANE1 = 2, PLANE2 = 0;
     using Rest = uint16_t;
     template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) { return L::ld2(row + 16 * nb + 2 * b); }
-    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) {
-        return each(v, [](uint32_t w) { return sub_bytes(w, 8); });
+    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int half) {
+        return each(nibbles(v, half), [](uint32_t w) { return sub_bytes(w, 8); });
     }
     static __device__ __forceinline__ float2 affine(Rest d, uint32_t) { return make_float2(half_to_float(d), 0.0f); }
 };
 
 // Planes: qs, (d, m).
 struct FQ4_1 {
+    static constexpr bool IN_ORDER = false;
     static constexpr int PLANE1 = 4, PLANE2 = 0;
     using Rest = uint32_t;
     template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) { return L::ld4(row + 16 * nb + 4 * b); }
-    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) { return v; }
+    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int half) { return nibbles(v, half); }
     static __device__ __forceinline__ float2 affine(Rest dm, uint32_t) { return halves(dm); }
 };
 
@@ -183,54 +196,110 @@ __device__ __forceinline__ uint4 with_fifth(const uint4& v, uint32_t bits) {
 
 // Planes: qs, qh (4 bytes), d. Value: five bits - 16.
 struct FQ5_0 {
+    static constexpr bool IN_ORDER = false;
     static constexpr int PLANE1 = 4, PLANE2 = 2;
     struct Rest { uint32_t qh; uint16_t d; };
     template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) {
         return {L::ld4(row + 16 * nb + 4 * b), L::ld2(row + 16 * nb + pad16(4 * nb) + 2 * b)};
     }
     static __device__ __forceinline__ uint4 value(const uint4& v, const Rest& r, int half) {
-        return each(with_fifth(v, r.qh >> (16 * half)), [](uint32_t w) { return sub_bytes(w, 16); });
+        return each(with_fifth(nibbles(v, half), r.qh >> (16 * half)), [](uint32_t w) { return sub_bytes(w, 16); });
     }
     static __device__ __forceinline__ float2 affine(const Rest& r, uint32_t) { return make_float2(half_to_float(r.d), 0.0f); }
 };
 
 // Planes: qs, qh, (d, m).
 struct FQ5_1 {
+    static constexpr bool IN_ORDER = false;
     static constexpr int PLANE1 = 4, PLANE2 = 4;
     struct Rest { uint32_t qh, dm; };
     template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) {
         return {L::ld4(row + 16 * nb + 4 * b), L::ld4(row + 16 * nb + pad16(4 * nb) + 4 * b)};
     }
-    static __device__ __forceinline__ uint4 value(const uint4& v, const Rest& r, int half) { return with_fifth(v, r.qh >> (16 * half)); }
+    static __device__ __forceinline__ uint4 value(const uint4& v, const Rest& r, int half) { return with_fifth(nibbles(v, half), r.qh >> (16 * half)); }
     static __device__ __forceinline__ float2 affine(const Rest& r, uint32_t) { return halves(r.dm); }
 };
 
-// A table of 16 signed bytes, packed in two words of 64 bits, looked up for four nibbles at once.
-__device__ __forceinline__ uint32_t lookup(uint32_t nibbles, uint64_t lo, uint64_t hi) {
-    uint32_t r = 0;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const uint32_t n = byte_of(nibbles, i);
-        r |= uint32_t(((n & 8 ? hi : lo) >> (8 * (n & 7))) & 0xff) << (8 * i);
-    }
-    return r;
-}
+// Numbers of bits 0..3 of four bytes and of bits 4..7, in the order in which they lie in a word: low, high, low, high.
+struct InOrder {
+    uint32_t w[2];
+
+    // Those of the low nibbles, or of the high ones.
+    __device__ __forceinline__ uint32_t half(int half) const { return pick_bytes(w[0], w[1], half ? 0x7531 : 0x6420); }
+};
+// The same order for bytes of two words.
+__device__ __forceinline__ InOrder in_order(uint32_t low, uint32_t high) { return {{pick_bytes(low, high, 0x5140), pick_bytes(low, high, 0x7362)}}; }
+
+// Products of a word's numbers with as many activations: sums of what is added, and of what is taken away.
+struct Balance {
+    int plus = 0, minus = 0;
+
+    __device__ __forceinline__ void add(const InOrder& a, const InOrder& x) { plus = dot4(a.w[1], x.w[1], dot4(a.w[0], x.w[0], plus)); }
+    __device__ __forceinline__ void take(const InOrder& a, const InOrder& x) { minus = dot4(a.w[1], x.w[1], dot4(a.w[0], x.w[0], minus)); }
+};
+
+// Tables of 16 signed bytes, as words. An instruction takes one number that is no register: so half of them are registers, and stay there.
+
 // ggml's kvalues_iq4nl: -127 -104 -83 -65 -49 -35 -22 -10 | 1 13 25 38 53 69 89 113
-__device__ __forceinline__ uint32_t lookup_iq4(uint32_t n) { return lookup(n, 0xf6eaddcfbfad9881ull, 0x7159453526190d01ull); }
+struct TableIQ4 {
+    uint32_t t0 = opaque(0xbfad9881u), t2 = opaque(0x26190d01u);
+
+    // Three bits choose from either half of the table, and the highest between the two.
+    __device__ __forceinline__ InOrder look_up(uint32_t w) const {
+        const uint32_t first = w & 0x77777777, upper = (w >> 1 & 0x44444444) | 0x32103210;
+        InOrder found;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint32_t n = first >> (16 * i);
+            found.w[i] = pick_bytes(pick_bytes(t0, 0xf6eaddcf, n), pick_bytes(t2, 0x71594535, n), upper >> (16 * i));
+        }
+        return found;
+    }
+    __device__ __forceinline__ void dot(uint32_t w, const InOrder& x, Balance& sum) const { sum.add(look_up(w), x); }
+};
 // Twice the values of e2m1: 0 1 2 3 4 6 8 12 | 0 -1 -2 -3 -4 -6 -8 -12
-__device__ __forceinline__ uint32_t lookup_e2m1(uint32_t n) { return lookup(n, 0x0c08060403020100ull, 0xf4f8fafcfdfeff00ull); }
+struct TableE2M1 {
+    uint32_t t0 = opaque(0x03020100u);
+
+    // A number of 8 or more picks the sign of a byte, and no magnitude has one: so those that are negative are zero, or all the others.
+    __device__ __forceinline__ InOrder positive(uint32_t w) const { return {{pick_bytes(t0, 0x0c080604, w), pick_bytes(t0, 0x0c080604, w >> 16)}}; }
+    __device__ __forceinline__ void dot(uint32_t w, const InOrder& x, Balance& sum) const { sum.add(positive(w), x), sum.take(positive(w ^ 0x88888888), x); }
+    __device__ __forceinline__ InOrder look_up(uint32_t w) const {
+        const InOrder plus = positive(w), minus = positive(w ^ 0x88888888);
+        return {{sub_each(plus.w[0], minus.w[0]), sub_each(plus.w[1], minus.w[1])}};
+    }
+};
+
+// Formats with a table. What their products want of it is in the order of the nibbles, which costs less than to bring them into another.
+template <class Table> struct InTable {
+    static constexpr bool IN_ORDER = true;
+
+    template <class R> static __device__ __forceinline__ uint4 value(const uint4& v, const R&, int half) {
+        const Table table;
+        return each(v, [half, &table](uint32_t w) { return table.look_up(w).half(half); });
+    }
+    static __device__ __forceinline__ int dot(const uint4& w, const uint4& x0, const uint4& x1) {
+        const Table table;
+        Balance sum;
+        table.dot(w.x, in_order(x0.x, x1.x), sum), table.dot(w.y, in_order(x0.y, x1.y), sum);
+        table.dot(w.z, in_order(x0.z, x1.z), sum), table.dot(w.w, in_order(x0.w, x1.w), sum);
+        return sum.plus - sum.minus;
+    }
+};
 
 // Planes: qs, d.
-struct FIQ4_NL : FQ4_0 {
-    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) { return each(v, lookup_iq4); }
+struct FIQ4_NL : InTable<TableIQ4> {
+    static constexpr int PLANE1 = 2, PLANE2 = 0;
+    using Rest = uint16_t;
+    template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) { return FQ4_0::rest<L>(row, nb, b); }
+    static __device__ __forceinline__ float2 affine(Rest d, uint32_t b) { return FQ4_0::affine(d, b); }
 };
 
 // Planes: qs, e (an exponent of 8 bits). The table holds doubled values, so the scale is 2^(e - 128).
-struct FMXFP4 {
+struct FMXFP4 : InTable<TableE2M1> {
     static constexpr int PLANE1 = 1, PLANE2 = 0;
     using Rest = uint8_t;
     template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) { return L::ld1(row + 16 * nb + b); }
-    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int) { return each(v, lookup_e2m1); }
     static __device__ __forceinline__ float2 affine(Rest e, uint32_t) {
         return make_float2(__uint_as_float(e < 2 ? 0x00200000u << e : uint32_t(e - 1) << 23), 0.0f);
     }
@@ -238,11 +307,10 @@ struct FMXFP4 {
 
 // Planes: qs (128 bytes for 8 sub-blocks of 32), header (d, high bits of the scales, low bits of the scales: 8 bytes).
 // `b` counts sub-blocks, and so does the row length that Nibbles32 hands over.
-struct FIQ4_XS {
+struct FIQ4_XS : InTable<TableIQ4> {
     static constexpr int PLANE1 = 1, PLANE2 = 0;
     using Rest = uint2;
     template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) { return L::ld8(row + 16 * nb + 8 * (b / 8)); }
-    static __device__ __forceinline__ uint4 value(const uint4& v, const Rest&, int) { return each(v, lookup_iq4); }
     static __device__ __forceinline__ float2 affine(const Rest& h, uint32_t b) {
         const int ib = b % 8;
         const uint32_t ls = ((h.y >> (4 * ib)) & 0xf) | (((h.x >> 16 >> (2 * ib)) & 3) << 4);

@@ -101,7 +101,7 @@ args! {
     /// `moe.cu`
     MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32 }
     /// `step.cu`
-    Step => step, step_tiers {
+    Step => step, step_tiers, step_any, step_any_tiers {
         phases: u64, work: u64, unused: u64, arrived: u64, left: u64, part: u64, top: u64, best: u64, told: u64, follows: u64, trace: u64,
         n_unused: u32, turn: u32, n_phase: u32, n_head: u32, n_head_kv: u32, group: u32, tiles: u32, units: u32, head_dim: u32, max_pages: u32,
         max_splits: u32, neox: u32, mean: u32, pad: u32, scale: f32, n_layer: u32, n_words: u32, each: u32,
@@ -152,7 +152,8 @@ pub(crate) struct Matrix {
     pub(crate) stage: u32,
     pub(crate) unit: u32,
     pub(crate) units: u32,
-    pub(crate) pad: [u32; 3],
+    pub(crate) expert_bytes: u32,
+    pub(crate) pad: [u32; 2],
 }
 
 /// Rows that a warp computes in a [`Phase`], `step.cuh`.
@@ -168,7 +169,8 @@ pub(crate) struct Work {
     pub(crate) matrix: u8,
     pub(crate) ty: u8,
     pub(crate) wide: u8,
-    pub(crate) pad: [u8; 9],
+    pub(crate) slot: u8,
+    pub(crate) pad: [u8; 8],
 }
 const _: () = assert!(size_of::<Work>() == 48, "padding");
 
@@ -191,6 +193,9 @@ pub(crate) struct Phase {
     pub(crate) page_ml: u64,
     pub(crate) head_ml: u64,
     pub(crate) mass: u64,
+    pub(crate) reach: u64,
+    pub(crate) sinks: u64,
+    pub(crate) logits: u64,
     pub(crate) kind: u32,
     pub(crate) gated: u32,
     pub(crate) again: u32,
@@ -208,9 +213,18 @@ pub(crate) struct Phase {
     pub(crate) q_at: u32,
     pub(crate) ds_at: u32,
     pub(crate) early: u32,
-    pub(crate) pad: [u32; 3],
+    pub(crate) experts: u32,
+    pub(crate) width: u32,
+    pub(crate) n_expert: u32,
+    pub(crate) n_used: u32,
+    pub(crate) norm_chosen: u32,
+    pub(crate) chosen_in: u32,
+    pub(crate) join_at: u32,
+    pub(crate) window: u32,
+    pub(crate) most_pages: u32,
+    pub(crate) pad: [u32; 4],
 }
-const _: () = assert!(size_of::<Phase>() == 3 * 96 + 14 * 8 + 20 * 4, "padding");
+const _: () = assert!(size_of::<Phase>() == 3 * 96 + 17 * 8 + 30 * 4, "padding");
 
 /// What differs between steps, `step.cuh`.
 #[repr(transparent)]
@@ -267,6 +281,16 @@ pub(crate) struct AttentionBatchBoundedTiers(pub(crate) AttentionBatch);
 #[derive(Clone, Copy)]
 pub(crate) struct StepTiers(pub(crate) Step);
 
+/// [`Step`] with experts, windows or sinks.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct StepAny(pub(crate) Step);
+
+/// The same over pages of any tier.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct StepAnyTiers(pub(crate) Step);
+
 macro_rules! kernels {
     ($($args:ident $name:literal),* $(,)?) => {
         $(
@@ -285,4 +309,5 @@ kernels! {
     MoeSort "moe_sort", MulMatExperts "mul_mat_experts", MulMatExpertsHopper "mul_mat_experts_hopper",
     StoreRows "store_rows", MovePages "move_pages", AttentionTiers "attention_tiers", AttentionBatchTiers "attention_batch_tiers",
     AttentionBatchBounded "attention_batch_bounded", AttentionBatchBoundedTiers "attention_batch_bounded_tiers", StepTiers "step_tiers",
+    StepAny "step_any", StepAnyTiers "step_any_tiers",
 }

@@ -8,14 +8,19 @@
 //! there are two sets that launches use in turn. Only what no phase reads arrives where the caller wants it, which may be two buffers in
 //! turn as well ([`Builder::alternate`]), so that a launch can follow another before the host has seen what came of that.
 
+mod attend;
+mod experts;
 mod program;
 mod rows;
 
+pub use experts::Mixture;
 pub use program::{Clocks, Inputs, Program};
 
+use attend::Memory;
+
 use crate::args::{self, Matrix, Phase, Words, Work};
-use crate::gpu::{Buffer, Gpu, Launch, Result, View};
-use crate::ops::{Attention, Glu, Heads, Mode, Pairs, Part, RopeStore, Tiers, only_f16};
+use crate::gpu::{Gpu, Launch, Result, View};
+use crate::ops::{Glu, Heads, Mode, Pairs, Part};
 use crate::weight::Weight;
 
 /// Threads of a block.
@@ -24,15 +29,15 @@ const BLOCK: u32 = 512;
 const RING: usize = 9 << 10;
 /// Bytes of `Asker`.
 const ASKER: usize = 80;
-/// Bytes of `StepShared` and of `AttendShared`.
+/// Bytes of `Chosen`.
+const CHOSEN: usize = experts::MAX_USED * 8;
+/// Bytes of `StepShared`.
 const STEP_SHARED: usize = (size_of::<args::Step>()
     + 4 * (size_of::<Phase>() + 8 + 16 * size_of::<Work>())
-    + 16 * (8 * 8 + ASKER))
+    + 16 * (8 * 8 + ASKER)
+    + CHOSEN)
     .next_multiple_of(128)
     + 16 * RING;
-const ATTEND_SHARED: usize = UNIT * (MAX_D + 4) * 4 + 2 * MAX_D * 2 + 16 * UNIT * 8;
-/// Bytes of `Shown`, the scores of pages that are all f16, behind that.
-const SHOWN: usize = 2 * 8 * 32 * 16;
 /// Widest head, and query heads of a unit of attention.
 const MAX_D: usize = 128;
 const UNIT: usize = 8;
@@ -95,16 +100,12 @@ pub struct Builder {
     pairs: Vec<[View; 2]>,
     /// Pages may be of any tier.
     tiered: bool,
+    /// There are experts, windows or sinks.
+    any: bool,
+    /// Of each layer that attends, the pages that its window reaches at most.
+    reach: Vec<u32>,
     /// Why the step cannot be one launch.
     refused: Option<String>,
-}
-
-/// Maximum and sum of exponentials.
-struct Memory {
-    /// Of each layer's heads: `[n_layer, n_head, 2]`
-    head_ml: Buffer,
-    /// Of their pages, if they are weighed: `[n_layer, n_head, max_pages, 2]`
-    page_ml: Buffer,
 }
 
 /// Numbers that a phase writes.
@@ -146,6 +147,8 @@ impl Builder {
             memory: None,
             pairs: Vec::new(),
             tiered: false,
+            any: false,
+            reach: vec![u32::MAX; shape.n_layer],
             refused: None,
         };
         let (sm, emulated) = (gpu.info().sm, gpu.info().name == "emulator");
@@ -250,40 +253,56 @@ impl Builder {
             Mode::Gated(Glu::Swiglu) => true,
             Mode::Gated(_) => return self.refuse("gates that are not SwiGLU"),
         };
-        let mut phase = Phase {
-            src: self.read(p.src, n_in * 4),
-            kind: 1,
-            gated: u32::from(gated),
-            n_in: n_in as u32,
-            ..Phase::default()
-        };
-        if let Some((w, eps)) = p.norm {
-            assert!(w.bytes() >= n_in * 4);
-            (phase.norm, phase.eps) = (w.at, eps);
-        }
+        let mut phase = self.input(p.src, n_in, p.norm);
+        phase.gated = u32::from(gated);
         for (to, part) in phase.m.iter_mut().zip(p.parts).rev() {
             assert_eq!(part.0.n_in(), n_in);
             *to = self.matrix(part, p.mode == Mode::Add);
-            let q8 = part.0.wants_q8();
-            phase.want_q |= u32::from(q8);
-            phase.want_f |= u32::from(!q8);
         }
+        p.parts.iter().for_each(|part| want(&mut phase, part.0));
         if gated {
             let same = |a: &Matrix, b: &Matrix| (a.ty, a.n_out) == (b.ty, b.n_out);
             assert!(p.parts.len() == 2 && same(&phase.m[0], &phase.m[1]));
         }
+        self.push_products(phase, p.parts.len());
+    }
+
+    /// A phase of products with an input of `n_in`.
+    fn input(&mut self, src: View, n_in: usize, norm: Option<(View, f32)>) -> Phase {
+        let mut phase = Phase {
+            src: self.read(src, n_in * 4),
+            kind: 1,
+            n_in: n_in as u32,
+            width: n_in as u32,
+            ..Phase::default()
+        };
+        if let Some((w, eps)) = norm {
+            assert!(w.bytes() >= n_in * 4);
+            (phase.norm, phase.eps) = (w.at, eps);
+        }
+        phase
+    }
+
+    fn push_products(&mut self, mut phase: Phase, n_mat: usize) {
         self.lay_out(&mut phase);
-        self.products.push((self.phases.len(), p.parts.len()));
+        self.products.push((self.phases.len(), n_mat));
         self.phases.push(phase);
     }
 
-    /// Where the input of a phase of products lies in shared memory, from the beginning of its own.
+    /// Where the input of a phase of products lies in shared memory, from the beginning of its own; and what experts say, behind it.
     fn lay_out(&mut self, phase: &mut Phase) {
         let n = phase.n_in;
         phase.f_at = NORMS;
         phase.q_at = phase.f_at + phase.want_f * (4 * n).next_multiple_of(128);
         phase.ds_at = phase.q_at + phase.want_q * n.next_multiple_of(128);
-        let bytes = phase.ds_at + phase.want_q * (n / 2).next_multiple_of(128);
+        phase.join_at = phase.ds_at + phase.want_q * (n / 2).next_multiple_of(128);
+        let rows = phase.m[0].n_out.div_ceil(self.gpu.info().n_sm);
+        let joined = if phase.experts == 2 {
+            phase.n_used * rows * 4
+        } else {
+            0
+        };
+        let bytes = phase.join_at + joined.next_multiple_of(128);
         let own = &mut self.inputs[self.products.len() % 2];
         *own = (*own).max(bytes as usize);
     }
@@ -297,7 +316,7 @@ impl Builder {
             let p = &mut self.phases[*k];
             p.again = u32::from(again);
             if i % 2 == 1 && !again {
-                let at = [&mut p.f_at, &mut p.q_at, &mut p.ds_at];
+                let at = [&mut p.f_at, &mut p.q_at, &mut p.ds_at, &mut p.join_at];
                 at.into_iter().for_each(|at| *at += even as u32);
             }
         }
@@ -312,118 +331,16 @@ impl Builder {
         for &(k, n_mat) in &self.products {
             self.phases[before].next = k as u32;
             (before, self.phases[k].next) = (k, u32::MAX);
-            let work = rows::work(&mut self.phases[k], n_mat, n_block, n_warp);
+            let work = match self.phases[k].experts {
+                0 => rows::work(&mut self.phases[k], n_mat, n_block, n_warp),
+                _ => rows::work_of_experts(&mut self.phases[k], n_block, n_warp),
+            };
             let searched = self.phases.get(k + 1).is_some_and(|p| p.kind == 4);
             for k in k..=k + usize::from(searched) {
                 all[k * each..][..each].copy_from_slice(&work);
             }
         }
         all
-    }
-
-    /// Norm over heads, rotation, storing and attention of layer `il`; with `weighed`, what [`Builder::weigh`] wants is left.
-    pub fn attend(&mut self, il: usize, out: View, call: &RopeStore, c: &Attention, weighed: bool) {
-        let Some(store) = call.store else {
-            return self.refuse("attention that stores nothing");
-        };
-        for (asked, what) in [
-            (c.window.is_some(), "sliding windows"),
-            (c.cap.is_some(), "soft caps of attention"),
-            (c.sinks.is_some(), "attention sinks"),
-        ] {
-            self.want(!asked, || what.to_owned());
-        }
-        let Heads {
-            n_head,
-            n_head_kv,
-            head_dim: d,
-        } = self.shape.heads;
-        assert!(c.q.bytes() >= n_head * d * 4 && out.bytes() >= n_head * d * 4);
-        assert!(call.k.bytes() >= n_head_kv * d * 4 && call.v.bytes() >= n_head_kv * d * 4);
-        let layer = n_head * if weighed { self.shape.max_pages } else { 0 };
-        if self.memory.is_none() {
-            let n = self.shape.n_layer;
-            let room = |n: usize| self.gpu.alloc(n * 8);
-            match room(n * n_head).and_then(|h| Ok((h, room(n * layer)?))) {
-                Ok((head_ml, page_ml)) => self.memory = Some(Memory { head_ml, page_ml }),
-                Err(e) => self.refuse(&e.0),
-            }
-        }
-        let (Some(memory), true) = (&self.memory, il < self.shape.n_layer) else {
-            return;
-        };
-        let head_ml = memory.head_ml.view().slice(il * n_head * 8, n_head * 8);
-        let page_ml = memory.page_ml.view().slice(il * layer * 8, layer * 8);
-        // What is left of 256 KiB is the first-level cache, which keys and values of f16 come through: a step of only those takes no more.
-        let all = if only_f16(&c.tiers) {
-            SHOWN
-        } else {
-            // Keys of a page, then sums, of each warp.
-            let sums = UNIT.min(n_head / n_head_kv) * (d + 1) * 4;
-            let warp = sums.max(crate::PAGE * if d == 64 { 128 } else { 256 });
-            BLOCK as usize / 32 * warp.next_multiple_of(16)
-        };
-        self.shared = self.shared.max(ATTEND_SHARED + all);
-        let kv = n_head_kv * d * 4;
-        let phase = Phase {
-            q: self.read(c.q, n_head * d * 4),
-            k: self.read(call.k, kv),
-            v: self.read(call.v, kv),
-            q_norm: call.q_norm.map_or(0, |n| n.0.at),
-            k_norm: call.k_norm.map_or(0, |n| n.0.at),
-            eps_q: call.q_norm.map_or(0.0, |n| n.1),
-            eps_k: call.k_norm.map_or(0.0, |n| n.1),
-            rope: u32::from(call.rope.is_some()),
-            m: self.tiers(&c.tiers),
-            pool_k: store.k.at,
-            pool_v: store.v.at,
-            pages: c.pages.at,
-            layer: il as u32,
-            out: self.write(out, n_head * d * 4),
-            page_ml: if weighed { page_ml.at } else { 0 },
-            head_ml: head_ml.at,
-            kind: 2,
-            ..Phase::default()
-        };
-        self.phases.push(phase);
-    }
-
-    /// The tiers after the first, as a phase of attention has them.
-    fn tiers(&mut self, tiers: &Tiers) -> [Matrix; 3] {
-        self.want(tiers[0].is_some_and(|t| t.is_f16()), || {
-            "a pool whose first tier is not f16".to_owned()
-        });
-        self.tiered |= !only_f16(tiers);
-        [1, 2, 3].map(|i| {
-            let t = tiers[i].map_or(args::Tier::default(), |t| t.args());
-            Matrix {
-                w: t.k,
-                bias: t.v,
-                ty: t.ty_k,
-                n_out: t.ty_v,
-                ..Matrix::default()
-            }
-        })
-    }
-
-    /// Masses of the pages of every layer: `[n_layer, max_pages]`.
-    pub fn weigh(&mut self, mass: View) {
-        let (Some(memory), n) = (&self.memory, self.shape.n_layer) else {
-            return;
-        };
-        assert!(mass.bytes() >= n * self.shape.max_pages * 4);
-        if let Some(last) = self.phases.iter_mut().rfind(|p| p.kind == 2) {
-            last.arrive = 1;
-        }
-        let phase = Phase {
-            page_ml: memory.page_ml.view().at,
-            head_ml: memory.head_ml.view().at,
-            mass: mass.at,
-            n_in: n as u32,
-            kind: 3,
-            ..Phase::default()
-        };
-        self.phases.push(phase);
     }
 
     /// Finds the largest of the results of the products that came last: of the first matrix, which are logits.
@@ -462,6 +379,7 @@ impl Builder {
         let work = self.work(n_block as u32, BLOCK / 32);
         let (gpu, s) = (&self.gpu, &self.shape);
         let work = gpu.buffer_of(bytes_of(&work))?;
+        let reach = gpu.buffer_of(bytes_of(&self.reach))?;
         let Heads {
             n_head,
             n_head_kv,
@@ -485,6 +403,7 @@ impl Builder {
             let second = if k == 1 { &self.pairs[..] } else { &[] };
             for p in &mut list {
                 settle(p, &self.places, base);
+                p.reach = reach.view().at;
                 p.m.iter_mut().for_each(|m| other_of(&mut m.out, second));
                 other_of(&mut p.mass, second);
             }
@@ -528,7 +447,7 @@ impl Builder {
             shared: shared as u32,
             together: true,
         };
-        let mut buffers = vec![counters, part, places, work];
+        let mut buffers = vec![counters, part, places, work, reach];
         buffers.extend(phases);
         buffers.extend(self.memory.into_iter().flat_map(|m| [m.head_ml, m.page_ml]));
         Ok(Ok(Program {
@@ -537,6 +456,7 @@ impl Builder {
             args,
             launches: 0,
             tiered: self.tiered,
+            any: self.any,
             launch,
             words: Words::default(),
             best,
@@ -546,11 +466,19 @@ impl Builder {
     }
 }
 
+/// Notes in which form a phase wants its input for products with a matrix.
+fn want(phase: &mut Phase, w: &Weight) {
+    let q8 = w.wants_q8();
+    phase.want_q |= u32::from(q8);
+    phase.want_f |= u32::from(!q8);
+}
+
 /// What the device has in its memory.
 trait Plain: Copy {}
 // They are `repr(C)` without padding, as their sizes say.
 impl Plain for Phase {}
 impl Plain for Work {}
+impl Plain for u32 {}
 
 fn bytes_of<T: Plain>(all: &[T]) -> &[u8] {
     // SAFETY: types that are `Plain` have no padding.
@@ -576,7 +504,13 @@ fn settle(phase: &mut Phase, places: &[Place], base: u64) {
         inside(&mut m.add);
     }
     result(&mut phase.out);
-    let read = [&mut phase.src, &mut phase.q, &mut phase.k, &mut phase.v];
+    let read = [
+        &mut phase.src,
+        &mut phase.q,
+        &mut phase.k,
+        &mut phase.v,
+        &mut phase.logits,
+    ];
     read.into_iter().for_each(inside);
 }
 

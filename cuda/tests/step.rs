@@ -1,14 +1,15 @@
-//! Attention of a decode step that is one launch, over pages of any tier. Whole models go through such steps in the tests of other crates.
+//! Attention and experts of a decode step that is one launch. Whole models go through such steps in the tests of other crates.
 #![cfg(any(feature = "cuda", feature = "emulate"))]
 
 mod common;
 
 use common::pages::F16;
 use common::pool::{POOLS, Pool, Rules, fits};
+use common::weights::{self, put, reference};
 use common::*;
 use half::f16;
-use lemma_cuda::ops::{Attention, Heads, Mode, Pairs, RopeStore, Store};
-use lemma_cuda::step::{Builder, Inputs, Products, Shape};
+use lemma_cuda::ops::{Attention, Glu, Heads, Mode, Pairs, RopeStore, Store};
+use lemma_cuda::step::{Builder, Inputs, Mixture, Products, Shape};
 use lemma_cuda::{Gpu, PAGE, Source, Uploader, Weight};
 use lemma_quant::GgmlType;
 
@@ -127,12 +128,29 @@ fn a_step_attends_to_pages_of_any_tier() {
                 (true, Some(Pairs::Neighbours)),
             ];
             let mut kinds = kinds.into_iter().cycle();
+            // Windows, and whether there are sinks.
+            let bounds = [
+                (None, false),
+                (Some(40), true),
+                (Some(1), false),
+                (None, true),
+                (Some(700), true),
+                (None, false),
+                (Some(17), false),
+            ];
+            let mut bounds = bounds.into_iter().cycle();
+            let sinks = rng.normals(n_head);
+            let sink_view = upload(&gpu, &sinks);
             for (types, n_pages) in pools.flat_map(|p| sizes.map(|n| (p, n))) {
                 let (normed, pairs) = kinds.next().expect("a cycle");
+                let (window, sunk) = bounds.next().expect("a cycle");
                 let before = Before { normed, pairs };
                 let token = rng.below(8);
                 let rows_used = 1 + rng.below(PAGE);
                 let mut pool = Pool::new(&gpu, &mut rng, h, types, n_pages, rows_used);
+                if window.is_some() {
+                    pool.close_up(7);
+                }
                 let (_, slot, first) = pool.pages[n_pages - 1];
                 let pos = first + rows_used as u32 - 1;
                 let place = slot * PAGE as u32 + rows_used as u32 - 1;
@@ -205,9 +223,9 @@ fn a_step_attends_to_pages_of_any_tier() {
                     n_pages: state.view().slice(0, 4),
                     pos: state.view().slice(4, 4),
                     scale,
-                    window: None,
+                    window,
                     cap: None,
-                    sinks: None,
+                    sinks: sunk.then(|| sink_view.view()),
                 };
                 b.attend(0, out.view(), &call, &attention, true);
                 b.weigh(mass.view());
@@ -226,8 +244,14 @@ fn a_step_attends_to_pages_of_any_tier() {
                     })
                     .expect("step");
                 gpu.synchronize().expect("step");
-                let what = format!("{gpu:?} {h:?} {types:?} {n_pages} pages, {before:?}");
-                let (want, masses) = pool.reference(h, &qx, pos, &Rules::scaled(scale));
+                let rules = Rules {
+                    window,
+                    sinks: if sunk { sinks.clone() } else { Vec::new() },
+                    ..Rules::scaled(scale)
+                };
+                let what =
+                    format!("{gpu:?} {h:?} {types:?} {n_pages} pages, {before:?}, {rules:?}");
+                let (want, masses) = pool.reference(h, &qx, pos, &rules);
                 let e = nmse(&read(&gpu, out.view()), &want);
                 // Tensor cores round the weights of the values to f16.
                 assert!(e < 1e-7, "{what}: {e:e}");
@@ -246,6 +270,148 @@ fn a_step_attends_to_pages_of_any_tier() {
                 let kx: Vec<f64> = kx.iter().map(|x| f64::from(*x)).collect();
                 let e = nmse(&stored.collect::<Vec<_>>(), &kx);
                 assert!(e < 1e-6, "{what}, the key: {e:e}");
+            }
+        }
+    }
+}
+
+/// The matrices of experts: bytes, values, on the device, and biases.
+struct Part {
+    values: Vec<f32>,
+    w: Weight,
+    bias: Vec<f32>,
+    bias_view: lemma_cuda::Buffer,
+}
+
+fn part(gpu: &Gpu, rng: &mut Rng, ty: GgmlType, n_in: usize, n_row: usize) -> Part {
+    let (data, values) = weights::matrix(rng, ty, n_in, n_row);
+    let bias = rng.normals(n_row);
+    Part {
+        values,
+        w: put(gpu, ty, &data, n_in, n_row),
+        bias_view: upload(gpu, &bias),
+        bias,
+    }
+}
+
+impl Part {
+    /// Products of expert `e` of several with `n` rows each.
+    fn product(&self, e: usize, n: usize, x: &[f32], biased: bool) -> Vec<f64> {
+        let rows = &self.values[e * n * x.len()..][..n * x.len()];
+        reference(x, rows, biased.then(|| &self.bias[e * n..][..n]), x.len())
+    }
+}
+
+#[test]
+fn a_step_asks_the_experts_that_it_chooses() {
+    use GgmlType::{F16, F32, IQ4_XS, MXFP4, Q4_K, Q6_K, Q8_0};
+    for gpu in gpus() {
+        let mut rng = Rng::new(77);
+        let shapes = [
+            // Types of gate and up, and of down; elements, elements of an expert, experts, those of a token.
+            ([F32, F32], 64, 40, 5, 2),
+            ([MXFP4, MXFP4], 96, 160, 32, 4),
+            ([Q4_K, Q6_K], 256, 512, 9, 3),
+            ([Q8_0, F16], 64, 32, 70, 8),
+            ([F32, Q8_0], 72, 96, 16, 16),
+            ([IQ4_XS, MXFP4], 256, 64, 2, 1),
+            ([MXFP4, MXFP4], 2880, 2880, 5, 4),
+            ([Q4_K, Q6_K], 2048, 768, 12, 8),
+        ];
+        for (i, (types, n_in, n_ff, n_expert, n_used)) in shapes.into_iter().enumerate() {
+            if is_slow(&gpu) && n_in > 1000 {
+                continue;
+            }
+            let [ty, ty_down] = types;
+            let (biased, even) = (i % 2 == 1, i % 3 > 0);
+            let glu = if biased { Glu::SwigluOai } else { Glu::Swiglu };
+            let embd = part(&gpu, &mut rng, F32, n_in, 3);
+            let router = part(&gpu, &mut rng, F32, n_in, n_expert);
+            let gate = part(&gpu, &mut rng, ty, n_in, n_ff * n_expert);
+            let up = part(&gpu, &mut rng, ty, n_in, n_ff * n_expert);
+            let down = part(&gpu, &mut rng, ty_down, n_ff, n_in * n_expert);
+            let norm = rng.normals(n_in);
+            let norm_view = upload(&gpu, &norm);
+            let x = poisoned(&gpu, n_in);
+            let (logits, hidden) = (poisoned(&gpu, n_expert), poisoned(&gpu, n_used * n_ff));
+            let heads = Heads {
+                n_head: 1,
+                n_head_kv: 1,
+                head_dim: 8,
+            };
+            let mut b = Builder::new(
+                &gpu,
+                Shape {
+                    heads,
+                    n_layer: 1,
+                    max_pages: 1,
+                    pairs: Pairs::Neighbours,
+                    mean: false,
+                    scale: 1.0,
+                },
+            );
+            let of = |p: &Part| biased.then(|| p.bias_view.view());
+            b.embed(x.view(), &embd.w);
+            b.experts(&Mixture {
+                src: x.view(),
+                norm: Some((norm_view.view(), EPS)),
+                router: (&router.w, of(&router)),
+                gate: (&gate.w, of(&gate)),
+                up: (&up.w, of(&up)),
+                down: (&down.w, of(&down)),
+                glu,
+                n_used,
+                norm_topk: even,
+                logits: logits.view(),
+                hidden: hidden.view(),
+                acc: x.view(),
+            });
+            let mut program = match b.finish().expect("driver") {
+                Ok(program) => program,
+                Err(_) if gpu.info().sm < (9, 0) && !is_slow(&gpu) => return,
+                Err(why) => panic!("{why}"),
+            };
+            // More than the two sets of places, so that every one is made ready again.
+            let tokens: &[u32] = if n_in > 1000 { &[1] } else { &[1, 0, 2, 1, 2] };
+            for &token in tokens {
+                program
+                    .run(&Inputs {
+                        pos: 0,
+                        token: Some(token),
+                        n_pages: &[1],
+                        places: &[0],
+                        rope: &[0.0; 8],
+                    })
+                    .expect("step");
+                gpu.synchronize().expect("step");
+                let row = &embd.values[token as usize * n_in..][..n_in];
+                let mean = row.iter().map(|x| x * x).sum::<f32>() / n_in as f32;
+                let f = 1.0 / (mean + EPS).sqrt();
+                let xn: Vec<f32> = row.iter().zip(&norm).map(|(x, w)| x * f * w).collect();
+                let mut all: Vec<(usize, f64)> = router
+                    .product(0, n_expert, &xn, biased)
+                    .into_iter()
+                    .enumerate()
+                    .collect();
+                let exp: f64 = all.iter().map(|a| a.1.exp()).sum();
+                all.sort_by(|a, b| b.1.total_cmp(&a.1));
+                let chosen = &all[..n_used];
+                let sum: f64 = chosen.iter().map(|a| a.1.exp()).sum();
+                let mut want: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+                for &(e, logit) in chosen {
+                    let weight = logit.exp() / if even { sum } else { exp };
+                    let [g, u] = [&gate, &up].map(|p| p.product(e, n_ff, &xn, biased));
+                    let h = g.iter().zip(&u).map(|(g, u)| gated(glu, *g, *u) as f32);
+                    let h: Vec<f32> = h.collect();
+                    for (to, y) in want.iter_mut().zip(down.product(e, n_in, &h, biased)) {
+                        *to += weight * y;
+                    }
+                }
+                // Activations are rounded to eight bits for quantized weights.
+                let rounds = types.iter().any(|t| !matches!(t, F32 | F16));
+                let limit = if rounds { 1e-3 } else { 1e-9 };
+                let e = nmse(&read(&gpu, x.view()), &want);
+                assert!(e < limit, "{gpu:?} {types:?} {n_used} of {n_expert}: {e:e}");
             }
         }
     }

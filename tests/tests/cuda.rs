@@ -171,6 +171,38 @@ fn logits_agree_with_the_reference() {
     }
 }
 
+/// Experts, windows and sinks are part of a step that is one launch; what is not stays kernel by kernel.
+#[test]
+fn steps_of_one_launch() {
+    for gpu in gpus() {
+        for (name, whole) in [
+            ("qwen3-tied", true),
+            ("qwen3moe", true),
+            ("gpt-oss", true),
+            ("llama-moe", false),
+            ("gemma2", false),
+        ] {
+            let path = lemma_tests::data()
+                .join("arch")
+                .join(format!("{name}.gguf"));
+            let file = GgufFile::open(&path).unwrap();
+            let hp = HParams::read(&file).unwrap();
+            let o = LoadOptions::default();
+            let layout = Layout::new(&o.kv, hp.n_layer, hp.n_head_kv, 4, 512);
+            let policy = policy::find(&o.kv.policy).unwrap();
+            let mut cache = Cache::with_layout(&o.kv, policy, layout.clone());
+            let mut runner = CudaRunner::new(&gpu, &file, &hp, &o, &layout, 64).unwrap();
+            for token in [3, 4, 5] {
+                cache.begin(1, false).unwrap();
+                runner.run(&[token], &mut cache, Outputs::Last).unwrap();
+            }
+            let older = gpu.info().sm < (9, 0) && !is_slow(&gpu);
+            let is = runner.trace_step().unwrap().is_some();
+            assert_eq!(is, whole && !older, "{name} on {}", gpu.info().name);
+        }
+    }
+}
+
 #[test]
 fn prompts_in_pieces_then_steps() {
     for gpu in gpus() {

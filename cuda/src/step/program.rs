@@ -38,6 +38,8 @@ pub struct Program {
     pub(super) launches: u32,
     /// Pages may be of any tier.
     pub(super) tiered: bool,
+    /// There are experts, windows or sinks.
+    pub(super) any: bool,
     pub(super) launch: Launch,
     /// What the last launch was given.
     pub(super) words: Words,
@@ -131,10 +133,11 @@ impl Program {
     }
 
     fn start(&self, args: args::Step) -> Result<()> {
-        if self.tiered {
-            self.gpu.launch(self.launch, &args::StepTiers(args))
-        } else {
-            self.gpu.launch(self.launch, &args)
+        match (self.any, self.tiered) {
+            (false, false) => self.gpu.launch(self.launch, &args),
+            (false, true) => self.gpu.launch(self.launch, &args::StepTiers(args)),
+            (true, false) => self.gpu.launch(self.launch, &args::StepAny(args)),
+            (true, true) => self.gpu.launch(self.launch, &args::StepAnyTiers(args)),
         }
     }
 

@@ -114,6 +114,39 @@ fn asks(m: &mut Matrix, n_in: usize, wide: usize, gated: bool, most: usize) -> b
     chunks == 1
 }
 
+/// What a warp has to do that computes rows of matrix `i`, `wide` of a group, which may come whole.
+fn rows_of(phase: &Phase, i: usize, row: u32, n_row: u32, wide: u32, whole: bool) -> Work {
+    let (m, gated) = (&phase.m[i], phase.gated != 0);
+    let step = if gated { 1 } else { wide };
+    let groups = n_row.div_ceil(step);
+    let at = |m: &Matrix, row: u32| m.w + u64::from(row) * m.row_bytes;
+    let (asks, last, single) = if whole {
+        let asks = groups.div_ceil(m.units);
+        let rows = n_row.saturating_sub(asks.saturating_sub(1) * m.units * step);
+        (asks, rows * m.row_bytes as u32, 0)
+    } else {
+        let odd = !gated && n_row % wide == 1;
+        (groups * m.of_row, m.tail, if odd { m.of_row } else { 0 })
+    };
+    let other = if gated {
+        at(&phase.m[1], row)
+    } else {
+        at(m, row + 1)
+    };
+    Work {
+        w: [at(m, row), other],
+        row,
+        n_row,
+        asks,
+        last,
+        single,
+        matrix: i as u8,
+        ty: m.ty as u8,
+        wide: wide as u8,
+        ..Work::default()
+    }
+}
+
 /// Says what each of `n_warp` warps of each of `n_block` blocks has to do in a phase that multiplies by the first `n_mat` of its matrices:
 /// `[n_block, n_warp]`; and in the matrices, how their weights come.
 pub(super) fn work(phase: &mut Phase, n_mat: usize, n_block: u32, n_warp: u32) -> Vec<Work> {
@@ -130,7 +163,7 @@ pub(super) fn work(phase: &mut Phase, n_mat: usize, n_block: u32, n_warp: u32) -
             gated,
             most as usize,
         );
-        let m = &phase.m[i];
+        let m = phase.m[i];
         let step = if gated { 1 } else { wide };
         for block in 0..share.blocks {
             let (of_block, n) = part(share.groups, block, share.blocks);
@@ -138,36 +171,59 @@ pub(super) fn work(phase: &mut Phase, n_mat: usize, n_block: u32, n_warp: u32) -
                 let (of_warp, groups) = part(n, warp, n_warp);
                 let row = step * (of_block + of_warp);
                 let n_row = (step * groups).min(m.n_out.saturating_sub(row));
-                let at = |m: &Matrix, row: u32| m.w + u64::from(row) * m.row_bytes;
-                let (asks, last, single) = if whole {
-                    let asks = groups.div_ceil(m.units);
-                    let rows = n_row.saturating_sub(asks.saturating_sub(1) * m.units * step);
-                    (asks, rows * m.row_bytes as u32, 0)
-                } else {
-                    let odd = !gated && n_row % wide == 1;
-                    (groups * m.of_row, m.tail, if odd { m.of_row } else { 0 })
-                };
-                let other = if gated {
-                    at(&phase.m[1], row)
-                } else {
-                    at(m, row + 1)
-                };
-                all[((share.first + block) * n_warp + warp) as usize] = Work {
-                    w: [at(m, row), other],
-                    row,
-                    n_row,
-                    asks,
-                    last,
-                    single,
-                    matrix: i as u8,
-                    ty: m.ty as u8,
-                    wide: wide as u8,
-                    pad: [0; 9],
-                };
+                all[((share.first + block) * n_warp + warp) as usize] =
+                    rows_of(phase, i, row, n_row, wide, whole);
             }
         }
     }
     all
+}
+
+/// The same for the matrices of the experts of a token, each of which some warps have: those of gate and up among all blocks, so that a warp
+/// has rows of one expert; those that go down in each block, which has some rows of all of them and adds them up.
+pub(super) fn work_of_experts(phase: &mut Phase, n_block: u32, n_warp: u32) -> Vec<Work> {
+    let (gated, n_used, n_out) = (phase.gated != 0, phase.n_used, phase.m[0].n_out);
+    // Warps of an expert, and the rows that they share: in all, or in a block.
+    let all = if gated { n_block * n_warp } else { n_warp };
+    let most = |rows: u32| rows.div_ceil(all / n_used);
+    let most = if gated {
+        most(n_out)
+    } else {
+        most(n_out.div_ceil(n_block))
+    };
+    let wide = if gated || f64::from(most.div_ceil(2)) * 1.7 <= f64::from(most) {
+        2
+    } else {
+        1
+    };
+    let step = if gated { 1 } else { wide };
+    let groups = most.div_ceil(step) as usize;
+    let width = phase.width as usize;
+    let whole = asks(&mut phase.m[0], width, wide as usize, gated, groups);
+    let one = |block: u32, warp: u32| {
+        // Which of the warps that share rows this one is, the first row, and how many.
+        let (i, from, rows) = if gated {
+            (block * n_warp + warp, 0, n_out)
+        } else {
+            let (from, n) = part(n_out, block, n_block);
+            (warp, from, n)
+        };
+        let ends = |slot: u32| part(all, slot, n_used);
+        let slot = (0..n_used).rfind(|s| ends(*s).0 <= i).unwrap_or(0);
+        let (first, n) = ends(slot);
+        let (of_warp, groups) = part(rows.div_ceil(step), i - first, n);
+        let row = from + (step * of_warp).min(rows);
+        let n_row = (step * groups).min(from + rows - row);
+        Work {
+            slot: slot as u8,
+            ..rows_of(phase, 0, row, n_row, wide, whole)
+        }
+    };
+    let blocks = 0..n_block;
+    blocks
+        .flat_map(|b| (0..n_warp).map(move |w| (b, w)))
+        .map(|(b, w)| one(b, w))
+        .collect()
 }
 
 /// Says which phases of products (their places in the list, and how many matrices they have) ask for weights ahead of their input. Behind

@@ -176,7 +176,7 @@ fn plan(s: &Shape, recipe: &Recipe) -> Vec<Plan> {
                 plans.push(vector(name(&format!("{part}.bias")), n, 0.0, 0.1));
             }
         }
-        if s.arch == "qwen3" {
+        if s.arch.starts_with("qwen3") {
             plans.push(norm(name("attn_q_norm.weight"), u64::from(s.head_dim)));
             plans.push(norm(name("attn_k_norm.weight"), u64::from(s.head_dim)));
         }
@@ -430,6 +430,13 @@ mod tests {
         assert_eq!((of("f32"), of("q8_0"), of("mxfp4")), (289, 98, 72));
         let elements = plans.iter().map(|p| p.shape.iter().product::<u64>());
         assert_eq!(elements.sum::<u64>() / 100_000_000, 209);
+        let recipe = Recipe::parse("q4_k_m").unwrap();
+        let plans = plan(&Shape::parse("qwen3-30b-a3b").unwrap(), &recipe);
+        let elements = plans.iter().map(|p| p.shape.iter().product::<u64>());
+        assert_eq!(
+            (plans.len(), elements.sum::<u64>() / 100_000_000),
+            (579, 305)
+        );
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) enum VocabKind {
 #[allow(missing_docs)]
 pub struct Shape {
     pub name: &'static str,
-    /// `qwen2`, `qwen3`, `llama` or `gpt-oss`.
+    /// `qwen2`, `qwen3`, `qwen3moe`, `llama` or `gpt-oss`.
     pub arch: &'static str,
     pub n_layer: u32,
     pub n_embd: u32,
@@ -204,6 +204,19 @@ const SHAPES: &[Shape] = &[
         n_ff: 12_288,
         n_head: 32,
         tied: false,
+        ..QWEN3
+    },
+    Shape {
+        name: "qwen3-30b-a3b",
+        arch: "qwen3moe",
+        n_layer: 48,
+        n_embd: 2048,
+        n_ff: 768,
+        n_head: 32,
+        n_head_kv: 4,
+        tied: false,
+        n_expert: 128,
+        n_expert_used: 8,
         ..QWEN3
     },
     Shape {

@@ -1,6 +1,6 @@
 //! The verbs as launches.
 
-mod experts;
+pub(super) mod experts;
 
 use std::sync::Arc;
 

@@ -2,17 +2,17 @@
 //!
 //! Nothing is launched here: a model's forward pass is walked through once, and what it would do becomes a list. Norms are
 //! part of the products that read them, so they wait for those; so do norms over heads and rotation for attention, gate and up for
-//! their product. A model that wants anything else (experts, say) is refused with the reason.
+//! their product. A model that wants anything else (GELU, say) is refused with the reason.
 
 use std::sync::Arc;
 
 use lemma_cuda::ops::{Attention, Glu, Mode, Part, RopeStore, Store};
-use lemma_cuda::step::{Builder, Products, Program, Shape};
+use lemma_cuda::step::{Builder, Mixture, Products, Program, Shape};
 use lemma_cuda::{CudaError, View, Weight};
 
 use super::super::{self as backend, Backend, Buf, Linear};
 use super::CudaWeight;
-use super::pass::Pass;
+use super::pass::{Pass, experts};
 use crate::arch::ArchModel;
 
 /// The decode step of a model over the buffers of a pass, or why it cannot be one launch. Launches leave page masses in either of `masses` in
@@ -69,11 +69,16 @@ fn bias(w: &Linear<CudaWeight>) -> Option<View> {
 }
 
 impl Phases<'_> {
-    fn products(&mut self, parts: &[Part<'_>], x: Buf, mode: Mode) {
-        let (src, norm) = match self.norm {
+    /// What products with a buffer read: what was normed, if that is what it holds.
+    fn input(&self, x: Buf) -> (Buf, Option<(View, f32)>) {
+        match self.norm {
             Some((out, from, w, eps)) if out == x => (from, Some((w, eps))),
             _ => (x, None),
-        };
+        }
+    }
+
+    fn products(&mut self, parts: &[Part<'_>], x: Buf, mode: Mode) {
+        let (src, norm) = self.input(x);
         self.builder.products(&Products {
             parts,
             src: self.pass.view(src),
@@ -222,8 +227,29 @@ impl Backend for Phases<'_> {
         self.builder.refuse("GELU");
     }
 
-    fn moe_ffn(&mut self, _: Buf, _: Buf, _: &backend::Moe<CudaWeight>) {
-        self.builder.refuse("experts");
+    fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &backend::Moe<CudaWeight>) {
+        let Some(room) = self.pass.moe.as_ref().filter(|_| experts::is_plain(moe)) else {
+            return self
+                .builder
+                .refuse("experts that are chosen in another way");
+        };
+        let m = experts::Parts::of(moe);
+        let (src, norm) = self.input(x);
+        self.builder.experts(&Mixture {
+            src: self.pass.view(src),
+            norm,
+            router: m.router,
+            gate: m.gate,
+            up: m.up,
+            down: m.down,
+            glu: m.kind,
+            n_used: m.used,
+            norm_topk: moe.norm_topk,
+            logits: room.logits.view(),
+            hidden: room.hidden[0].view(),
+            acc: self.pass.view(acc),
+        });
+        self.norm = None;
     }
 
     fn output(&mut self, w: &Linear<CudaWeight>, norm: &CudaWeight, x: Buf, eps: f32) {

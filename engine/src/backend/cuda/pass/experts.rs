@@ -9,22 +9,22 @@ use super::{Done, Pass};
 use crate::backend::{Act, Buf, Gating, Moe};
 
 /// A matrix, or those of all experts, and its bias.
-type Biased<'a> = (&'a Weight, Option<View>);
+pub(in super::super) type Biased<'a> = (&'a Weight, Option<View>);
 
 /// What a mixture is made of.
-struct Mixture<'a> {
-    router: Biased<'a>,
-    gate: Biased<'a>,
-    up: Biased<'a>,
-    down: Biased<'a>,
-    kind: Glu,
+pub(in super::super) struct Parts<'a> {
+    pub(in super::super) router: Biased<'a>,
+    pub(in super::super) gate: Biased<'a>,
+    pub(in super::super) up: Biased<'a>,
+    pub(in super::super) down: Biased<'a>,
+    pub(in super::super) kind: Glu,
     n_expert: usize,
-    used: usize,
+    pub(in super::super) used: usize,
     n_ff: usize,
 }
 
-impl<'a> Mixture<'a> {
-    fn of(moe: &'a Moe<CudaWeight>) -> Self {
+impl<'a> Parts<'a> {
+    pub(in super::super) fn of(moe: &'a Moe<CudaWeight>) -> Self {
         let bias = moe.bias.as_ref();
         let with = |w: &'a CudaWeight, b: Option<&CudaWeight>| (&**w.mat(), b.map(CudaWeight::vec));
         Self {
@@ -41,6 +41,14 @@ impl<'a> Mixture<'a> {
             n_ff: moe.n_ff,
         }
     }
+}
+
+/// Whether experts are chosen as kernels do it.
+pub(in super::super) fn is_plain(moe: &Moe<CudaWeight>) -> bool {
+    moe.gating == Gating::Softmax
+        && moe.exp_probs_b.is_none()
+        && moe.n_group <= 1
+        && moe.weights_scale == 1.0
 }
 
 /// Room is made for what the parameters of a model speak of.
@@ -64,16 +72,12 @@ impl Pass {
     pub(super) fn experts(&mut self, acc: Buf, x: Buf, moe: &Moe<CudaWeight>) -> Done {
         self.flush()?;
         self.fresh[acc as usize] = false;
-        if moe.gating != Gating::Softmax
-            || moe.exp_probs_b.is_some()
-            || moe.n_group > 1
-            || moe.weights_scale != 1.0
-        {
+        if !is_plain(moe) {
             return Err(CudaError(
                 "experts that are chosen in another way have no kernel".to_owned(),
             ));
         }
-        let m = Mixture::of(moe);
+        let m = Parts::of(moe);
         let (n, used, width) = (self.n, m.used, self.widths.get(x));
         let many = self.moe.as_ref().map_or(0, |s| s.many(n, &m));
         // What is left of a batch behind large chunks may be for mat-vecs.
@@ -126,7 +130,7 @@ impl Pass {
     }
 
     /// Adds what the chosen experts say, a mat-vec for each column.
-    fn column_products(&self, m: &Mixture<'_>, c: &Chunk) -> Done {
+    fn column_products(&self, m: &Parts<'_>, c: &Chunk) -> Done {
         let (gpu, Some(s)) = (&self.gpu, &self.moe) else {
             return Err(no_room());
         };
@@ -166,7 +170,7 @@ impl Pass {
     }
 
     /// The same of columns sorted by expert, on tensor cores.
-    fn grouped_products(&self, m: &Mixture<'_>, c: &Chunk) -> Done {
+    fn grouped_products(&self, m: &Parts<'_>, c: &Chunk) -> Done {
         let (Some(s), Some(half)) = (&self.moe, &self.half) else {
             return Err(no_room());
         };
@@ -189,13 +193,13 @@ impl Pass {
 }
 
 /// Columns from which they are sorted by expert.
-fn least(m: &Mixture<'_>) -> usize {
+fn least(m: &Parts<'_>) -> usize {
     Grouped::min_columns(m.n_expert)
 }
 
 impl super::super::buffers::Moe {
     /// Tokens that are sorted by expert at once in a batch of `n`; 0 where that does not pay.
-    fn many(&self, n: usize, m: &Mixture<'_>) -> usize {
+    fn many(&self, n: usize, m: &Parts<'_>) -> usize {
         let sorted = self.sorted.as_ref().filter(|_| n * m.used >= least(m));
         sorted.map_or(0, |s| s.tokens)
     }
