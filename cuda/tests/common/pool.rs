@@ -113,7 +113,8 @@ impl Pool {
     pub fn close_up(&mut self, n: usize) {
         let n_pages = self.pages.len();
         for i in n_pages.saturating_sub(n)..n_pages {
-            self.pages[i].2 = ((100 + i) * PAGE) as u32;
+            // Behind all others: positions grow by three pages at most.
+            self.pages[i].2 = ((3 * n_pages + i) * PAGE) as u32;
         }
     }
 
