@@ -48,6 +48,32 @@ impl Keys<'_> {
         }
     }
 
+    /// Whether the file has a key.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.file.meta().get(&self.key(name)).is_some()
+    }
+
+    /// Whether layer `il` has a tensor.
+    pub(super) fn has_tensor(&self, il: usize, name: &str) -> bool {
+        self.file.tensor(&format!("blk.{il}.{name}")).is_some()
+    }
+
+    /// Refuses experts.
+    pub(super) fn no_experts(&self, hp: &HParams) -> Result<(), Error> {
+        match hp.n_expert {
+            0 => Ok(()),
+            n => Err(self.bad("expert_count", n, "none".to_owned())),
+        }
+    }
+
+    /// Refuses a model without experts.
+    pub(super) fn only_experts(&self, hp: &HParams) -> Result<(), Error> {
+        match hp.n_expert {
+            0 => Err(self.bad("expert_count", 0, "1 to 4096".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
     /// A number, or an array in which every layer has the same number.
     pub(super) fn optional(&self, name: &str) -> Result<Option<u32>, Error> {
         let key = self.key(name);
@@ -104,9 +130,7 @@ impl Keys<'_> {
 
     /// Width of an expert, in architectures that have nothing but experts.
     pub(super) fn expert_width(&self, hp: &HParams) -> Result<usize, Error> {
-        if hp.n_expert == 0 {
-            return Err(self.bad("expert_count", 0, "1 to 4096".to_owned()));
-        }
+        self.only_experts(hp)?;
         if let Some(s) = self.float("expert_weights_scale")?
             && s != 0.0
             && s != 1.0

@@ -4,7 +4,9 @@
 //! below.
 
 mod bind;
+mod decoder;
 mod deepseek2;
+mod ffn;
 mod gemma2;
 mod gemma3;
 mod glm4;
@@ -21,11 +23,13 @@ mod qwen35;
 mod qwen35moe;
 mod qwen3moe;
 mod rope;
+mod routing;
 mod smollm3;
 
 pub use bind::{Binder, Shape};
-pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past};
+pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past, QkNorm, Temperature};
 pub use rope::{Rope, RopeParams, RopeScaling};
+pub use routing::Routing;
 
 use self::keys::Keys;
 use crate::backend::{Backend, Buf};
@@ -124,7 +128,7 @@ impl Widths {
             Buf::Ag => hp.delta.map_or(0, |_| hp.n_head * hp.head_dim),
             Buf::Qkv => hp.delta.map_or(0, |d| d.n_qkv()),
             Buf::Dn | Buf::Z => hp.delta.map_or(0, |d| d.n_v()),
-            Buf::Share => hp.delta.map_or(0, |_| usize::from(hp.n_ff_shexp > 0)),
+            Buf::Share => usize::from(hp.n_ff_shexp > 0 && hp.routing.gates_shared),
             Buf::Alpha | Buf::Beta => hp.delta.map_or(0, |d| d.n_head_v),
         }))
     }

@@ -125,10 +125,11 @@ impl CpuRunner {
             };
             KvLayer::new(shape, region.n_blocks)
         };
+        let rope = Rope::from_file(hp, file, layout.n_ctx)?;
         let step = Step {
             tokens: Vec::with_capacity(n_ubatch),
             positions: Vec::with_capacity(n_ubatch),
-            angles: vec![vec![0.0; n_ubatch * hp.n_rot]; hp.ropes.len()],
+            angles: vec![vec![0.0; n_ubatch * hp.n_rot]; rope.n_tables()],
             pages: (0..layout.n_layer)
                 .map(|il| Vec::with_capacity(layer_spans(layout, il)))
                 .collect(),
@@ -152,7 +153,7 @@ impl CpuRunner {
             model,
             ops: Ops::new(team(n_threads)?, isa, limits),
             state: State {
-                rope: Rope::from_file(hp, file, layout.n_ctx)?,
+                rope,
                 bufs: Buf::ALL.map(|b| Shared::zeroed(n_ubatch * widths.get(b))),
                 kv: (0..layout.n_regions())
                     .flat_map(|r| (0..layout.n_tiers()).map(move |tier| (r, tier)))
@@ -452,7 +453,7 @@ impl Backend for CpuPass<'_> {
             RopeMode::Norm => lemma_cpu::RopeMode::Norm,
             RopeMode::Neox => lemma_cpu::RopeMode::NeoX,
         };
-        for b in [q, k] {
+        for (b, kind) in [(q, s.rope.of_queries(kind)), (k, kind)] {
             let n_head = s.widths.get(b) / s.hp.head_dim;
             self.pass.rope(
                 s.buf(b),

@@ -169,7 +169,7 @@ impl CudaRunner {
         let mut q8 = Vec::new();
         for b in Buf::ALL {
             bufs.push(scratch(b)?);
-            let multiplied = matches!(b, Buf::Xn | Buf::Att | Buf::Gate);
+            let multiplied = matches!(b, Buf::Xn | Buf::Att | Buf::Gate | Buf::GateSh);
             q8.push(if multiplied && widths.get(b).is_multiple_of(32) {
                 let n = n_ubatch * widths.get(b);
                 Some((gpu.alloc(n)?, gpu.alloc(n / 4)?))

@@ -218,7 +218,7 @@ pub trait Backend {
     fn scale(&mut self, x: Buf, factor: f32);
 
     /// Rotates queries and keys by the positions of the pass, as layer `il` does: the first elements of each head, or, of latent keys and
-    /// their queries, the last.
+    /// their queries, the last. Queries grow with their position where [`HParams::temperature`](crate::arch::HParams::temperature) says so.
     fn rope(&mut self, q: Buf, k: Buf, il: usize);
 
     /// `qkv`: queries, keys and values (which are not looked at where they are in the keys). Stores keys and values of the pass in their

@@ -315,8 +315,8 @@ impl Backend for TracePass {
         let (d, half) = (self.hp.head_dim, self.rope.n_rot / 2);
         let mut table = vec![0.0; self.n() * half * 2];
         let n_rot = self.rope.n_rot;
-        self.rope.fill(kind, self.pos, self.n(), n_rot, &mut table);
-        for b in [q, k] {
+        for (b, kind) in [(q, self.rope.of_queries(kind)), (k, kind)] {
+            self.rope.fill(kind, self.pos, self.n(), n_rot, &mut table);
             let width = self.widths.get(b);
             for (t, row) in self.bufs[b as usize].chunks_exact_mut(width).enumerate() {
                 for head in row.chunks_exact_mut(d) {
