@@ -6,6 +6,8 @@
 mod bind;
 mod decoder;
 mod deepseek2;
+mod ernie4_5;
+mod exaone;
 mod ffn;
 mod gemma2;
 mod gemma3;
@@ -24,6 +26,7 @@ mod qwen35moe;
 mod qwen3moe;
 mod rope;
 mod routing;
+mod seed_oss;
 mod smollm3;
 
 pub use bind::{Binder, Shape};
@@ -94,6 +97,9 @@ archs! {
     "gemma2" => gemma2::Gemma2,
     "gemma3" => gemma3::Gemma3,
     "deepseek2" => deepseek2::DeepSeek2,
+    "seed_oss" => seed_oss::SeedOss,
+    "ernie4_5" => ernie4_5::Ernie45,
+    "exaone" => exaone::Exaone,
 }
 
 /// The error for an architecture that is not in the table.
