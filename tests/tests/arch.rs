@@ -242,6 +242,7 @@ fn each_arch() -> Vec<Case> {
         "deepseek2-v3.gguf",
         "deepseek2-noqlora.gguf",
         "qwen35.gguf",
+        "qwen3vlmoe.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

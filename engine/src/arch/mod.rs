@@ -24,6 +24,8 @@ mod qwen3;
 mod qwen35;
 mod qwen35moe;
 mod qwen3moe;
+mod qwen3vl;
+mod qwen3vlmoe;
 mod rope;
 mod routing;
 mod seed_oss;
@@ -98,6 +100,8 @@ archs! {
     "gemma3" => gemma3::Gemma3,
     "deepseek2" => deepseek2::DeepSeek2,
     "seed_oss" => seed_oss::SeedOss,
+    "qwen3vl" => qwen3vl::Qwen3Vl,
+    "qwen3vlmoe" => qwen3vlmoe::Qwen3VlMoe,
     "ernie4_5" => ernie4_5::Ernie45,
     "exaone" => exaone::Exaone,
 }
