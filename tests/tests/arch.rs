@@ -243,6 +243,7 @@ fn each_arch() -> Vec<Case> {
         "deepseek2-noqlora.gguf",
         "qwen35.gguf",
         "qwen3vlmoe.gguf",
+        "hunyuan-moe.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

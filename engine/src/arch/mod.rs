@@ -15,6 +15,8 @@ mod glm4;
 mod gpt_oss;
 mod granite;
 mod hparams;
+mod hunyuan_dense;
+mod hunyuan_moe;
 mod keys;
 mod llama;
 mod olmo2;
@@ -103,6 +105,8 @@ archs! {
     "qwen3vl" => qwen3vl::Qwen3Vl,
     "qwen3vlmoe" => qwen3vlmoe::Qwen3VlMoe,
     "ernie4_5" => ernie4_5::Ernie45,
+    "hunyuan-dense" => hunyuan_dense::HunyuanDense,
+    "hunyuan-moe" => hunyuan_moe::HunyuanMoe,
     "exaone" => exaone::Exaone,
 }
 
