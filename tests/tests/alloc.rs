@@ -56,6 +56,7 @@ fn a_decode_step_allocates_nothing() {
         "gemma3",
         "deepseek2-v3",
         "qwen35",
+        "glm4moe",
     ] {
         // Every policy, and every option that has a path of its own in a step.
         let options = [

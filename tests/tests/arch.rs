@@ -243,7 +243,10 @@ fn each_arch() -> Vec<Case> {
         "deepseek2-noqlora.gguf",
         "qwen35.gguf",
         "qwen3vlmoe.gguf",
+        "glm4moe.gguf",
         "hunyuan-moe.gguf",
+        "minimax-m2.gguf",
+        "bailingmoe2.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

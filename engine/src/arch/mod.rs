@@ -3,15 +3,18 @@
 //! To add one: a file with `hparams`, which reads what is its own, `Model<W>`, its `bind` and its `forward`, and a line in [`archs!`]
 //! below.
 
+mod bailingmoe2;
 mod bind;
 mod decoder;
 mod deepseek2;
+mod dots1;
 mod ernie4_5;
 mod exaone;
 mod ffn;
 mod gemma2;
 mod gemma3;
 mod glm4;
+mod glm4moe;
 mod gpt_oss;
 mod granite;
 mod hparams;
@@ -19,6 +22,7 @@ mod hunyuan_dense;
 mod hunyuan_moe;
 mod keys;
 mod llama;
+mod minimax_m2;
 mod olmo2;
 mod phi3;
 mod qwen2;
@@ -104,10 +108,14 @@ archs! {
     "seed_oss" => seed_oss::SeedOss,
     "qwen3vl" => qwen3vl::Qwen3Vl,
     "qwen3vlmoe" => qwen3vlmoe::Qwen3VlMoe,
+    "glm4moe" => glm4moe::Glm4Moe,
     "ernie4_5" => ernie4_5::Ernie45,
     "hunyuan-dense" => hunyuan_dense::HunyuanDense,
     "hunyuan-moe" => hunyuan_moe::HunyuanMoe,
+    "minimax-m2" => minimax_m2::MiniMaxM2,
+    "bailingmoe2" => bailingmoe2::BailingMoe2,
     "exaone" => exaone::Exaone,
+    "dots1" => dots1::Dots1,
 }
 
 /// The error for an architecture that is not in the table.
