@@ -247,6 +247,8 @@ fn each_arch() -> Vec<Case> {
         "hunyuan-moe.gguf",
         "minimax-m2.gguf",
         "bailingmoe2.gguf",
+        "granitemoe.gguf",
+        "qwen2moe.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

@@ -9,6 +9,7 @@ mod decoder;
 mod deepseek2;
 mod dots1;
 mod ernie4_5;
+mod ernie4_5_moe;
 mod exaone;
 mod ffn;
 mod gemma2;
@@ -17,6 +18,7 @@ mod glm4;
 mod glm4moe;
 mod gpt_oss;
 mod granite;
+mod granitemoe;
 mod hparams;
 mod hunyuan_dense;
 mod hunyuan_moe;
@@ -24,8 +26,10 @@ mod keys;
 mod llama;
 mod minimax_m2;
 mod olmo2;
+mod olmoe;
 mod phi3;
 mod qwen2;
+mod qwen2moe;
 mod qwen3;
 mod qwen35;
 mod qwen35moe;
@@ -110,10 +114,14 @@ archs! {
     "qwen3vlmoe" => qwen3vlmoe::Qwen3VlMoe,
     "glm4moe" => glm4moe::Glm4Moe,
     "ernie4_5" => ernie4_5::Ernie45,
+    "ernie4_5-moe" => ernie4_5_moe::Ernie45Moe,
     "hunyuan-dense" => hunyuan_dense::HunyuanDense,
     "hunyuan-moe" => hunyuan_moe::HunyuanMoe,
     "minimax-m2" => minimax_m2::MiniMaxM2,
     "bailingmoe2" => bailingmoe2::BailingMoe2,
+    "granitemoe" => granitemoe::GraniteMoe,
+    "qwen2moe" => qwen2moe::Qwen2Moe,
+    "olmoe" => olmoe::Olmoe,
     "exaone" => exaone::Exaone,
     "dots1" => dots1::Dots1,
 }
