@@ -244,6 +244,7 @@ fn each_arch() -> Vec<Case> {
         "qwen35.gguf",
         "qwen3vlmoe.gguf",
         "glm4moe.gguf",
+        "exaone4-window.gguf",
         "hunyuan-moe.gguf",
         "minimax-m2.gguf",
         "bailingmoe2.gguf",

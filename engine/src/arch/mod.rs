@@ -11,6 +11,7 @@ mod dots1;
 mod ernie4_5;
 mod ernie4_5_moe;
 mod exaone;
+mod exaone4;
 mod ffn;
 mod gemma2;
 mod gemma3;
@@ -113,6 +114,7 @@ archs! {
     "qwen3vl" => qwen3vl::Qwen3Vl,
     "qwen3vlmoe" => qwen3vlmoe::Qwen3VlMoe,
     "glm4moe" => glm4moe::Glm4Moe,
+    "exaone4" => exaone4::Exaone4,
     "ernie4_5" => ernie4_5::Ernie45,
     "ernie4_5-moe" => ernie4_5_moe::Ernie45Moe,
     "hunyuan-dense" => hunyuan_dense::HunyuanDense,
