@@ -242,6 +242,8 @@ fn each_arch() -> Vec<Case> {
         "deepseek2-v3.gguf",
         "deepseek2-noqlora.gguf",
         "qwen35.gguf",
+        "qwen3next.gguf",
+        "qwen3next-legacy.gguf",
         "qwen3vlmoe.gguf",
         "glm4moe.gguf",
         "exaone4-window.gguf",

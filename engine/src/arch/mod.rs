@@ -35,6 +35,7 @@ mod qwen3;
 mod qwen35;
 mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
 mod qwen3vl;
 mod qwen3vlmoe;
 mod rope;
@@ -113,6 +114,7 @@ archs! {
     "seed_oss" => seed_oss::SeedOss,
     "qwen3vl" => qwen3vl::Qwen3Vl,
     "qwen3vlmoe" => qwen3vlmoe::Qwen3VlMoe,
+    "qwen3next" => qwen3next::Qwen3Next,
     "glm4moe" => glm4moe::Glm4Moe,
     "exaone4" => exaone4::Exaone4,
     "ernie4_5" => ernie4_5::Ernie45,
