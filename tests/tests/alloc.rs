@@ -58,6 +58,7 @@ fn a_decode_step_allocates_nothing() {
         "qwen35",
         "qwen3next",
         "glm4moe",
+        "mistral3",
     ] {
         // Every policy, and every option that has a path of its own in a step.
         let options = [

@@ -248,6 +248,7 @@ fn each_arch() -> Vec<Case> {
         "glm4moe.gguf",
         "exaone4-window.gguf",
         "hunyuan-moe.gguf",
+        "mistral3.gguf",
         "minimax-m2.gguf",
         "bailingmoe2.gguf",
         "granitemoe.gguf",

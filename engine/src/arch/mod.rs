@@ -26,6 +26,7 @@ mod hunyuan_moe;
 mod keys;
 mod llama;
 mod minimax_m2;
+mod mistral3;
 mod olmo2;
 mod olmoe;
 mod phi3;
@@ -121,6 +122,7 @@ archs! {
     "ernie4_5-moe" => ernie4_5_moe::Ernie45Moe,
     "hunyuan-dense" => hunyuan_dense::HunyuanDense,
     "hunyuan-moe" => hunyuan_moe::HunyuanMoe,
+    "mistral3" => mistral3::Mistral3,
     "minimax-m2" => minimax_m2::MiniMaxM2,
     "bailingmoe2" => bailingmoe2::BailingMoe2,
     "granitemoe" => granitemoe::GraniteMoe,
