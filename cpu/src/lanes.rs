@@ -124,6 +124,25 @@ multiversion! {
         }
     }
 
+    /// `x[i] -= mean`
+    pub(crate) fn center(x: &mut [f32]) {
+        // In f64 the sum is as good as exact.
+        let mut sum = [0.0f64; LANES];
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for x in chunks {
+            for i in 0..LANES {
+                sum[i] += f64::from(x[i]);
+            }
+        }
+        for (i, x) in rest.iter().enumerate() {
+            sum[i] += f64::from(*x);
+        }
+        let mean = (sum.iter().sum::<f64>() / x.len() as f64) as f32;
+        for x in x {
+            *x -= mean;
+        }
+    }
+
     /// `gate[i] = silu(gate[i]) * up[i]`
     pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {

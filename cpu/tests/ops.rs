@@ -66,6 +66,15 @@ fn rms_norm_in_place_and_not() {
         });
         assert_eq!(in_place, apart);
         check(in_place.clone(), &want, 1e-13);
+        let rows = x.chunks(width);
+        let centered: Vec<f64> = rows
+            .flat_map(|row| {
+                let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+                row.iter().map(move |x| f64::from(*x) - mean)
+            })
+            .collect();
+        let got = everywhere(&x, Limits::default(), |p, x| p.center(x, width, n_rows));
+        check(got, &centered, 1e-13);
         // What lies behind stays.
         let longer = |rows: &[f32]| -> Vec<f32> {
             let rows = rows.chunks(width);

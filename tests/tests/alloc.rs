@@ -59,6 +59,7 @@ fn a_decode_step_allocates_nothing() {
         "qwen3next",
         "glm4moe",
         "mistral3",
+        "cohere2",
     ] {
         // Every policy, and every option that has a path of its own in a step.
         let options = [

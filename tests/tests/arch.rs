@@ -253,6 +253,7 @@ fn each_arch() -> Vec<Case> {
         "bailingmoe2.gguf",
         "granitemoe.gguf",
         "qwen2moe.gguf",
+        "cohere2.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

@@ -116,6 +116,7 @@ fn what_has_no_kernels_is_refused_in_a_line() {
             ("deepseek2-v3", "latent attention"),
             ("qwen35", "gated delta nets"),
             ("qwen2moe", "gated shared experts"),
+            ("cohere2", "norms that take the mean off"),
             ("mistral3", "queries that grow with their position"),
             (
                 "glm4moe",

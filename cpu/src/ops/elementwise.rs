@@ -50,7 +50,18 @@ impl Pass<'_> {
         self.barrier();
     }
 
-    /// The same in place for what rows of `stride` begin with: the first `weight.len()` numbers of each.
+    /// `x -= mean(x)` in place for each row of `width`.
+    pub fn center(&self, x: &Shared<f32>, width: usize, n_rows: usize) {
+        self.check("center", &[id(x), width, n_rows]);
+        for i in self.w.range(n_rows, 1) {
+            // SAFETY: row i is this worker's.
+            let row = unsafe { x.slice_mut(i * width..(i + 1) * width) };
+            lanes::center(self.isa, row);
+        }
+        self.barrier();
+    }
+
+    /// [`Pass::rms_norm`] in place for what rows of `stride` begin with: the first `weight.len()` numbers of each.
     pub fn rms_norm_first(
         &self,
         x: &Shared<f32>,

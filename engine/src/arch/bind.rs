@@ -308,7 +308,10 @@ impl<'a, W> Binder<'a, W> {
             n_ff,
             gating: routing.gating,
             exp_probs_b: match routing.is_biased {
-                true => self.optional_vector("exp_probs_b.bias", n_expert)?,
+                true => match self.optional_vector("exp_probs_b.bias", n_expert)? {
+                    None => self.optional_vector("exp_probs_b", n_expert)?,
+                    found => found,
+                },
                 false => None,
             },
             n_group: routing.n_group,

@@ -262,7 +262,12 @@ impl HParams {
             ));
         }
         let n_ff = k.optional_count("feed_forward_length", MAX_DIM)?;
-        let eps = k.positive("attention.layer_norm_rms_epsilon", None)?;
+        // Norms that take the mean off call it differently.
+        let eps = match arch {
+            "cohere2" => "attention.layer_norm_epsilon",
+            _ => "attention.layer_norm_rms_epsilon",
+        };
+        let eps = k.positive(eps, None)?;
         let n_ctx_train = k.count("context_length", u32::MAX >> 1)? as u32;
         let attn_scale = match k.float("attention.scale")? {
             Some(s) if s != 0.0 && s.is_finite() => s,
@@ -369,6 +374,16 @@ impl HParams {
         for (l, _) in self.layers.iter_mut().zip(layers).filter(|(_, has)| **has) {
             l.window = Some(window);
             l.rope = Some(self.ropes.len() - 1);
+        }
+    }
+
+    /// Gives layers a window, and lets no others rotate.
+    pub(super) fn rotate_in_windows(&mut self, window: u32, layers: &[bool]) {
+        for (l, has_window) in self.layers.iter_mut().zip(layers) {
+            match has_window {
+                true => l.window = Some(window),
+                false => l.rope = None,
+            }
         }
     }
 

@@ -246,8 +246,9 @@ impl Keys<'_> {
         };
         match kind {
             "none" => Ok((RopeScaling::None, 1.0)),
-            "linear" if factor == 1.0 => Ok((RopeScaling::None, 1.0)),
-            "linear" => Ok((RopeScaling::Linear { factor }, 1.0)),
+            // The divisors of longrope are tensors.
+            "linear" | "longrope" if factor == 1.0 => Ok((RopeScaling::None, 1.0)),
+            "linear" | "longrope" => Ok((RopeScaling::Linear { factor }, 1.0)),
             "yarn" => {
                 // ggml multiplies by 1 + 0.1 ln(factor) inside the rotation and the loader cancels it, so what is left is
                 // the plain YaRN magnitude, or its ratio when the model states an exponent for all dimensions.
@@ -281,7 +282,7 @@ impl Keys<'_> {
             other => Err(report::unsupported(
                 self.file.name(),
                 format!("key {} is {:?}", self.key("rope.scaling.type"), other),
-                "none, linear or yarn",
+                "none, linear, yarn or longrope",
             )),
         }
     }

@@ -3,15 +3,19 @@
 //! To add one: a file with `hparams`, which reads what is its own, `Model<W>`, its `bind` and its `forward`, and a line in [`archs!`]
 //! below.
 
+mod bailingmoe;
 mod bailingmoe2;
 mod bind;
+mod cohere2;
 mod decoder;
+mod deepseek;
 mod deepseek2;
 mod dots1;
 mod ernie4_5;
 mod ernie4_5_moe;
 mod exaone;
 mod exaone4;
+mod exaone_moe;
 mod ffn;
 mod gemma2;
 mod gemma3;
@@ -23,8 +27,10 @@ mod granitemoe;
 mod hparams;
 mod hunyuan_dense;
 mod hunyuan_moe;
+mod hy_v3;
 mod keys;
 mod llama;
+mod minicpm;
 mod minimax_m2;
 mod mistral3;
 mod olmo2;
@@ -130,6 +136,12 @@ archs! {
     "olmoe" => olmoe::Olmoe,
     "exaone" => exaone::Exaone,
     "dots1" => dots1::Dots1,
+    "cohere2" => cohere2::Cohere2,
+    "exaone-moe" => exaone_moe::ExaoneMoe,
+    "hy_v3" => hy_v3::HyV3,
+    "bailingmoe" => bailingmoe::BailingMoe,
+    "deepseek" => deepseek::DeepSeek,
+    "minicpm" => minicpm::MiniCpm,
 }
 
 /// The error for an architecture that is not in the table.

@@ -444,6 +444,11 @@ impl Backend for CpuPass<'_> {
         self.pass.scale(s.buf(x), factor, n);
     }
 
+    fn center(&mut self, x: Buf) {
+        let (x, width) = (self.s.buf(x), self.s.widths.get(x));
+        self.pass.center(x, width, self.n());
+    }
+
     fn rope(&mut self, q: Buf, k: Buf, il: usize) {
         let s = self.s;
         let Some(kind) = s.hp.layers[il].rope else {

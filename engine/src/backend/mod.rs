@@ -217,6 +217,9 @@ pub trait Backend {
     /// `x *= factor`
     fn scale(&mut self, x: Buf, factor: f32);
 
+    /// `x -= mean(x)` of each row.
+    fn center(&mut self, x: Buf);
+
     /// Rotates queries and keys by the positions of the pass, as layer `il` does: the first elements of each head, or, of latent keys and
     /// their queries, the last. Queries grow with their position where [`HParams::temperature`](crate::arch::HParams::temperature) says so.
     fn rope(&mut self, q: Buf, k: Buf, il: usize);

@@ -302,6 +302,15 @@ impl Backend for TracePass {
         }
     }
 
+    fn center(&mut self, x: Buf) {
+        let width = self.widths.get(x);
+        for row in self.bufs[x as usize].chunks_exact_mut(width) {
+            let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+            row.iter_mut()
+                .for_each(|x| *x = (f64::from(*x) - mean) as f32);
+        }
+    }
+
     fn scale(&mut self, x: Buf, factor: f32) {
         for x in &mut self.bufs[x as usize] {
             *x *= factor;

@@ -460,6 +460,10 @@ impl Backend for Pass {
 
     // Models that ask for these are refused before they are bound: `HParams::cpu_only`.
 
+    fn center(&mut self, _: Buf) {
+        self.refuse("norms that take the mean off");
+    }
+
     fn rms_norm_first(&mut self, _: Buf, _: &CudaWeight, _: f32) {
         self.refuse("latent attention");
     }

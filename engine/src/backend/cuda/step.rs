@@ -186,6 +186,10 @@ impl Backend for Phases<'_> {
         self.products(&[(&g, gb, out), (&u, ub, out)], x, Mode::Gated(Glu::Swiglu));
     }
 
+    fn center(&mut self, _: Buf) {
+        self.builder.refuse("norms that take the mean off");
+    }
+
     fn rms_norm_first(&mut self, _: Buf, _: &CudaWeight, _: f32) {
         self.builder.refuse("latent attention");
     }
