@@ -194,7 +194,7 @@ fn a_step_attends_to_pages_of_any_tier() {
                     v: vb.view(),
                     q_norm: normed.then(|| (norm_views[0].view(), EPS)),
                     k_norm: normed.then(|| (norm_views[1].view(), EPS)),
-                    rope: pairs.map(|_| angle_view.view()),
+                    rope: pairs.map(|_| [angle_view.view(); 2]),
                     pairs: pairs.unwrap_or(Pairs::Neighbours),
                     store: Some(store),
                 };

@@ -45,7 +45,7 @@ fn cases() -> Vec<Case> {
             }
         }
     }
-    assert!(all.len() >= 35, "only {} models", all.len());
+    assert!(all.len() >= 50, "only {} models", all.len());
     all
 }
 
@@ -115,13 +115,6 @@ fn what_has_no_kernels_is_refused_in_a_line() {
         for (name, what) in [
             ("deepseek2-v3", "latent attention"),
             ("qwen35", "gated delta nets"),
-            ("qwen2moe", "gated shared experts"),
-            ("cohere2", "norms that take the mean off"),
-            ("mistral3", "queries that grow with their position"),
-            (
-                "glm4moe",
-                "experts that are chosen in another way than by a softmax",
-            ),
         ] {
             let path = lemma_tests::data()
                 .join("arch")

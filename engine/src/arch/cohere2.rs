@@ -12,7 +12,6 @@ use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Norm;
-    hp.cpu_only = Some("norms that take the mean off");
     hp.logit_scale = match k.float("logit_scale")? {
         None => return Err(k.missing("logit_scale")),
         Some(0.0) => 1.0,

@@ -344,9 +344,6 @@ impl HParams {
         if hp.n_expert > 0 && hp.n_ff_exp == 0 {
             hp.n_ff_exp = hp.n_ff;
         }
-        if hp.n_expert > 0 && hp.cpu_only.is_none() {
-            hp.cpu_only = hp.routing.cpu_only();
-        }
         let head_dim = hp.head_dim;
         if hp.head_dim_v != head_dim && hp.latent.is_none() {
             return Err(k.bad(
@@ -398,6 +395,11 @@ impl HParams {
         self.n_layer -= n_guess;
         self.layers.truncate(self.n_layer);
         Ok(n_block)
+    }
+
+    /// Tables of cosines and sines: one of each kind of rotation, and where queries grow with their position another of each.
+    pub fn n_rope_tables(&self) -> usize {
+        self.ropes.len() * (1 + usize::from(self.temperature.is_some()))
     }
 
     /// Layers that have pages in the pool.

@@ -18,7 +18,6 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
                 scale,
                 n_floor: hp.n_ctx_orig,
             });
-            hp.cpu_only = Some("queries that grow with their position");
         }
         scale => return Err(k.bad(name, scale, "a number".to_owned())),
     }

@@ -119,11 +119,6 @@ impl Rope {
         Ok(Self::new(hp, Some(&factors)))
     }
 
-    /// Tables of cosines and sines: one of each kind of rotation, and where queries grow with their position another of each.
-    pub fn n_tables(&self) -> usize {
-        self.kinds.len() * (1 + usize::from(self.temperature.is_some()))
-    }
-
     /// The table that queries rotate by, where keys do by that of `kind`.
     pub fn of_queries(&self, kind: usize) -> usize {
         match self.temperature {

@@ -89,18 +89,6 @@ impl Routing {
             gates_shared: false,
         })
     }
-
-    /// What of it only the CPU has, in words for an error.
-    pub(super) fn cpu_only(&self) -> Option<&'static str> {
-        if self.gates_shared {
-            return Some("gated shared experts");
-        }
-        let is_plain = self.gating == Gating::Softmax
-            && self.n_group == 1
-            && self.weights_scale == 1.0
-            && !self.is_biased;
-        (!is_plain).then_some("experts that are chosen in another way than by a softmax")
-    }
 }
 
 /// Width of an expert in a model that has dense layers too.

@@ -129,7 +129,7 @@ impl CpuRunner {
         let step = Step {
             tokens: Vec::with_capacity(n_ubatch),
             positions: Vec::with_capacity(n_ubatch),
-            angles: vec![vec![0.0; n_ubatch * hp.n_rot]; rope.n_tables()],
+            angles: vec![vec![0.0; n_ubatch * hp.n_rot]; hp.n_rope_tables()],
             pages: (0..layout.n_layer)
                 .map(|il| Vec::with_capacity(layer_spans(layout, il)))
                 .collect(),

@@ -137,6 +137,9 @@ impl Backend for Phases<'_> {
         if kind.is_some_and(|kind| kind > 0) {
             self.builder.refuse("layers that rotate differently");
         }
+        if self.pass.hp.temperature.is_some() {
+            self.builder.refuse("queries that grow with their position");
+        }
         self.rope = kind.is_some();
     }
 
@@ -156,7 +159,7 @@ impl Backend for Phases<'_> {
             q_norm: self.q_norm.take(),
             k_norm: self.k_norm.take(),
             rope: std::mem::take(&mut self.rope)
-                .then(|| p.step_words(p.layout.rope(0), p.hp.head_dim)),
+                .then(|| [p.step_words(p.layout.rope(0), p.hp.head_dim); 2]),
             pairs: p.pairs(),
             store: Some(store),
         };
@@ -203,7 +206,7 @@ impl Backend for Phases<'_> {
     }
 
     fn sigmoid_mul(&mut self, _: Buf, _: Buf) {
-        self.builder.refuse("gated delta nets");
+        self.builder.refuse("gates of what is done already");
     }
 
     fn ssm_conv(&mut self, _: Buf, _: &CudaWeight, _: usize) {

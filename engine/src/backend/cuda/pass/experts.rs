@@ -1,7 +1,7 @@
 //! Mixtures of experts. A column is a pair of token and chosen expert; where a batch has many of them they are sorted by expert and go to tensor
 //! cores, and each is a mat-vec otherwise.
 
-use lemma_cuda::ops::{self, Chosen, Columns, Experts, Glu, Grouped, MatVec, Mode, Quant};
+use lemma_cuda::ops::{self, Choice, Chosen, Columns, Experts, Glu, Grouped, MatVec, Mode, Quant};
 use lemma_cuda::{Buffer, CudaError, View, Weight};
 
 use super::super::CudaWeight;
@@ -64,15 +64,6 @@ impl Pass {
     pub(super) fn experts(&mut self, acc: Buf, x: Buf, moe: &Moe<CudaWeight>) -> Done {
         self.flush()?;
         self.fresh[acc as usize] = false;
-        if moe.gating != Gating::Softmax
-            || moe.exp_probs_b.is_some()
-            || moe.n_group > 1
-            || moe.weights_scale != 1.0
-        {
-            return Err(CudaError(
-                "experts that are chosen in another way have no kernel".to_owned(),
-            ));
-        }
         let m = Mixture::of(moe);
         let (n, used, width) = (self.n, m.used, self.widths.get(x));
         let many = self.moe.as_ref().map_or(0, |s| s.many(n, &m));
@@ -93,7 +84,14 @@ impl Pass {
             weights: s.weights.view(),
             arrived: s.arrived.view(),
             n_used: used,
-            norm: moe.norm_topk,
+            choice: Choice {
+                sigmoid: moe.gating == Gating::Sigmoid,
+                bias: moe.exp_probs_b.as_ref().map(CudaWeight::vec),
+                n_group: moe.n_group,
+                n_group_used: moe.n_group_used,
+                norm: moe.norm_topk,
+                scale: moe.weights_scale,
+            },
         };
         ops::moe_router(gpu, m.router, self.view(x), quant, &chosen, n)?;
 
