@@ -219,6 +219,24 @@ multiversion! {
         }
     }
 
+    /// `x[i] = max(x[i], 0)²`
+    pub(crate) fn relu_sqr(x: &mut [f32]) {
+        for x in x {
+            let y = x.max(0.0);
+            *x = y * y;
+        }
+    }
+
+    /// xIELU with its parameters `alpha_n`, `alpha_p`, `beta`, `eps`.
+    pub(crate) fn xielu(x: &mut [f32], by: [f32; 4]) {
+        let [alpha_n, alpha_p, beta, eps] = by;
+        for x in x {
+            let below = alpha_n * (exp::<FMA>(x.min(eps)) - 1.0 - *x);
+            let above = alpha_p * *x * *x;
+            *x = (if *x > 0.0 { above } else { below }) + beta * *x;
+        }
+    }
+
     /// `x[i] += y[i]`
     pub(crate) fn add(x: &mut [f32], y: &[f32]) {
         for (x, y) in x.iter_mut().zip(y) {

@@ -254,6 +254,7 @@ fn each_arch() -> Vec<Case> {
         "granitemoe.gguf",
         "qwen2moe.gguf",
         "cohere2.gguf",
+        "apertus.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

@@ -1,7 +1,7 @@
-//! Feed-forward blocks: dense, or a mixture of experts with or without some that every token is sent to.
+//! Feed-forward blocks: dense, with a gate or without, or a mixture of experts with or without some that every token is sent to.
 
 use super::{Binder, HParams};
-use crate::backend::{Backend, Buf::*, Linear, Moe};
+use crate::backend::{Activation, Backend, Buf::*, Linear, Moe};
 use crate::error::Error;
 
 /// The feed-forward block of a layer.
@@ -10,6 +10,12 @@ pub(super) enum Ffn<W> {
     Dense {
         ffn_gate: Linear<W>,
         ffn_up: Linear<W>,
+        ffn_down: Linear<W>,
+    },
+    /// Without a gate.
+    Plain {
+        ffn_up: Linear<W>,
+        by: Activation,
         ffn_down: Linear<W>,
     },
     Moe {
@@ -32,6 +38,13 @@ impl<W> Ffn<W> {
     /// The block of layer `il`: experts if the model has some and the layer is not one of the first that have none.
     pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>, il: usize) -> Result<Self, Error> {
         let (n_embd, n_ff, n_sh) = (hp.n_embd, hp.n_ff, hp.n_ff_shexp);
+        if let Some(&by) = hp.activations.get(il) {
+            return Ok(Self::Plain {
+                ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
+                by,
+                ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
+            });
+        }
         if hp.n_expert == 0 || il < hp.routing.n_dense {
             return Ok(Self::Dense {
                 ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
@@ -69,6 +82,15 @@ impl<W> Ffn<W> {
                 b.swiglu(Gate, Up);
                 b.note("ffn_swiglu", il, Gate);
                 b.mul_mat_add(X, ffn_down, Gate);
+            }
+            Self::Plain {
+                ffn_up,
+                by,
+                ffn_down,
+            } => {
+                b.mul_mats([(Up, ffn_up)], Xn);
+                b.activate(Up, *by);
+                b.mul_mat_add(X, ffn_down, Up);
             }
             Self::Moe { experts, shared } => {
                 b.moe_ffn(X, Xn, experts);

@@ -5,7 +5,7 @@
 
 use super::keys::{Keys, MAX_DIM, MAX_HEADS, MAX_LAYERS};
 use super::{RopeParams, Routing};
-use crate::backend::RopeMode;
+use crate::backend::{Activation, RopeMode};
 use crate::error::Error;
 use crate::gguf::GgufFile;
 use crate::report;
@@ -45,6 +45,8 @@ pub struct HParams {
     pub n_ctx_orig: u32,
     /// Epsilon of the RMS norms.
     pub eps: f32,
+    /// What a layer's feed-forward block makes of what goes up, in models without gates; empty in others.
+    pub activations: Vec<Activation>,
     /// Experts, 0 for a dense model.
     pub n_expert: usize,
     /// Experts that a token is sent to.
@@ -312,6 +314,7 @@ impl HParams {
             n_ctx_train,
             n_ctx_orig,
             eps,
+            activations: Vec::new(),
             n_expert: n_expert as usize,
             n_expert_used: n_expert_used as usize,
             routing: Routing::SOFTMAX,
@@ -372,6 +375,12 @@ impl HParams {
             l.window = Some(window);
             l.rope = Some(self.ropes.len() - 1);
         }
+    }
+
+    /// Feed-forward blocks without gates.
+    pub(super) fn without_gates(&mut self, activations: Vec<Activation>) {
+        self.activations = activations;
+        self.cpu_only = Some("feed-forward blocks without gates");
     }
 
     /// Gives layers a window, and lets no others rotate.

@@ -185,6 +185,27 @@ impl Keys<'_> {
         all.map(Some)
     }
 
+    /// A number for each of `n_layer` layers: an array, or the same for all. The key is one that no architecture's name begins.
+    pub(super) fn layer_floats(&self, key: &str, n_layer: usize) -> Result<Vec<f32>, Error> {
+        let meta = self.file.meta();
+        let all: Vec<f32> = match meta.get(key) {
+            None => return Err(meta.missing(key, "a number for each layer")),
+            Some(Value::Array(a)) if a.len() == n_layer => match meta.opt_f32s(key)? {
+                Some(all) => all.collect(),
+                None => Vec::new(),
+            },
+            Some(Value::Array(a)) => {
+                let found = format!("an array of {}", a.len());
+                return Err(meta.invalid(key, found, &format!("{n_layer} numbers")));
+            }
+            Some(_) => vec![meta.opt_f32(key)?.unwrap_or(0.0); n_layer],
+        };
+        match all.iter().find(|x| !x.is_finite()) {
+            Some(x) => Err(meta.invalid(key, x, "numbers")),
+            None => Ok(all),
+        }
+    }
+
     /// How many pairs of elements rotate by each coordinate of a position.
     pub(super) fn rope_sections(&self) -> Result<[usize; 4], Error> {
         let name = "rope.dimension_sections";

@@ -3,6 +3,8 @@
 //! To add one: a file with `hparams`, which reads what is its own, `Model<W>`, its `bind` and its `forward`, and a line in [`archs!`]
 //! below.
 
+mod apertus;
+mod arcee;
 mod bailingmoe;
 mod bailingmoe2;
 mod bind;
@@ -142,6 +144,8 @@ archs! {
     "bailingmoe" => bailingmoe::BailingMoe,
     "deepseek" => deepseek::DeepSeek,
     "minicpm" => minicpm::MiniCpm,
+    "arcee" => arcee::Arcee,
+    "apertus" => apertus::Apertus,
 }
 
 /// The error for an architecture that is not in the table.

@@ -16,8 +16,8 @@ pub(crate) use self::pool::bound_bytes;
 use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, moved, n_bounds};
 use self::recurrent::States;
 pub use self::weight::CpuWeight;
-use self::weight::{moe_ffn, product};
-use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner};
+use self::weight::{activation, moe_ffn, product};
+use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -550,6 +550,11 @@ impl Backend for CpuPass<'_> {
     fn geglu(&mut self, gate: Buf, up: Buf) {
         let (s, n) = (self.s, self.n() * self.s.widths.get(gate));
         self.pass.geglu(s.buf(gate), s.buf(gate), s.buf(up), n);
+    }
+
+    fn activate(&mut self, x: Buf, by: Activation) {
+        let (x, n) = (self.s.buf(x), self.n() * self.s.widths.get(x));
+        self.pass.activate(x, activation(by), n);
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<CpuWeight>) {

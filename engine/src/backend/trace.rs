@@ -11,8 +11,12 @@ mod recurrent;
 
 use std::collections::BTreeMap;
 
-use self::math::{best_experts, dot, gelu, norm, sigmoid, silu, softcap, softmax, swiglu_oai};
-use super::{Act, Backend, Buf, Gating, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
+use self::math::{
+    activation, best_experts, dot, gelu, norm, sigmoid, silu, softcap, softmax, swiglu_oai,
+};
+use super::{
+    Act, Activation, Backend, Buf, Gating, Linear, Moe, Outputs, RopeMode, Runner, Tensor,
+};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -435,6 +439,12 @@ impl Backend for TracePass {
         let up = self.bufs[up as usize].clone();
         for (g, u) in self.bufs[gate as usize].iter_mut().zip(up) {
             *g = gelu(*g) * u;
+        }
+    }
+
+    fn activate(&mut self, x: Buf, by: Activation) {
+        for x in &mut self.bufs[x as usize] {
+            *x = activation(*x, by);
         }
     }
 

@@ -9,7 +9,7 @@ use lemma_cuda::ops::{
 };
 use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
 
-use super::super::{Backend, Buf, Linear, Moe as MoeWeights, RopeMode};
+use super::super::{Activation, Backend, Buf, Linear, Moe as MoeWeights, RopeMode};
 use super::buffers::{Moe, Pool};
 use super::{CudaWeight, StepLayout};
 use crate::arch::{ArchModel, HParams, Rope, Widths};
@@ -504,6 +504,10 @@ impl Backend for Pass {
 
     fn gated_delta_net(&mut self, _: Buf, _: Buf, _: [Buf; 2], _: usize) {
         self.refuse("gated delta nets");
+    }
+
+    fn activate(&mut self, _: Buf, _: Activation) {
+        self.refuse("feed-forward blocks without gates");
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &MoeWeights<CudaWeight>) {

@@ -10,7 +10,7 @@ use lemma_cuda::ops::{Attention, Glu, Mode, Part, RopeStore, Store};
 use lemma_cuda::step::{Builder, Products, Program, Shape};
 use lemma_cuda::{CudaError, View, Weight};
 
-use super::super::{self as backend, Backend, Buf, Linear};
+use super::super::{self as backend, Activation, Backend, Buf, Linear};
 use super::CudaWeight;
 use super::pass::Pass;
 use crate::arch::ArchModel;
@@ -227,6 +227,10 @@ impl Backend for Phases<'_> {
 
     fn geglu(&mut self, _: Buf, _: Buf) {
         self.builder.refuse("GELU");
+    }
+
+    fn activate(&mut self, _: Buf, _: Activation) {
+        self.builder.refuse("feed-forward blocks without gates");
     }
 
     fn moe_ffn(&mut self, _: Buf, _: Buf, _: &backend::Moe<CudaWeight>) {
