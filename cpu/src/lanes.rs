@@ -124,6 +124,25 @@ multiversion! {
         }
     }
 
+    /// `x[i] -= mean`
+    pub(crate) fn center(x: &mut [f32]) {
+        // In f64 the sum is as good as exact.
+        let mut sum = [0.0f64; LANES];
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for x in chunks {
+            for i in 0..LANES {
+                sum[i] += f64::from(x[i]);
+            }
+        }
+        for (i, x) in rest.iter().enumerate() {
+            sum[i] += f64::from(*x);
+        }
+        let mean = (sum.iter().sum::<f64>() / x.len() as f64) as f32;
+        for x in x {
+            *x -= mean;
+        }
+    }
+
     /// `gate[i] = silu(gate[i]) * up[i]`
     pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {
@@ -197,6 +216,24 @@ multiversion! {
     pub(crate) fn geglu(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {
             *g = gelu_one::<FMA>(*g) * *u;
+        }
+    }
+
+    /// `x[i] = max(x[i], 0)²`
+    pub(crate) fn relu_sqr(x: &mut [f32]) {
+        for x in x {
+            let y = x.max(0.0);
+            *x = y * y;
+        }
+    }
+
+    /// xIELU with its parameters `alpha_n`, `alpha_p`, `beta`, `eps`.
+    pub(crate) fn xielu(x: &mut [f32], by: [f32; 4]) {
+        let [alpha_n, alpha_p, beta, eps] = by;
+        for x in x {
+            let below = alpha_n * (exp::<FMA>(x.min(eps)) - 1.0 - *x);
+            let above = alpha_p * *x * *x;
+            *x = (if *x > 0.0 { above } else { below }) + beta * *x;
         }
     }
 

@@ -4,24 +4,34 @@ mod common;
 use common::*;
 use lemma_cpu::{DeltaShape, DeltaState, Isa, Limits, Shared};
 
-const SHAPES: [DeltaShape; 3] = [
+const SHAPES: [DeltaShape; 4] = [
     DeltaShape {
         n_head_k: 2,
         n_head_v: 4,
         dim: 32,
         d_conv: 4,
+        side_by_side: false,
     },
     DeltaShape {
         n_head_k: 1,
         n_head_v: 3,
         dim: 16,
         d_conv: 2,
+        side_by_side: false,
     },
     DeltaShape {
         n_head_k: 2,
         n_head_v: 2,
         dim: 128,
         d_conv: 8,
+        side_by_side: false,
+    },
+    DeltaShape {
+        n_head_k: 2,
+        n_head_v: 6,
+        dim: 16,
+        d_conv: 3,
+        side_by_side: true,
     },
 ];
 
@@ -128,7 +138,11 @@ fn reference(s: DeltaShape, i: &Inputs) -> Vec<f64> {
         };
         for (h, state) in states.iter_mut().enumerate() {
             let at = t * s.n_head_v + h;
-            let (q, k) = (unit(h % s.n_head_k), unit(s.n_head_k + h % s.n_head_k));
+            let head_k = match s.side_by_side {
+                true => h / (s.n_head_v / s.n_head_k),
+                false => h % s.n_head_k,
+            };
+            let (q, k) = (unit(head_k), unit(s.n_head_k + head_k));
             let v = &x[(2 * s.n_head_k + h) * dim..][..dim];
             let softplus = (f64::from(i.alpha[at]) + f64::from(i.dt[h])).exp().ln_1p();
             let alpha = (f64::from(i.a[h]) * softplus).exp();

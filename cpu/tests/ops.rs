@@ -2,7 +2,9 @@
 
 mod common;
 use common::*;
-use lemma_cpu::{Act, Experts, Gating, Isa, Limits, Mat, MoeBias, MoeFfn, Pass, RopeMode, Shared};
+use lemma_cpu::{
+    Act, Activation, Experts, Gating, Isa, Limits, Mat, MoeBias, MoeFfn, Pass, RopeMode, Shared,
+};
 use lemma_quant::GgmlType;
 
 /// Runs `step` everywhere; returns what is in `out` afterwards, which must be the same for any number of workers.
@@ -66,6 +68,15 @@ fn rms_norm_in_place_and_not() {
         });
         assert_eq!(in_place, apart);
         check(in_place.clone(), &want, 1e-13);
+        let rows = x.chunks(width);
+        let centered: Vec<f64> = rows
+            .flat_map(|row| {
+                let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+                row.iter().map(move |x| f64::from(*x) - mean)
+            })
+            .collect();
+        let got = everywhere(&x, Limits::default(), |p, x| p.center(x, width, n_rows));
+        check(got, &centered, 1e-13);
         // What lies behind stays.
         let longer = |rows: &[f32]| -> Vec<f32> {
             let rows = rows.chunks(width);
@@ -122,6 +133,29 @@ fn activation_functions() {
             everywhere(&x, Limits::default(), |p, x| p.scale(x, 0.3, n)),
             &scaled,
             1e-13,
+        );
+        let squared: Vec<f64> = pairs().map(|(x, _)| x.max(0.0).powi(2)).collect();
+        let by = Activation::ReluSqr;
+        check(
+            everywhere(&x, Limits::default(), |p, x| p.activate(x, by, n)),
+            &squared,
+            1e-13,
+        );
+        let bent = |x: f64| match x > 0.0 {
+            true => 0.7 * x * x + 0.5 * x,
+            false => 1.3 * (x.min(-0.01).exp_m1() - x) + 0.5 * x,
+        };
+        let bent: Vec<f64> = pairs().map(|(x, _)| bent(x)).collect();
+        let by = Activation::Xielu {
+            alpha_n: 1.3,
+            alpha_p: 0.7,
+            beta: 0.5,
+            eps: -0.01,
+        };
+        check(
+            everywhere(&x, Limits::default(), |p, x| p.activate(x, by, n)),
+            &bent,
+            1e-12,
         );
         let capped: Vec<f64> = pairs().map(|(x, _)| 5.0 * (x / 5.0).tanh()).collect();
         check(

@@ -186,7 +186,7 @@ struct Entry { const char* name; void (*run)(const void*); size_t args; };
 template <class T> constexpr size_t size_of_args(void (*)(T)) { return sizeof(T); }
 #define ENTRY(k) {#k, [](const void* a) { call(k, a); }, size_of_args(k)}
 const Entry entries[] = {
-    ENTRY(repack), ENTRY(embed), ENTRY(rms_norm), ENTRY(quantize_rows), ENTRY(glu), ENTRY(soft_cap_all), ENTRY(add_scaled), ENTRY(rope_store), ENTRY(mul_mat_vec),
+    ENTRY(repack), ENTRY(embed), ENTRY(rms_norm), ENTRY(quantize_rows), ENTRY(glu), ENTRY(sigmoid_mul), ENTRY(center), ENTRY(soft_cap_all), ENTRY(add_scaled), ENTRY(rope_store), ENTRY(mul_mat_vec),
     ENTRY(mul_mat_64), ENTRY(mul_mat_128), ENTRY(attention), ENTRY(attention_combine), ENTRY(moe_router), ENTRY(moe_down), ENTRY(moe_sum), ENTRY(read_all), ENTRY(step),
     ENTRY(attention_batch), ENTRY(unpack), ENTRY(to_half), ENTRY(mul_mat_f16), ENTRY(mul_mat_f16_hopper), ENTRY(draw),
     ENTRY(attention_tiers), ENTRY(attention_batch_tiers), ENTRY(attention_batch_bounded), ENTRY(attention_batch_bounded_tiers),

@@ -7,11 +7,61 @@ struct MoeRouter {
     uint32_t* ids;        // (n, n_used) chosen experts, best first
     float* weights;       // (n, n_used)
     uint32_t* arrived;    // (n) zeros, and zeros again behind it
+    const float* bias;    // (n_expert), added where experts are chosen, or null
     uint32_t n_used;
     uint32_t norm;        // the weights of a token are made to sum to one
+    uint32_t sigmoid;     // the weights are sigmoids, each of its logit
+    uint32_t n_group;     // groups of experts that lie side by side, at most 64
+    uint32_t n_group_used;
+    float scale;          // of the weights
 };
 
-// Softmax over all experts, then the best n_used; equal ones by index. By one warp; `left`: n_expert floats of shared memory.
+// A group's worth, and the group of the largest for all lanes; of equals the first. `open`: those that are taken already.
+__device__ __forceinline__ int best_group(const float* worth, int n_group, uint64_t open) {
+    const int lane = threadIdx.x % WARP;
+    float best = -INFINITY;
+    int id = n_group;
+    for (int i = 0; i < 2; i++) {
+        const int g = lane + i * WARP;
+        if (g < n_group && !(open >> g & 1) && worth[i] > best) best = worth[i], id = g;
+    }
+    for (int o = WARP / 2; o > 0; o /= 2) {
+        const float other = __shfl_xor_sync(ALL, best, o);
+        const int other_id = __shfl_xor_sync(ALL, id, o);
+        if (other > best || (other == best && other_id < id)) best = other, id = other_id;
+    }
+    // Where none is a number any will do that is not taken.
+    for (int g = 0; id >= n_group; g++) {
+        if (!(open >> g & 1)) id = g;
+    }
+    return id;
+}
+
+// Leaves the experts of the groups whose two best have the largest sum, by one warp.
+__device__ __forceinline__ void close_groups(const MoeRouter& a, float* left, int n) {
+    const int lane = threadIdx.x % WARP, n_group = a.n_group, size = n / n_group;
+    float worth[2];
+    for (int i = 0; i < 2; i++) {
+        const int g = lane + i * WARP;
+        float first = -INFINITY, second = -INFINITY;
+        for (int e = 0; g < n_group && e < size; e++) {
+            const float x = left[g * size + e];
+            if (x > first) second = first, first = x;
+            else if (x > second) second = x;
+        }
+        worth[i] = first + second;
+    }
+    uint64_t open = 0;
+    for (int u = 0; u < int(a.n_group_used); u++) open |= uint64_t(1) << best_group(worth, n_group, open);
+    __syncwarp();
+    for (int i = lane; i < n; i += WARP) {
+        if (!(open >> (i / size) & 1)) left[i] = -INFINITY;
+    }
+    __syncwarp();
+}
+
+// Softmax over all experts or a sigmoid of each, then the best n_used; equal ones by index. By one warp; `left`: n_expert floats of shared
+// memory. Where nothing else decides, logits are compared and not what is made of them.
 __device__ __forceinline__ void choose(const MoeRouter& a, const float* x, int token, float* left) {
     const int lane = threadIdx.x % WARP, n = a.m.seg[0].n_out;
     float mx = -INFINITY;
@@ -20,7 +70,11 @@ __device__ __forceinline__ void choose(const MoeRouter& a, const float* x, int t
     float all = 0.0f;
     for (int i = lane; i < n; i += WARP) all += __expf(left[i] - mx);
     all = warp_sum(all);
+    const bool plain = !a.sigmoid && !a.bias && a.n_group_used >= a.n_group;
+    const auto weight = [&](float x) { return a.sigmoid ? 1.0f / (1.0f + __expf(-x)) : __expf(x - mx) / all; };
+    for (int i = lane; !plain && i < n; i += WARP) left[i] = weight(left[i]) + (a.bias ? a.bias[i] : 0.0f);
     __syncwarp();
+    if (a.n_group_used < a.n_group) close_groups(a, left, n);
     float chosen = 0.0f;
     for (int u = 0; u < int(a.n_used); u++) {
         float best = -INFINITY;
@@ -34,7 +88,7 @@ __device__ __forceinline__ void choose(const MoeRouter& a, const float* x, int t
             if (other > best || (other == best && other_id < id)) best = other, id = other_id;
         }
         if (id >= n) id = u;  // logits that are not numbers: any expert will do, but it has to be one
-        const float w = __expf(best - mx) / all;
+        const float w = weight(plain ? best : look(x + id));
         chosen += w;
         __syncwarp();
         if (lane == 0) {
@@ -44,8 +98,13 @@ __device__ __forceinline__ void choose(const MoeRouter& a, const float* x, int t
         }
         __syncwarp();
     }
-    if (a.norm && lane == 0) {
-        for (int u = 0; u < int(a.n_used); u++) a.weights[size_t(token) * a.n_used + u] /= chosen;
+    if ((a.norm || a.scale != 1.0f) && lane == 0) {
+        // What a half-precision number can just hold, as in ggml: all sigmoids may be as good as zero.
+        const float by = a.norm ? fmaxf(chosen, 6.1035156e-5f) : 1.0f;
+        for (int u = 0; u < int(a.n_used); u++) {
+            float& w = a.weights[size_t(token) * a.n_used + u];
+            w = w / by * a.scale;
+        }
     }
 }
 

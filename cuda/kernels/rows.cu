@@ -118,6 +118,39 @@ KERNEL glu(const GateUp a) {
     if (i < a.n_elem) a.gate[i] = glu(a.kind, a.gate[i], a.up[i]);
 }
 
+struct SigmoidMul {
+    float* x;           // (n, width)
+    const float* gate;  // (n, n_gate)
+    uint64_t n_elem;    // n * width
+    uint32_t width;     // a multiple of n_gate
+    uint32_t n_gate;
+};
+
+// x *= sigmoid(gate); one element of a gate for several of x that lie side by side. Grid: (ceil(n_elem / threads)).
+KERNEL sigmoid_mul(const SigmoidMul a) {
+    begin();
+    const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < a.n_elem) a.x[i] *= 1.0f / (1.0f + __expf(-a.gate[i / (a.width / a.n_gate)]));
+}
+
+struct Center {
+    float* x;  // (n, width)
+    uint32_t width;
+    uint32_t pad;
+};
+
+// x -= mean(x). Grid: (n). Block: a multiple of 32 threads.
+KERNEL __launch_bounds__(1024) center(const Center a) {
+    begin();
+    __shared__ float scratch[WARP];
+    const int n = a.width;
+    float* x = a.x + size_t(blockIdx.x) * n;
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
+    const float mean = block_sum(sum, scratch) / float(n);
+    for (int i = threadIdx.x; i < n; i += blockDim.x) x[i] -= mean;
+}
+
 struct SoftCap {
     float* x;  // (n_elem)
     uint64_t n_elem;
@@ -153,7 +186,8 @@ struct RopeStore {
     const float* v;          // (n, n_head_kv, head_dim)
     const float* q_norm;     // (head_dim) or null
     const float* k_norm;     // (head_dim) or null
-    const float2* rope;      // (n, head_dim / 2) cosine and sine, or null
+    const float2* rope_q;    // (n, head_dim / 2) cosine and sine for queries, or null
+    const float2* rope_k;    // likewise for keys; usually the same
     uint16_t* pool_k;        // (slots, PAGE, n_head_kv, head_dim) f16, or null: k is changed in place and v left alone
     uint16_t* pool_v;        // likewise
     const uint32_t* places;  // (n) slot * PAGE + row
@@ -186,6 +220,7 @@ KERNEL rope_store(const RopeStore a) {
     }
     float* x = (is_q ? a.q : a.k) + at;
     const float* w = is_q ? a.q_norm : a.k_norm;
+    const float2* rope = is_q ? a.rope_q : a.rope_k;
     float first[MAX_PAIRS], second[MAX_PAIRS];
     float sum = 0.0f;
 #pragma unroll
@@ -206,8 +241,8 @@ KERNEL rope_store(const RopeStore a) {
         const int i0 = p.i0, i1 = p.i1;
         float x0 = first[j], x1 = second[j];
         if (w) x0 *= scale * w[i0], x1 *= scale * w[i1];
-        if (a.rope) {
-            const float2 cs = a.rope[size_t(t) * half + i];
+        if (rope) {
+            const float2 cs = rope[size_t(t) * half + i];
             const float y0 = x0 * cs.x - x1 * cs.y, y1 = x0 * cs.y + x1 * cs.x;
             x0 = y0, x1 = y1;
         }

@@ -105,6 +105,7 @@ struct Phase {
     const uint32_t* reach; // WEIGH: (n_in) `most_pages` of each layer
     const float* sinks;    // ATTEND: (n_head) scores that take part in the softmax and have no value, or null
     const float* logits;   // GATE_UP: (n_expert) of the router
+    const float* lean;     // (n_expert) what is added to what they weigh where experts are chosen, or null
     uint32_t kind;
     uint32_t gated;        // PRODUCTS: m[0].out = glu(m[0], m[1]) of kind `gated` - 1
     uint32_t again;        // PRODUCTS: its input lies where that of the phase of products before did
@@ -126,7 +127,9 @@ struct Phase {
     uint32_t width;        // of a row; in DOWN inputs of the chosen experts follow one another
     uint32_t n_expert;
     uint32_t n_used;
-    uint32_t norm_chosen;  // GATE_UP: what experts weigh sums to one over those that are chosen, not over all
+    uint32_t sigmoid;      // GATE_UP: experts weigh the sigmoid of their logit, not their share in a softmax over all
+    uint32_t norm_chosen;  // and then what makes those that are chosen sum to one
+    float weights_scale;   // times this
     uint32_t chosen_in;    // the phase that chooses
     uint32_t join_at;      // DOWN: where results of the block's rows lie in shared memory until all experts' are there, (n_used, rows)
     uint32_t window;       // ATTEND: tokens that a query sees, itself included, or NO_WINDOW

@@ -229,15 +229,16 @@ template <bool ANY, class F> __device__ __forceinline__ void with_rows(const Wor
     }
 }
 
-// Chooses experts by the results of the router: softmax over all of them, then the best, equal ones by number. By the first warp.
+// Chooses the best experts by what the router says, equal ones by number. By the first warp.
 __device__ __noinline__ void choose(const uint32_t phase) {
+    constexpr int N = MAX_EXPERTS / WARP;
     const Here h = here(phase);
     DYNAMIC_SHARED(StepShared, shared);
     Chosen& chosen = shared->chosen;
-    constexpr int N = MAX_EXPERTS / WARP;
     const int lane = threadIdx.x % WARP, n = h.p.n_expert, n_used = h.p.n_used;
-    float x[N];
-    uint32_t key[N];  // whole numbers of the same order; 1 for what is no number, 0 for what is not there or taken
+    const bool sigmoid = h.p.sigmoid;
+    auto weigh = [sigmoid](float x, float largest) { return sigmoid ? quotient(1.0f, 1.0f + __expf(-x)) : __expf(x - largest); };
+    float x[N], largest = -INFINITY, all = 0.0f;
 #pragma unroll
     for (int i = 0; i < N; i++) {
         const int e = lane + WARP * i;
@@ -250,10 +251,23 @@ __device__ __noinline__ void choose(const uint32_t phase) {
             rest();
             x[i] = look(h.p.logits + e);
         }
-        key[i] = e < n ? max(1u, uint32_t(logit_key(x[i], 0) >> 32)) : 0;
+        largest = fmaxf(largest, x[i]);
     }
     __syncwarp();
-    float largest = 0.0f, all = 0.0f, sum = 0.0f, mine = 0.0f;
+    largest = warp_max(largest);
+#pragma unroll
+    for (int i = 0; i < N; i++) all += weigh(x[i], largest);
+    all = warp_sum(all);
+    // Whole numbers of the order in which experts are chosen; 1 for what is no number, 0 for what is not there or taken.
+    uint32_t key[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const int e = lane + WARP * i;
+        float by = x[i];
+        if (h.p.lean && e < n) by = h.p.lean[e] + (sigmoid ? weigh(by, largest) : quotient(weigh(by, largest), all));
+        key[i] = e < n ? max(1u, uint32_t(logit_key(by, 0) >> 32)) : 0;
+    }
+    float sum = 0.0f, mine = 0.0f;
 #pragma unroll 1
     for (int u = 0; u < n_used; u++) {
         uint32_t best = 0;
@@ -271,18 +285,12 @@ __device__ __noinline__ void choose(const uint32_t phase) {
         for (int i = 0; i < N; i++) {
             if (id == uint32_t(lane + WARP * i)) value = x[i], key[i] = 0;
         }
-        value = __shfl_sync(ALL, value, id % WARP);
-        if (u == 0) {
-            largest = value;
-#pragma unroll
-            for (int i = 0; i < N; i++) all += __expf(x[i] - largest);
-            all = warp_sum(all);
-        }
-        const float w = __expf(value - largest);
+        const float w = weigh(__shfl_sync(ALL, value, id % WARP), largest);
         sum += w;
         if (lane == u) chosen.id[u] = id, mine = w;
     }
-    if (lane < n_used) chosen.weight[lane] = quotient(mine, h.p.norm_chosen ? sum : all);
+    const float of = h.p.norm_chosen ? sum : sigmoid ? 1.0f : all;
+    if (lane < n_used) chosen.weight[lane] = quotient(mine, of) * h.p.weights_scale;
 }
 
 // Adds up what the experts say of the block's rows, behind the sums of all its warps.

@@ -41,13 +41,17 @@ args! {
     /// `rows.cu`
     GateUp => glu { gate: u64, up: u64, n_elem: u64, kind: u32, pad: u32 }
     /// `rows.cu`
+    SigmoidMul => sigmoid_mul { x: u64, gate: u64, n_elem: u64, width: u32, n_gate: u32 }
+    /// `rows.cu`
+    Center => center { x: u64, width: u32, pad: u32 }
+    /// `rows.cu`
     SoftCap => soft_cap_all { x: u64, n_elem: u64, cap: f32, pad: u32 }
     /// `rows.cu`
     AddScaled => add_scaled { x: u64, y: u64, n_elem: u64, factor: f32, pad: u32 }
     /// `rows.cu`
     RopeStore => rope_store {
-        q: u64, k: u64, v: u64, q_norm: u64, k_norm: u64, rope: u64, pool_k: u64, pool_v: u64, places: u64,
-        n_head: u32, n_head_kv: u32, head_dim: u32, neox: u32, eps_q: f32, eps_k: f32,
+        q: u64, k: u64, v: u64, q_norm: u64, k_norm: u64, rope_q: u64, rope_k: u64, pool_k: u64, pool_v: u64,
+        places: u64, n_head: u32, n_head_kv: u32, head_dim: u32, neox: u32, eps_q: f32, eps_k: f32,
     }
     /// `rows.cu`
     ReadAll => read_all { src: u64, out: u64, n: u64 }
@@ -95,7 +99,10 @@ args! {
     /// `draw.cu`
     Draw => draw { logits: u64, next: u64, out: u64, n_vocab: u32, top_k: u32, top_p: f32, min_p: f32, inv_temp: f32, lot: f32 }
     /// `moe.cu`
-    MoeRouter => moe_router { m: MatVec, ids: u64, weights: u64, arrived: u64, n_used: u32, norm: u32 }
+    MoeRouter => moe_router {
+        m: MatVec, ids: u64, weights: u64, arrived: u64, bias: u64, n_used: u32, norm: u32, sigmoid: u32, n_group: u32, n_group_used: u32,
+        scale: f32,
+    }
     /// `moe.cu`
     MoeDown => moe_down { m: MatVec, weights: u64, n_used: u32, pad: u32 }
     /// `moe.cu`
@@ -196,6 +203,7 @@ pub(crate) struct Phase {
     pub(crate) reach: u64,
     pub(crate) sinks: u64,
     pub(crate) logits: u64,
+    pub(crate) lean: u64,
     pub(crate) kind: u32,
     pub(crate) gated: u32,
     pub(crate) again: u32,
@@ -217,14 +225,16 @@ pub(crate) struct Phase {
     pub(crate) width: u32,
     pub(crate) n_expert: u32,
     pub(crate) n_used: u32,
+    pub(crate) sigmoid: u32,
     pub(crate) norm_chosen: u32,
+    pub(crate) weights_scale: f32,
     pub(crate) chosen_in: u32,
     pub(crate) join_at: u32,
     pub(crate) window: u32,
     pub(crate) most_pages: u32,
     pub(crate) pad: [u32; 4],
 }
-const _: () = assert!(size_of::<Phase>() == 3 * 96 + 17 * 8 + 30 * 4, "padding");
+const _: () = assert!(size_of::<Phase>() == 3 * 96 + 18 * 8 + 32 * 4, "padding");
 
 /// What differs between steps, `step.cuh`.
 #[repr(transparent)]
@@ -303,7 +313,7 @@ macro_rules! kernels {
 }
 
 kernels! {
-    Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", GateUp "glu", SoftCap "soft_cap_all", AddScaled "add_scaled", RopeStore "rope_store",
+    Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", GateUp "glu", SigmoidMul "sigmoid_mul", Center "center", SoftCap "soft_cap_all", AddScaled "add_scaled", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
     Combine "attention_combine", Draw "draw", MoeRouter "moe_router", MoeDown "moe_down", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16", MulMatF16Hopper "mul_mat_f16_hopper",
     MoeSort "moe_sort", MulMatExperts "mul_mat_experts", MulMatExpertsHopper "mul_mat_experts_hopper",

@@ -157,6 +157,46 @@ pub fn glu(gpu: &Gpu, kind: Glu, gate: View, up: View, n_elem: usize) -> Result<
     gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
 }
 
+/// `x *= sigmoid(gate)` of `n` rows: x `[n, width]`, gate `[n, n_gate]`, one element of it for several of x that lie side by side.
+///
+/// # Errors
+/// Those of the driver.
+pub fn sigmoid_mul(
+    gpu: &Gpu,
+    x: View,
+    gate: View,
+    n: usize,
+    [width, n_gate]: [usize; 2],
+) -> Result<()> {
+    check(x, n * width);
+    check(gate, n * n_gate);
+    assert!(n_gate > 0 && width.is_multiple_of(n_gate));
+    let n_elem = n * width;
+    let a = args::SigmoidMul {
+        x: x.at,
+        gate: gate.at,
+        n_elem: n_elem as u64,
+        width: width as u32,
+        n_gate: n_gate as u32,
+    };
+    gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
+}
+
+/// `x -= mean(x)` of each row of x, `[n, width]`.
+///
+/// # Errors
+/// Those of the driver.
+pub fn center(gpu: &Gpu, x: View, n: usize, width: usize) -> Result<()> {
+    check(x, n * width);
+    let a = args::Center {
+        x: x.at,
+        width: width as u32,
+        pad: 0,
+    };
+    let block = width.div_ceil(4).next_multiple_of(32).clamp(32, 1024) as u32;
+    gpu.launch(launch([n, 1, 1], block, 0), &a)
+}
+
 /// `x = cap * tanh(x / cap)`; `cap` is positive.
 ///
 /// # Errors
@@ -369,8 +409,8 @@ pub struct RopeStore {
     pub q_norm: Option<(View, f32)>,
     /// The same for keys.
     pub k_norm: Option<(View, f32)>,
-    /// `[n, head_dim / 2, 2]` cosines and sines, if there is a rotation.
-    pub rope: Option<View>,
+    /// `[n, head_dim / 2, 2]` cosines and sines of queries and of keys, if there is a rotation; usually the same.
+    pub rope: Option<[View; 2]>,
     /// Which elements are pairs.
     pub pairs: Pairs,
     /// Where keys and values go. Without it keys are changed in place.
@@ -420,8 +460,8 @@ pub fn rope_store(gpu: &Gpu, h: Heads, c: &RopeStore, n: usize) -> Result<()> {
     for (w, _) in c.q_norm.iter().chain(&c.k_norm) {
         check(*w, d);
     }
-    if let Some(r) = c.rope {
-        check(r, n * d);
+    for r in c.rope.iter().flatten() {
+        check(*r, n * d);
     }
     if let Some(s) = c.store {
         check(s.places, n);
@@ -432,7 +472,8 @@ pub fn rope_store(gpu: &Gpu, h: Heads, c: &RopeStore, n: usize) -> Result<()> {
         v: c.v.at,
         q_norm: at(c.q_norm.map(|w| w.0)),
         k_norm: at(c.k_norm.map(|w| w.0)),
-        rope: at(c.rope),
+        rope_q: at(c.rope.map(|r| r[0])),
+        rope_k: at(c.rope.map(|r| r[1])),
         pool_k: at(c.store.map(|s| s.k)),
         pool_v: at(c.store.map(|s| s.v)),
         places: at(c.store.map(|s| s.places)),

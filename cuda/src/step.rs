@@ -191,11 +191,23 @@ impl Builder {
         PLACE | from as u64
     }
 
+    /// What the first `bytes` of a buffer hold now, for phases that want it when it holds something else.
+    pub fn hold(&mut self, src: View, bytes: usize) -> View {
+        View {
+            at: self.read(src, bytes),
+            ..src.slice(0, bytes)
+        }
+    }
+
     /// Where a phase finds the first `bytes` of `src`.
     fn read(&mut self, src: View, bytes: usize) -> u64 {
+        if src.at & PLACE != 0 {
+            return src.at;
+        }
         let (from, to) = (src.at, src.at + bytes as u64);
         let overlaps = |p: &&mut Place| p.buffer < to && from < p.buffer + p.bytes as u64;
         let Some(place) = self.places.iter_mut().rev().find(overlaps) else {
+            self.refuse("a phase that reads what none has written");
             return src.at;
         };
         place.read = true;

@@ -5,7 +5,7 @@ mod common;
 
 use common::weights::{Q8, matrix, put, reference};
 use common::*;
-use lemma_cuda::ops::{self, Chosen, Columns, Experts, Grouped, Half, MatVec, Mode};
+use lemma_cuda::ops::{self, Choice, Chosen, Columns, Experts, Grouped, Half, MatVec, Mode};
 use lemma_quant::GgmlType;
 
 #[test]
@@ -198,7 +198,10 @@ fn experts_are_chosen_as_by_softmax() {
                     weights: weights.view(),
                     arrived: arrived.view(),
                     n_used,
-                    norm: even,
+                    choice: Choice {
+                        norm: even,
+                        ..Choice::SOFTMAX
+                    },
                 };
                 let router = (&w, biased.then(|| bb.view()));
                 let quant = q8.as_ref().map(Q8::quant);
@@ -231,6 +234,97 @@ fn experts_are_chosen_as_by_softmax() {
     }
 }
 
+/// Sigmoids, something added where experts are chosen, groups, a factor: as in DeepSeek-V3.
+#[test]
+fn experts_are_chosen_in_other_ways() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(15);
+        for (n_expert, n_used, n_group, n_group_used, sigmoid, biased, norm, scale) in [
+            (12, 3, 1, 1, true, true, true, 2.5),
+            (12, 3, 1, 1, true, false, false, 1.0),
+            (12, 3, 1, 1, false, true, true, 1.0),
+            (32, 4, 8, 3, true, true, true, 1.5),
+            (32, 4, 8, 2, false, false, false, 1.5),
+            (128, 8, 64, 9, true, true, true, 1.0),
+            (9, 2, 3, 1, true, true, false, 0.5),
+        ] {
+            let (n, n_in) = (3, 40);
+            let values = rng.normals(n_in * n_expert);
+            let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let w = put(&gpu, GgmlType::F32, &data, n_in, n_expert);
+            let (x, bias) = (rng.normals(n * n_in), rng.normals(n_expert));
+            let (xb, bb) = (upload(&gpu, &x), upload(&gpu, &bias));
+            let [logits, ids, weights] =
+                [n_expert, n_used, n_used].map(|width| poisoned(&gpu, n * width));
+            let arrived = gpu.alloc(n * 4).expect("counters");
+            let chosen = Chosen {
+                logits: logits.view(),
+                ids: ids.view(),
+                weights: weights.view(),
+                arrived: arrived.view(),
+                n_used,
+                choice: Choice {
+                    sigmoid,
+                    bias: biased.then(|| bb.view()),
+                    n_group,
+                    n_group_used,
+                    norm,
+                    scale,
+                },
+            };
+            ops::moe_router(&gpu, (&w, None), xb.view(), None, &chosen, n).expect("moe_router");
+            let ids: Vec<usize> = read(&gpu, ids.view())
+                .iter()
+                .map(|v| v.to_bits() as usize)
+                .collect();
+            let got = read(&gpu, weights.view());
+            let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
+            for t in 0..n {
+                let row: Vec<f64> = values
+                    .chunks_exact(n_in)
+                    .map(|w| {
+                        let x = &x[t * n_in..][..n_in];
+                        w.iter().zip(x).map(|(w, x)| w * f64::from(*x)).sum()
+                    })
+                    .collect();
+                let all: f64 = row.iter().map(|v| v.exp()).sum();
+                let p: Vec<f64> = row
+                    .iter()
+                    .map(|v| match sigmoid {
+                        true => 1.0 / (1.0 + (-v).exp()),
+                        false => v.exp() / all,
+                    })
+                    .collect();
+                let rank = |e: usize| p[e] + if biased { f64::from(bias[e]) } else { 0.0 };
+                let best = |of: Vec<usize>, n: usize, worth: &dyn Fn(usize) -> f64| {
+                    let mut of = of;
+                    of.sort_by(|&a, &b| worth(b).total_cmp(&worth(a)).then(a.cmp(&b)));
+                    of.truncate(n);
+                    of
+                };
+                let size = n_expert / n_group;
+                let worth = |g: usize| -> f64 {
+                    let two = best((g * size..(g + 1) * size).collect(), 2, &rank);
+                    two.iter().map(|&e| rank(e)).sum()
+                };
+                let open = best((0..n_group).collect(), n_group_used, &worth);
+                let left = (0..n_expert).filter(|e| open.contains(&(e / size)));
+                let order = best(left.collect(), n_used, &rank);
+                assert_eq!(ids[t * n_used..][..n_used], order, "{gpu:?}");
+                let sum: f64 = order.iter().map(|&e| p[e]).sum();
+                // As in ggml, sums are not smaller than what a half-precision number can just hold.
+                let by = if norm { sum.max(6.103_515_6e-5) } else { 1.0 };
+                let want: Vec<f64> = order
+                    .iter()
+                    .map(|&e| p[e] / by * f64::from(scale))
+                    .collect();
+                let e = nmse(&got[t * n_used..][..n_used], &want);
+                assert!(e < 1e-10, "{gpu:?}: {e:e}");
+            }
+        }
+    }
+}
+
 /// A file can hold any weights; what is read by number of an expert has to be there all the same.
 #[test]
 fn logits_that_are_not_numbers_choose_experts_too() {
@@ -248,7 +342,10 @@ fn logits_that_are_not_numbers_choose_experts_too() {
             weights: weights.view(),
             arrived: arrived.view(),
             n_used,
-            norm: true,
+            choice: Choice {
+                norm: true,
+                ..Choice::SOFTMAX
+            },
         };
         ops::moe_router(&gpu, (&w, None), x.view(), None, &chosen, 1).expect("moe_router");
         let ids: Vec<u32> = read(&gpu, ids.view()).iter().map(|v| v.to_bits()).collect();

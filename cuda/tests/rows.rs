@@ -175,6 +175,34 @@ fn logits_are_bounded() {
     }
 }
 
+#[test]
+fn gates_and_means() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(17);
+        for (n, width, n_gate) in [(1, 7, 1), (3, 96, 96), (2, 60, 4), (1, 5000, 1)] {
+            let (x, gate) = (rng.normals(n * width), rng.normals(n * n_gate));
+            let (xb, gb) = (upload(&gpu, &x), upload(&gpu, &gate));
+            ops::sigmoid_mul(&gpu, xb.view(), gb.view(), n, [width, n_gate]).expect("sigmoid_mul");
+            let each = width / n_gate;
+            let want = x.iter().enumerate().map(|(i, x)| {
+                let g = f64::from(gate[i / each]);
+                f64::from(*x) / (1.0 + (-g).exp())
+            });
+            let e = nmse(&read(&gpu, xb.view()), &want.collect::<Vec<_>>());
+            assert!(e < 1e-12, "{gpu:?}: {e:e}");
+            let x: Vec<f32> = x.iter().map(|x| x + 3.0).collect();
+            let xb = upload(&gpu, &x);
+            ops::center(&gpu, xb.view(), n, width).expect("center");
+            let want = x.chunks_exact(width).flat_map(|row| {
+                let mean = f64s(row).iter().sum::<f64>() / width as f64;
+                row.iter().map(move |x| f64::from(*x) - mean)
+            });
+            let e = nmse(&read(&gpu, xb.view()), &want.collect::<Vec<_>>());
+            assert!(e < 1e-11, "{gpu:?}: {e:e}");
+        }
+    }
+}
+
 /// Rotates a head in place, as far as there are pairs.
 fn rotate(x: &mut [f64], rope: &[f32], pairs: Pairs) {
     let n = match pairs {
@@ -229,6 +257,11 @@ fn heads_are_normed_rotated_and_stored() {
                     [a.cos(), a.sin()]
                 })
                 .collect();
+            // Queries may grow.
+            let grown =
+                |(i, x): (usize, &f32)| x * if rotates(i / 2 % (d / 2)) { 1.5 } else { 1.0 };
+            let rope_q: Vec<f32> = rope.iter().enumerate().map(grown).collect();
+            let rqb = upload(&gpu, &rope_q);
             let (qw, kw) = (rng.normals(d), rng.normals(d));
             let places = [2 * PAGE as u32 + 5, 7, PAGE as u32];
             let slots = 3;
@@ -249,7 +282,7 @@ fn heads_are_normed_rotated_and_stored() {
                 v: vb.view(),
                 q_norm: normed.then(|| (qwb.view(), 1e-6)),
                 k_norm: normed.then(|| (kwb.view(), 1e-5)),
-                rope: Some(rb.view()),
+                rope: Some([rqb.view(), rb.view()]),
                 pairs,
                 store: stored.then(|| Store {
                     k: pk.view(),
@@ -258,7 +291,7 @@ fn heads_are_normed_rotated_and_stored() {
                 }),
             };
             ops::rope_store(&gpu, h, &call, n).expect("rope_store");
-            let expect = |x: &[f32], heads: usize, w: &[f32], eps: f32| -> Vec<f64> {
+            let expect = |x: &[f32], heads: usize, w: &[f32], eps: f32, rope: &[f32]| -> Vec<f64> {
                 let mut out = Vec::new();
                 for (i, head) in x.chunks_exact(d).enumerate() {
                     let mut y = if normed {
@@ -271,9 +304,9 @@ fn heads_are_normed_rotated_and_stored() {
                 }
                 out
             };
-            let e = nmse(&read(&gpu, qb.view()), &expect(&q, 6, &qw, 1e-6));
+            let e = nmse(&read(&gpu, qb.view()), &expect(&q, 6, &qw, 1e-6, &rope_q));
             assert!(e < 1e-10, "{gpu:?} {d} q: {e:e}");
-            let want_k = expect(&k, 2, &kw, 1e-5);
+            let want_k = expect(&k, 2, &kw, 1e-5, &rope);
             if !stored {
                 assert!(nmse(&read(&gpu, kb.view()), &want_k) < 1e-10);
                 continue;

@@ -8,7 +8,7 @@ use common::pool::{POOLS, Pool, Rules, fits};
 use common::weights::{self, put, reference};
 use common::*;
 use half::f16;
-use lemma_cuda::ops::{Attention, Glu, Heads, Mode, Pairs, RopeStore, Store};
+use lemma_cuda::ops::{Attention, Choice, Glu, Heads, Mode, Pairs, RopeStore, Store};
 use lemma_cuda::step::{Builder, Inputs, Mixture, Products, Shape};
 use lemma_cuda::{Gpu, PAGE, Source, Uploader, Weight};
 use lemma_quant::GgmlType;
@@ -212,7 +212,7 @@ fn a_step_attends_to_pages_of_any_tier() {
                     v: vb.view(),
                     q_norm: normed.then(|| (norm_views[0].view(), EPS)),
                     k_norm: normed.then(|| (norm_views[1].view(), EPS)),
-                    rope: pairs.map(|_| angle_view.view()),
+                    rope: pairs.map(|_| [angle_view.view(); 2]),
                     pairs: pairs.unwrap_or(Pairs::Neighbours),
                     store: Some(store),
                 };
@@ -323,7 +323,16 @@ fn a_step_asks_the_experts_that_it_chooses() {
                 continue;
             }
             let [ty, ty_down] = types;
-            let (biased, even) = (i % 2 == 1, i % 3 > 0);
+            let (biased, even, leans) = (i % 2 == 1, i % 3 > 0, i % 4 > 1);
+            let lean = rng.normals(n_expert);
+            let lean_view = upload(&gpu, &lean);
+            let choice = Choice {
+                sigmoid: [2, 4, 5].contains(&i),
+                bias: leans.then(|| lean_view.view()),
+                norm: even,
+                scale: if biased { 1.0 } else { 2.5 },
+                ..Choice::SOFTMAX
+            };
             let glu = if biased { Glu::SwigluOai } else { Glu::Swiglu };
             let embd = part(&gpu, &mut rng, F32, n_in, 3);
             let router = part(&gpu, &mut rng, F32, n_in, n_expert);
@@ -361,7 +370,7 @@ fn a_step_asks_the_experts_that_it_chooses() {
                 down: (&down.w, of(&down)),
                 glu,
                 n_used,
-                norm_topk: even,
+                choice,
                 logits: logits.view(),
                 hidden: hidden.view(),
                 acc: x.view(),
@@ -388,18 +397,22 @@ fn a_step_asks_the_experts_that_it_chooses() {
                 let mean = row.iter().map(|x| x * x).sum::<f32>() / n_in as f32;
                 let f = 1.0 / (mean + EPS).sqrt();
                 let xn: Vec<f32> = row.iter().zip(&norm).map(|(x, w)| x * f * w).collect();
-                let mut all: Vec<(usize, f64)> = router
-                    .product(0, n_expert, &xn, biased)
-                    .into_iter()
-                    .enumerate()
-                    .collect();
-                let exp: f64 = all.iter().map(|a| a.1.exp()).sum();
-                all.sort_by(|a, b| b.1.total_cmp(&a.1));
+                let logits = router.product(0, n_expert, &xn, biased);
+                let exp: f64 = logits.iter().map(|a| a.exp()).sum();
+                let weight = |x: f64| match choice.sigmoid {
+                    true => 1.0 / (1.0 + (-x).exp()),
+                    false => x.exp() / exp,
+                };
+                let weights: Vec<f64> = logits.into_iter().map(weight).collect();
+                let by = |e: usize| weights[e] + if leans { f64::from(lean[e]) } else { 0.0 };
+                let mut all: Vec<usize> = (0..n_expert).collect();
+                all.sort_by(|a, b| by(*b).total_cmp(&by(*a)));
                 let chosen = &all[..n_used];
-                let sum: f64 = chosen.iter().map(|a| a.1.exp()).sum();
+                let sum: f64 = chosen.iter().map(|e| weights[*e]).sum();
                 let mut want: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
-                for &(e, logit) in chosen {
-                    let weight = logit.exp() / if even { sum } else { exp };
+                for &e in chosen {
+                    let weight =
+                        weights[e] * f64::from(choice.scale) / if even { sum } else { 1.0 };
                     let [g, u] = [&gate, &up].map(|p| p.product(e, n_ff, &xn, biased));
                     let h = g.iter().zip(&u).map(|(g, u)| gated(glu, *g, *u) as f32);
                     let h: Vec<f32> = h.collect();

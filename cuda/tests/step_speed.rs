@@ -242,7 +242,7 @@ fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize, lower: Option<[KvType;
             v: v.view(),
             q_norm: None,
             k_norm: None,
-            rope: Some(rope.view()),
+            rope: Some([rope.view(); 2]),
             pairs: Pairs::Halves(d / 2),
             store: Some(store),
         };

@@ -242,6 +242,19 @@ fn each_arch() -> Vec<Case> {
         "deepseek2-v3.gguf",
         "deepseek2-noqlora.gguf",
         "qwen35.gguf",
+        "qwen3next.gguf",
+        "qwen3next-legacy.gguf",
+        "qwen3vlmoe.gguf",
+        "glm4moe.gguf",
+        "exaone4-window.gguf",
+        "hunyuan-moe.gguf",
+        "mistral3.gguf",
+        "minimax-m2.gguf",
+        "bailingmoe2.gguf",
+        "granitemoe.gguf",
+        "qwen2moe.gguf",
+        "cohere2.gguf",
+        "apertus.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

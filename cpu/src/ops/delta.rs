@@ -22,7 +22,7 @@ const MAX_CONV: usize = 8;
 /// What a layer looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeltaShape {
-    /// Heads of queries and keys; value head `h` goes with number `h % n_head_k`.
+    /// Heads of queries and keys.
     pub n_head_k: usize,
     /// Heads of values.
     pub n_head_v: usize,
@@ -30,9 +30,19 @@ pub struct DeltaShape {
     pub dim: usize,
     /// Tokens that the convolution sees, the current one included: 2 to 8.
     pub d_conv: usize,
+    /// Whether value heads of a key head lie side by side; otherwise value head `h` goes with key head `h % n_head_k`.
+    pub side_by_side: bool,
 }
 
 impl DeltaShape {
+    /// The key head of value head `h`.
+    fn head_k(&self, h: usize) -> usize {
+        match self.side_by_side {
+            true => h / (self.n_head_v / self.n_head_k),
+            false => h % self.n_head_k,
+        }
+    }
+
     /// Queries, keys and values of a token: those of all heads, one after the other.
     fn width(&self) -> usize {
         (2 * self.n_head_k + self.n_head_v) * self.dim
@@ -186,6 +196,7 @@ impl Pass<'_> {
         };
         for i in self.w.range(state.shape.n_groups(), 1) {
             let head = i * LANES / dim;
+            let head_k = state.shape.head_k(head);
             // SAFETY: this group of rows is this worker's.
             let s = unsafe { state.s.slice_mut(i * dim * LANES..(i + 1) * dim * LANES) };
             if fresh {
@@ -194,7 +205,7 @@ impl Pass<'_> {
             for t in 0..n_tokens {
                 let qkv = &qkv[t * state.shape.width()..][..state.shape.width()];
                 let k = n_head_k * dim;
-                let of = head % n_head_k * dim..(head % n_head_k + 1) * dim;
+                let of = head_k * dim..(head_k + 1) * dim;
                 let at = t * n + i * LANES;
                 let mut row = Token {
                     s,

@@ -14,6 +14,21 @@ pub enum RopeMode {
     NeoX,
 }
 
+/// What a feed-forward block without a gate makes of each element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// `max(x, 0)²`
+    ReluSqr,
+    /// `alpha_p x² + beta x` where x is positive, elsewhere `alpha_n (exp(min(x, eps)) - 1 - x) + beta x`.
+    #[allow(missing_docs)]
+    Xielu {
+        alpha_n: f32,
+        alpha_p: f32,
+        beta: f32,
+        eps: f32,
+    },
+}
+
 impl Pass<'_> {
     /// `out[t] = row tokens[t] of w`, decoded. `out`: `[tokens.len(), w.n_in]`.
     pub fn embed(&self, out: &Shared<f32>, w: Mat<'_>, tokens: &[u32]) {
@@ -50,7 +65,18 @@ impl Pass<'_> {
         self.barrier();
     }
 
-    /// The same in place for what rows of `stride` begin with: the first `weight.len()` numbers of each.
+    /// `x -= mean(x)` in place for each row of `width`.
+    pub fn center(&self, x: &Shared<f32>, width: usize, n_rows: usize) {
+        self.check("center", &[id(x), width, n_rows]);
+        for i in self.w.range(n_rows, 1) {
+            // SAFETY: row i is this worker's.
+            let row = unsafe { x.slice_mut(i * width..(i + 1) * width) };
+            lanes::center(self.isa, row);
+        }
+        self.barrier();
+    }
+
+    /// [`Pass::rms_norm`] in place for what rows of `stride` begin with: the first `weight.len()` numbers of each.
     pub fn rms_norm_first(
         &self,
         x: &Shared<f32>,
@@ -205,6 +231,23 @@ impl Pass<'_> {
     pub fn gelu(&self, out: &Shared<f32>, x: &Shared<f32>, n: usize) {
         self.check("gelu", &[id(out), id(x), n]);
         lanes::gelu(self.isa, self.start_from(out, x, self.w.range(n, LANES)));
+        self.barrier();
+    }
+
+    /// Each of `n` elements by itself, in place.
+    pub fn activate(&self, x: &Shared<f32>, by: Activation, n: usize) {
+        self.check("activate", &[id(x), n]);
+        // SAFETY: the range is this worker's.
+        let x = unsafe { x.slice_mut(self.w.range(n, LANES)) };
+        match by {
+            Activation::ReluSqr => lanes::relu_sqr(self.isa, x),
+            Activation::Xielu {
+                alpha_n,
+                alpha_p,
+                beta,
+                eps,
+            } => lanes::xielu(self.isa, x, [alpha_n, alpha_p, beta, eps]),
+        }
         self.barrier();
     }
 

@@ -35,7 +35,7 @@ mod products;
 pub use attention::Attention;
 pub use bounds::{Estimate, KeyBounds};
 pub use delta::{DeltaShape, DeltaState};
-pub use elementwise::RopeMode;
+pub use elementwise::{Activation, RopeMode};
 pub use moe::{Act, Gating, MoeBias, MoeFfn};
 
 use crate::{Isa, Shared, Team, Worker};

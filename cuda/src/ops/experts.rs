@@ -19,11 +19,40 @@ pub struct Chosen {
     pub arrived: View,
     /// Experts of a token.
     pub n_used: usize,
-    /// Whether weights of a token are made to sum to one.
-    pub norm: bool,
+    /// How they are chosen.
+    pub choice: Choice,
 }
 
-/// Chooses the experts of `n` tokens, x `[n, n_in]`: softmax over all of them, then the best; equal ones by number.
+/// How the experts of a token are chosen, and what they count.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice {
+    /// Whether weights are sigmoids, each of its logit, and not a softmax over all.
+    pub sigmoid: bool,
+    /// `[n_expert]`: added to the weights where experts are chosen.
+    pub bias: Option<View>,
+    /// Groups of experts that lie side by side, 64 at most.
+    pub n_group: usize,
+    /// Groups that a token may use experts of: those whose two best have the largest sum.
+    pub n_group_used: usize,
+    /// Whether weights of a token are made to sum to one.
+    pub norm: bool,
+    /// Factor of the weights after that.
+    pub scale: f32,
+}
+
+impl Choice {
+    /// Softmax over all experts.
+    pub const SOFTMAX: Self = Self {
+        sigmoid: false,
+        bias: None,
+        n_group: 1,
+        n_group_used: 1,
+        norm: false,
+        scale: 1.0,
+    };
+}
+
+/// Chooses the experts of `n` tokens, x `[n, n_in]`: the best by their weights; equal ones by number.
 ///
 /// # Errors
 /// Those of the driver; quantized activations that are missing.
@@ -50,14 +79,26 @@ pub fn moe_router(
     check(c.weights, n * c.n_used);
     check(c.arrived, n);
     assert!(c.n_used <= n_expert);
+    let o = c.choice;
+    assert!((1..=64).contains(&o.n_group) && n_expert.is_multiple_of(o.n_group));
+    let groups = o.n_group_used.min(o.n_group);
+    assert!(groups > 0 && c.n_used <= n_expert / o.n_group * groups);
+    if let Some(b) = o.bias {
+        check(b, n_expert);
+    }
     launch.shared = n_expert as u32 * 4;
     let a = args::MoeRouter {
         m,
         ids: c.ids.at,
         weights: c.weights.at,
         arrived: c.arrived.at,
+        bias: at(o.bias),
         n_used: c.n_used as u32,
-        norm: u32::from(c.norm),
+        norm: u32::from(o.norm),
+        sigmoid: u32::from(o.sigmoid),
+        n_group: o.n_group as u32,
+        n_group_used: groups as u32,
+        scale: o.scale,
     };
     gpu.launch(launch, &a)
 }

@@ -3,7 +3,7 @@
 use super::{Builder, Products, want};
 use crate::args::{Matrix, Phase};
 use crate::gpu::View;
-use crate::ops::{Glu, Mode};
+use crate::ops::{Choice, Glu, Mode};
 use crate::weight::Weight;
 
 /// Experts that a token uses at most.
@@ -30,8 +30,8 @@ pub struct Mixture<'a> {
     pub glu: Glu,
     /// Experts of a token.
     pub n_used: usize,
-    /// Weights of the chosen are made to sum to one.
-    pub norm_topk: bool,
+    /// How they are chosen.
+    pub choice: Choice,
     /// Room for `[n_expert]`: what the router says.
     pub logits: View,
     /// Room for `[n_used, n_ff]`
@@ -52,6 +52,8 @@ impl Builder {
         let same = |a: &Weight, b: &Weight| (a.ty(), a.n_row()) == (b.ty(), b.n_row());
         let fits = n_expert <= MAX_EXPERTS && (1..=MAX_USED).contains(&n_used);
         self.want(fits, || format!("{n_used} of {n_expert} experts"));
+        self.want(e.choice.n_group <= 1, || "groups of experts".to_owned());
+        assert!(e.choice.bias.is_none_or(|b| b.bytes() >= n_expert * 4));
         self.want(same(e.gate.0, e.up.0), || {
             "gate and up of different types".to_owned()
         });
@@ -77,7 +79,10 @@ impl Builder {
             logits: self.read(e.logits, n_expert * 4),
             gated: gates,
             experts: 1,
-            norm_chosen: u32::from(e.norm_topk),
+            lean: e.choice.bias.map_or(0, |b| b.at),
+            sigmoid: u32::from(e.choice.sigmoid),
+            norm_chosen: u32::from(e.choice.norm),
+            weights_scale: e.choice.scale,
             ..with(self.input(e.src, n_in, e.norm), &chosen)
         };
         for (to, part) in phase.m.iter_mut().zip([e.gate, e.up]) {

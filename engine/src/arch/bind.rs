@@ -4,7 +4,7 @@ use lemma_quant::GgmlType;
 
 use super::HParams;
 pub use super::hparams::Shape;
-use crate::backend::{Act, Gating, Linear, Moe, MoeBias, Tensor};
+use crate::backend::{Act, Linear, Moe, MoeBias, Tensor};
 use crate::error::Error;
 use crate::gguf::{Bytes, GgufFile};
 use crate::report;
@@ -105,6 +105,42 @@ impl<'a, W> Binder<'a, W> {
         }
         let parts = parts.try_into();
         Ok(parts.unwrap_or_else(|_| unreachable!("one for each")))
+    }
+
+    /// Matrices whose rows take turns in one: for each of `n_group` groups `<name>.weight` has `parts[0]` rows of the first, of `n_in` elements
+    /// each, then `parts[1]` of the second, and so on. Those listed together in `outs` are bound as one, group after group of the first of
+    /// them and so on. They are copied, as rows in the file's type.
+    pub(super) fn taking_turns<const N: usize>(
+        &mut self,
+        name: &str,
+        n_in: usize,
+        n_group: usize,
+        parts: &[usize],
+        outs: [&[usize]; N],
+    ) -> Result<[Linear<W>; N], Error> {
+        let each: usize = parts.iter().sum();
+        let (name, dims) = (format!("{name}.weight"), [n_in, n_group * each]);
+        let all = (self.find(&name, &dims, false)?).ok_or_else(|| self.missing(&name, &dims))?;
+        let mut bound = Vec::with_capacity(N);
+        for out in outs {
+            let mut bytes = Vec::new();
+            let mut n_out = 0;
+            for &i in out {
+                let before: usize = parts[..i].iter().sum();
+                n_out += n_group * parts[i];
+                for g in (0..n_group).filter(|_| !self.dry) {
+                    bytes.extend_from_slice(&all.part(g * each + before, parts[i]).bytes);
+                }
+            }
+            let w = (self.make)(Tensor {
+                n_out,
+                bytes: Bytes::owned(bytes),
+                ..all.clone()
+            })?;
+            bound.push(Linear { w, bias: None });
+        }
+        let bound = bound.try_into();
+        Ok(bound.unwrap_or_else(|_| unreachable!("one for each")))
     }
 
     /// `<name>.weight` of `n_out` rows of `n_in` elements.
@@ -233,9 +269,35 @@ impl<'a, W> Binder<'a, W> {
         Ok(Linear { w, bias })
     }
 
+    /// Queries, keys and values: three matrices, or the rows of one, `attn_qkv`.
+    pub(super) fn qkv(&mut self, hp: &HParams) -> Result<[Linear<W>; 3], Error> {
+        let Shape {
+            n_embd, n_q, n_kv, ..
+        } = hp.shape();
+        if self.has("attn_qkv") && !self.has("attn_q") {
+            return self.fused("attn_qkv", n_embd, [n_q, n_kv, n_kv]);
+        }
+        Ok([
+            self.linear("attn_q", n_embd, n_q)?,
+            self.linear("attn_k", n_embd, n_kv)?,
+            self.linear("attn_v", n_embd, n_kv)?,
+        ])
+    }
+
+    /// The norm of a feed-forward block, `ffn_norm`; some files name it after what comes before, `post_attention_norm`.
+    pub(super) fn ffn_norm(&mut self, n_embd: usize) -> Result<W, Error> {
+        let after = "post_attention_norm";
+        let name = match self.has(after) && !self.has("ffn_norm") {
+            true => after,
+            false => "ffn_norm",
+        };
+        self.vector(name, n_embd)
+    }
+
     /// Router and experts of a mixture-of-experts block.
-    pub(super) fn moe(&mut self, hp: &HParams, norm_topk: bool) -> Result<Moe<W>, Error> {
+    pub(super) fn moe(&mut self, hp: &HParams) -> Result<Moe<W>, Error> {
         let (n_embd, n_ff, n_expert) = (hp.n_embd, hp.n_ff_exp, hp.n_expert);
+        let routing = hp.routing;
         Ok(Moe {
             gate_inp: self.matrix("ffn_gate_inp", n_embd, n_expert)?,
             gate_exps: self.required("ffn_gate_exps.weight", &[n_embd, n_ff, n_expert])?,
@@ -244,12 +306,18 @@ impl<'a, W> Binder<'a, W> {
             n_expert,
             n_expert_used: hp.n_expert_used,
             n_ff,
-            gating: Gating::Softmax,
-            exp_probs_b: None,
-            n_group: 1,
-            n_group_used: 1,
-            norm_topk,
-            weights_scale: 1.0,
+            gating: routing.gating,
+            exp_probs_b: match routing.is_biased {
+                true => match self.optional_vector("exp_probs_b.bias", n_expert)? {
+                    None => self.optional_vector("exp_probs_b", n_expert)?,
+                    found => found,
+                },
+                false => None,
+            },
+            n_group: routing.n_group,
+            n_group_used: routing.n_group_used,
+            norm_topk: routing.norm_topk,
+            weights_scale: routing.weights_scale,
             bias: None,
             act: Act::Swiglu,
         })

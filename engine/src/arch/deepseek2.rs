@@ -2,10 +2,12 @@
 //! pool, from which the matrices of a head would make its key and value; these are multiplied with the query and the result instead.
 //! A few dense layers, then mixtures of experts with some that every token is sent to. Sources: arXiv 2405.04434, 2412.19437.
 
+use super::ffn::Ffn;
 use super::hparams::Latent;
 use super::keys::{Keys, MAX_DIM};
-use super::{Binder, HParams, RopeScaling, Shape};
-use crate::backend::{Backend, Buf::*, Gating, Linear, Moe, RopeMode};
+use super::routing::{expert_width, shared_width};
+use super::{Binder, HParams, RopeScaling, Routing, Shape};
+use crate::backend::{Backend, Buf::*, Gating, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
@@ -53,15 +55,14 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     {
         return Err(k.bad("attention.temperature_scale", scale, "none".to_owned()));
     }
-    let shared = k.optional("expert_shared_count")?.unwrap_or(0) as usize;
-    hp.n_ff_exp = k.count("expert_feed_forward_length", MAX_DIM)?;
-    hp.n_ff_shexp = match hp.n_ff_exp.checked_mul(shared) {
-        Some(n) if n <= MAX_DIM as usize => n,
-        _ => {
-            let expected = format!("at most {}", MAX_DIM as usize / hp.n_ff_exp);
-            return Err(k.bad("expert_shared_count", shared, expected));
-        }
+    hp.n_ff_exp = expert_width(k)?;
+    hp.n_ff_shexp = shared_width(k, hp.n_ff_exp)?;
+    // Files of DeepSeek-V2 do not say; nor do some of GLM-4.7-Flash, which is known by its shape.
+    let unsaid = match (hp.n_layer, hp.n_vocab) {
+        (47 | 48, 154_880) => Gating::Sigmoid,
+        _ => Gating::Softmax,
     };
+    hp.routing = Routing::read(k, hp, unsaid)?;
     hp.cpu_only = Some("latent attention");
     Ok(())
 }
@@ -95,68 +96,6 @@ fn attn_scale(k: &Keys<'_>, hp: &mut HParams, head_dim: usize) -> Result<f32, Er
         }
     };
     Ok(m * m * scale)
-}
-
-/// What the router does.
-struct Routing {
-    gating: Gating,
-    n_group: usize,
-    n_group_used: usize,
-    norm_topk: bool,
-    weights_scale: f32,
-}
-
-impl Routing {
-    fn read(k: &Keys<'_>, hp: &HParams) -> Result<Self, Error> {
-        // Files of DeepSeek-V2 do not say; nor do some of GLM-4.7-Flash, which is known by its shape.
-        let unsaid = match (hp.n_layer, hp.n_vocab) {
-            (47 | 48, 154_880) => 2,
-            _ => 1,
-        };
-        let gating = match k
-            .optional("expert_gating_func")?
-            .filter(|f| *f != 0)
-            .unwrap_or(unsaid)
-        {
-            1 => Gating::Softmax,
-            2 => Gating::Sigmoid,
-            f => {
-                return Err(k.bad(
-                    "expert_gating_func",
-                    f,
-                    "1 (softmax) or 2 (sigmoid)".to_owned(),
-                ));
-            }
-        };
-        let n_group = k.optional("expert_group_count")?.unwrap_or(0).max(1) as usize;
-        if n_group > 64 || !hp.n_expert.is_multiple_of(n_group) {
-            let expected = format!("a divisor of expert_count {}, at most 64", hp.n_expert);
-            return Err(k.bad("expert_group_count", n_group, expected));
-        }
-        let n_group_used = match k.optional("expert_group_used_count")?.unwrap_or(0) as usize {
-            _ if n_group == 1 => 1,
-            n if n <= n_group && n * (hp.n_expert / n_group) >= hp.n_expert_used => n,
-            n => {
-                let expected = format!(
-                    "groups with {} experts, {n_group} at most",
-                    hp.n_expert_used
-                );
-                return Err(k.bad("expert_group_used_count", n, expected));
-            }
-        };
-        let weights_scale = match k.float("expert_weights_scale")?.unwrap_or(0.0) {
-            0.0 => 1.0,
-            s if s.is_finite() => s,
-            s => return Err(k.bad("expert_weights_scale", s, "a number".to_owned())),
-        };
-        Ok(Self {
-            gating,
-            n_group,
-            n_group_used,
-            norm_topk: k.flag("expert_weights_norm")?.unwrap_or(false),
-            weights_scale,
-        })
-    }
 }
 
 /// Weights of the model.
@@ -194,34 +133,10 @@ enum Queries<W> {
     },
 }
 
-#[derive(Debug)]
-enum Ffn<W> {
-    Dense {
-        ffn_gate: Linear<W>,
-        ffn_up: Linear<W>,
-        ffn_down: Linear<W>,
-    },
-    Moe {
-        experts: Moe<W>,
-        shared: Option<Shared<W>>,
-    },
-}
-
-/// Experts that every token is sent to, as one.
-#[derive(Debug)]
-struct Shared<W> {
-    ffn_gate_shexp: Linear<W>,
-    ffn_up_shexp: Linear<W>,
-    ffn_down_shexp: Linear<W>,
-}
-
 impl<W> Model<W> {
     pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
         let Shape {
-            n_embd,
-            n_ff,
-            n_vocab,
-            ..
+            n_embd, n_vocab, ..
         } = hp.shape();
         let k = Keys {
             file: b.file(),
@@ -230,12 +145,7 @@ impl<W> Model<W> {
         let Some(l) = hp.latent else {
             return Err(k.missing("attention.kv_lora_rank"));
         };
-        let n_dense = k.optional("leading_dense_block_count")?.unwrap_or(0) as usize;
-        if n_dense < hp.n_layer && hp.n_expert == 0 {
-            return Err(k.bad("expert_count", 0, "1 to 4096".to_owned()));
-        }
-        let routing = Routing::read(&k, hp)?;
-        let (n_head, n_q, n_sh) = (hp.n_head, hp.n_head * l.head_dim, hp.n_ff_shexp);
+        let (n_head, n_q) = (hp.n_head, hp.n_head * l.head_dim);
         let n_nope = l.head_dim - hp.n_rot;
         let layers = b.numbered_layers(hp.n_layer, |b, il| {
             let [attn_k_b, attn_v_b] = if b.has("attn_kv_b") && !b.has("attn_k_b") {
@@ -265,33 +175,7 @@ impl<W> Model<W> {
                 attn_v_b,
                 attn_output: b.linear("attn_output", n_head * l.head_dim_v, n_embd)?,
                 ffn_norm: b.vector("ffn_norm", n_embd)?,
-                ffn: if il < n_dense {
-                    Ffn::Dense {
-                        ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
-                        ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
-                        ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
-                    }
-                } else {
-                    Ffn::Moe {
-                        experts: Moe {
-                            gating: routing.gating,
-                            exp_probs_b: b.optional_vector("exp_probs_b.bias", hp.n_expert)?,
-                            n_group: routing.n_group,
-                            n_group_used: routing.n_group_used,
-                            weights_scale: routing.weights_scale,
-                            ..b.moe(hp, routing.norm_topk)?
-                        },
-                        shared: if n_sh > 0 {
-                            Some(Shared {
-                                ffn_gate_shexp: b.linear("ffn_gate_shexp", n_embd, n_sh)?,
-                                ffn_up_shexp: b.linear("ffn_up_shexp", n_embd, n_sh)?,
-                                ffn_down_shexp: b.linear("ffn_down_shexp", n_sh, n_embd)?,
-                            })
-                        } else {
-                            None
-                        },
-                    }
-                },
+                ffn: Ffn::bind(hp, b, il)?,
             })
         })?;
         Ok(Self {
@@ -336,25 +220,7 @@ impl<W> Model<W> {
 
             b.rms_norm(Xn, X, &l.ffn_norm, eps);
             b.note("ffn_norm", il, Xn);
-            match &l.ffn {
-                Ffn::Dense {
-                    ffn_gate,
-                    ffn_up,
-                    ffn_down,
-                } => {
-                    b.mul_mats([(Gate, ffn_gate), (Up, ffn_up)], Xn);
-                    b.swiglu(Gate, Up);
-                    b.mul_mat_add(X, ffn_down, Gate);
-                }
-                Ffn::Moe { experts, shared } => {
-                    b.moe_ffn(X, Xn, experts);
-                    if let Some(s) = shared {
-                        b.mul_mats([(GateSh, &s.ffn_gate_shexp), (UpSh, &s.ffn_up_shexp)], Xn);
-                        b.swiglu(GateSh, UpSh);
-                        b.mul_mat_add(X, &s.ffn_down_shexp, GateSh);
-                    }
-                }
-            }
+            l.ffn.forward(b, il);
             b.note("l_out", il, X);
         }
         b.output(&self.output, &self.output_norm, X, eps);

@@ -59,7 +59,7 @@ impl<W> Model<W> {
                 ffn: Moe {
                     bias: Some(b.moe_bias(hp)?),
                     act: Act::SwigluOai,
-                    ..b.moe(hp, true)?
+                    ..b.moe(hp)?
                 },
             })
         })?;

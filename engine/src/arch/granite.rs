@@ -1,11 +1,19 @@
-//! `granite`: Granite 3. Llama with factors: of the embeddings, the attention scores, what a block adds, and the logits.
+//! `granite`: Granite 3. Llama with factors: of the embeddings, the attention scores, what a block adds, and the logits. `granitemoe` has
+//! the same layers with experts.
 
+use super::ffn::Ffn;
 use super::keys::Keys;
 use super::{Binder, HParams, Shape};
 use crate::backend::{Backend, Buf::*, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+    k.no_experts(hp)?;
+    factors(k, hp)
+}
+
+/// The factors, and whether anything rotates.
+pub(super) fn factors(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Norm;
     // Zero stands for none, except that logits are divided by their factor.
     let factor = |name| match k.float(name)?.unwrap_or(0.0) {
@@ -20,8 +28,9 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     if !hp.logit_scale.is_finite() {
         return Err(k.bad("logit_scale", divisor, "a larger number".to_owned()));
     }
-    if hp.n_expert > 0 {
-        return Err(k.bad("expert_count", hp.n_expert, "none".to_owned()));
+    if !(1.0 / hp.residual_scale).is_finite() {
+        let expected = "a larger number".to_owned();
+        return Err(k.bad("residual_scale", hp.residual_scale, expected));
     }
     if !k.flag("rope.scaling.finetuned")?.unwrap_or(true) {
         for l in &mut hp.layers {
@@ -51,9 +60,7 @@ struct Layer<W> {
     attn_v: Linear<W>,
     attn_output: Linear<W>,
     ffn_norm: W,
-    ffn_gate: Linear<W>,
-    ffn_up: Linear<W>,
-    ffn_down: Linear<W>,
+    ffn: Ffn<W>,
 }
 
 impl<W> Model<W> {
@@ -62,10 +69,10 @@ impl<W> Model<W> {
             n_embd,
             n_q,
             n_kv,
-            n_ff,
             n_vocab,
+            ..
         } = hp.shape();
-        let layers = b.layers(hp.n_layer, |b| {
+        let layers = b.numbered_layers(hp.n_layer, |b, il| {
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,
                 attn_q: b.linear("attn_q", n_embd, n_q)?,
@@ -73,9 +80,7 @@ impl<W> Model<W> {
                 attn_v: b.linear("attn_v", n_embd, n_kv)?,
                 attn_output: b.linear("attn_output", n_q, n_embd)?,
                 ffn_norm: b.vector("ffn_norm", n_embd)?,
-                ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
-                ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
-                ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
+                ffn: Ffn::bind(hp, b, il)?,
             })
         })?;
         Ok(Self {
@@ -111,13 +116,10 @@ impl<W> Model<W> {
 
             b.rms_norm(Xn, X, &l.ffn_norm, eps);
             b.note("ffn_norm", il, Xn);
-            b.mul_mats([(Gate, &l.ffn_gate), (Up, &l.ffn_up)], Xn);
-            b.swiglu(Gate, Up);
-            b.note("ffn_swiglu", il, Gate);
-            b.mul_mats([(Xn, &l.ffn_down)], Gate);
-            b.note("ffn_out", il, Xn);
-            b.scale(Xn, self.residual_scale);
-            b.add(X, Xn);
+            // The block adds to the stream, which is what is scaled then, there and back.
+            b.scale(X, 1.0 / self.residual_scale);
+            l.ffn.forward(b, il);
+            b.scale(X, self.residual_scale);
             b.note("l_out", il, X);
         }
         b.output(&self.output, &self.output_norm, X, eps);

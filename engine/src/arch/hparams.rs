@@ -3,9 +3,9 @@
 //! Keys are `<arch>.<name>` of the GGUF specification. What every architecture has is read here, what is its own by its file's
 //! `hparams`. Everything that sizes a buffer or divides something is checked, so the rest of the engine can trust it.
 
-use super::RopeParams;
 use super::keys::{Keys, MAX_DIM, MAX_HEADS, MAX_LAYERS};
-use crate::backend::RopeMode;
+use super::{RopeParams, Routing};
+use crate::backend::{Activation, RopeMode};
 use crate::error::Error;
 use crate::gguf::GgufFile;
 use crate::report;
@@ -45,10 +45,16 @@ pub struct HParams {
     pub n_ctx_orig: u32,
     /// Epsilon of the RMS norms.
     pub eps: f32,
+    /// What a layer's feed-forward block makes of what goes up, in models without gates; empty in others.
+    pub activations: Vec<Activation>,
     /// Experts, 0 for a dense model.
     pub n_expert: usize,
     /// Experts that a token is sent to.
     pub n_expert_used: usize,
+    /// How they are chosen.
+    pub routing: Routing,
+    /// Where queries and keys are normed, in architectures that leave it open.
+    pub qk_norm: QkNorm,
     /// Factor of the attention scores, usually `1 / sqrt(head_dim)`.
     pub attn_scale: f32,
     /// Bound of the attention scores: they become `cap * tanh(score / cap)`.
@@ -71,10 +77,34 @@ pub struct HParams {
     pub rope_mode: RopeMode,
     /// Interleaved M-RoPE: how many pairs rotate by each of four coordinates. Those of text are its position three times, and zero.
     pub rope_sections: Option<[usize; 4]>,
+    /// How much larger queries of late positions are.
+    pub temperature: Option<Temperature>,
     /// Kinds of rotation; the first is what the common keys say.
     pub ropes: Vec<RopeParams>,
     /// What differs between layers, `[n_layer]`.
     pub layers: Vec<LayerParams>,
+}
+
+/// Where queries and keys are normed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Nowhere.
+    None,
+    /// Over each head.
+    Heads,
+    /// Over each head, after it has rotated.
+    RotatedHeads,
+    /// Over all heads together.
+    Whole,
+}
+
+/// Queries at position `p` are multiplied with `1 + scale * ln(1 + floor(p / n_floor))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    /// How fast they grow.
+    pub scale: f32,
+    /// Positions of a step; at least 1.
+    pub n_floor: u32,
 }
 
 /// Latent attention (DeepSeek-V2, arXiv 2405.04434): all heads share one key, [`HParams::head_dim`] wide, that begins with what values
@@ -102,7 +132,7 @@ impl Latent {
 /// corrects. Queries, keys and values go through a short causal convolution before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeltaNet {
-    /// Heads of queries and keys; value head `h` goes with number `h % n_head_k`.
+    /// Heads of queries and keys.
     pub n_head_k: usize,
     /// Heads of values; a multiple of `n_head_k`.
     pub n_head_v: usize,
@@ -110,9 +140,19 @@ pub struct DeltaNet {
     pub head_dim: usize,
     /// Tokens that the convolution sees, the current one included.
     pub d_conv: usize,
+    /// Whether value heads of a key head lie side by side; otherwise value head `h` goes with key head `h % n_head_k`.
+    pub side_by_side: bool,
 }
 
 impl DeltaNet {
+    /// The key head of value head `h`.
+    pub fn head_k(&self, h: usize) -> usize {
+        match self.side_by_side {
+            true => h / (self.n_head_v / self.n_head_k),
+            false => h % self.n_head_k,
+        }
+    }
+
     /// Width of queries, keys and values of all heads, side by side.
     pub fn n_qkv(&self) -> usize {
         (2 * self.n_head_k + self.n_head_v) * self.head_dim
@@ -224,7 +264,12 @@ impl HParams {
             ));
         }
         let n_ff = k.optional_count("feed_forward_length", MAX_DIM)?;
-        let eps = k.positive("attention.layer_norm_rms_epsilon", None)?;
+        // Norms that take the mean off call it differently.
+        let eps = match arch {
+            "cohere2" => "attention.layer_norm_epsilon",
+            _ => "attention.layer_norm_rms_epsilon",
+        };
+        let eps = k.positive(eps, None)?;
         let n_ctx_train = k.count("context_length", u32::MAX >> 1)? as u32;
         let attn_scale = match k.float("attention.scale")? {
             Some(s) if s != 0.0 && s.is_finite() => s,
@@ -269,8 +314,11 @@ impl HParams {
             n_ctx_train,
             n_ctx_orig,
             eps,
+            activations: Vec::new(),
             n_expert: n_expert as usize,
             n_expert_used: n_expert_used as usize,
+            routing: Routing::SOFTMAX,
+            qk_norm: QkNorm::None,
             attn_scale,
             attn_softcap: None,
             logit_softcap: None,
@@ -282,6 +330,7 @@ impl HParams {
             partial_rotary: false,
             rope_mode: RopeMode::Norm,
             rope_sections: None,
+            temperature: None,
             ropes: vec![k.rope()?],
             layers: (0..n_layer)
                 .map(|il| LayerParams {
@@ -326,6 +375,40 @@ impl HParams {
             l.window = Some(window);
             l.rope = Some(self.ropes.len() - 1);
         }
+    }
+
+    /// Feed-forward blocks without gates.
+    pub(super) fn without_gates(&mut self, activations: Vec<Activation>) {
+        self.activations = activations;
+        self.cpu_only = Some("feed-forward blocks without gates");
+    }
+
+    /// Gives layers a window, and lets no others rotate.
+    pub(super) fn rotate_in_windows(&mut self, window: u32, layers: &[bool]) {
+        for (l, has_window) in self.layers.iter_mut().zip(layers) {
+            match has_window {
+                true => l.window = Some(window),
+                false => l.rope = None,
+            }
+        }
+    }
+
+    /// Leaves out the last layers of files that have some which guess further tokens, and returns how many there are with them.
+    pub(super) fn without_guessing_layers(&mut self, k: &Keys<'_>) -> Result<usize, Error> {
+        let n_block = self.n_layer;
+        let n_guess = k.optional("nextn_predict_layers")?.unwrap_or(0) as usize;
+        if n_guess >= n_block {
+            let expected = format!("less than block_count {n_block}");
+            return Err(k.bad("nextn_predict_layers", n_guess, expected));
+        }
+        self.n_layer -= n_guess;
+        self.layers.truncate(self.n_layer);
+        Ok(n_block)
+    }
+
+    /// Tables of cosines and sines: one of each kind of rotation, and where queries grow with their position another of each.
+    pub fn n_rope_tables(&self) -> usize {
+        self.ropes.len() * (1 + usize::from(self.temperature.is_some()))
     }
 
     /// Layers that have pages in the pool.

@@ -48,6 +48,32 @@ impl Keys<'_> {
         }
     }
 
+    /// Whether the file has a key.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.file.meta().get(&self.key(name)).is_some()
+    }
+
+    /// Whether layer `il` has a tensor.
+    pub(super) fn has_tensor(&self, il: usize, name: &str) -> bool {
+        self.file.tensor(&format!("blk.{il}.{name}")).is_some()
+    }
+
+    /// Refuses experts.
+    pub(super) fn no_experts(&self, hp: &HParams) -> Result<(), Error> {
+        match hp.n_expert {
+            0 => Ok(()),
+            n => Err(self.bad("expert_count", n, "none".to_owned())),
+        }
+    }
+
+    /// Refuses a model without experts.
+    pub(super) fn only_experts(&self, hp: &HParams) -> Result<(), Error> {
+        match hp.n_expert {
+            0 => Err(self.bad("expert_count", 0, "1 to 4096".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
     /// A number, or an array in which every layer has the same number.
     pub(super) fn optional(&self, name: &str) -> Result<Option<u32>, Error> {
         let key = self.key(name);
@@ -104,9 +130,7 @@ impl Keys<'_> {
 
     /// Width of an expert, in architectures that have nothing but experts.
     pub(super) fn expert_width(&self, hp: &HParams) -> Result<usize, Error> {
-        if hp.n_expert == 0 {
-            return Err(self.bad("expert_count", 0, "1 to 4096".to_owned()));
-        }
+        self.only_experts(hp)?;
         if let Some(s) = self.float("expert_weights_scale")?
             && s != 0.0
             && s != 1.0
@@ -159,6 +183,27 @@ impl Keys<'_> {
         let found = format!("an array of {} {}", a.len(), a.elem().name());
         let all = all.ok_or_else(|| self.bad(name, found, format!("{n_layer} bools")));
         all.map(Some)
+    }
+
+    /// A number for each of `n_layer` layers: an array, or the same for all. The key is one that no architecture's name begins.
+    pub(super) fn layer_floats(&self, key: &str, n_layer: usize) -> Result<Vec<f32>, Error> {
+        let meta = self.file.meta();
+        let all: Vec<f32> = match meta.get(key) {
+            None => return Err(meta.missing(key, "a number for each layer")),
+            Some(Value::Array(a)) if a.len() == n_layer => match meta.opt_f32s(key)? {
+                Some(all) => all.collect(),
+                None => Vec::new(),
+            },
+            Some(Value::Array(a)) => {
+                let found = format!("an array of {}", a.len());
+                return Err(meta.invalid(key, found, &format!("{n_layer} numbers")));
+            }
+            Some(_) => vec![meta.opt_f32(key)?.unwrap_or(0.0); n_layer],
+        };
+        match all.iter().find(|x| !x.is_finite()) {
+            Some(x) => Err(meta.invalid(key, x, "numbers")),
+            None => Ok(all),
+        }
     }
 
     /// How many pairs of elements rotate by each coordinate of a position.
@@ -222,8 +267,9 @@ impl Keys<'_> {
         };
         match kind {
             "none" => Ok((RopeScaling::None, 1.0)),
-            "linear" if factor == 1.0 => Ok((RopeScaling::None, 1.0)),
-            "linear" => Ok((RopeScaling::Linear { factor }, 1.0)),
+            // The divisors of longrope are tensors.
+            "linear" | "longrope" if factor == 1.0 => Ok((RopeScaling::None, 1.0)),
+            "linear" | "longrope" => Ok((RopeScaling::Linear { factor }, 1.0)),
             "yarn" => {
                 // ggml multiplies by 1 + 0.1 ln(factor) inside the rotation and the loader cancels it, so what is left is
                 // the plain YaRN magnitude, or its ratio when the model states an exponent for all dimensions.
@@ -257,7 +303,7 @@ impl Keys<'_> {
             other => Err(report::unsupported(
                 self.file.name(),
                 format!("key {} is {:?}", self.key("rope.scaling.type"), other),
-                "none, linear or yarn",
+                "none, linear, yarn or longrope",
             )),
         }
     }

@@ -3,29 +3,59 @@
 //! To add one: a file with `hparams`, which reads what is its own, `Model<W>`, its `bind` and its `forward`, and a line in [`archs!`]
 //! below.
 
+mod apertus;
+mod arcee;
+mod bailingmoe;
+mod bailingmoe2;
 mod bind;
+mod cohere2;
+mod decoder;
+mod deepseek;
 mod deepseek2;
+mod dots1;
+mod ernie4_5;
+mod ernie4_5_moe;
+mod exaone;
+mod exaone4;
+mod exaone_moe;
+mod ffn;
 mod gemma2;
 mod gemma3;
 mod glm4;
+mod glm4moe;
 mod gpt_oss;
 mod granite;
+mod granitemoe;
 mod hparams;
+mod hunyuan_dense;
+mod hunyuan_moe;
+mod hy_v3;
 mod keys;
 mod llama;
+mod minicpm;
+mod minimax_m2;
+mod mistral3;
 mod olmo2;
+mod olmoe;
 mod phi3;
 mod qwen2;
+mod qwen2moe;
 mod qwen3;
 mod qwen35;
 mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
+mod qwen3vl;
+mod qwen3vlmoe;
 mod rope;
+mod routing;
+mod seed_oss;
 mod smollm3;
 
 pub use bind::{Binder, Shape};
-pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past};
+pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past, QkNorm, Temperature};
 pub use rope::{Rope, RopeParams, RopeScaling};
+pub use routing::Routing;
 
 use self::keys::Keys;
 use crate::backend::{Backend, Buf};
@@ -90,6 +120,32 @@ archs! {
     "gemma2" => gemma2::Gemma2,
     "gemma3" => gemma3::Gemma3,
     "deepseek2" => deepseek2::DeepSeek2,
+    "seed_oss" => seed_oss::SeedOss,
+    "qwen3vl" => qwen3vl::Qwen3Vl,
+    "qwen3vlmoe" => qwen3vlmoe::Qwen3VlMoe,
+    "qwen3next" => qwen3next::Qwen3Next,
+    "glm4moe" => glm4moe::Glm4Moe,
+    "exaone4" => exaone4::Exaone4,
+    "ernie4_5" => ernie4_5::Ernie45,
+    "ernie4_5-moe" => ernie4_5_moe::Ernie45Moe,
+    "hunyuan-dense" => hunyuan_dense::HunyuanDense,
+    "hunyuan-moe" => hunyuan_moe::HunyuanMoe,
+    "mistral3" => mistral3::Mistral3,
+    "minimax-m2" => minimax_m2::MiniMaxM2,
+    "bailingmoe2" => bailingmoe2::BailingMoe2,
+    "granitemoe" => granitemoe::GraniteMoe,
+    "qwen2moe" => qwen2moe::Qwen2Moe,
+    "olmoe" => olmoe::Olmoe,
+    "exaone" => exaone::Exaone,
+    "dots1" => dots1::Dots1,
+    "cohere2" => cohere2::Cohere2,
+    "exaone-moe" => exaone_moe::ExaoneMoe,
+    "hy_v3" => hy_v3::HyV3,
+    "bailingmoe" => bailingmoe::BailingMoe,
+    "deepseek" => deepseek::DeepSeek,
+    "minicpm" => minicpm::MiniCpm,
+    "arcee" => arcee::Arcee,
+    "apertus" => apertus::Apertus,
 }
 
 /// The error for an architecture that is not in the table.
@@ -124,7 +180,7 @@ impl Widths {
             Buf::Ag => hp.delta.map_or(0, |_| hp.n_head * hp.head_dim),
             Buf::Qkv => hp.delta.map_or(0, |d| d.n_qkv()),
             Buf::Dn | Buf::Z => hp.delta.map_or(0, |d| d.n_v()),
-            Buf::Share => hp.delta.map_or(0, |_| usize::from(hp.n_ff_shexp > 0)),
+            Buf::Share => usize::from(hp.n_ff_shexp > 0 && hp.routing.gates_shared),
             Buf::Alpha | Buf::Beta => hp.delta.map_or(0, |d| d.n_head_v),
         }))
     }

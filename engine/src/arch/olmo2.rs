@@ -1,13 +1,15 @@
 //! `olmo2`: OLMo 2 and OLMo 3. Nothing is normed before a block, but what it gives is; queries and keys are normed over all heads
 //! together. OLMo 3 has a window in three of four layers, which rotate without the scaling of the others.
 
+use super::decoder::Norms;
 use super::keys::Keys;
-use super::{Binder, HParams, RopeParams, RopeScaling, Shape};
+use super::{Binder, HParams, QkNorm, RopeParams, RopeScaling, Shape};
 use crate::backend::{Backend, Buf::*, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
+    hp.qk_norm = QkNorm::Whole;
     let Some(window) = k.optional_window()? else {
         return Ok(());
     };
@@ -35,8 +37,7 @@ struct Layer<W> {
     attn_q: Linear<W>,
     attn_k: Linear<W>,
     attn_v: Linear<W>,
-    attn_q_norm: W,
-    attn_k_norm: W,
+    qk_norm: Norms<W>,
     attn_output: Linear<W>,
     post_attention_norm: W,
     ffn_gate: Linear<W>,
@@ -59,8 +60,7 @@ impl<W> Model<W> {
                 attn_q: b.linear("attn_q", n_embd, n_q)?,
                 attn_k: b.linear("attn_k", n_embd, n_kv)?,
                 attn_v: b.linear("attn_v", n_embd, n_kv)?,
-                attn_q_norm: b.vector("attn_q_norm", n_q)?,
-                attn_k_norm: b.vector("attn_k_norm", n_kv)?,
+                qk_norm: Norms::bind(hp, b)?,
                 attn_output: b.linear("attn_output", n_q, n_embd)?,
                 post_attention_norm: b.vector("post_attention_norm", n_embd)?,
                 ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
@@ -83,11 +83,7 @@ impl<W> Model<W> {
         b.embed(X, &self.token_embd);
         for (il, l) in self.layers.iter().enumerate() {
             b.mul_mats([(Q, &l.attn_q), (K, &l.attn_k), (V, &l.attn_v)], X);
-            b.rms_norm(Q, Q, &l.attn_q_norm, eps);
-            b.rms_norm(K, K, &l.attn_k_norm, eps);
-            b.note("Qcur_normed", il, Q);
-            b.note("Kcur_normed", il, K);
-            b.rope(Q, K, il);
+            l.qk_norm.rope(b, il, eps);
             b.note("Qcur", il, Q);
             b.note("Kcur", il, K);
             b.note("Vcur", il, V);

@@ -1,11 +1,12 @@
 //! `qwen35`: Qwen3.5. Three layers of four are gated delta nets (arXiv 2412.06464): a recurrent state of fixed size in place of keys and
-//! values. The others attend as in `qwen3`, with a part of each head rotated and a gate on what comes out. The mixture of experts,
-//! `qwen35moe`, has the same layers.
+//! values. The others attend as in `qwen3`, with a part of each head rotated and a gate on what comes out. Mixtures of experts,
+//! `qwen35moe` and `qwen3next`, have the same layers.
 
+use super::ffn::Ffn;
 use super::hparams::{DeltaNet, Past};
 use super::keys::{Keys, MAX_DIM, MAX_HEADS};
 use super::{Binder, HParams, Shape};
-use crate::backend::{Backend, Buf::*, Linear, Moe, RopeMode};
+use crate::backend::{Backend, Buf::*, Linear, RopeMode};
 use crate::error::Error;
 
 /// Most tokens that a convolution may see.
@@ -16,6 +17,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
         let expected = "none (qwen35moe has experts)".to_owned();
         return Err(k.bad("expert_count", hp.n_expert, expected));
     }
+    hp.rope_sections = Some(k.rope_sections()?);
     delta_layers(k, hp)
 }
 
@@ -23,18 +25,9 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
 pub(super) fn delta_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     hp.partial_rotary = true;
-    hp.rope_sections = Some(k.rope_sections()?);
     hp.cpu_only = Some("gated delta nets");
 
-    // Behind the layers of the model there may be some that guess further tokens; they are not used.
-    let n_block = hp.n_layer;
-    let n_guess = k.optional("nextn_predict_layers")?.unwrap_or(0) as usize;
-    if n_guess >= n_block {
-        let expected = format!("less than block_count {n_block}");
-        return Err(k.bad("nextn_predict_layers", n_guess, expected));
-    }
-    hp.n_layer -= n_guess;
-    hp.layers.truncate(hp.n_layer);
+    let n_block = hp.without_guessing_layers(k)?;
     let recurrent = "attention.recurrent_layers";
     let interval = "full_attention_interval";
     let (name, is_recurrent) = match k.layer_flags(recurrent, n_block)? {
@@ -71,6 +64,7 @@ fn delta_net(k: &Keys<'_>) -> Result<DeltaNet, Error> {
         n_head_v: k.count("ssm.time_step_rank", MAX_HEADS)?,
         head_dim: k.count("ssm.state_size", MAX_DIM)?,
         d_conv: k.count("ssm.conv_kernel", MAX_CONV)?,
+        side_by_side: false,
     };
     if !d.head_dim.is_multiple_of(16) {
         return Err(k.bad("ssm.state_size", d.head_dim, "a multiple of 16".to_owned()));
@@ -140,31 +134,14 @@ enum Mixer<W> {
     },
 }
 
-#[derive(Debug)]
-enum Ffn<W> {
-    Dense {
-        ffn_gate: Linear<W>,
-        ffn_up: Linear<W>,
-        ffn_down: Linear<W>,
-    },
-    Moe {
-        experts: Moe<W>,
-        /// The expert that every token is sent to, and how much of it is taken.
-        ffn_gate_inp_shexp: Linear<W>,
-        ffn_gate_shexp: Linear<W>,
-        ffn_up_shexp: Linear<W>,
-        ffn_down_shexp: Linear<W>,
-    },
-}
-
 impl<W> Model<W> {
     pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
         let Shape {
             n_embd,
             n_q,
             n_kv,
-            n_ff,
             n_vocab,
+            ..
         } = hp.shape();
         let k = Keys {
             file: b.file(),
@@ -173,7 +150,6 @@ impl<W> Model<W> {
         let Some(d) = hp.delta else {
             return Err(k.missing("ssm.state_size"));
         };
-        let (n_v, n_sh) = (d.n_v(), hp.n_ff_shexp);
         let layers = b.numbered_layers(hp.n_layer, |b, il| {
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,
@@ -186,34 +162,24 @@ impl<W> Model<W> {
                         attn_k_norm: b.vector("attn_k_norm", hp.head_dim)?,
                         attn_output: b.linear("attn_output", n_q, n_embd)?,
                     },
-                    Past::State(_) => Mixer::Delta {
-                        attn_qkv: b.linear("attn_qkv", n_embd, d.n_qkv())?,
-                        attn_gate: b.linear("attn_gate", n_embd, n_v)?,
-                        ssm_conv1d: b.conv1d("ssm_conv1d", d.d_conv, d.n_qkv())?,
-                        ssm_alpha: b.linear("ssm_alpha", n_embd, d.n_head_v)?,
-                        ssm_beta: b.linear("ssm_beta", n_embd, d.n_head_v)?,
-                        ssm_a: b.plain_vector("ssm_a", d.n_head_v)?,
-                        ssm_dt: b.plain_vector("ssm_dt.bias", d.n_head_v)?,
-                        ssm_norm: b.vector("ssm_norm", d.head_dim)?,
-                        ssm_out: b.linear("ssm_out", n_v, n_embd)?,
-                    },
+                    Past::State(_) => {
+                        let [attn_qkv, attn_gate] = inputs(b, n_embd, d)?;
+                        let [ssm_beta, ssm_alpha] = gates(b, n_embd, d)?;
+                        Mixer::Delta {
+                            attn_qkv,
+                            attn_gate,
+                            ssm_conv1d: b.conv1d("ssm_conv1d", d.d_conv, d.n_qkv())?,
+                            ssm_alpha,
+                            ssm_beta,
+                            ssm_a: b.plain_vector("ssm_a", d.n_head_v)?,
+                            ssm_dt: b.plain_vector("ssm_dt.bias", d.n_head_v)?,
+                            ssm_norm: b.vector("ssm_norm", d.head_dim)?,
+                            ssm_out: b.linear("ssm_out", d.n_v(), n_embd)?,
+                        }
+                    }
                 },
                 post_attention_norm: b.vector("post_attention_norm", n_embd)?,
-                ffn: if hp.n_expert == 0 {
-                    Ffn::Dense {
-                        ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
-                        ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
-                        ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
-                    }
-                } else {
-                    Ffn::Moe {
-                        experts: b.moe(hp, true)?,
-                        ffn_gate_inp_shexp: b.row("ffn_gate_inp_shexp", n_embd)?,
-                        ffn_gate_shexp: b.linear("ffn_gate_shexp", n_embd, n_sh)?,
-                        ffn_up_shexp: b.linear("ffn_up_shexp", n_embd, n_sh)?,
-                        ffn_down_shexp: b.linear("ffn_down_shexp", n_sh, n_embd)?,
-                    }
-                },
+                ffn: Ffn::bind(hp, b, il)?,
             })
         })?;
         Ok(Self {
@@ -237,11 +203,37 @@ impl<W> Model<W> {
 
             b.rms_norm(Xn, X, &l.post_attention_norm, eps);
             b.note("attn_post_norm", il, Xn);
-            l.ffn.forward(b);
+            l.ffn.forward(b, il);
             b.note("l_out", il, X);
         }
         b.output(&self.output, &self.output_norm, X, eps);
     }
+}
+
+/// What makes queries, keys and values, and what makes the gate of the output. In early files of Qwen3-Next they are one matrix, key head by
+/// key head.
+fn inputs<W>(b: &mut Binder<'_, W>, n_embd: usize, d: DeltaNet) -> Result<[Linear<W>; 2], Error> {
+    if d.side_by_side && b.has("ssm_in") && !b.has("attn_qkv") {
+        let v = d.n_v() / d.n_head_k;
+        let parts = [d.head_dim, d.head_dim, v, v];
+        return b.taking_turns("ssm_in", n_embd, d.n_head_k, &parts, [&[0, 1, 2], &[3]]);
+    }
+    Ok([
+        b.linear("attn_qkv", n_embd, d.n_qkv())?,
+        b.linear("attn_gate", n_embd, d.n_v())?,
+    ])
+}
+
+/// What makes `beta` and `alpha`: two matrices, or in Qwen3-Next one, key head by key head.
+fn gates<W>(b: &mut Binder<'_, W>, n_embd: usize, d: DeltaNet) -> Result<[Linear<W>; 2], Error> {
+    if d.side_by_side {
+        let parts = [d.n_head_v / d.n_head_k; 2];
+        return b.taking_turns("ssm_ba", n_embd, d.n_head_k, &parts, [&[0], &[1]]);
+    }
+    Ok([
+        b.linear("ssm_beta", n_embd, d.n_head_v)?,
+        b.linear("ssm_alpha", n_embd, d.n_head_v)?,
+    ])
 }
 
 impl<W> Mixer<W> {
@@ -302,41 +294,6 @@ impl<W> Mixer<W> {
                 b.swiglu(Z, Dn);
                 b.note("final_output", il, Z);
                 b.mul_mat_add(X, ssm_out, Z);
-            }
-        }
-    }
-}
-
-impl<W> Ffn<W> {
-    fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
-        match self {
-            Ffn::Dense {
-                ffn_gate,
-                ffn_up,
-                ffn_down,
-            } => {
-                b.mul_mats([(Gate, ffn_gate), (Up, ffn_up)], Xn);
-                b.swiglu(Gate, Up);
-                b.mul_mat_add(X, ffn_down, Gate);
-            }
-            Ffn::Moe {
-                experts,
-                ffn_gate_inp_shexp,
-                ffn_gate_shexp,
-                ffn_up_shexp,
-                ffn_down_shexp,
-            } => {
-                b.moe_ffn(X, Xn, experts);
-                let inputs = [
-                    (GateSh, ffn_gate_shexp),
-                    (UpSh, ffn_up_shexp),
-                    (Share, ffn_gate_inp_shexp),
-                ];
-                b.mul_mats(inputs, Xn);
-                b.swiglu(GateSh, UpSh);
-                // The product that follows is linear: its input can be gated as well as what it gives.
-                b.sigmoid_mul(GateSh, Share);
-                b.mul_mat_add(X, ffn_down_shexp, GateSh);
             }
         }
     }

@@ -10,5 +10,7 @@ use crate::error::Error;
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.n_ff = k.expert_width(hp)?;
     hp.n_ff_shexp = k.count("expert_shared_feed_forward_length", MAX_DIM)?;
+    hp.routing.gates_shared = true;
+    hp.rope_sections = Some(k.rope_sections()?);
     delta_layers(k, hp)
 }

@@ -5,7 +5,7 @@
 
 use lemma_quant::GgmlType;
 
-use super::HParams;
+use super::{HParams, Temperature};
 use crate::backend::RopeMode;
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -55,6 +55,7 @@ pub struct Rope {
     /// Elements of a head that rotate.
     pub n_rot: usize,
     kinds: Vec<Frequencies>,
+    temperature: Option<Temperature>,
 }
 
 /// Frequencies of one kind of rotation.
@@ -74,6 +75,7 @@ impl Rope {
             kinds: (hp.ropes.iter())
                 .map(|r| Frequencies::new(hp, r, factors))
                 .collect(),
+            temperature: hp.temperature,
         }
     }
 
@@ -117,12 +119,23 @@ impl Rope {
         Ok(Self::new(hp, Some(&factors)))
     }
 
-    /// Writes cosine and sine pairs of a kind of rotation for consecutive positions: `out` is `[n_tokens, width / 2, 2]`, where `width`
+    /// The table that queries rotate by, where keys do by that of `kind`.
+    pub fn of_queries(&self, kind: usize) -> usize {
+        match self.temperature {
+            Some(_) => kind + self.kinds.len(),
+            None => kind,
+        }
+    }
+
+    /// Writes cosine and sine pairs of a table for consecutive positions: `out` is `[n_tokens, width / 2, 2]`, where `width`
     /// is at least `n_rot`; pairs beyond that stay where they are.
-    pub fn fill(&self, kind: usize, pos: u32, n_tokens: usize, width: usize, out: &mut [f32]) {
-        let Frequencies { freq, magnitude } = &self.kinds[kind];
+    pub fn fill(&self, table: usize, pos: u32, n_tokens: usize, width: usize, out: &mut [f32]) {
+        let n_kinds = self.kinds.len();
+        let Frequencies { freq, magnitude } = &self.kinds[table % n_kinds];
+        let temperature = self.temperature.filter(|_| table >= n_kinds);
         for (t, row) in out.chunks_exact_mut(width).take(n_tokens).enumerate() {
             let p = f64::from(pos + t as u32);
+            let magnitude = magnitude * temperature.map_or(1.0, |t| t.at(p));
             for pair in row[2 * freq.len()..].chunks_exact_mut(2) {
                 pair.copy_from_slice(&[1.0, 0.0]);
             }
@@ -172,6 +185,13 @@ impl Frequencies {
             freq,
             magnitude: f64::from(rope.magnitude),
         }
+    }
+}
+
+impl Temperature {
+    /// The factor of a query at position `p`.
+    fn at(&self, p: f64) -> f64 {
+        1.0 + f64::from(self.scale) * (1.0 + (p / f64::from(self.n_floor)).floor()).ln()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Hyper-parameters that published models have, from headers alone.
 
-use super::{HParams, Past, Rope, RopeScaling};
+use super::{HParams, Past, QkNorm, Rope, RopeScaling};
+use crate::backend::Gating;
 use crate::error::Error;
 use crate::gguf::write::Builder;
 use crate::gguf::{GgmlType, GgufFile};
@@ -240,4 +241,129 @@ fn qwen_3_5_4b() {
         assert!(said.contains(name), "{name} {n}: {said}");
         shape[i].1 = usual;
     }
+}
+
+#[test]
+fn glm_4_5_air() {
+    let mut shape = vec![
+        ("block_count", 47),
+        ("embedding_length", 4096),
+        ("attention.head_count", 96),
+        ("attention.head_count_kv", 8),
+        ("attention.key_length", 128),
+        ("attention.value_length", 128),
+        ("rope.dimension_count", 64),
+        ("nextn_predict_layers", 1),
+        ("leading_dense_block_count", 1),
+        ("expert_count", 128),
+        ("expert_used_count", 8),
+        ("expert_shared_count", 1),
+        ("expert_feed_forward_length", 1408),
+        ("expert_group_count", 1),
+        ("expert_group_used_count", 1),
+    ];
+    let scale = [("expert_weights_scale", 1.0)];
+    let hp = read("glm4moe", &shape, &scale).unwrap();
+    assert_eq!((hp.n_layer, hp.layers.len()), (46, 46));
+    assert_eq!((hp.n_ff, hp.n_ff_exp, hp.n_ff_shexp), (64, 1408, 1408));
+    // What files do not say.
+    assert_eq!(
+        (hp.routing.gating, hp.qk_norm),
+        (Gating::Sigmoid, QkNorm::None)
+    );
+    assert_eq!((hp.routing.n_dense, hp.routing.n_group), (1, 1));
+    assert!(hp.cpu_only.is_none());
+    // Pictures have positions of their own, text has not.
+    let sections = |all: [i32; 4]| {
+        read_more("glm4moe", &shape, &scale, |b| {
+            b.i32s("glm4moe.rope.dimension_sections", all.into_iter());
+        })
+    };
+    assert!(sections([8, 12, 12, 0]).is_ok());
+    for wrong in [
+        [8, 12, 11, 1],
+        [8, 12, 11, 0],
+        [0, 0, 0, 0],
+        [-1, 20, 20, 0],
+    ] {
+        let said = sections(wrong).unwrap_err().to_string();
+        assert!(said.contains("rope.dimension_sections"), "{said}");
+    }
+    for (name, n) in [
+        ("nextn_predict_layers", 47),
+        ("expert_count", 0),
+        ("expert_used_count", 129),
+        ("expert_shared_count", 1 << 20),
+        ("expert_feed_forward_length", 0),
+        ("expert_group_count", 3),
+        ("rope.dimension_count", 130),
+    ] {
+        let i = shape.iter().position(|(k, _)| *k == name).unwrap();
+        let usual = std::mem::replace(&mut shape[i].1, n);
+        let said = read("glm4moe", &shape, &scale).unwrap_err().to_string();
+        let named = said.contains(name) || said.contains("expert_used_count");
+        assert!(named, "{name} {n}: {said}");
+        shape[i].1 = usual;
+    }
+}
+
+#[test]
+fn exaone_4() {
+    let shape = |n_layer, n_head| {
+        vec![
+            ("block_count", n_layer),
+            ("embedding_length", 128 * n_head),
+            ("attention.head_count", n_head),
+            ("attention.head_count_kv", 8),
+        ]
+    };
+    let window = ("attention.sliding_window", 4096);
+    let hp = read("exaone4", &[shape(64, 40), vec![window]].concat(), &[]).unwrap();
+    assert_eq!(windows(&hp)[..9], *"www.www.w");
+    assert_eq!(
+        [2, 3].map(|il| (hp.layers[il].window, hp.layers[il].rope)),
+        [(Some(4096), Some(0)), (None, None)]
+    );
+    // Early files do not state the window.
+    let hp = read("exaone4", &shape(64, 40), &[]).unwrap();
+    assert_eq!(hp.layers[0].window, Some(4096));
+    let hp = read("exaone4", &shape(30, 16), &[]).unwrap();
+    assert!(!windows(&hp).contains('w') && hp.layers.iter().all(|l| l.rope == Some(0)));
+}
+
+#[test]
+fn ministral_3() {
+    let shape = [
+        ("block_count", 34),
+        ("embedding_length", 4096),
+        ("attention.head_count", 32),
+        ("attention.head_count_kv", 8),
+        ("attention.key_length", 128),
+        ("rope.scaling.original_context_length", 16_384),
+    ];
+    let scale = ("attention.temperature_scale", 0.1);
+    let hp = read("mistral3", &shape, &[scale]).unwrap();
+    let rope = Rope::new(&hp, None);
+    assert_eq!((hp.n_rope_tables(), rope.of_queries(0)), (2, 1));
+    // Keys never grow, queries do from the original context on.
+    let length = |table, pos| {
+        let mut pairs = [0.0; 128];
+        rope.fill(table, pos, 1, 128, &mut pairs);
+        pairs[0].hypot(pairs[1])
+    };
+    for (pos, factor) in [
+        (0, 1.0),
+        (16_383, 1.0),
+        (16_384, 1.0 + 0.1 * 2.0f32.ln()),
+        (100_000, 1.0 + 0.1 * 7.0f32.ln()),
+    ] {
+        assert!((length(0, pos) - 1.0).abs() < 1e-6);
+        assert!((length(1, pos) - factor).abs() < 1e-6, "{pos}");
+    }
+    let hp = read("mistral3", &shape, &[]).unwrap();
+    assert_eq!((hp.temperature, hp.cpu_only), (None, None));
+    assert_eq!(Rope::new(&hp, None).of_queries(0), 0);
+    let bad = [("attention.temperature_scale", f32::NAN)];
+    let said = read("mistral3", &shape, &bad).unwrap_err().to_string();
+    assert!(said.contains("temperature_scale"), "{said}");
 }

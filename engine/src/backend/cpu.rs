@@ -16,8 +16,8 @@ pub(crate) use self::pool::bound_bytes;
 use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, moved, n_bounds};
 use self::recurrent::States;
 pub use self::weight::CpuWeight;
-use self::weight::{moe_ffn, product};
-use super::{Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner};
+use self::weight::{activation, moe_ffn, product};
+use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -125,10 +125,11 @@ impl CpuRunner {
             };
             KvLayer::new(shape, region.n_blocks)
         };
+        let rope = Rope::from_file(hp, file, layout.n_ctx)?;
         let step = Step {
             tokens: Vec::with_capacity(n_ubatch),
             positions: Vec::with_capacity(n_ubatch),
-            angles: vec![vec![0.0; n_ubatch * hp.n_rot]; hp.ropes.len()],
+            angles: vec![vec![0.0; n_ubatch * hp.n_rot]; hp.n_rope_tables()],
             pages: (0..layout.n_layer)
                 .map(|il| Vec::with_capacity(layer_spans(layout, il)))
                 .collect(),
@@ -152,7 +153,7 @@ impl CpuRunner {
             model,
             ops: Ops::new(team(n_threads)?, isa, limits),
             state: State {
-                rope: Rope::from_file(hp, file, layout.n_ctx)?,
+                rope,
                 bufs: Buf::ALL.map(|b| Shared::zeroed(n_ubatch * widths.get(b))),
                 kv: (0..layout.n_regions())
                     .flat_map(|r| (0..layout.n_tiers()).map(move |tier| (r, tier)))
@@ -443,6 +444,11 @@ impl Backend for CpuPass<'_> {
         self.pass.scale(s.buf(x), factor, n);
     }
 
+    fn center(&mut self, x: Buf) {
+        let (x, width) = (self.s.buf(x), self.s.widths.get(x));
+        self.pass.center(x, width, self.n());
+    }
+
     fn rope(&mut self, q: Buf, k: Buf, il: usize) {
         let s = self.s;
         let Some(kind) = s.hp.layers[il].rope else {
@@ -452,7 +458,7 @@ impl Backend for CpuPass<'_> {
             RopeMode::Norm => lemma_cpu::RopeMode::Norm,
             RopeMode::Neox => lemma_cpu::RopeMode::NeoX,
         };
-        for b in [q, k] {
+        for (b, kind) in [(q, s.rope.of_queries(kind)), (k, kind)] {
             let n_head = s.widths.get(b) / s.hp.head_dim;
             self.pass.rope(
                 s.buf(b),
@@ -544,6 +550,11 @@ impl Backend for CpuPass<'_> {
     fn geglu(&mut self, gate: Buf, up: Buf) {
         let (s, n) = (self.s, self.n() * self.s.widths.get(gate));
         self.pass.geglu(s.buf(gate), s.buf(gate), s.buf(up), n);
+    }
+
+    fn activate(&mut self, x: Buf, by: Activation) {
+        let (x, n) = (self.s.buf(x), self.n() * self.s.widths.get(x));
+        self.pass.activate(x, activation(by), n);
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<CpuWeight>) {

@@ -169,7 +169,7 @@ impl CudaRunner {
         let mut q8 = Vec::new();
         for b in Buf::ALL {
             bufs.push(scratch(b)?);
-            let multiplied = matches!(b, Buf::Xn | Buf::Att | Buf::Gate);
+            let multiplied = matches!(b, Buf::Xn | Buf::Att | Buf::Gate | Buf::GateSh);
             q8.push(if multiplied && widths.get(b).is_multiple_of(32) {
                 let n = n_ubatch * widths.get(b);
                 Some((gpu.alloc(n)?, gpu.alloc(n / 4)?))
@@ -268,9 +268,9 @@ impl CudaRunner {
         }
         // The rotations go where the device reads them; computing them in f64 here is what every backend does.
         let angles = &mut host.angles[..n * p.hp.head_dim];
-        for kind in 0..l.n_rope {
-            p.rope.fill(kind, first, n, p.hp.head_dim, angles);
-            put(step, l.rope(kind), angles.iter().map(|x| x.to_bits()));
+        for table in 0..l.n_rope {
+            p.rope.fill(table, first, n, p.hp.head_dim, angles);
+            put(step, l.rope(table), angles.iter().map(|x| x.to_bits()));
         }
         host.step.upload(0, p.step.view().slice(0, l.bytes()))?;
         host.send_tables(p, cache)
@@ -516,7 +516,7 @@ impl StepLayout {
             n,
             n_layer: hp.n_layer,
             head_dim: hp.head_dim,
-            n_rope: hp.ropes.len(),
+            n_rope: hp.n_rope_tables(),
         }
     }
 
@@ -529,8 +529,8 @@ impl StepLayout {
     }
 
     /// Pairs of floats of a kind of rotation: at an even word, since heads have an even width.
-    fn rope(&self, kind: usize) -> usize {
-        self.places(self.n_layer).next_multiple_of(2) + kind * self.n * self.head_dim
+    fn rope(&self, table: usize) -> usize {
+        self.places(self.n_layer).next_multiple_of(2) + table * self.n * self.head_dim
     }
 
     fn bytes(&self) -> usize {

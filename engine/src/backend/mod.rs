@@ -173,6 +173,21 @@ pub enum Act {
     SwigluOai,
 }
 
+/// What a feed-forward block without a gate makes of each element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// `max(x, 0)²`
+    ReluSqr,
+    /// `alpha_p x² + beta x` where x is positive, elsewhere `alpha_n (exp(min(x, eps)) - 1 - x) + beta x`.
+    #[allow(missing_docs)]
+    Xielu {
+        alpha_n: f32,
+        alpha_p: f32,
+        beta: f32,
+        eps: f32,
+    },
+}
+
 /// Which elements of a head rotate together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopeMode {
@@ -217,8 +232,11 @@ pub trait Backend {
     /// `x *= factor`
     fn scale(&mut self, x: Buf, factor: f32);
 
+    /// `x -= mean(x)` of each row.
+    fn center(&mut self, x: Buf);
+
     /// Rotates queries and keys by the positions of the pass, as layer `il` does: the first elements of each head, or, of latent keys and
-    /// their queries, the last.
+    /// their queries, the last. Queries grow with their position where [`HParams::temperature`](crate::arch::HParams::temperature) says so.
     fn rope(&mut self, q: Buf, k: Buf, il: usize);
 
     /// `qkv`: queries, keys and values (which are not looked at where they are in the keys). Stores keys and values of the pass in their
@@ -254,6 +272,9 @@ pub trait Backend {
 
     /// `gate = gelu(gate) * up`, gelu by the tanh formula (arXiv 1606.08415).
     fn geglu(&mut self, gate: Buf, up: Buf);
+
+    /// Every element by itself, in place.
+    fn activate(&mut self, x: Buf, by: Activation);
 
     /// `acc += experts(x)`, each token through its best experts.
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<Self::Weight>);

@@ -11,8 +11,12 @@ mod recurrent;
 
 use std::collections::BTreeMap;
 
-use self::math::{best_experts, dot, gelu, norm, sigmoid, silu, softcap, softmax, swiglu_oai};
-use super::{Act, Backend, Buf, Gating, Linear, Moe, Outputs, RopeMode, Runner, Tensor};
+use self::math::{
+    activation, best_experts, dot, gelu, norm, sigmoid, silu, softcap, softmax, swiglu_oai,
+};
+use super::{
+    Act, Activation, Backend, Buf, Gating, Linear, Moe, Outputs, RopeMode, Runner, Tensor,
+};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -302,6 +306,15 @@ impl Backend for TracePass {
         }
     }
 
+    fn center(&mut self, x: Buf) {
+        let width = self.widths.get(x);
+        for row in self.bufs[x as usize].chunks_exact_mut(width) {
+            let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+            row.iter_mut()
+                .for_each(|x| *x = (f64::from(*x) - mean) as f32);
+        }
+    }
+
     fn scale(&mut self, x: Buf, factor: f32) {
         for x in &mut self.bufs[x as usize] {
             *x *= factor;
@@ -315,8 +328,8 @@ impl Backend for TracePass {
         let (d, half) = (self.hp.head_dim, self.rope.n_rot / 2);
         let mut table = vec![0.0; self.n() * half * 2];
         let n_rot = self.rope.n_rot;
-        self.rope.fill(kind, self.pos, self.n(), n_rot, &mut table);
-        for b in [q, k] {
+        for (b, kind) in [(q, self.rope.of_queries(kind)), (k, kind)] {
+            self.rope.fill(kind, self.pos, self.n(), n_rot, &mut table);
             let width = self.widths.get(b);
             for (t, row) in self.bufs[b as usize].chunks_exact_mut(width).enumerate() {
                 for head in row.chunks_exact_mut(d) {
@@ -426,6 +439,12 @@ impl Backend for TracePass {
         let up = self.bufs[up as usize].clone();
         for (g, u) in self.bufs[gate as usize].iter_mut().zip(up) {
             *g = gelu(*g) * u;
+        }
+    }
+
+    fn activate(&mut self, x: Buf, by: Activation) {
+        for x in &mut self.bufs[x as usize] {
+            *x = activation(*x, by);
         }
     }
 

@@ -172,11 +172,11 @@ fn plan(s: &Shape, recipe: &Recipe) -> Vec<Plan> {
                 n,
                 unit(n_embd),
             ));
-            if is_gpt_oss || s.arch == "qwen2" {
+            if is_gpt_oss || ["qwen2", "seed_oss"].contains(&s.arch) {
                 plans.push(vector(name(&format!("{part}.bias")), n, 0.0, 0.1));
             }
         }
-        if s.arch.starts_with("qwen3") {
+        if ["qwen3", "qwen3moe"].contains(&s.arch) {
             plans.push(norm(name("attn_q_norm.weight"), u64::from(s.head_dim)));
             plans.push(norm(name("attn_k_norm.weight"), u64::from(s.head_dim)));
         }
@@ -196,7 +196,7 @@ fn plan(s: &Shape, recipe: &Recipe) -> Vec<Plan> {
                 1.0,
             ));
         }
-        let ffn_norm = match is_gpt_oss {
+        let ffn_norm = match is_gpt_oss || s.arch == "seed_oss" {
             true => "post_attention_norm.weight",
             false => "ffn_norm.weight",
         };

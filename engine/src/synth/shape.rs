@@ -20,7 +20,7 @@ pub(super) enum VocabKind {
 #[allow(missing_docs)]
 pub struct Shape {
     pub name: &'static str,
-    /// `qwen2`, `qwen3`, `qwen3moe`, `llama` or `gpt-oss`.
+    /// `qwen2`, `qwen3`, `qwen3moe`, `seed_oss`, `llama` or `gpt-oss`.
     pub arch: &'static str,
     pub n_layer: u32,
     pub n_embd: u32,
@@ -214,10 +214,23 @@ const SHAPES: &[Shape] = &[
         n_ff: 768,
         n_head: 32,
         n_head_kv: 4,
-        tied: false,
         n_expert: 128,
         n_expert_used: 8,
+        tied: false,
         ..QWEN3
+    },
+    Shape {
+        name: "seed-oss-36b",
+        arch: "seed_oss",
+        n_layer: 64,
+        n_embd: 5120,
+        n_ff: 27_648,
+        n_head: 80,
+        n_head_kv: 8,
+        n_vocab: 155_136,
+        n_ctx: 524_288,
+        rope_freq_base: 1e7,
+        ..QWEN2
     },
     Shape {
         name: "llama-3.2-1b",

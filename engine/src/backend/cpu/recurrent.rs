@@ -20,6 +20,7 @@ impl States {
             n_head_v: d.n_head_v,
             dim: d.head_dim,
             d_conv: d.d_conv,
+            side_by_side: d.side_by_side,
         });
         let all = || {
             let layers = shape.iter().flat_map(|s| vec![*s; hp.n_layer_state()]);

@@ -3,7 +3,7 @@
 use lemma_cpu::{Experts, Gating, Mat, MoeBias, MoeFfn, MulMat, Shared};
 use lemma_quant::GgmlType;
 
-use crate::backend::{self, Act, Linear, Moe, Tensor};
+use crate::backend::{self, Act, Activation, Linear, Moe, Tensor};
 use crate::gguf::Bytes;
 
 /// A weight of the CPU backend: where it lies in the file, or a small vector decoded once.
@@ -114,5 +114,23 @@ pub(super) fn moe_ffn(moe: &Moe<CpuWeight>) -> MoeFfn<'_> {
         n_group_used: moe.n_group_used,
         norm_topk: moe.norm_topk,
         weights_scale: moe.weights_scale,
+    }
+}
+
+/// The same in the words of the kernels.
+pub(super) fn activation(by: Activation) -> lemma_cpu::Activation {
+    match by {
+        Activation::ReluSqr => lemma_cpu::Activation::ReluSqr,
+        Activation::Xielu {
+            alpha_n,
+            alpha_p,
+            beta,
+            eps,
+        } => lemma_cpu::Activation::Xielu {
+            alpha_n,
+            alpha_p,
+            beta,
+            eps,
+        },
     }
 }

@@ -249,9 +249,9 @@ pub(super) struct Moe {
     pub(super) weights: Buffer,
     /// `[n_ubatch]` counters that are zero between calls.
     pub(super) arrived: Buffer,
-    /// `[columns, n_ff]`, twice: gate and up.
+    /// `[columns, n_ff_exp]`, twice: gate and up.
     pub(super) hidden: [Buffer; 2],
-    /// The first of them quantized, if `n_ff` is a multiple of 32.
+    /// The first of them quantized, if `n_ff_exp` is a multiple of 32.
     pub(super) q8: Option<(Buffer, Buffer)>,
     /// Tokens whose columns are mat-vecs at once.
     pub(super) tokens: usize,
@@ -280,7 +280,7 @@ fn tokens(hp: &HParams, n_ubatch: usize, columns: usize) -> usize {
 fn grouped_tokens(hp: &HParams, n_ubatch: usize) -> Option<usize> {
     let tokens = tokens(hp, n_ubatch, COLUMNS[1]);
     let enough = tokens * hp.n_expert_used >= Grouped::min_columns(hp.n_expert);
-    let fits = Half::holds(hp.n_embd, hp.n_ff) && Half::holds(hp.n_ff, hp.n_embd);
+    let fits = Half::holds(hp.n_embd, hp.n_ff_exp) && Half::holds(hp.n_ff_exp, hp.n_embd);
     (enough && fits && n_ubatch >= Half::MIN_TOKENS).then_some(tokens)
 }
 
@@ -292,16 +292,16 @@ impl Moe {
         }
         let small = tokens(hp, n_ubatch, COLUMNS[0]);
         let columns = grouped_tokens(hp, n_ubatch).unwrap_or(small) * hp.n_expert_used;
-        columns * (12 * hp.n_ff + 8 * hp.n_embd) + n_ubatch * hp.n_expert * 4
+        columns * (12 * hp.n_ff_exp + 8 * hp.n_embd) + n_ubatch * hp.n_expert * 4
     }
 
     pub(super) fn new(gpu: &Gpu, hp: &HParams, n_ubatch: usize) -> Result<Self, CudaError> {
         let tokens = tokens(hp, n_ubatch, COLUMNS[0]);
         let columns = tokens * hp.n_expert_used;
-        let q8 = if hp.n_ff.is_multiple_of(32) {
+        let q8 = if hp.n_ff_exp.is_multiple_of(32) {
             Some((
-                gpu.alloc(columns * hp.n_ff)?,
-                gpu.alloc(columns * hp.n_ff / 4)?,
+                gpu.alloc(columns * hp.n_ff_exp)?,
+                gpu.alloc(columns * hp.n_ff_exp / 4)?,
             ))
         } else {
             None
@@ -310,7 +310,7 @@ impl Moe {
         if let Some(tokens) = grouped_tokens(hp, n_ubatch) {
             columns = columns.max(tokens * hp.n_expert_used);
             sorted = Some(Sorted {
-                grouped: Grouped::new(gpu, columns, hp.n_expert, hp.n_embd.max(hp.n_ff))?,
+                grouped: Grouped::new(gpu, columns, hp.n_expert, hp.n_embd.max(hp.n_ff_exp))?,
                 y: gpu.alloc(columns * hp.n_embd * 4)?,
                 tokens,
             });
@@ -322,8 +322,8 @@ impl Moe {
             weights: gpu.alloc(n_ubatch * hp.n_expert_used * 4)?,
             arrived: gpu.alloc(n_ubatch * 4)?,
             hidden: [
-                gpu.alloc(columns * hp.n_ff * 4)?,
-                gpu.alloc(columns * hp.n_ff * 4)?,
+                gpu.alloc(columns * hp.n_ff_exp * 4)?,
+                gpu.alloc(columns * hp.n_ff_exp * 4)?,
             ],
             q8,
             tokens,

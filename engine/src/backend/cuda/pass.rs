@@ -9,7 +9,7 @@ use lemma_cuda::ops::{
 };
 use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
 
-use super::super::{Backend, Buf, Linear, Moe as MoeWeights, RopeMode};
+use super::super::{Activation, Backend, Buf, Linear, Moe as MoeWeights, RopeMode};
 use super::buffers::{Moe, Pool};
 use super::{CudaWeight, StepLayout};
 use crate::arch::{ArchModel, HParams, Rope, Widths};
@@ -149,15 +149,14 @@ impl Pass {
 
     fn rope_store(&mut self, q: Buf, k: Buf, v: Buf, store: Option<Store>) -> Done {
         let pending = std::mem::take(&mut self.pending);
+        let rotations = |table| self.step_words(self.layout.rope(table), self.n * self.hp.head_dim);
         let call = RopeStore {
             q: self.view(q),
             k: self.view(k),
             v: self.view(v),
             q_norm: pending.q_norm,
             k_norm: pending.k_norm,
-            rope: pending
-                .rope
-                .map(|kind| self.step_words(self.layout.rope(kind), self.n * self.hp.head_dim)),
+            rope: (pending.rope).map(|kind| [self.rope.of_queries(kind), kind].map(rotations)),
             pairs: self.pairs(),
             store,
         };
@@ -432,6 +431,25 @@ impl Backend for Pass {
         self.note_failure(done);
     }
 
+    fn center(&mut self, x: Buf) {
+        self.fresh[x as usize] = false;
+        let (x, width) = (self.view(x), self.widths.get(x));
+        let done = self
+            .flush()
+            .and_then(|()| ops::center(&self.gpu, x, self.n, width));
+        self.note_failure(done);
+    }
+
+    fn sigmoid_mul(&mut self, x: Buf, gate: Buf) {
+        self.fresh[x as usize] = false;
+        let widths = [x, gate].map(|b| self.widths.get(b));
+        let [x, gate] = [x, gate].map(|b| self.view(b));
+        let done = self
+            .flush()
+            .and_then(|()| ops::sigmoid_mul(&self.gpu, x, gate, self.n, widths));
+        self.note_failure(done);
+    }
+
     fn rope(&mut self, _: Buf, _: Buf, il: usize) {
         let Some(kind) = self.hp.layers[il].rope else {
             return;
@@ -472,10 +490,6 @@ impl Backend for Pass {
         self.refuse("gated delta nets");
     }
 
-    fn sigmoid_mul(&mut self, _: Buf, _: Buf) {
-        self.refuse("gated delta nets");
-    }
-
     fn ssm_conv(&mut self, _: Buf, _: &CudaWeight, _: usize) {
         self.refuse("gated delta nets");
     }
@@ -490,6 +504,10 @@ impl Backend for Pass {
 
     fn gated_delta_net(&mut self, _: Buf, _: Buf, _: [Buf; 2], _: usize) {
         self.refuse("gated delta nets");
+    }
+
+    fn activate(&mut self, _: Buf, _: Activation) {
+        self.refuse("feed-forward blocks without gates");
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &MoeWeights<CudaWeight>) {

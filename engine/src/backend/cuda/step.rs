@@ -10,7 +10,7 @@ use lemma_cuda::ops::{Attention, Glu, Mode, Part, RopeStore, Store};
 use lemma_cuda::step::{Builder, Mixture, Products, Program, Shape};
 use lemma_cuda::{CudaError, View, Weight};
 
-use super::super::{self as backend, Backend, Buf, Linear};
+use super::super::{self as backend, Activation, Backend, Buf, Linear};
 use super::CudaWeight;
 use super::pass::{Pass, experts};
 use crate::arch::ArchModel;
@@ -55,13 +55,13 @@ struct Phases<'a> {
     pass: &'a Pass,
     builder: Builder,
     masses: View,
-    /// A norm that has not been used: its result, its input, its weights and epsilon.
-    norm: Option<(Buf, Buf, View, f32)>,
+    /// The last norm: its result, which nobody computes by itself, its input as it was, its weights and epsilon.
+    norm: Option<(Buf, View, View, f32)>,
     q_norm: Option<(View, f32)>,
     k_norm: Option<(View, f32)>,
     rope: bool,
-    /// Gate and up, and their input.
-    ffn: Option<([OwnedPart; 2], Buf)>,
+    /// Gate and up, where their product goes, and their input.
+    ffn: Option<([OwnedPart; 2], Buf, Buf)>,
 }
 
 fn bias(w: &Linear<CudaWeight>) -> Option<View> {
@@ -70,18 +70,23 @@ fn bias(w: &Linear<CudaWeight>) -> Option<View> {
 
 impl Phases<'_> {
     /// What products with a buffer read: what was normed, if that is what it holds.
-    fn input(&self, x: Buf) -> (Buf, Option<(View, f32)>) {
+    fn input(&self, x: Buf) -> (View, Option<(View, f32)>) {
         match self.norm {
             Some((out, from, w, eps)) if out == x => (from, Some((w, eps))),
-            _ => (x, None),
+            _ => (self.pass.view(x), None),
         }
+    }
+
+    /// A buffer holds something else now.
+    fn wrote(&mut self, out: Buf) {
+        self.norm.take_if(|n| n.0 == out);
     }
 
     fn products(&mut self, parts: &[Part<'_>], x: Buf, mode: Mode) {
         let (src, norm) = self.input(x);
         self.builder.products(&Products {
             parts,
-            src: self.pass.view(src),
+            src,
             norm,
             mode,
         });
@@ -96,7 +101,12 @@ impl Backend for Phases<'_> {
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &CudaWeight, eps: f32) {
-        self.norm = Some((out, x, w.vec(), eps));
+        if out == x {
+            return self.builder.refuse("a norm of what is wanted without too");
+        }
+        let bytes = self.pass.widths.get(x) * 4;
+        let from = self.builder.hold(self.pass.view(x), bytes);
+        self.norm = Some((out, from, w.vec(), eps));
     }
 
     fn rms_norm_heads(&mut self, x: Buf, w: &CudaWeight, eps: f32) {
@@ -110,9 +120,11 @@ impl Backend for Phases<'_> {
     }
 
     fn mul_mats<const N: usize>(&mut self, outs: [(Buf, &Linear<CudaWeight>); N], x: Buf) {
-        if let [(Buf::Gate, g), (Buf::Up, u)] = outs.as_slice() {
+        if let [(gate @ Buf::Gate, g), (Buf::Up, u)] | [(gate @ Buf::GateSh, g), (Buf::UpSh, u)] =
+            outs.as_slice()
+        {
             let part = |w: &Linear<CudaWeight>| (Arc::clone(w.w.mat()), bias(w));
-            self.ffn = Some(([part(g), part(u)], x));
+            self.ffn = Some(([part(g), part(u)], *gate, x));
             return;
         }
         if N > 3 {
@@ -120,13 +132,13 @@ impl Backend for Phases<'_> {
         }
         let parts = outs.map(|(out, w)| (&**w.w.mat(), bias(w), self.pass.view(out)));
         self.products(&parts, x, Mode::Store);
+        outs.iter().for_each(|o| self.wrote(o.0));
     }
 
     fn mul_mat_add(&mut self, acc: Buf, w: &Linear<CudaWeight>, x: Buf) {
         let parts = [(&**w.w.mat(), bias(w), self.pass.view(acc))];
         self.products(&parts, x, Mode::Add);
-        // What was normed before has changed.
-        self.norm = None;
+        self.wrote(acc);
     }
 
     fn add(&mut self, _: Buf, _: Buf) {
@@ -141,6 +153,9 @@ impl Backend for Phases<'_> {
         let kind = self.pass.hp.layers[il].rope;
         if kind.is_some_and(|kind| kind > 0) {
             self.builder.refuse("layers that rotate differently");
+        }
+        if self.pass.hp.temperature.is_some() {
+            self.builder.refuse("queries that grow with their position");
         }
         self.rope = kind.is_some();
     }
@@ -161,7 +176,7 @@ impl Backend for Phases<'_> {
             q_norm: self.q_norm.take(),
             k_norm: self.k_norm.take(),
             rope: std::mem::take(&mut self.rope)
-                .then(|| p.step_words(p.layout.rope(0), p.hp.head_dim)),
+                .then(|| [p.step_words(p.layout.rope(0), p.hp.head_dim); 2]),
             pairs: p.pairs(),
             store: Some(store),
         };
@@ -178,10 +193,11 @@ impl Backend for Phases<'_> {
         };
         self.builder
             .attend(il, p.view(out), &call, &attention, p.wants_mass);
+        self.wrote(out);
     }
 
     fn swiglu(&mut self, gate: Buf, _: Buf) {
-        let Some(([(g, gb), (u, ub)], x)) = self.ffn.take() else {
+        let Some(([(g, gb), (u, ub)], _, x)) = self.ffn.take().filter(|f| f.1 == gate) else {
             return self.builder.refuse("a gate without products");
         };
         if (g.ty(), g.n_row()) != (u.ty(), u.n_row()) {
@@ -189,6 +205,10 @@ impl Backend for Phases<'_> {
         }
         let out = self.pass.view(gate);
         self.products(&[(&g, gb, out), (&u, ub, out)], x, Mode::Gated(Glu::Swiglu));
+    }
+
+    fn center(&mut self, _: Buf) {
+        self.builder.refuse("norms that take the mean off");
     }
 
     fn rms_norm_first(&mut self, _: Buf, _: &CudaWeight, _: f32) {
@@ -204,7 +224,7 @@ impl Backend for Phases<'_> {
     }
 
     fn sigmoid_mul(&mut self, _: Buf, _: Buf) {
-        self.builder.refuse("gated delta nets");
+        self.builder.refuse("gates of what is done already");
     }
 
     fn ssm_conv(&mut self, _: Buf, _: &CudaWeight, _: usize) {
@@ -227,16 +247,18 @@ impl Backend for Phases<'_> {
         self.builder.refuse("GELU");
     }
 
+    fn activate(&mut self, _: Buf, _: Activation) {
+        self.builder.refuse("feed-forward blocks without gates");
+    }
+
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &backend::Moe<CudaWeight>) {
-        let Some(room) = self.pass.moe.as_ref().filter(|_| experts::is_plain(moe)) else {
-            return self
-                .builder
-                .refuse("experts that are chosen in another way");
+        let Some(room) = &self.pass.moe else {
+            return self.builder.refuse("experts in a model without any");
         };
         let m = experts::Parts::of(moe);
         let (src, norm) = self.input(x);
         self.builder.experts(&Mixture {
-            src: self.pass.view(src),
+            src,
             norm,
             router: m.router,
             gate: m.gate,
@@ -244,12 +266,12 @@ impl Backend for Phases<'_> {
             down: m.down,
             glu: m.kind,
             n_used: m.used,
-            norm_topk: moe.norm_topk,
+            choice: experts::choice(moe),
             logits: room.logits.view(),
             hidden: room.hidden[0].view(),
             acc: self.pass.view(acc),
         });
-        self.norm = None;
+        self.wrote(acc);
     }
 
     fn output(&mut self, w: &Linear<CudaWeight>, norm: &CudaWeight, x: Buf, eps: f32) {

@@ -2,7 +2,7 @@
 
 use lemma_quant::pages::{KvType, TILE};
 
-use crate::backend::Moe;
+use crate::backend::{Activation, Moe};
 use crate::kv::PAGE;
 
 /// `a · b`, summed in f64.
@@ -111,4 +111,26 @@ pub(super) fn store(ty: KvType, rows: &mut [Vec<f32>]) {
             row[at.clone()].copy_from_slice(tile);
         }
     }
+}
+
+/// [`Activation`] of one number.
+pub(super) fn activation(x: f32, by: Activation) -> f32 {
+    let x = f64::from(x);
+    let y = match by {
+        Activation::ReluSqr => x.max(0.0).powi(2),
+        Activation::Xielu {
+            alpha_n,
+            alpha_p,
+            beta,
+            eps,
+        } => {
+            let [alpha_n, alpha_p, beta, eps] = [alpha_n, alpha_p, beta, eps].map(f64::from);
+            if x > 0.0 {
+                alpha_p * x * x + beta * x
+            } else {
+                alpha_n * (x.min(eps).exp_m1() - x) + beta * x
+            }
+        }
+    };
+    y as f32
 }

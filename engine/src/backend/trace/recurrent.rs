@@ -81,7 +81,7 @@ impl TracePass {
             for h in 0..d.n_head_v {
                 let alpha = f64::from(self.row(alpha, t)[h]);
                 let beta = f64::from(self.row(beta, t)[h]);
-                let of = h % d.n_head_k * dim..(h % d.n_head_k + 1) * dim;
+                let of = d.head_k(h) * dim..(d.head_k(h) + 1) * dim;
                 let (q, k) = (&q[of.clone()], &k[of]);
                 for r in h * dim..(h + 1) * dim {
                     let s = &mut state[r * dim..(r + 1) * dim];

@@ -1,7 +1,7 @@
 //! Mixtures of experts. A column is a pair of token and chosen expert; where a batch has many of them they are sorted by expert and go to tensor
 //! cores, and each is a mat-vec otherwise.
 
-use lemma_cuda::ops::{self, Chosen, Columns, Experts, Glu, Grouped, MatVec, Mode, Quant};
+use lemma_cuda::ops::{self, Choice, Chosen, Columns, Experts, Glu, Grouped, MatVec, Mode, Quant};
 use lemma_cuda::{Buffer, CudaError, View, Weight};
 
 use super::super::CudaWeight;
@@ -43,12 +43,16 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Whether experts are chosen as kernels do it.
-pub(in super::super) fn is_plain(moe: &Moe<CudaWeight>) -> bool {
-    moe.gating == Gating::Softmax
-        && moe.exp_probs_b.is_none()
-        && moe.n_group <= 1
-        && moe.weights_scale == 1.0
+/// How experts are chosen, in the words of the kernels.
+pub(in super::super) fn choice(moe: &Moe<CudaWeight>) -> Choice {
+    Choice {
+        sigmoid: moe.gating == Gating::Sigmoid,
+        bias: moe.exp_probs_b.as_ref().map(CudaWeight::vec),
+        n_group: moe.n_group,
+        n_group_used: moe.n_group_used,
+        norm: moe.norm_topk,
+        scale: moe.weights_scale,
+    }
 }
 
 /// Room is made for what the parameters of a model speak of.
@@ -72,11 +76,6 @@ impl Pass {
     pub(super) fn experts(&mut self, acc: Buf, x: Buf, moe: &Moe<CudaWeight>) -> Done {
         self.flush()?;
         self.fresh[acc as usize] = false;
-        if !is_plain(moe) {
-            return Err(CudaError(
-                "experts that are chosen in another way have no kernel".to_owned(),
-            ));
-        }
         let m = Parts::of(moe);
         let (n, used, width) = (self.n, m.used, self.widths.get(x));
         let many = self.moe.as_ref().map_or(0, |s| s.many(n, &m));
@@ -97,7 +96,7 @@ impl Pass {
             weights: s.weights.view(),
             arrived: s.arrived.view(),
             n_used: used,
-            norm: moe.norm_topk,
+            choice: choice(moe),
         };
         ops::moe_router(gpu, m.router, self.view(x), quant, &chosen, n)?;
 

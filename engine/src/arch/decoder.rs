@@ -1,0 +1,135 @@
+//! What most models are: a norm, attention, a norm, a feed-forward block, and what each block gives is added to the residual stream.
+//! Architectures that are this page say in `hparams` what they make of it: how heads rotate, whether queries and keys are normed,
+//! which layers have experts. Biases are added where a file has them.
+
+use super::ffn::Ffn;
+use super::{Binder, HParams, QkNorm, Shape};
+use crate::backend::{Backend, Buf::*, Linear};
+use crate::error::Error;
+
+/// Weights of the model.
+#[derive(Debug)]
+pub struct Model<W> {
+    eps: f32,
+    token_embd: W,
+    layers: Vec<Layer<W>>,
+    output_norm: W,
+    output: Linear<W>,
+}
+
+#[derive(Debug)]
+struct Layer<W> {
+    attn_norm: W,
+    attn_qkv: [Linear<W>; 3],
+    qk_norm: Norms<W>,
+    attn_output: Linear<W>,
+    ffn_norm: W,
+    ffn: Ffn<W>,
+}
+
+/// Norms of queries and keys: `attn_q_norm`, `attn_k_norm`.
+#[derive(Debug)]
+pub(super) enum Norms<W> {
+    /// None.
+    None,
+    /// Over each head.
+    Heads([W; 2]),
+    /// Over each head, after it has rotated.
+    RotatedHeads([W; 2]),
+    /// Over all heads together.
+    Whole([W; 2]),
+}
+
+impl<W> Model<W> {
+    pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
+        let Shape {
+            n_embd,
+            n_q,
+            n_vocab,
+            ..
+        } = hp.shape();
+        let layers = b.numbered_layers(hp.n_layer, |b, il| {
+            Ok(Layer {
+                attn_norm: b.vector("attn_norm", n_embd)?,
+                attn_qkv: b.qkv(hp)?,
+                qk_norm: Norms::bind(hp, b)?,
+                attn_output: b.linear("attn_output", n_q, n_embd)?,
+                ffn_norm: b.ffn_norm(n_embd)?,
+                ffn: Ffn::bind(hp, b, il)?,
+            })
+        })?;
+        Ok(Self {
+            eps: hp.eps,
+            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            layers,
+            output_norm: b.vector("output_norm", n_embd)?,
+            output: b.output(n_embd, n_vocab)?,
+        })
+    }
+
+    pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
+        let eps = self.eps;
+        b.embed(X, &self.token_embd);
+        for (il, l) in self.layers.iter().enumerate() {
+            let [attn_q, attn_k, attn_v] = &l.attn_qkv;
+            b.rms_norm(Xn, X, &l.attn_norm, eps);
+            b.note("attn_norm", il, Xn);
+            b.mul_mats([(Q, attn_q), (K, attn_k), (V, attn_v)], Xn);
+            l.qk_norm.rope(b, il, eps);
+            b.note("Qcur", il, Q);
+            b.note("Kcur", il, K);
+            b.note("Vcur", il, V);
+            b.attention(Att, [Q, K, V], il, None);
+            b.note("kqv_out", il, Att);
+            b.mul_mat_add(X, &l.attn_output, Att);
+            b.note("ffn_inp", il, X);
+
+            b.rms_norm(Xn, X, &l.ffn_norm, eps);
+            b.note("ffn_norm", il, Xn);
+            l.ffn.forward(b, il);
+            b.note("l_out", il, X);
+        }
+        b.output(&self.output, &self.output_norm, X, eps);
+    }
+}
+
+impl<W> Norms<W> {
+    pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
+        let mut norms = |n_q, n_k| -> Result<[W; 2], Error> {
+            Ok([b.vector("attn_q_norm", n_q)?, b.vector("attn_k_norm", n_k)?])
+        };
+        let d = hp.head_dim;
+        Ok(match hp.qk_norm {
+            QkNorm::None => Self::None,
+            QkNorm::Heads => Self::Heads(norms(d, d)?),
+            QkNorm::RotatedHeads => Self::RotatedHeads(norms(d, d)?),
+            QkNorm::Whole => Self::Whole(norms(hp.n_head * d, hp.n_head_kv * d)?),
+        })
+    }
+
+    /// Norms queries and keys and rotates them.
+    pub(super) fn rope<B: Backend<Weight = W>>(&self, b: &mut B, il: usize, eps: f32) {
+        match self {
+            Self::None => b.rope(Q, K, il),
+            Self::Heads([q, k]) => {
+                b.rms_norm_heads(Q, q, eps);
+                b.rms_norm_heads(K, k, eps);
+                b.note("Qcur_normed", il, Q);
+                b.note("Kcur_normed", il, K);
+                b.rope(Q, K, il);
+            }
+            Self::RotatedHeads([q, k]) => {
+                b.rope(Q, K, il);
+                b.rms_norm_heads(Q, q, eps);
+                b.rms_norm_heads(K, k, eps);
+            }
+            Self::Whole([q, k]) => {
+                b.rms_norm(Q, Q, q, eps);
+                b.rms_norm(K, K, k, eps);
+                b.note("Qcur_normed", il, Q);
+                b.note("Kcur_normed", il, K);
+                b.rope(Q, K, il);
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Feed-forward blocks: dense, with a gate or without, or a mixture of experts with or without some that every token is sent to.
+
+use super::{Binder, HParams};
+use crate::backend::{Activation, Backend, Buf::*, Linear, Moe};
+use crate::error::Error;
+
+/// The feed-forward block of a layer.
+#[derive(Debug)]
+pub(super) enum Ffn<W> {
+    Dense {
+        ffn_gate: Linear<W>,
+        ffn_up: Linear<W>,
+        ffn_down: Linear<W>,
+    },
+    /// Without a gate.
+    Plain {
+        ffn_up: Linear<W>,
+        by: Activation,
+        ffn_down: Linear<W>,
+    },
+    Moe {
+        experts: Moe<W>,
+        shared: Option<Shared<W>>,
+    },
+}
+
+/// Experts that every token is sent to, as one.
+#[derive(Debug)]
+pub(super) struct Shared<W> {
+    /// How much of it is taken, where that is not all.
+    ffn_gate_inp_shexp: Option<Linear<W>>,
+    ffn_gate_shexp: Linear<W>,
+    ffn_up_shexp: Linear<W>,
+    ffn_down_shexp: Linear<W>,
+}
+
+impl<W> Ffn<W> {
+    /// The block of layer `il`: experts if the model has some and the layer is not one of the first that have none.
+    pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>, il: usize) -> Result<Self, Error> {
+        let (n_embd, n_ff, n_sh) = (hp.n_embd, hp.n_ff, hp.n_ff_shexp);
+        if let Some(&by) = hp.activations.get(il) {
+            return Ok(Self::Plain {
+                ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
+                by,
+                ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
+            });
+        }
+        if hp.n_expert == 0 || il < hp.routing.n_dense {
+            return Ok(Self::Dense {
+                ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
+                ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
+                ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
+            });
+        }
+        Ok(Self::Moe {
+            experts: b.moe(hp)?,
+            shared: if n_sh > 0 {
+                Some(Shared {
+                    ffn_gate_inp_shexp: match hp.routing.gates_shared {
+                        true => Some(b.row("ffn_gate_inp_shexp", n_embd)?),
+                        false => None,
+                    },
+                    ffn_gate_shexp: b.linear("ffn_gate_shexp", n_embd, n_sh)?,
+                    ffn_up_shexp: b.linear("ffn_up_shexp", n_embd, n_sh)?,
+                    ffn_down_shexp: b.linear("ffn_down_shexp", n_sh, n_embd)?,
+                })
+            } else {
+                None
+            },
+        })
+    }
+
+    /// `X += ffn(Xn)`
+    pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B, il: usize) {
+        match self {
+            Self::Dense {
+                ffn_gate,
+                ffn_up,
+                ffn_down,
+            } => {
+                b.mul_mats([(Gate, ffn_gate), (Up, ffn_up)], Xn);
+                b.swiglu(Gate, Up);
+                b.note("ffn_swiglu", il, Gate);
+                b.mul_mat_add(X, ffn_down, Gate);
+            }
+            Self::Plain {
+                ffn_up,
+                by,
+                ffn_down,
+            } => {
+                b.mul_mats([(Up, ffn_up)], Xn);
+                b.activate(Up, *by);
+                b.mul_mat_add(X, ffn_down, Up);
+            }
+            Self::Moe { experts, shared } => {
+                b.moe_ffn(X, Xn, experts);
+                if let Some(s) = shared {
+                    s.forward(b);
+                }
+            }
+        }
+    }
+}
+
+impl<W> Shared<W> {
+    fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
+        let (gate, up) = (&self.ffn_gate_shexp, &self.ffn_up_shexp);
+        match &self.ffn_gate_inp_shexp {
+            None => {
+                b.mul_mats([(GateSh, gate), (UpSh, up)], Xn);
+                b.swiglu(GateSh, UpSh);
+            }
+            Some(share) => {
+                b.mul_mats([(GateSh, gate), (UpSh, up), (Share, share)], Xn);
+                b.swiglu(GateSh, UpSh);
+                // The product that follows is linear: its input can be gated as well as what it gives.
+                b.sigmoid_mul(GateSh, Share);
+            }
+        }
+        b.mul_mat_add(X, &self.ffn_down_shexp, GateSh);
+    }
+}

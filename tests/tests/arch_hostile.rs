@@ -1,0 +1,168 @@
+//! Every architecture with every key of its own at values that nobody expects, and without each of its tensors: a file is refused in a line or
+//! runs, and nothing panics.
+
+use std::collections::BTreeSet;
+
+use lemma_engine::arch::HParams;
+use lemma_engine::backend::cpu::CpuRunner;
+use lemma_engine::backend::{Outputs, Runner};
+use lemma_engine::error::Error;
+use lemma_engine::gguf::write::Builder;
+use lemma_engine::gguf::{GgufFile, Value};
+use lemma_engine::kv::{Cache, Layout, policy};
+use lemma_engine::options::LoadOptions;
+use lemma_tests::{copy_key, data, json};
+
+/// What is written in place of a key's value.
+#[derive(Clone, Copy, Debug)]
+enum New {
+    U32(u32),
+    F32(f32),
+    Text,
+    I32s(&'static [i32]),
+    Nothing,
+}
+
+const NUMBERS: [New; 14] = [
+    New::U32(0),
+    New::U32(1),
+    New::U32(2),
+    New::U32(3),
+    New::U32(6),
+    New::U32(64),
+    New::U32(1 << 14),
+    New::U32(1 << 24),
+    New::U32(u32::MAX),
+    New::F32(0.5),
+    New::Text,
+    New::I32s(&[]),
+    New::I32s(&[-1, i32::MAX, 0, 1]),
+    New::Nothing,
+];
+
+const FLOATS: [New; 8] = [
+    New::F32(0.0),
+    New::F32(-1.0),
+    New::F32(f32::NAN),
+    New::F32(f32::INFINITY),
+    New::F32(1e-45),
+    New::F32(3e38),
+    New::Text,
+    New::Nothing,
+];
+
+/// The file with one key changed, or without one tensor.
+fn changed(file: &GgufFile, key: Option<(&str, New)>, without: Option<&str>) -> Vec<u8> {
+    let mut b = Builder::new();
+    for (name, value) in file.meta().iter() {
+        match key.filter(|(k, _)| *k == name) {
+            None => copy_key(&mut b, name, value),
+            Some((_, New::U32(n))) => drop(b.u32(name, n)),
+            Some((_, New::F32(x))) => drop(b.f32(name, x)),
+            Some((_, New::Text)) => drop(b.str(name, "linear")),
+            Some((_, New::I32s(all))) => drop(b.i32s(name, all.iter().copied())),
+            Some((_, New::Nothing)) => {}
+        }
+    }
+    let kept = || file.tensors().filter(|t| Some(&*t.name) != without);
+    for t in kept() {
+        b.tensor(&t.name, t.ty, t.shape());
+    }
+    let mut body = b.begin(Vec::new()).unwrap();
+    for t in kept() {
+        body.write(t.data).unwrap();
+    }
+    body.finish().unwrap()
+}
+
+/// A few tokens at once and one more.
+fn run(bytes: Vec<u8>) -> Result<(), Error> {
+    let file = GgufFile::from_bytes(bytes, "hostile.gguf")?;
+    let hp = HParams::read(&file)?;
+    let o = LoadOptions {
+        n_threads: Some(1),
+        ..LoadOptions::default()
+    };
+    let layout = Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, 4, 64);
+    let policy = policy::find(&o.kv.policy).unwrap();
+    let mut runner = CpuRunner::new(&file, &hp, &o, &layout, 8)?;
+    let mut cache = Cache::with_layout(&o.kv, policy, layout);
+    for tokens in [&[3, 1, 4][..], &[5]] {
+        cache.begin(tokens.len(), false).unwrap();
+        runner.run(tokens, &mut cache, Outputs::All)?;
+        assert_eq!(runner.logits().len(), tokens.len() * hp.n_vocab);
+    }
+    Ok(())
+}
+
+/// The first model of each architecture.
+fn files() -> Vec<(String, GgufFile)> {
+    let dir = data().join("arch");
+    let mut seen = BTreeSet::new();
+    let mut all = Vec::new();
+    for e in json(&dir.join("manifest.json"))["entries"]
+        .as_array()
+        .unwrap()
+    {
+        let [arch, model] = ["arch", "model"].map(|k| e[k].as_str().unwrap());
+        if e["weights"] == "F32" && seen.insert(arch.to_owned()) {
+            all.push((arch.to_owned(), GgufFile::open(&dir.join(model)).unwrap()));
+        }
+    }
+    assert!(all.len() >= 14, "only {}", all.len());
+    all
+}
+
+#[test]
+fn keys_of_any_value() {
+    let (mut refused, mut ran) = (0, 0);
+    for (arch, file) in files() {
+        for (key, value) in file.meta().iter() {
+            if !key.starts_with(&format!("{arch}.")) {
+                continue;
+            }
+            let values = match value {
+                Value::F32(_) => &FLOATS[..],
+                _ => &NUMBERS[..],
+            };
+            for new in values {
+                match run(changed(&file, Some((key, *new)), None)) {
+                    Ok(()) => ran += 1,
+                    Err(e) => {
+                        let line = e.to_string();
+                        assert!(!line.contains('\n'), "{key} {new:?}: {line}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(refused > 1000 && ran > 500, "{refused} refused, {ran} ran");
+}
+
+#[test]
+fn tensors_that_are_missing() {
+    for (arch, file) in files() {
+        for t in file.tensors() {
+            // Layers beyond the second have the same tensors again.
+            let layer = t
+                .name
+                .strip_prefix("blk.")
+                .and_then(|n| n.split('.').next());
+            if layer.is_some_and(|n| n.parse::<u32>().unwrap() > 3) {
+                continue;
+            }
+            // Biases, factors and the output matrix may be missing.
+            if let Err(e) = run(changed(&file, None, Some(&*t.name))) {
+                let line = e.to_string();
+                // Some may have one of two names, and the first of them is missed.
+                let other = t.name.replace("post_attention_norm", "ffn_norm");
+                let other = other.replace("attn_qkv", "attn_q");
+                // A layer without a router is dense where files do not say which are.
+                let other = other.replace("ffn_gate_inp.", "ffn_gate.");
+                let named = line.contains(&*t.name) || line.contains(&other);
+                assert!(named, "{arch} without {}: {line}", t.name);
+            }
+        }
+    }
+}
