@@ -177,6 +177,8 @@ fn steps_of_one_launch() {
             ("qwen3-tied", true),
             ("qwen3moe", true),
             ("gpt-oss", true),
+            ("dots1", true),
+            ("bailingmoe", true),
             ("llama-moe", false),
             ("gemma2", false),
         ] {
