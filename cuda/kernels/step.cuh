@@ -19,7 +19,6 @@ constexpr uint32_t SENTINEL = 0xffffffff;  // a number that no sum is: arithmeti
 
 constexpr int MAX_WORDS = 896;
 constexpr int MAX_USED = 16;        // experts of a token, at most
-constexpr int MAX_EXPERTS = 256;
 
 enum PhaseKind : uint32_t { EMBED = 0, PRODUCTS = 1, ATTEND = 2, WEIGH = 3, BEST = 4 };
 // What products are of. Those of gate and up choose the experts first, by the results of a phase before (the router's), and hand over gated
@@ -131,7 +130,7 @@ struct Phase {
     uint32_t norm_chosen;  // and then what makes those that are chosen sum to one
     float weights_scale;   // times this
     uint32_t chosen_in;    // the phase that chooses
-    uint32_t join_at;      // DOWN: where results of the block's rows lie in shared memory until all experts' are there, (n_used, rows)
+    uint32_t join_at;      // DOWN: where results of the block's rows lie in shared memory until all experts' are there, (n_used, rows); what GATE_UP chooses by
     uint32_t window;       // ATTEND: tokens that a query sees, itself included, or NO_WINDOW
     uint32_t most_pages;   // and pages that may have such
     uint32_t pad[4];

@@ -229,68 +229,65 @@ template <bool ANY, class F> __device__ __forceinline__ void with_rows(const Wor
     }
 }
 
-// Chooses the best experts by what the router says, equal ones by number. By the first warp.
+// Chooses the best experts by what the router says, equal ones by number. By the first warp, in short loops: it is executed once a layer, and
+// what costs most is to fetch the instructions.
 __device__ __noinline__ void choose(const uint32_t phase) {
-    constexpr int N = MAX_EXPERTS / WARP;
     const Here h = here(phase);
     DYNAMIC_SHARED(StepShared, shared);
     Chosen& chosen = shared->chosen;
-    const int lane = threadIdx.x % WARP, n = h.p.n_expert, n_used = h.p.n_used;
+    const int lane = threadIdx.x % WARP, n = h.p.n_expert, n_used = h.p.n_used, n_key = (n + 4 * WARP - 1) / (4 * WARP) * (4 * WARP);
     const bool sigmoid = h.p.sigmoid;
-    auto weigh = [sigmoid](float x, float largest) { return sigmoid ? quotient(1.0f, 1.0f + __expf(-x)) : __expf(x - largest); };
-    float x[N], largest = -INFINITY, all = 0.0f;
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        const int e = lane + WARP * i;
-        x[i] = e < n ? look(h.p.logits + e) : -INFINITY;
-    }
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        const int e = lane + WARP * i;
-        while (missing(x[i])) {
+    // What the router says, and whole numbers of the order in which experts are chosen: 1 for what is no number, 0 for what is not there or taken.
+    float* x = reinterpret_cast<float*>(h.shared + h.p.join_at);
+    uint32_t* key = reinterpret_cast<uint32_t*>(x + n_key);
+    float largest = -INFINITY, all = 0.0f;
+#pragma unroll 1
+    for (int e = 4 * lane; e < n; e += 4 * WARP) {
+        float4 v;
+        while (true) {
+            v = look(reinterpret_cast<const float4*>(h.p.logits + e));
+            // There is nothing behind the last.
+            if (e + 1 >= n) v.y = -INFINITY;
+            if (e + 2 >= n) v.z = -INFINITY;
+            if (e + 3 >= n) v.w = -INFINITY;
+            if (!missing(v)) break;
             rest();
-            x[i] = look(h.p.logits + e);
         }
-        largest = fmaxf(largest, x[i]);
+        *reinterpret_cast<float4*>(x + e) = v;
+        largest = fmaxf(largest, fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w)));
     }
     __syncwarp();
     largest = warp_max(largest);
-#pragma unroll
-    for (int i = 0; i < N; i++) all += weigh(x[i], largest);
-    all = warp_sum(all);
-    // Whole numbers of the order in which experts are chosen; 1 for what is no number, 0 for what is not there or taken.
-    uint32_t key[N];
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        const int e = lane + WARP * i;
-        float by = x[i];
-        if (h.p.lean && e < n) by = h.p.lean[e] + (sigmoid ? weigh(by, largest) : quotient(weigh(by, largest), all));
-        key[i] = e < n ? max(1u, uint32_t(logit_key(by, 0) >> 32)) : 0;
+    auto weight = [&](int e) { return sigmoid ? quotient(1.0f, 1.0f + __expf(-x[e])) : __expf(x[e] - largest); };
+#pragma unroll 1
+    for (int e = lane; e < n; e += WARP) all += weight(e);
+    all = sigmoid ? 1.0f : warp_sum(all);
+#pragma unroll 1
+    for (int e = lane; e < n_key; e += WARP) {
+        float by = e < n ? x[e] : 0.0f;
+        if (h.p.lean && e < n) by = h.p.lean[e] + quotient(weight(e), all);
+        key[e] = e < n ? max(1u, uint32_t(logit_key(by, 0) >> 32)) : 0;
     }
     float sum = 0.0f, mine = 0.0f;
 #pragma unroll 1
     for (int u = 0; u < n_used; u++) {
-        uint32_t best = 0;
-#pragma unroll
-        for (int i = 0; i < N; i++) best = max(best, key[i]);
-        best = warp_max(best);
-        uint32_t id = NOBODY;
-#pragma unroll
-        for (int i = N - 1; i >= 0; i--) {
-            if (key[i] == best) id = lane + WARP * i;
+        __syncwarp();
+        uint32_t best = 0, id = 0;
+#pragma unroll 1
+        for (int e = 4 * lane; e < n_key; e += 4 * WARP) {
+            const uint4 k = *reinterpret_cast<const uint4*>(key + e);
+            if (k.x > best) best = k.x, id = e;
+            if (k.y > best) best = k.y, id = e + 1;
+            if (k.z > best) best = k.z, id = e + 2;
+            if (k.w > best) best = k.w, id = e + 3;
         }
-        id = warp_min(id);
-        float value = 0.0f;
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            if (id == uint32_t(lane + WARP * i)) value = x[i], key[i] = 0;
-        }
-        const float w = weigh(__shfl_sync(ALL, value, id % WARP), largest);
+        id = warp_min(best == warp_max(best) ? id : NOBODY);
+        const float w = weight(id);
         sum += w;
         if (lane == u) chosen.id[u] = id, mine = w;
+        if (lane == 0) key[id] = 0;
     }
-    const float of = h.p.norm_chosen ? sum : sigmoid ? 1.0f : all;
-    if (lane < n_used) chosen.weight[lane] = quotient(mine, of) * h.p.weights_scale;
+    if (lane < n_used) chosen.weight[lane] = quotient(mine, h.p.norm_chosen ? sum : all) * h.p.weights_scale;
 }
 
 // Adds up what the experts say of the block's rows, behind the sums of all its warps.

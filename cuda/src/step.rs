@@ -309,10 +309,10 @@ impl Builder {
         phase.ds_at = phase.q_at + phase.want_q * n.next_multiple_of(128);
         phase.join_at = phase.ds_at + phase.want_q * (n / 2).next_multiple_of(128);
         let rows = phase.m[0].n_out.div_ceil(self.gpu.info().n_sm);
-        let joined = if phase.experts == 2 {
-            phase.n_used * rows * 4
-        } else {
-            0
+        let joined = match phase.experts {
+            0 => 0,
+            1 => 8 * phase.n_expert.next_multiple_of(128),
+            _ => phase.n_used * rows * 4,
         };
         let bytes = phase.join_at + joined.next_multiple_of(128);
         let own = &mut self.inputs[self.products.len() % 2];

@@ -8,8 +8,8 @@ use crate::weight::Weight;
 
 /// Experts that a token uses at most.
 pub(super) const MAX_USED: usize = 16;
-/// Experts that it has to choose from at most.
-const MAX_EXPERTS: usize = 256;
+/// Experts that it has to choose from at most, for which there is room in shared memory.
+const MAX_EXPERTS: usize = 1024;
 
 /// A mixture of experts that all have gate, up and down: `acc += sum over the chosen of weight * down(glu(gate x, up x))`.
 #[derive(Clone, Copy, Debug)]
