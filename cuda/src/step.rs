@@ -191,6 +191,12 @@ impl Builder {
         PLACE | from as u64
     }
 
+    /// Whether a phase has written to a buffer: if not, others find there what it holds ahead of the step.
+    pub fn is_written(&self, src: View) -> bool {
+        let of = |p: &Place| (src.at..src.at + src.bytes() as u64).contains(&p.buffer);
+        self.places.iter().any(of)
+    }
+
     /// What the first `bytes` of a buffer hold now, for phases that want it when it holds something else.
     pub fn hold(&mut self, src: View, bytes: usize) -> View {
         View {
@@ -207,7 +213,6 @@ impl Builder {
         let (from, to) = (src.at, src.at + bytes as u64);
         let overlaps = |p: &&mut Place| p.buffer < to && from < p.buffer + p.bytes as u64;
         let Some(place) = self.places.iter_mut().rev().find(overlaps) else {
-            self.refuse("a phase that reads what none has written");
             return src.at;
         };
         place.read = true;

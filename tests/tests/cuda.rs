@@ -19,6 +19,8 @@ use lemma_tests::{argmax, folders, json, nmse};
 struct Case {
     path: PathBuf,
     quantized: bool,
+    /// How far off logits may be where keys and values are f16.
+    limit: f64,
     tokens: Vec<u32>,
 }
 
@@ -37,9 +39,12 @@ fn cases() -> Vec<Case> {
             let runs = || hparams(&dir.join(model)).cpu_only.is_none();
             if arch::NAMES.contains(&arch) && runs() {
                 let tokens = e["tokens"].as_array().unwrap();
+                // Some models make more of a rounding than others: a hundred times what llama.cpp itself changes with such keys and values.
+                let own = e["measured"]["f16kv_flashattn_vs_batch"]["nmse"].as_f64();
                 all.push(Case {
                     path: dir.join(model),
                     quantized: e["weights"] != "F32",
+                    limit: own.map_or(1e-4, |own| (100.0 * own).max(1e-4)),
                     tokens: tokens.iter().map(|t| t.as_u64().unwrap() as u32).collect(),
                 });
             }
@@ -197,8 +202,9 @@ fn steps_of_one_launch() {
                 runner.run(&[token], &mut cache, Outputs::Last).unwrap();
             }
             let older = gpu.info().sm < (9, 0) && !is_slow(&gpu);
+            let off = std::env::var_os("LEMMA_CUDA_STEP").is_some_and(|v| v == "0");
             let is = runner.trace_step().unwrap().is_some();
-            assert_eq!(is, whole && !older, "{name} on {}", gpu.info().name);
+            assert_eq!(is, whole && !older && !off, "{name} on {}", gpu.info().name);
         }
     }
 }
@@ -230,7 +236,7 @@ fn prompts_in_pieces_then_steps() {
                 };
                 if i > 0 {
                     let e = nmse(&last.1, &last.0);
-                    assert!(e < 1e-4, "{} piece {i}: {e:.1e}", case.path.display());
+                    assert!(e < case.limit, "{} piece {i}: {e:.1e}", case.path.display());
                 } else {
                     assert!(last.1.is_empty());
                 }
@@ -274,7 +280,7 @@ fn attention_over_many_pages_is_shared_by_blocks() {
                 got.run(piece, Outputs::None);
             }
             let e = nmse(&got.steps(rest), &want.steps(rest));
-            assert!(e < 1e-4, "{}: {e:.1e}", case.path.display());
+            assert!(e < case.limit, "{}: {e:.1e}", case.path.display());
         }
         assert!(shared > 0, "no model with few heads");
     }
@@ -398,13 +404,17 @@ fn pages_are_weighed_and_recycled_alike() {
                         break;
                     }
                     let e = nmse(&g, &w);
-                    assert!(e < 1e-4, "{} step {step}: {e:.1e}", case.path.display());
+                    assert!(
+                        e < case.limit,
+                        "{} step {step}: {e:.1e}",
+                        case.path.display()
+                    );
                     for il in 0..hp.n_layer {
                         let w =
                             |c: &Cache| c.layer(il).pages.iter().map(|p| p.w).collect::<Vec<_>>();
                         let e = nmse(&w(&got.cache), &w(&want.cache));
                         assert!(
-                            e < 1e-4,
+                            e < case.limit,
                             "{} step {step} masses of layer {il}: {e:.1e}",
                             case.path.display()
                         );

@@ -70,11 +70,21 @@ fn bias(w: &Linear<CudaWeight>) -> Option<View> {
 
 impl Phases<'_> {
     /// What products with a buffer read: what was normed, if that is what it holds.
-    fn input(&self, x: Buf) -> (View, Option<(View, f32)>) {
+    fn input(&mut self, x: Buf) -> (View, Option<(View, f32)>) {
         match self.norm {
             Some((out, from, w, eps)) if out == x => (from, Some((w, eps))),
-            _ => (self.pass.view(x), None),
+            _ => (self.written(x), None),
         }
+    }
+
+    /// A buffer that phases have written to: what others hold is from another step.
+    fn written(&mut self, x: Buf) -> View {
+        let view = self.pass.view(x);
+        if !self.builder.is_written(view) {
+            self.builder
+                .refuse("a phase that reads what none has written");
+        }
+        view
     }
 
     /// A buffer holds something else now.
@@ -105,7 +115,8 @@ impl Backend for Phases<'_> {
             return self.builder.refuse("a norm of what is wanted without too");
         }
         let bytes = self.pass.widths.get(x) * 4;
-        let from = self.builder.hold(self.pass.view(x), bytes);
+        let view = self.written(x);
+        let from = self.builder.hold(view, bytes);
         self.norm = Some((out, from, w.vec(), eps));
     }
 
