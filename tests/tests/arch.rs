@@ -255,6 +255,7 @@ fn each_arch() -> Vec<Case> {
         "qwen2moe.gguf",
         "cohere2.gguf",
         "apertus.gguf",
+        "afmoe.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

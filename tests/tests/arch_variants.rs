@@ -136,14 +136,25 @@ fn cut(file: &str, name: &str, parts: &[(&str, usize)]) -> Vec<NewTensor> {
 /// reference, and that to the file with numbers.
 #[test]
 fn parts_of_quantized_tensors() {
-    for name in ["phi3.gguf", "glm4.gguf", "granite.gguf"] {
+    for name in [
+        "phi3.gguf",
+        "glm4.gguf",
+        "granite.gguf",
+        // Rows of these are not whole blocks.
+        "bailingmoe2.gguf",
+        "qwen3next-legacy.gguf",
+    ] {
         let plain = logits(changed(name, &Change::default()), BackendKind::Trace).unwrap();
         for (ty, limit) in [
             (GgmlType::F16, 1e-5),
-            (GgmlType::BF16, 1e-3),
+            (GgmlType::BF16, 2e-3),
             (GgmlType::Q8_0, 1e-2),
             (GgmlType::Q4_0, 0.8),
         ] {
+            let odd = ["bailingmoe2.gguf", "qwen3next-legacy.gguf"].contains(&name);
+            if odd && ty.block_size() > 1 {
+                continue;
+            }
             let change = Change {
                 ty: Some(ty),
                 ..Change::default()

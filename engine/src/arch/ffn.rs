@@ -1,7 +1,7 @@
 //! Feed-forward blocks: dense, with a gate or without, or a mixture of experts with or without some that every token is sent to.
 
 use super::{Binder, HParams};
-use crate::backend::{Activation, Backend, Buf::*, Linear, Moe};
+use crate::backend::{Activation, Backend, Buf, Buf::*, Linear, Moe};
 use crate::error::Error;
 
 /// The feed-forward block of a layer.
@@ -72,6 +72,26 @@ impl<W> Ffn<W> {
 
     /// `X += ffn(Xn)`
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B, il: usize) {
+        if let Self::Moe { experts, .. } = self {
+            b.moe_ffn(X, Xn, experts);
+        }
+        if let Some((down, hidden)) = self.hidden(b, il) {
+            b.mul_mat_add(X, down, hidden);
+        }
+    }
+
+    /// `out = ffn(Xn)`; experts have some beside them that every token is sent to.
+    pub(super) fn forward_into<B: Backend<Weight = W>>(&self, b: &mut B, out: Buf, il: usize) {
+        if let Some((down, hidden)) = self.hidden(b, il) {
+            b.mul_mats([(out, down)], hidden);
+        }
+        if let Self::Moe { experts, .. } = self {
+            b.moe_ffn(out, Xn, experts);
+        }
+    }
+
+    /// What every token is sent to, but for the last matrix: that, and what it is multiplied with.
+    fn hidden<B: Backend<Weight = W>>(&self, b: &mut B, il: usize) -> Option<(&Linear<W>, Buf)> {
         match self {
             Self::Dense {
                 ffn_gate,
@@ -81,7 +101,7 @@ impl<W> Ffn<W> {
                 b.mul_mats([(Gate, ffn_gate), (Up, ffn_up)], Xn);
                 b.swiglu(Gate, Up);
                 b.note("ffn_swiglu", il, Gate);
-                b.mul_mat_add(X, ffn_down, Gate);
+                Some((ffn_down, Gate))
             }
             Self::Plain {
                 ffn_up,
@@ -90,33 +110,25 @@ impl<W> Ffn<W> {
             } => {
                 b.mul_mats([(Up, ffn_up)], Xn);
                 b.activate(Up, *by);
-                b.mul_mat_add(X, ffn_down, Up);
+                Some((ffn_down, Up))
             }
-            Self::Moe { experts, shared } => {
-                b.moe_ffn(X, Xn, experts);
-                if let Some(s) = shared {
-                    s.forward(b);
+            Self::Moe { shared, .. } => {
+                let s = shared.as_ref()?;
+                let (gate, up) = (&s.ffn_gate_shexp, &s.ffn_up_shexp);
+                match &s.ffn_gate_inp_shexp {
+                    None => {
+                        b.mul_mats([(GateSh, gate), (UpSh, up)], Xn);
+                        b.swiglu(GateSh, UpSh);
+                    }
+                    Some(share) => {
+                        b.mul_mats([(GateSh, gate), (UpSh, up), (Share, share)], Xn);
+                        b.swiglu(GateSh, UpSh);
+                        // The product that follows is linear: its input can be gated as well as what it gives.
+                        b.sigmoid_mul(GateSh, Share);
+                    }
                 }
+                Some((&s.ffn_down_shexp, GateSh))
             }
         }
-    }
-}
-
-impl<W> Shared<W> {
-    fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
-        let (gate, up) = (&self.ffn_gate_shexp, &self.ffn_up_shexp);
-        match &self.ffn_gate_inp_shexp {
-            None => {
-                b.mul_mats([(GateSh, gate), (UpSh, up)], Xn);
-                b.swiglu(GateSh, UpSh);
-            }
-            Some(share) => {
-                b.mul_mats([(GateSh, gate), (UpSh, up), (Share, share)], Xn);
-                b.swiglu(GateSh, UpSh);
-                // The product that follows is linear: its input can be gated as well as what it gives.
-                b.sigmoid_mul(GateSh, Share);
-            }
-        }
-        b.mul_mat_add(X, &self.ffn_down_shexp, GateSh);
     }
 }

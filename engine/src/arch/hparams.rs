@@ -77,6 +77,10 @@ pub struct HParams {
     pub rope_mode: RopeMode,
     /// Interleaved M-RoPE: how many pairs rotate by each of four coordinates. Those of text are its position three times, and zero.
     pub rope_sections: Option<[usize; 4]>,
+    /// Whether what attention gives is gated.
+    pub gates_attention: bool,
+    /// Whether what feed-forward blocks give is normed before it is added, experts among them.
+    pub norms_ffn: bool,
     /// How much larger queries of late positions are.
     pub temperature: Option<Temperature>,
     /// Kinds of rotation; the first is what the common keys say.
@@ -330,6 +334,8 @@ impl HParams {
             partial_rotary: false,
             rope_mode: RopeMode::Norm,
             rope_sections: None,
+            gates_attention: false,
+            norms_ffn: false,
             temperature: None,
             ropes: vec![k.rope()?],
             layers: (0..n_layer)

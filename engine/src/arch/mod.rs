@@ -1,8 +1,9 @@
 //! Architectures: hyper-parameters, tensors and forward pass, a file each.
 //!
-//! To add one: a file with `hparams`, which reads what is its own, `Model<W>`, its `bind` and its `forward`, and a line in [`archs!`]
-//! below.
+//! To add one: a file with `hparams`, which reads what is its own, and `Model<W>` with its `bind` and its `forward`, which may be those of
+//! [`decoder`] or of another that it is built like; and a line in [`archs!`] below.
 
+mod afmoe;
 mod apertus;
 mod arcee;
 mod bailingmoe;
@@ -144,6 +145,7 @@ archs! {
     "bailingmoe" => bailingmoe::BailingMoe,
     "deepseek" => deepseek::DeepSeek,
     "minicpm" => minicpm::MiniCpm,
+    "afmoe" => afmoe::AfMoe,
     "arcee" => arcee::Arcee,
     "apertus" => apertus::Apertus,
 }
@@ -177,7 +179,10 @@ impl Widths {
             Buf::Vh => hp.latent.map_or(0, |l| hp.n_head * l.head_dim_v),
             Buf::GateSh | Buf::UpSh => hp.n_ff_shexp,
             Buf::Qg => hp.delta.map_or(0, |_| 2 * hp.n_head * hp.head_dim),
-            Buf::Ag => hp.delta.map_or(0, |_| hp.n_head * hp.head_dim),
+            Buf::Ag if hp.gates_attention => hp.n_head * hp.head_dim,
+            Buf::Ag => 0,
+            Buf::Y if hp.norms_ffn => hp.n_embd,
+            Buf::Y => 0,
             Buf::Qkv => hp.delta.map_or(0, |d| d.n_qkv()),
             Buf::Dn | Buf::Z => hp.delta.map_or(0, |d| d.n_v()),
             Buf::Share => usize::from(hp.n_ff_shexp > 0 && hp.routing.gates_shared),

@@ -25,6 +25,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
 pub(super) fn delta_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     hp.partial_rotary = true;
+    hp.gates_attention = true;
     hp.cpu_only = Some("gated delta nets");
 
     let n_block = hp.without_guessing_layers(k)?;

@@ -69,11 +69,13 @@ pub enum Buf {
     Beta,
     /// How much of the shared experts is taken, 1.
     Share,
+    /// What a feed-forward block gives, where it is normed before it is added and has experts; `n_embd`.
+    Y,
 }
 
 impl Buf {
     /// Every buffer, in the order of their discriminants.
-    pub const ALL: [Buf; 21] = [
+    pub const ALL: [Buf; 22] = [
         Buf::X,
         Buf::Xn,
         Buf::Q,
@@ -95,6 +97,7 @@ impl Buf {
         Buf::Alpha,
         Buf::Beta,
         Buf::Share,
+        Buf::Y,
     ];
 }
 

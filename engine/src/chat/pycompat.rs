@@ -6,6 +6,11 @@
 use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
+/// Whether something can be gone through: `None` cannot, which templates ask that then measure what they were given.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
 /// Methods of Python's types: those of minijinja-contrib and a few that templates use besides.
 pub(super) fn method(
     state: &mut State,

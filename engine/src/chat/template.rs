@@ -292,6 +292,7 @@ fn compile(source: &str) -> Result<Environment<'static>, ChatError> {
     env.set_recursion_limit(MAX_DEPTH);
     env.add_filter("tojson", json::tojson);
     env.add_filter("indent", pycompat::indent);
+    env.add_test("iterable", pycompat::is_iterable);
     env.add_function("raise_exception", raise_exception);
     env.add_template_owned(NAME, replace_generation_tag(source))
         .map_err(|e| match e.kind() {

@@ -47,6 +47,10 @@ fn python_conventions() {
             "{{ 'a\n\nb\n' | indent(2) }}|{{ '{\n' | indent(4, first=true) }}|",
             "a\n\n  b\n|    {\n|",
         ),
+        (
+            "{% for x in [none, 1, missing, [], {}, 'a'] %}{{ x is iterable }} {% endfor %}",
+            "False False True True True True ",
+        ),
         ("{{ [1, 2] | tojson(separators=(',', ':')) }}", "[1,2]"),
         ("{{ 'é' | tojson(ensure_ascii=true) }}", "\"\\u00e9\""),
         (
