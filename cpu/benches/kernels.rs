@@ -320,6 +320,8 @@ fn attention(c: &mut Criterion) {
 fn attention_from_memory(c: &mut Criterion) {
     let cases = [
         (4096, rows(GgmlType::F16)),
+        (4096, rows(GgmlType::Q8_0)),
+        (4096, rows(GgmlType::Q4_0)),
         (4096, [KvType::K4, KvType::V2]),
     ];
     attend(c, "attention_from_memory", &cases, 1 << 30);

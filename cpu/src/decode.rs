@@ -11,18 +11,6 @@ for_isa! {
     /// `isa` is available.
     pub(crate) unsafe fn decode_f16<S>(from: &[u8], to: &mut [f32]) decode_f16_s;
 
-    /// Decodes blocks of `q8_0`, as `dequantize_row` does.
-    ///
-    /// # Safety
-    /// `isa` is available.
-    pub(crate) unsafe fn decode_q8_0<S>(from: &[u8], to: &mut [f32]) decode_q8_0_s;
-
-    /// Decodes blocks of `q4_0`, as `dequantize_row` does.
-    ///
-    /// # Safety
-    /// `isa` is available.
-    pub(crate) unsafe fn decode_q4_0<S>(from: &[u8], to: &mut [f32]) decode_q4_0_s;
-
     /// Decodes a page of `k4`, as the reference does.
     ///
     /// # Safety
@@ -57,50 +45,6 @@ unsafe fn decode_f16_s<S: Simd>(from: &[u8], to: &mut [f32]) {
                 to.as_mut_ptr().add(i),
                 S::load_f16(from.as_ptr().add(2 * i).cast()),
             );
-        }
-    }
-}
-
-/// A block of `q8_0`: a scale, then 32 signed bytes.
-const Q8_0: usize = 2 + 32;
-
-#[inline(always)]
-unsafe fn decode_q8_0_s<S: Simd>(from: &[u8], to: &mut [f32]) {
-    let ((blocks, []), (values, [])) = (from.as_chunks::<Q8_0>(), to.as_chunks_mut::<32>()) else {
-        panic!("whole blocks");
-    };
-    assert_eq!(blocks.len(), values.len());
-    for (block, values) in blocks.iter().zip(values) {
-        // SAFETY: 32 bytes after the scale, and 32 values.
-        unsafe {
-            let d = S::splat_f16(block.as_ptr().cast());
-            for i in (0..32).step_by(S::N) {
-                let q = S::load_i8(block.as_ptr().add(2 + i).cast());
-                S::store(values.as_mut_ptr().add(i), S::mul(q, d));
-            }
-        }
-    }
-}
-
-/// A block of `q4_0`: a scale, then 16 bytes with the first values in their low halves and the others in the high ones.
-const Q4_0: usize = 2 + 16;
-
-#[inline(always)]
-unsafe fn decode_q4_0_s<S: Simd>(from: &[u8], to: &mut [f32]) {
-    let ((blocks, []), (values, [])) = (from.as_chunks::<Q4_0>(), to.as_chunks_mut::<32>()) else {
-        panic!("whole blocks");
-    };
-    assert_eq!(blocks.len(), values.len());
-    for (block, values) in blocks.iter().zip(values) {
-        // SAFETY: 16 bytes after the scale, and 32 values.
-        unsafe {
-            let d = S::splat_f16(block.as_ptr().cast());
-            for i in (0..16).step_by(S::N) {
-                let q = block.as_ptr().add(2 + i);
-                let to = values.as_mut_ptr().add(i);
-                S::store(to, S::mul(S::load_i4::<false>(q), d));
-                S::store(to.add(16), S::mul(S::load_i4::<true>(q), d));
-            }
         }
     }
 }
@@ -157,29 +101,7 @@ unsafe fn decode_v2_s<S: Simd>(from: &[u8], to: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::Isa;
-    use lemma_quant::GgmlType;
     use lemma_quant::pages::KvType;
-
-    #[test]
-    fn blocks_are_decoded_as_the_reference_does() {
-        let values: Vec<f32> = (0..256)
-            .map(|i| (i as f32 * 0.7).sin() * (i % 37) as f32)
-            .collect();
-        type Decode = unsafe fn(Isa, &[u8], &mut [f32]);
-        let types: [(_, Decode); 2] =
-            [(GgmlType::Q8_0, decode_q8_0), (GgmlType::Q4_0, decode_q4_0)];
-        for (ty, decode) in types {
-            let mut bytes = vec![0; ty.row_size(values.len()).unwrap()];
-            ty.traits().quantize_row.unwrap()(&values, &mut bytes);
-            let (mut want, mut got) = (values.clone(), values.clone());
-            (ty.traits().dequantize_row)(&bytes, &mut want);
-            for isa in Isa::available() {
-                // SAFETY: it is available.
-                unsafe { decode(isa, &bytes, &mut got) };
-                assert_eq!(got, want, "{ty} on {isa}");
-            }
-        }
-    }
 
     #[test]
     fn pages_are_decoded_as_the_reference_does() {

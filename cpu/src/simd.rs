@@ -39,16 +39,6 @@ pub(crate) unsafe trait Simd {
     /// # Safety
     /// See the trait.
     unsafe fn load_bf16(p: *const u16) -> Self::V;
-    /// Reads signed bytes.
-    ///
-    /// # Safety
-    /// See the trait.
-    unsafe fn load_i8(p: *const i8) -> Self::V;
-    /// Reads the low or the high halves of bytes, less 8.
-    ///
-    /// # Safety
-    /// See the trait.
-    unsafe fn load_i4<const HIGH: bool>(p: *const u8) -> Self::V;
     /// Reads 32-bit numbers.
     ///
     /// # Safety
@@ -59,11 +49,6 @@ pub(crate) unsafe trait Simd {
     /// # Safety
     /// See the trait.
     unsafe fn code<const BITS: u32>(v: Self::U, shift: u32) -> Self::V;
-    /// The same half-precision number in all lanes.
-    ///
-    /// # Safety
-    /// The instruction set is available, and `p` is valid for one number.
-    unsafe fn splat_f16(p: *const u16) -> Self::V;
     /// `a + b`
     ///
     /// # Safety
@@ -148,17 +133,6 @@ unsafe impl Simd for Plain {
         f32::from_bits(u32::from(unsafe { p.read_unaligned() }) << 16)
     }
     #[inline(always)]
-    unsafe fn load_i8(p: *const i8) -> f32 {
-        // SAFETY: by the caller.
-        f32::from(unsafe { *p })
-    }
-    #[inline(always)]
-    unsafe fn load_i4<const HIGH: bool>(p: *const u8) -> f32 {
-        // SAFETY: by the caller.
-        let byte = unsafe { *p };
-        f32::from(if HIGH { byte >> 4 } else { byte & 15 }) - 8.0
-    }
-    #[inline(always)]
     unsafe fn load_u32(p: *const u32) -> u32 {
         // SAFETY: by the caller.
         unsafe { p.read_unaligned() }
@@ -166,11 +140,6 @@ unsafe impl Simd for Plain {
     #[inline(always)]
     unsafe fn code<const BITS: u32>(v: u32, shift: u32) -> f32 {
         (v >> shift & ((1 << BITS) - 1)) as f32
-    }
-    #[inline(always)]
-    unsafe fn splat_f16(p: *const u16) -> f32 {
-        // SAFETY: by the caller.
-        lemma_quant::num::f16_to_f32(unsafe { p.read_unaligned() })
     }
     #[inline(always)]
     unsafe fn add(a: f32, b: f32) -> f32 {

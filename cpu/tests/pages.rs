@@ -127,13 +127,15 @@ fn attention_reads_pages_that_have_moved() {
                     };
                     let got = attend(&pool, &moved);
                     let want = attend(std::slice::from_ref(&plain), &stayed);
-                    if types.as_flattened().iter().all(|ty| ty.rows().is_some()) {
-                        assert_eq!(got, want, "{dim} {types:?} on {isa}, {nth} threads");
-                    }
-                    // Attention multiplies `k4` and `v2` with rounded numbers.
+                    // Attention multiplies small numbers with rounded ones, those of `q4_0` with such of 8 bits.
+                    let q4_0 = KvType::from(GgmlType::Q4_0);
+                    let limit = match types.as_flattened().contains(&q4_0) {
+                        true => 1e-5,
+                        false => 1e-7,
+                    };
                     let want: Vec<_> = want.iter().map(|x| f64::from(*x)).collect();
                     let error = nmse(&got, &want);
-                    assert!(error < 1e-7, "{dim} {types:?} on {isa}: {error:e}");
+                    assert!(error < limit, "{dim} {types:?} on {isa}: {error:e}");
                 }
             }
         }

@@ -5,18 +5,12 @@
 //! half a step; so sums differ from those of decoded numbers by far less than these do from what was stored. Sums of whole numbers are
 //! exact, so rows give the same whichever of them go together.
 
-use super::{Ahead, Queries, Rows, SPAN};
+use super::{Ahead, LIMIT, Queries, Rows, SPAN, TINY};
 use crate::PAGE;
 use crate::simd::Simd;
 use crate::words::Words;
 use lemma_quant::pages::{TILE, TileK4, TileV2, scale};
 use std::mem::MaybeUninit;
-
-/// The largest rounded number, with room for a unit in the last place of what it is made of.
-const LIMIT: f32 = 32766.0;
-
-/// Below this the largest product, or the sum of weights, is as good as nothing. Over it even the largest scale is finite.
-const TINY: f32 = 1e-20;
 
 /// Sums of so many channels of the largest numbers fit 32 bits.
 const MAX_DIM: usize = 4096;

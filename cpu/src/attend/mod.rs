@@ -4,12 +4,19 @@
 //! A chunk is gone through twice, first its keys and then its values. Between the two the largest logit of the whole chunk is known, so
 //! what has been summed up need never be scaled again, and the products of one page do not wait for the softmax of another.
 
+mod ahead;
+mod blocks;
 mod codes;
+mod turn;
 
-use crate::PAGE;
-use crate::lanes;
+pub(crate) use blocks::{Blocks, Rounded, has_planes, round_query};
+pub(crate) use turn::{Part, is_turned, turn};
+
+use crate::lanes::{self, multiversion};
 use crate::simd::{Simd, for_isa};
 use crate::words::Words;
+use crate::{Isa, PAGE};
+use ahead::Ahead;
 use lemma_quant::pages::{TileK4, TileV2};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -18,6 +25,16 @@ use std::ops::Range;
 pub(crate) const CHUNK: usize = 16;
 /// Tokens of a chunk.
 pub(crate) const SPAN: usize = CHUNK * PAGE;
+
+/// The largest number that queries and weights are rounded to, with room for a unit in the last place of what it is made of.
+const LIMIT: f32 = 32766.0;
+
+/// Below this the largest of them, or of products with scales, or the sum of weights, is as good as nothing. Over it even the largest
+/// scale is finite.
+const TINY: f32 = 1e-20;
+
+/// Quants of a block that has a scale in rows of small numbers.
+pub(crate) const BLOCK: usize = 32;
 
 /// Rows of queries that read the same keys: the heads of a group, for some tokens.
 #[derive(Clone, Copy)]
@@ -51,6 +68,8 @@ pub(crate) enum Keys<'a> {
     F16(&'a [u8]),
     /// As they are in the pool, with the scale of every channel and its zero, `[2, dim]`, as `x = scale * q + zero`.
     K4(&'a [TileK4], &'a [f32]),
+    /// Turned.
+    Blocks(Blocks<'a>),
 }
 
 /// The values of a head in a page: `[PAGE, stride]`.
@@ -62,6 +81,8 @@ pub(crate) enum Values<'a> {
     F16(&'a [u8]),
     /// As they are in the pool.
     V2(&'a [TileV2]),
+    /// Turned.
+    Blocks(Blocks<'a>),
 }
 
 /// Queries of all rows.
@@ -71,7 +92,59 @@ pub(crate) struct Queries<'a> {
     pub(crate) q: &'a [f32],
     /// The largest absolute value that any row of a token has in a channel: `[n / group, dim]`.
     pub(crate) most: &'a [f32],
+    /// The same in 16 bits.
+    pub(crate) rounded: Rounded<'a>,
     pub(crate) softcap: Option<f32>,
+}
+
+/// Logits of page number `page` of the chunk. Dimensions are multiples of 16. `next` is what the pool is asked for next: only the caller
+/// knows where it is, so the processor does not read ahead by itself.
+///
+/// # Safety
+/// `isa` is available.
+pub(crate) unsafe fn logits(
+    isa: Isa,
+    rows: Rows<'_>,
+    queries: Queries<'_>,
+    keys: Keys<'_>,
+    next: &[u8],
+    chunk: &mut Chunk<'_>,
+    page: usize,
+) {
+    assert!(chunk.logits.len() == rows.n() * SPAN && page < CHUNK);
+    // Functions of their own: the compiler does worse where one has all kernels.
+    // SAFETY: by the caller.
+    unsafe {
+        match keys {
+            Keys::Blocks(keys) => {
+                blocks::logits(isa, rows, queries.rounded, keys, next, chunk.logits, page);
+            }
+            _ => logits_of_all(isa, rows, queries, keys, next, chunk, page),
+        }
+    }
+    bound(isa, rows, queries.softcap, chunk, page);
+}
+
+/// Adds the values of page number `page` of the chunk, the first `dim` of each token.
+///
+/// # Safety
+/// `isa` is available.
+pub(crate) unsafe fn add_values(
+    isa: Isa,
+    rows: Rows<'_>,
+    values: Values<'_>,
+    dim: usize,
+    next: &[u8],
+    chunk: &mut Chunk<'_>,
+    page: usize,
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        match values {
+            Values::Blocks(values) => blocks::add_values(isa, rows, values, dim, next, chunk, page),
+            _ => add_all_values(isa, rows, values, dim, next, chunk, page),
+        }
+    }
 }
 
 for_isa! {
@@ -80,7 +153,7 @@ for_isa! {
     ///
     /// # Safety
     /// `isa` is available.
-    pub(crate) unsafe fn logits<S, W>(rows: Rows<'_>, queries: Queries<'_>, keys: Keys<'_>, next: &[u8], chunk: &mut Chunk<'_>, page: usize) logits_s;
+    unsafe fn logits_of_all<S, W>(rows: Rows<'_>, queries: Queries<'_>, keys: Keys<'_>, next: &[u8], chunk: &mut Chunk<'_>, page: usize) logits_s;
 
     /// From the logits of a chunk of `n_pages` to weights of values.
     ///
@@ -92,43 +165,13 @@ for_isa! {
     ///
     /// # Safety
     /// `isa` is available.
-    pub(crate) unsafe fn add_values<S, W>(rows: Rows<'_>, values: Values<'_>, dim: usize, next: &[u8], chunk: &mut Chunk<'_>, page: usize) add_values_s;
+    unsafe fn add_all_values<S, W>(rows: Rows<'_>, values: Values<'_>, dim: usize, next: &[u8], chunk: &mut Chunk<'_>, page: usize) add_values_s;
 
     /// `to = keep * to + a * from`, a multiple of 16.
     ///
     /// # Safety
     /// `isa` is available.
     pub(crate) unsafe fn accumulate<S>(to: &mut [f32], keep: f32, from: &[f32], a: f32) accumulate_s;
-}
-
-/// What is to be read next. It is asked for a little at a time: what is in use comes through the same few buffers from the second-level
-/// cache, and would wait behind a burst. Loops over vectors of eight are too short to do it in each turn.
-struct Ahead<'a> {
-    rest: &'a [u8],
-    /// Cache lines of a step.
-    lines: usize,
-}
-
-impl<'a> Ahead<'a> {
-    /// All of `next` in so many steps.
-    #[inline(always)]
-    fn new(next: &'a [u8], steps: usize) -> Self {
-        Self {
-            rest: next,
-            lines: (next.len() / 64).div_ceil(steps),
-        }
-    }
-
-    /// Begins to read another part.
-    #[inline(always)]
-    fn step<S: Simd>(&mut self) {
-        for _ in 0..self.lines {
-            if let Some((line, rest)) = self.rest.split_at_checked(64) {
-                S::prefetch(line.as_ptr());
-                self.rest = rest;
-            }
-        }
-    }
 }
 
 impl Rows<'_> {
@@ -208,25 +251,28 @@ unsafe fn logits_s<S: Simd, W: Words>(
             Keys::K4(tiles, scales) => {
                 codes::all_products::<S, W>(rows, queries, (tiles, scales), next, to);
             }
+            Keys::Blocks(_) => unreachable!("these have a function of their own"),
         }
     }
-    for (logits, r) in chunk.logits.chunks_exact_mut(SPAN).zip(0..) {
-        let logits = &mut logits[page * PAGE..][..PAGE];
-        if let Some(cap) = queries.softcap {
-            for logit in &mut *logits {
-                let x = *logit / cap;
-                *logit = cap
-                    * match S::N {
-                        1 => lanes::tanh::<false>(x),
-                        _ => lanes::tanh::<true>(x),
-                    };
+}
+
+multiversion! {
+    /// Bounds the logits of a page, and takes those of tokens that are not seen away.
+    fn bound(rows: Rows<'_>, softcap: Option<f32>, chunk: &mut Chunk<'_>, page: usize) {
+        for (logits, r) in chunk.logits.chunks_exact_mut(SPAN).zip(0..) {
+            let logits = &mut logits[page * PAGE..][..PAGE];
+            if let Some(cap) = softcap {
+                for logit in &mut *logits {
+                    let x = *logit / cap;
+                    *logit = cap * lanes::tanh::<FMA>(x);
+                }
             }
-        }
-        let seen = rows.seen[r / rows.group];
-        if seen != (0, PAGE as u8) {
-            let seen = usize::from(seen.0)..usize::from(seen.1);
-            for t in (0..PAGE).filter(|t| !seen.contains(t)) {
-                logits[t] = f32::NEG_INFINITY;
+            let seen = rows.seen[r / rows.group];
+            if seen != (0, PAGE as u8) {
+                let seen = usize::from(seen.0)..usize::from(seen.1);
+                for t in (0..PAGE).filter(|t| !seen.contains(t)) {
+                    logits[t] = f32::NEG_INFINITY;
+                }
             }
         }
     }
@@ -407,6 +453,7 @@ unsafe fn add_values_s<S: Simd, W: Words>(
                 let sums = chunk.page_sum.as_ptr().add(page);
                 codes::all_sums::<S, W>(rows, (p, sums), tiles, dim, next, acc);
             }
+            Values::Blocks(_) => unreachable!("these have a function of their own"),
         }
     }
 }

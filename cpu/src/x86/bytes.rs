@@ -129,6 +129,8 @@ macro_rules! turned {
     }};
 }
 
+pub(super) use turned;
+
 macro_rules! operations {
     ($features:literal: $($name:ident($($arg:ident: $ty:ty),*) $body:expr;)*) => {$(
         #[inline]

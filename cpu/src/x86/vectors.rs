@@ -67,24 +67,6 @@ unsafe impl Simd for Avx2 {
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_i8(p: *const i8) -> __m256 {
-        // SAFETY: by the caller.
-        let bytes = unsafe { _mm_loadl_epi64(p.cast()) };
-        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_i4<const HIGH: bool>(p: *const u8) -> __m256 {
-        // SAFETY: by the caller.
-        let bytes = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(p.cast()) });
-        let halves = match HIGH {
-            true => _mm256_srli_epi32::<4>(bytes),
-            false => _mm256_and_si256(bytes, _mm256_set1_epi32(15)),
-        };
-        _mm256_cvtepi32_ps(_mm256_sub_epi32(halves, _mm256_set1_epi32(8)))
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn load_u32(p: *const u32) -> __m256i {
         // SAFETY: by the caller.
         unsafe { _mm256_loadu_si256(p.cast()) }
@@ -100,13 +82,6 @@ unsafe impl Simd for Avx2 {
         let numbers: [f32; 8] = std::array::from_fn(|i| (i & ((1 << BITS) - 1)) as f32);
         // SAFETY: the table has as many numbers.
         unsafe { _mm256_permutevar8x32_ps(_mm256_loadu_ps(numbers.as_ptr()), v) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn splat_f16(p: *const u16) -> __m256 {
-        // SAFETY: by the caller.
-        let bits = unsafe { p.read_unaligned() };
-        _mm256_cvtph_ps(_mm_set1_epi16(bits.cast_signed()))
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -239,24 +214,6 @@ unsafe impl Simd for Avx512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn load_i8(p: *const i8) -> __m512 {
-        // SAFETY: by the caller.
-        let bytes = unsafe { _mm_loadu_si128(p.cast()) };
-        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn load_i4<const HIGH: bool>(p: *const u8) -> __m512 {
-        // SAFETY: by the caller.
-        let bytes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(p.cast()) });
-        let halves = match HIGH {
-            true => _mm512_srli_epi32::<4>(bytes),
-            false => _mm512_and_si512(bytes, _mm512_set1_epi32(15)),
-        };
-        _mm512_cvtepi32_ps(_mm512_sub_epi32(halves, _mm512_set1_epi32(8)))
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
     unsafe fn load_u32(p: *const u32) -> __m512i {
         // SAFETY: by the caller.
         unsafe { _mm512_loadu_si512(p.cast()) }
@@ -269,13 +226,6 @@ unsafe impl Simd for Avx512 {
         let v = _mm512_srl_epi32(v, _mm_cvtsi32_si128(shift.cast_signed()));
         // SAFETY: the table has as many numbers.
         unsafe { _mm512_permutexvar_ps(v, _mm512_loadu_ps(numbers.as_ptr())) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn splat_f16(p: *const u16) -> __m512 {
-        // SAFETY: by the caller.
-        let bits = unsafe { p.read_unaligned() };
-        _mm512_cvtph_ps(_mm256_set1_epi16(bits.cast_signed()))
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]

@@ -12,7 +12,7 @@ mod scratch;
 pub(crate) use scratch::Scratch;
 
 use super::{Pass, id};
-use crate::attend::{self, CHUNK, Keys, Queries, Rows, SPAN, Values};
+use crate::attend::{self, BLOCK, CHUNK, Keys, Part, Queries, Rounded, Rows, SPAN, Values};
 use crate::decode;
 use crate::lanes::{self, LANES, multiversion};
 use crate::{KvLayer, KvShape, PAGE, PageRef, Shared};
@@ -130,10 +130,12 @@ impl Pass<'_> {
             // Chunks of one head after the other.
             let items = a.n_head_kv * chunks;
             let place = |item: usize| (item / chunks, item % chunks);
+            // The head whose queries this worker has at hand.
+            let mut at_hand = None;
             for item in self.w.claim(items, 1).map(|r| r.start) {
                 let after = item + self.nth();
                 let after = (after < items).then(|| place(after));
-                self.one_chunk(q, layers, a, place(item), after);
+                self.one_chunk(q, layers, a, place(item), after, &mut at_hand);
             }
             self.barrier();
             for h in self.w.range(a.n_head, 1) {
@@ -160,6 +162,7 @@ impl Pass<'_> {
         a: &Attention<'_>,
         (head, chunk): (usize, usize),
         after: Option<(usize, usize)>,
+        at_hand: &mut Option<usize>,
     ) {
         let layer = &layers[0];
         let (group, dim_v) = (a.group(), dim(layer.shape().head_dim_v));
@@ -167,7 +170,9 @@ impl Pass<'_> {
             return;
         }
         let mut m = self.memory(layer, group);
-        self.load_queries(&mut m, q, layers, a, head, 0..1);
+        if at_hand.replace(head) != Some(head) {
+            self.load_queries(&mut m, q, layers, a, head, 0..1);
+        }
         self.chunk(&mut m, layers, a, head, 0..1, chunk, after);
         for i in 0..group {
             let size = LANES + Scratch::dim(self.limits);
@@ -245,7 +250,7 @@ impl Pass<'_> {
     }
 
     /// The queries of a group of heads, times the scale of logits: `[tokens, group, dim_k]`, filled up with zeros; and what they have at most, where
-    /// keys of some pages ask for it.
+    /// keys of some pages ask for it; and the same in 16 bits.
     fn load_queries(
         &self,
         m: &mut Memory<'_>,
@@ -264,6 +269,13 @@ impl Pass<'_> {
                 *to = q * a.scale;
             }
             to[len..].fill(0.0);
+        }
+        if layers.iter().any(|l| turned(l.shape().ty_k, len).is_some()) {
+            let (n, planes) = (m.step.len(), attend::has_planes(self.isa));
+            for (r, (q, step)) in m.q.chunks_exact(len).zip(&mut *m.step).enumerate() {
+                let (quads, bytes) = (&mut *m.quads, &mut *m.bytes);
+                *step = attend::round_query(self.isa, q, r, n, planes, quads, bytes, m.blocks);
+            }
         }
         if layers.iter().any(|l| l.shape().ty_k == KvType::K4) {
             m.most.fill(0.0);
@@ -328,6 +340,12 @@ impl Pass<'_> {
         let queries = Queries {
             q: m.q,
             most: &m.most[..tokens.len() * dim(shape.head_dim_k)],
+            rounded: Rounded {
+                quads: m.quads,
+                bytes: m.bytes,
+                blocks: m.blocks,
+                step: m.step,
+            },
             softcap: a.softcap,
         };
         m.chunk.acc.fill(0.0);
@@ -389,6 +407,10 @@ impl Pass<'_> {
             decode::scales_k4(self.isa, tiles, scales);
             return Keys::K4(tiles, scales);
         }
+        if let Some(ty) = turned(types.ty_k, types.head_dim_k) {
+            let (isa, dim) = (self.isa, types.head_dim_k);
+            return Keys::Blocks(attend::turn(isa, Part::Keys, ty, bytes, dim, to));
+        }
         if self.reads_f16(types.ty_k, types.head_dim_k, n) {
             return Keys::F16(bytes);
         }
@@ -410,6 +432,10 @@ impl Pass<'_> {
         };
         if ty == KvType::V2 && !types.values_in_keys {
             return Values::V2(tiles(bytes));
+        }
+        if let Some(ty) = turned(ty, types.head_dim_v) {
+            let (isa, dim) = (self.isa, types.head_dim_v);
+            return Values::Blocks(attend::turn(isa, Part::Values, ty, bytes, dim, to));
         }
         if self.reads_f16(ty, len, n) {
             return Values::F16(bytes);
@@ -448,8 +474,6 @@ impl Pass<'_> {
         unsafe {
             match ty {
                 GgmlType::F16 => decode::decode_f16(self.isa, bytes, to),
-                GgmlType::Q8_0 => decode::decode_q8_0(self.isa, bytes, to),
-                GgmlType::Q4_0 => decode::decode_q4_0(self.isa, bytes, to),
                 _ => (ty.traits().dequantize_row)(bytes, to),
             }
         }
@@ -534,6 +558,14 @@ fn stored(layer: &KvLayer, slot: u32, plane: usize) -> [&[u8]; 2] {
     unsafe {
         let k = layer.k.slice(layer.k_page(slot, plane));
         [k, layer.v.slice(layer.v_page(slot, plane))]
+    }
+}
+
+/// The type of a page that is turned and multiplied as whole numbers, the first `dim` of each row.
+fn turned(ty: KvType, dim: usize) -> Option<GgmlType> {
+    match ty {
+        KvType::Rows(ty) if dim.is_multiple_of(BLOCK) && attend::is_turned(ty) => Some(ty),
+        _ => None,
     }
 }
 

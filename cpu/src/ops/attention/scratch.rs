@@ -1,7 +1,7 @@
 //! Memory of attention.
 
 use super::ROWS;
-use crate::attend::{CHUNK, Chunk, SPAN};
+use crate::attend::{BLOCK, CHUNK, Chunk, SPAN};
 use crate::lanes::LANES;
 use crate::ops::Limits;
 use crate::{PAGE, Shared};
@@ -39,9 +39,11 @@ impl Scratch {
 
     /// Keys and values of a page, then what [`Memory::new`] takes for each row.
     pub(super) fn worker_len(limits: &Limits) -> usize {
-        let row = 4 * Self::dim(limits) + SPAN + CHUNK + 4;
+        let dim = Self::dim(limits);
+        let rounded = dim / 2 + dim / 4 + 3 * dim.div_ceil(BLOCK) + 1;
+        let row = 4 * dim + SPAN + CHUNK + 4 + rounded;
         let rows = (ROWS + limits.n_head) * row;
-        (2 * PAGE * Self::dim(limits) + rows).next_multiple_of(LANES)
+        (2 * PAGE * dim + rows).next_multiple_of(LANES)
     }
 
     pub(super) fn dim(limits: &Limits) -> usize {
@@ -63,6 +65,11 @@ pub(super) struct Memory<'a> {
     /// See `Queries`.
     pub(super) q: &'a mut [f32],
     pub(super) most: &'a mut [f32],
+    /// See `Rounded`.
+    pub(super) quads: &'a mut [f32],
+    pub(super) bytes: &'a mut [f32],
+    pub(super) blocks: &'a mut [f32],
+    pub(super) step: &'a mut [f32],
     pub(super) chunk: Chunk<'a>,
     pub(super) total: State<'a>,
 }
@@ -93,6 +100,10 @@ impl<'a> Memory<'a> {
                 sum: take(n),
                 acc: total,
             },
+            quads: take(n * dim_k / 2),
+            bytes: take(n * dim_k / 4),
+            blocks: take(3 * n * (dim_k / BLOCK)),
+            step: take(n),
         }
     }
 }
