@@ -106,9 +106,11 @@ fn the_cpu_decides_as_the_reference() {
         let (want, got) = (run(BackendKind::Trace, spec), run(BackendKind::Cpu, spec));
         assert_eq!(got.0, want.0, "{spec}");
         assert_eq!(spec.starts_with("quest"), got.0.is_empty(), "{spec}");
+        // Queries are rounded to eight bits for keys of four.
+        let limit = if spec.contains("q4") { 1e-4 } else { 1e-5 };
         for (i, (a, b)) in got.1.iter().zip(&want.1).enumerate() {
             let error = lemma_tests::nmse(a, b);
-            assert!(error < 1e-5, "{spec}, step {i}: {error:.1e}");
+            assert!(error < limit, "{spec}, step {i}: {error:.1e}");
         }
     }
 }
