@@ -310,8 +310,12 @@ fn pages_of_latent_keys_move_as_in_the_reference() {
             (want.1, !spec.contains("demote=q")),
             "{spec}"
         );
-        // What is rounded to few bits may be rounded the other way.
-        let limit = if want.0.is_empty() { 1e-9 } else { 1e-4 };
+        // What is rounded to few bits may be rounded the other way; for keys of four bits queries have eight.
+        let limit = match want.0.is_empty() {
+            true => 1e-9,
+            false if spec.contains("q4") => 5e-4,
+            false => 1e-4,
+        };
         let error = nmse(&got.2, &want.2);
         assert!(error < limit, "{spec}: {error:.1e}");
     }
