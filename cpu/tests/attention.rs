@@ -549,8 +549,20 @@ fn nothing_seen_gives_zero() {
 #[test]
 fn leftovers_in_a_page_do_no_harm() {
     let mut random = Random(16);
-    let s = shape(GgmlType::F32, GgmlType::F32, 1, 32, 32);
-    let mut case = Case::new(&mut random, s, 2, 2, &[5000]);
+    for (ty, bad) in [
+        (GgmlType::Q8_0, f32::INFINITY),
+        (GgmlType::Q4_0, 1e5),
+        (GgmlType::Q5_1, f32::INFINITY),
+        (GgmlType::IQ4_NL, 1e4),
+        (GgmlType::F32, f32::NAN),
+    ] {
+        with_leftovers(&mut random, ty, bad);
+    }
+}
+
+fn with_leftovers(random: &mut Random, ty: GgmlType, bad: f32) {
+    let s = shape(ty, ty, 1, 32, 32);
+    let mut case = Case::new(random, s, 2, 2, &[5000]);
     let last = *case.pages.last().unwrap();
     let rows: Vec<_> = (last.len..PAGE as u32)
         .map(|row| Place {
@@ -558,7 +570,7 @@ fn leftovers_in_a_page_do_no_harm() {
             row,
         })
         .collect();
-    let bad = Shared::from_slice(&vec![f32::NAN; rows.len() * 32]);
+    let bad = Shared::from_slice(&vec![bad; rows.len() * 32]);
     ops(Isa::detect(), 1, Limits::default()).run(|p| p.kv_store(&case.layer, &bad, &bad, &rows));
     case.check();
     case.layer.clear_page(last.slot);

@@ -1,5 +1,7 @@
 //! From rows in blocks, as they lie in the pool, to what [`blocks`](super::blocks) multiplies.
 
+use std::ops::Range;
+
 use super::blocks::{Blocks, QUADS, WEIGHT};
 use super::{BLOCK, TINY};
 use crate::decode::decode_f16;
@@ -11,10 +13,11 @@ use lemma_quant::pages::tiles;
 use lemma_quant::{BlockIQ4NL, BlockQ5_0, BlockQ5_1, GgmlType};
 
 /// What a page holds.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub(crate) enum Part {
     Keys,
-    Values,
+    /// Values, and the rows that are the page's: others are another page's, or what an earlier sequence has left.
+    Values(Range<usize>),
 }
 
 /// How a block is stored: a half-precision scale, a minimum, then quants.
@@ -78,7 +81,7 @@ pub(crate) fn turn<'a>(
     let (quads, rest) = memory.split_at_mut(PAGE * dim / 4);
     let (d, rest) = rest.split_at_mut(blocks * PAGE);
     let (m, rest) = rest.split_at_mut(if format.has_min { d.len() } else { 0 });
-    let (unit, rest) = rest.split_at_mut(if part == Part::Values { blocks } else { 0 });
+    let (unit, rest) = rest.split_at_mut(if part == Part::Keys { 0 } else { blocks });
     let mut from = Rows {
         bytes: page,
         row,
@@ -119,9 +122,9 @@ pub(crate) fn turn<'a>(
     };
     // SAFETY: `isa` is available.
     unsafe {
-        match part {
+        match &part {
             Part::Keys => turn_keys(isa, from, format.quants, quads),
-            Part::Values => turn_values(isa, from, format.quants, scales, quads),
+            Part::Values(_) => turn_values(isa, from, format.quants, scales, quads),
         }
         decode_f16(isa, bytes_of(d_halves), d);
         if format.has_min {
@@ -133,7 +136,17 @@ pub(crate) fn turn<'a>(
             };
             m.iter_mut().zip(&*d).for_each(|(m, d)| *m += less * d);
         }
-        if part == Part::Values {
+        if let Part::Values(live) = part {
+            // Scales are made relative to the largest of a page, in which the others have no say.
+            for x in d
+                .as_chunks_mut::<PAGE>()
+                .0
+                .iter_mut()
+                .chain(m.as_chunks_mut::<PAGE>().0)
+            {
+                x[..live.start].fill(0.0);
+                x[live.end..].fill(0.0);
+            }
             relative(isa, WEIGHT[usize::from(!small)], d, unit);
         }
     }

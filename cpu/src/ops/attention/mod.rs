@@ -377,7 +377,8 @@ impl Pass<'_> {
                     true => &mut *m.k,
                     false => &mut *m.v,
                 };
-                let values = self.values(to, kv, types, n);
+                let live = page.row as usize..(page.row + page.len) as usize;
+                let values = self.values(to, kv, types, n, live);
                 let next = coming(1, i + AHEAD);
                 let dim_v = dim(shape.head_dim_v);
                 // SAFETY: `isa` is available.
@@ -418,13 +419,14 @@ impl Pass<'_> {
         Keys::F32(to)
     }
 
-    /// The values of a head in a page, for `n` rows of queries: `[PAGE, dim]`, or longer, if they are what keys begin with.
+    /// The values of a head in a page whose rows `live` are its own, for `n` rows of queries: `[PAGE, dim]`, or longer, if they are what keys begin with.
     fn values<'s>(
         &self,
         to: &'s mut [f32],
         [k, v]: [&'s [u8]; 2],
         types: &KvShape,
         n: usize,
+        live: Range<usize>,
     ) -> Values<'s> {
         let (bytes, ty, len) = match types.values_in_keys {
             true => (k, types.ty_k, types.head_dim_k),
@@ -435,7 +437,7 @@ impl Pass<'_> {
         }
         if let Some(ty) = turned(ty, types.head_dim_v) {
             let (isa, dim) = (self.isa, types.head_dim_v);
-            return Values::Blocks(attend::turn(isa, Part::Values, ty, bytes, dim, to));
+            return Values::Blocks(attend::turn(isa, Part::Values(live), ty, bytes, dim, to));
         }
         if self.reads_f16(ty, len, n) {
             return Values::F16(bytes);
