@@ -287,7 +287,7 @@ __device__ __noinline__ void choose(const uint32_t phase) {
         if (lane == u) chosen.id[u] = id, mine = w;
         if (lane == 0) key[id] = 0;
     }
-    if (lane < n_used) chosen.weight[lane] = quotient(mine, h.p.norm_chosen ? sum : all) * h.p.weights_scale;
+    if (lane < n_used) chosen.weight[lane] = quotient(mine, h.p.norm_chosen ? fmaxf(sum, 6.103515625e-5f * all) : all) * h.p.weights_scale;
 }
 
 // Adds up what the experts say of the block's rows, behind the sums of all its warps.

@@ -13,7 +13,6 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     hp.partial_rotary = true;
     hp.qk_norm = QkNorm::Heads;
-    hp.without_guessing_layers(k)?;
     hp.n_ff_exp = expert_width(k)?;
     let name = "expert_shared_feed_forward_length";
     let each = match k.optional(name)? {

@@ -13,13 +13,10 @@ const LAYERS_32B: usize = 64;
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     hp.qk_norm = QkNorm::Heads;
-    let n_block = hp.without_guessing_layers(k)?;
     k.no_experts(hp)?;
-    let window = match k.optional_window()? {
-        None if hp.n_layer == LAYERS_32B => 4096,
-        None => return Ok(()),
-        Some(n) => n,
-    };
-    hp.rotate_in_windows(window, &k.window_pattern(n_block, 4)?);
+    if hp.n_layer == LAYERS_32B {
+        let window = k.optional_window()?.unwrap_or(4096);
+        hp.rotate_in_windows(window, &k.window_pattern(hp.n_layer, 4)?);
+    }
     Ok(())
 }

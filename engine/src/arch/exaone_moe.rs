@@ -11,8 +11,7 @@ use crate::error::Error;
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     hp.qk_norm = QkNorm::Heads;
-    let n_block = hp.without_guessing_layers(k)?;
-    hp.rotate_in_windows(k.window()?, &k.window_pattern(n_block, 4)?);
+    hp.rotate_in_windows(k.window()?, &k.window_pattern(hp.n_layer, 4)?);
     hp.n_ff_exp = expert_width(k)?;
     let name = "expert_shared_feed_forward_length";
     hp.n_ff_shexp = match k.optional(name)? {

@@ -11,7 +11,6 @@ use crate::error::Error;
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     hp.partial_rotary = true;
-    hp.without_guessing_layers(k)?;
     // Models that see pictures rotate sections of a head by other positions, which are all the same in text but for the fourth.
     let sections = "rope.dimension_sections";
     if k.has(sections) {

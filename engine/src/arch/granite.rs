@@ -9,21 +9,31 @@ use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     k.no_experts(hp)?;
-    factors(k, hp)
+    if !k.flag("rope.scaling.finetuned")?.unwrap_or(true) {
+        for l in &mut hp.layers {
+            l.rope = None;
+        }
+    }
+    factors(k, hp, [0.0, 0.0], None)
 }
 
-/// The factors, and whether anything rotates.
-pub(super) fn factors(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+/// The factors of embeddings and of what blocks add, and the divisor of logits, which are `unsaid` and `divisor` where files do not say.
+pub(super) fn factors(
+    k: &Keys<'_>,
+    hp: &mut HParams,
+    unsaid: [f32; 2],
+    divisor: Option<f32>,
+) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Norm;
     // Zero stands for none, except that logits are divided by their factor.
-    let factor = |name| match k.float(name)?.unwrap_or(0.0) {
+    let factor = |name, unsaid| match k.float(name)?.unwrap_or(unsaid) {
         0.0 => Ok(1.0),
         x if x.is_finite() => Ok(x),
         x => Err(k.bad(name, x, "a number".to_owned())),
     };
-    hp.embedding_scale = factor("embedding_scale")?;
-    hp.residual_scale = factor("residual_scale")?;
-    let divisor = k.positive("logit_scale", None)?;
+    hp.embedding_scale = factor("embedding_scale", unsaid[0])?;
+    hp.residual_scale = factor("residual_scale", unsaid[1])?;
+    let divisor = k.positive("logit_scale", divisor)?;
     hp.logit_scale = 1.0 / divisor;
     if !hp.logit_scale.is_finite() {
         return Err(k.bad("logit_scale", divisor, "a larger number".to_owned()));
@@ -31,11 +41,6 @@ pub(super) fn factors(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     if !(1.0 / hp.residual_scale).is_finite() {
         let expected = "a larger number".to_owned();
         return Err(k.bad("residual_scale", hp.residual_scale, expected));
-    }
-    if !k.flag("rope.scaling.finetuned")?.unwrap_or(true) {
-        for l in &mut hp.layers {
-            l.rope = None;
-        }
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use super::keys::{Keys, MAX_DIM};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
-    factors(k, hp)?;
+    factors(k, hp, [0.0, 0.0], None)?;
     k.only_experts(hp)?;
     // Experts are as wide as the block says, not that wide together.
     hp.n_ff_exp = hp.n_ff;

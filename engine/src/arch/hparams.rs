@@ -346,6 +346,7 @@ impl HParams {
                 })
                 .collect(),
         };
+        hp.without_guessing_layers(&k)?;
         super::hparams(&k, &mut hp)?;
         if hp.n_ff == 0 {
             return Err(k.missing("feed_forward_length"));
@@ -399,8 +400,8 @@ impl HParams {
         }
     }
 
-    /// Leaves out the last layers of files that have some which guess further tokens, and returns how many there are with them.
-    pub(super) fn without_guessing_layers(&mut self, k: &Keys<'_>) -> Result<usize, Error> {
+    /// Leaves out the last layers of files that have some which guess further tokens.
+    fn without_guessing_layers(&mut self, k: &Keys<'_>) -> Result<(), Error> {
         let n_block = self.n_layer;
         let n_guess = k.optional("nextn_predict_layers")?.unwrap_or(0) as usize;
         if n_guess >= n_block {
@@ -409,7 +410,7 @@ impl HParams {
         }
         self.n_layer -= n_guess;
         self.layers.truncate(self.n_layer);
-        Ok(n_block)
+        Ok(())
     }
 
     /// Tables of cosines and sines: one of each kind of rotation, and where queries grow with their position another of each.

@@ -11,7 +11,6 @@ use crate::error::Error;
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     hp.qk_norm = QkNorm::Heads;
-    hp.without_guessing_layers(k)?;
     hp.n_ff_exp = expert_width(k)?;
     let name = "expert_shared_feed_forward_length";
     hp.n_ff_shexp = match k.optional(name)? {

@@ -168,7 +168,7 @@ impl Keys<'_> {
         Ok((0..n_layer).map(has).collect())
     }
 
-    /// An array that says yes or no for each of `n_layer` layers; `None` if it is missing or a number.
+    /// An array that says yes or no for each of `n_layer` layers, and maybe for more that guess further tokens; `None` if it is missing or a number.
     pub(super) fn layer_flags(
         &self,
         name: &str,
@@ -179,10 +179,13 @@ impl Keys<'_> {
         };
         let bools = a.bools().map(Iterator::collect::<Vec<bool>>);
         let ints = a.ints().map(|all| all.map(|n| n != 0).collect());
-        let all = bools.or(ints).filter(|all| all.len() == n_layer);
+        let all = bools.or(ints).filter(|all| all.len() >= n_layer);
         let found = format!("an array of {} {}", a.len(), a.elem().name());
         let all = all.ok_or_else(|| self.bad(name, found, format!("{n_layer} bools")));
-        all.map(Some)
+        all.map(|mut all| {
+            all.truncate(n_layer);
+            Some(all)
+        })
     }
 
     /// A number for each of `n_layer` layers: an array, or the same for all. The key is one that no architecture's name begins.

@@ -8,10 +8,8 @@ use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     k.no_experts(hp)?;
-    factors(k, hp)?;
-    // What says in Granite's files that nothing rotates says nothing here.
-    for l in &mut hp.layers {
-        l.rope = Some(0);
-    }
-    Ok(())
+    // What the first of these models have, whose files do not say.
+    let residual = 1.4 / (hp.n_layer as f32).sqrt();
+    let divisor = 256.0 / hp.n_embd as f32;
+    factors(k, hp, [12.0, residual], Some(divisor))
 }

@@ -28,14 +28,13 @@ pub(super) fn delta_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> 
     hp.gates_attention = true;
     hp.cpu_only = Some("gated delta nets");
 
-    let n_block = hp.without_guessing_layers(k)?;
     let recurrent = "attention.recurrent_layers";
     let interval = "full_attention_interval";
-    let (name, is_recurrent) = match k.layer_flags(recurrent, n_block)? {
+    let (name, is_recurrent) = match k.layer_flags(recurrent, hp.n_layer)? {
         Some(all) => (recurrent, all),
         None => {
             let n = k.optional_count(interval, u32::MAX)?.unwrap_or(4);
-            let all = (0..n_block).map(|il| (il + 1) % n != 0).collect();
+            let all = (0..hp.n_layer).map(|il| (il + 1) % n != 0).collect();
             (interval, all)
         }
     };

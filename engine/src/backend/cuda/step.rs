@@ -147,7 +147,7 @@ impl Backend for Phases<'_> {
     }
 
     fn mul_mat_add(&mut self, acc: Buf, w: &Linear<CudaWeight>, x: Buf) {
-        let parts = [(&**w.w.mat(), bias(w), self.pass.view(acc))];
+        let parts = [(&**w.w.mat(), bias(w), self.written(acc))];
         self.products(&parts, x, Mode::Add);
         self.wrote(acc);
     }
@@ -268,6 +268,7 @@ impl Backend for Phases<'_> {
         };
         let m = experts::Parts::of(moe);
         let (src, norm) = self.input(x);
+        let to = self.written(acc);
         self.builder.experts(&Mixture {
             src,
             norm,
@@ -280,7 +281,7 @@ impl Backend for Phases<'_> {
             choice: experts::choice(moe),
             logits: room.logits.view(),
             hidden: room.hidden[0].view(),
-            acc: self.pass.view(acc),
+            acc: to,
         });
         self.wrote(acc);
     }
