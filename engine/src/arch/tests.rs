@@ -243,6 +243,37 @@ fn qwen_3_5_4b() {
     }
 }
 
+/// Layers that guess further tokens are none of the model's, and a pattern of windows may leave them out or not.
+#[test]
+fn layers_that_guess() {
+    let mut shape = vec![
+        ("block_count", 65),
+        ("embedding_length", 5120),
+        ("attention.head_count", 40),
+        ("attention.head_count_kv", 8),
+        ("attention.key_length", 128),
+        ("nextn_predict_layers", 1),
+        ("attention.sliding_window", 4096),
+    ];
+    let pattern = |n: usize| {
+        read_more("exaone4", &shape, &[], |b| {
+            let all = (0..n).map(|il| i32::from(il % 4 < 3));
+            b.i32s("exaone4.attention.sliding_window_pattern", all);
+        })
+    };
+    for n in [64, 65] {
+        let hp = pattern(n).unwrap();
+        assert_eq!((hp.n_layer, hp.layers.len()), (64, 64));
+        let last = |il: usize| (hp.layers[il].window, hp.layers[il].rope);
+        assert_eq!((last(62), last(63)), ((Some(4096), Some(0)), (None, None)));
+    }
+    assert!(pattern(63).is_err());
+    shape.truncate(6);
+    shape[0].1 = 41;
+    let hp = read("glm4", &shape, &[]).unwrap();
+    assert_eq!((hp.n_layer, hp.layers.len()), (40, 40));
+}
+
 #[test]
 fn glm_4_5_air() {
     let mut shape = vec![
