@@ -168,7 +168,7 @@ impl Keys<'_> {
         Ok((0..n_layer).map(has).collect())
     }
 
-    /// An array that says yes or no for each of `n_layer` layers, and maybe for more that guess further tokens; `None` if it is missing or a number.
+    /// An array that says yes or no for each of `n_layer` layers, or for those that guess further tokens too; `None` if it is missing or a number.
     pub(super) fn layer_flags(
         &self,
         name: &str,
@@ -179,7 +179,9 @@ impl Keys<'_> {
         };
         let bools = a.bools().map(Iterator::collect::<Vec<bool>>);
         let ints = a.ints().map(|all| all.map(|n| n != 0).collect());
-        let all = bools.or(ints).filter(|all| all.len() >= n_layer);
+        let n_block = self.optional("block_count")?.unwrap_or(0) as usize;
+        let fits = |n: usize| n == n_layer || n == n_block.max(n_layer);
+        let all = bools.or(ints).filter(|all| fits(all.len()));
         let found = format!("an array of {} {}", a.len(), a.elem().name());
         let all = all.ok_or_else(|| self.bad(name, found, format!("{n_layer} bools")));
         all.map(|mut all| {
