@@ -556,34 +556,22 @@ fn leftovers_in_a_page_do_no_harm() {
         (GgmlType::IQ4_NL, 1e4),
         (GgmlType::F32, f32::NAN),
     ] {
-        with_leftovers(&mut random, ty, bad);
-    }
-}
-
-fn with_leftovers(random: &mut Random, ty: GgmlType, bad: f32) {
-    let s = shape(ty, ty, 1, 32, 32);
-    let mut case = Case::new(random, s, 2, 2, &[5000]);
-    let last = *case.pages.last().unwrap();
-    let rows: Vec<_> = (last.len..PAGE as u32)
-        .map(|row| Place {
+        let s = shape(ty, ty, 1, 32, 32);
+        let mut case = Case::new(&mut random, s, 2, 2, &[5000]);
+        let last = *case.pages.last().unwrap();
+        let place = |row| Place {
             slot: last.slot,
             row,
-        })
-        .collect();
-    let bad = Shared::from_slice(&vec![bad; rows.len() * 32]);
-    ops(Isa::detect(), 1, Limits::default()).run(|p| p.kv_store(&case.layer, &bad, &bad, &rows));
-    case.check();
-    case.layer.clear_page(last.slot);
-    let mut row = [1.0; 32];
-    case.layer.read_v(
-        Place {
-            slot: last.slot,
-            row: 3,
-        },
-        0,
-        &mut row,
-    );
-    assert_eq!(row, [0.0; 32]);
+        };
+        let at: Vec<_> = (last.len..PAGE as u32).map(place).collect();
+        let bad = Shared::from_slice(&vec![bad; at.len() * 32]);
+        ops(Isa::detect(), 1, Limits::default()).run(|p| p.kv_store(&case.layer, &bad, &bad, &at));
+        case.check();
+        case.layer.clear_page(last.slot);
+        let mut row = [1.0; 32];
+        case.layer.read_v(place(3), 0, &mut row);
+        assert_eq!(row, [0.0; 32]);
+    }
 }
 
 #[test]

@@ -225,19 +225,27 @@ impl Builder {
     }
 
     fn matrix(&mut self, &(w, bias, out): &Part<'_>, add: bool) -> Matrix {
-        let block = if w.wants_q8() { 32 } else { 8 };
-        let (n_in, bytes) = (w.n_in(), w.n_row() * 4);
-        self.want(n_in.is_multiple_of(block), || format!("rows of {n_in}"));
-        assert!(out.bytes() >= bytes && bias.is_none_or(|b| b.bytes() >= bytes));
+        let bytes = w.n_row() * 4;
+        assert!(out.bytes() >= bytes);
         let add = if add { self.read(out, bytes) } else { 0 };
         Matrix {
-            w: w.view().at,
             out: self.write(out, bytes),
-            bias: bias.map_or(0, |b| b.at),
             add,
+            ..self.weights(w, bias, w.n_row())
+        }
+    }
+
+    /// A matrix of `n_out` rows, or several one after the other.
+    fn weights(&mut self, w: &Weight, bias: Option<View>, n_out: usize) -> Matrix {
+        let (n_in, block) = (w.n_in(), if w.wants_q8() { 32 } else { 8 });
+        self.want(n_in.is_multiple_of(block), || format!("rows of {n_in}"));
+        assert!(bias.is_none_or(|b| b.bytes() >= w.n_row() * 4));
+        Matrix {
+            w: w.view().at,
+            bias: bias.map_or(0, |b| b.at),
             row_bytes: w.row_bytes() as u64,
             ty: w.ty().id(),
-            n_out: w.n_row() as u32,
+            n_out: n_out as u32,
             ..Matrix::default()
         }
     }

@@ -41,7 +41,7 @@ pub struct Attention {
 
 impl Attention {
     /// Window and bound as kernels have them.
-    fn bounds(&self) -> (u32, f32) {
+    pub(crate) fn bounds(&self) -> (u32, f32) {
         let window = self.window.map_or(NO_WINDOW, |w| w.min(NO_WINDOW));
         (window, self.cap.unwrap_or(0.0))
     }

@@ -9,8 +9,6 @@ use crate::ops::{Attention, Heads, RopeStore, Tiers, only_f16};
 const ATTEND_SHARED: usize = UNIT * (MAX_D + 4) * 4 + 2 * MAX_D * 2 + 16 * UNIT * 8;
 /// Bytes of `Shown`, the scores of pages that are all f16, behind that.
 const SHOWN: usize = 2 * 8 * 32 * 16;
-/// Tokens that a query sees where there is no window.
-const NO_WINDOW: u32 = 0x7fff_ffff;
 
 /// Maximum and sum of exponentials.
 pub(super) struct Memory {
@@ -87,7 +85,7 @@ impl Builder {
             page_ml: if weighed { page_ml.at } else { 0 },
             head_ml: head_ml.at,
             sinks: c.sinks.map_or(0, |s| s.at),
-            window: c.window.map_or(NO_WINDOW, |w| w.min(NO_WINDOW)),
+            window: c.bounds().0,
             most_pages,
             kind: 2,
             ..Phase::default()

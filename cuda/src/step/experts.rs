@@ -68,11 +68,12 @@ impl Builder {
             norm: e.norm,
             mode: Mode::Store,
         });
-        let chosen = Phase {
+        let chosen_in = self.phases.len() as u32;
+        let chosen = |phase: Phase| Phase {
             n_expert: n_expert as u32,
             n_used: n_used as u32,
-            chosen_in: self.phases.len() as u32,
-            ..Phase::default()
+            chosen_in,
+            ..phase
         };
 
         let mut phase = Phase {
@@ -83,7 +84,7 @@ impl Builder {
             sigmoid: u32::from(e.choice.sigmoid),
             norm_chosen: u32::from(e.choice.norm),
             weights_scale: e.choice.scale,
-            ..with(self.input(e.src, n_in, e.norm), &chosen)
+            ..chosen(self.input(e.src, n_in, e.norm))
         };
         for (to, part) in phase.m.iter_mut().zip([e.gate, e.up]) {
             *to = self.expert_matrix(part, n_expert, n_in);
@@ -95,7 +96,7 @@ impl Builder {
         let mut phase = Phase {
             experts: 2,
             width: n_ff as u32,
-            ..with(self.input(e.hidden, n_used * n_ff, None), &chosen)
+            ..chosen(self.input(e.hidden, n_used * n_ff, None))
         };
         let mut m = self.expert_matrix(e.down, n_expert, n_ff);
         want(&mut phase, e.down.0);
@@ -112,32 +113,15 @@ impl Builder {
         n_expert: usize,
         n_in: usize,
     ) -> Matrix {
-        let (n_out, block) = (w.n_row() / n_expert, if w.wants_q8() { 32 } else { 8 });
+        let n_out = w.n_row() / n_expert;
         let bytes = n_out * w.row_bytes();
-        self.want(n_in.is_multiple_of(block), || format!("rows of {n_in}"));
         self.want(u32::try_from(bytes).is_ok(), || {
             format!("experts of {bytes} bytes")
         });
         assert!(w.n_in() == n_in && n_out * n_expert == w.n_row());
-        assert!(bias.is_none_or(|b| b.bytes() >= w.n_row() * 4));
         Matrix {
-            w: w.view().at,
-            bias: bias.map_or(0, |b| b.at),
-            row_bytes: w.row_bytes() as u64,
-            ty: w.ty().id(),
-            n_out: n_out as u32,
             expert_bytes: bytes as u32,
-            ..Matrix::default()
+            ..self.weights(w, bias, n_out)
         }
-    }
-}
-
-/// A phase of experts that are chosen as `chosen` says.
-fn with(phase: Phase, chosen: &Phase) -> Phase {
-    Phase {
-        n_expert: chosen.n_expert,
-        n_used: chosen.n_used,
-        chosen_in: chosen.chosen_in,
-        ..phase
     }
 }

@@ -8,6 +8,9 @@ use crate::types::{chunk_blocks, row_bytes};
 /// Warps of a block, for whether two rows at a time are worth it.
 const WARPS: u32 = super::BLOCK / 32;
 
+/// How long two rows at a time take, in rows one by one.
+const PAIR: f64 = 1.7;
+
 /// Groups of rows of a matrix, divided among neighbouring blocks.
 struct Share {
     /// The first block, and how many.
@@ -30,7 +33,7 @@ fn part(all: u32, i: u32, n: u32) -> (u32, u32) {
 /// after the other, if there are enough for every warp.
 fn turns(m: &Matrix, gated: bool, blocks: u32) -> (u32, f64) {
     let of = |wide: u32| f64::from(m.n_out.div_ceil(wide).div_ceil(blocks).div_ceil(WARPS));
-    let (one, two) = (of(1), 1.7 * of(2));
+    let (one, two) = (of(1), PAIR * of(2));
     if gated {
         (2, 2.0 * one)
     } else if two <= one {
@@ -191,7 +194,7 @@ pub(super) fn work_of_experts(phase: &mut Phase, n_block: u32, n_warp: u32) -> V
     } else {
         most(n_out.div_ceil(n_block))
     };
-    let wide = if gated || f64::from(most.div_ceil(2)) * 1.7 <= f64::from(most) {
+    let wide = if gated || PAIR * f64::from(most.div_ceil(2)) <= f64::from(most) {
         2
     } else {
         1
