@@ -58,7 +58,7 @@ __device__ __forceinline__ int dot4_unsigned(uint32_t a, int b, int c) {
 // Loads of what no kernel writes while this one runs. `volatile` keeps them where they are written: ahead of a barrier, say.
 __device__ __forceinline__ uint4 ld16(const void* p) {
     uint4 v;
-    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    asm volatile("ld.global.nc.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
 __device__ __forceinline__ uint2 ld8(const void* p) {
@@ -271,7 +271,21 @@ __device__ __forceinline__ void group_products_wait() { asm volatile("wgmma.wait
 __device__ __forceinline__ uint64_t group_factor(const uint16_t* p, int ks) {
     return uint64_t((shared_at(p) + 32 * ks) >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }
-// d[64 x 128] = a[64 x 16] b[128 x 16]^T, added to what is there if `add`; d as fragments of 16 x 8, 16 rows a warp.
+// d[64 x n] = a[64 x 16] b[n x 16]^T, added to what is there if `add`; d as fragments of 16 x 8, 16 rows a warp.
+__device__ __forceinline__ void mma_group(float (&d)[8][4], const uint16_t* a, const uint16_t* b, int ks, bool add) {
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, add, 1, 1, 0, 0;\n}"
+        : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
+          "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
+          "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
+          "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]),
+          "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
+          "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
+          "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
+          "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
+        : "l"(group_factor(a, ks)), "l"(group_factor(b, ks)), "r"(int(add)));
+}
 __device__ __forceinline__ void mma_group(float (&d)[16][4], const uint16_t* a, const uint16_t* b, int ks, bool add) {
     asm volatile(
         "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"

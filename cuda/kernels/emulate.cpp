@@ -190,8 +190,9 @@ const Entry entries[] = {
     ENTRY(mul_mat_64), ENTRY(mul_mat_128), ENTRY(attention), ENTRY(attention_combine), ENTRY(moe_router), ENTRY(moe_down), ENTRY(moe_sum), ENTRY(read_all), ENTRY(step),
     ENTRY(attention_batch), ENTRY(unpack), ENTRY(to_half), ENTRY(mul_mat_f16), ENTRY(mul_mat_f16_hopper), ENTRY(draw),
     ENTRY(attention_tiers), ENTRY(attention_batch_tiers), ENTRY(attention_batch_bounded), ENTRY(attention_batch_bounded_tiers),
-    ENTRY(step_tiers), ENTRY(step_any), ENTRY(step_any_tiers), ENTRY(store_rows), ENTRY(move_pages), ENTRY(moe_sort), ENTRY(mul_mat_experts),
-    ENTRY(mul_mat_experts_hopper),
+    ENTRY(step_tiers), ENTRY(step_any), ENTRY(step_any_tiers), ENTRY(store_rows), ENTRY(move_pages), ENTRY(moe_sort), ENTRY(mul_mat_experts_64),
+    ENTRY(mul_mat_experts_128), ENTRY(mul_mat_experts_64_hopper), ENTRY(mul_mat_experts_128_hopper),
+    ENTRY(mul_mat_small_64), ENTRY(mul_mat_small_128), ENTRY(mul_mat_small_64_hopper), ENTRY(mul_mat_small_128_hopper), ENTRY(join_parts),
 };
 }  // namespace
 

@@ -206,10 +206,10 @@ inline void copies_shown() {}
 inline void group_products_begin() {}
 inline void group_products_end() {}
 inline void group_products_wait() {}
-inline void mma_group(float (&d)[16][4], const uint16_t* a, const uint16_t* b, int ks, bool add) {
+template <int N> inline void mma_group(float (&d)[N][4], const uint16_t* a, const uint16_t* b, int ks, bool add) {
     auto at = [ks](const uint16_t* p, int row, int k) { return half_to_float(p[64 * row + 8 * ((2 * ks + k / 8) ^ (row & 7)) + k % 8]); };
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
-    for (int j = 0; j < 16; j++) {
+    for (int j = 0; j < N; j++) {
         for (int i = 0; i < 4; i++) {
             if (!add) d[j][i] = 0.0f;
             for (int k = 0; k < 16; k++) d[j][i] += at(a, row + i / 2 * 8, k) * at(b, 8 * j + 2 * (lane % 4) + i % 2, k);

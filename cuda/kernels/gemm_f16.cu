@@ -7,14 +7,11 @@
 struct Unpack {
     const uint8_t* w;       // (n_row) rows
     uint16_t* out;          // (n_row, width) f16
-    const uint32_t* first;  // null, or (experts of the rows + 1) columns of each expert begin there: those without any are left out
     uint64_t row_bytes;
     uint32_t type;
     uint32_t n_in;
     uint32_t width;         // n_in rounded up to 64; the rest becomes zero
     uint32_t n_row;
-    uint32_t n_out;         // rows of an expert, if there are any
-    uint32_t pad;
 };
 
 // Grid: (ceil(width / 16 / threads), n_row). A thread unpacks 16 elements.
@@ -22,7 +19,6 @@ KERNEL unpack(const Unpack a) {
     begin();
     const int k = 16 * (blockIdx.x * blockDim.x + threadIdx.x), row = blockIdx.y;
     if (k >= int(a.width) || row >= int(a.n_row)) return;
-    if (a.first && a.first[row / a.n_out] == a.first[row / a.n_out + 1]) return;
     float v[16] = {};
     if (k < int(a.n_in)) load16(a.type, a.w + row * a.row_bytes, a.n_in, k, v);
     store16(a.out + size_t(row) * a.width + k, v);
@@ -99,11 +95,11 @@ template <class Sums> __device__ __forceinline__ void mul_mat_f16_with(const Mul
 // Grid: (ceil(n / 128) * sum over parts of ceil(n_out / 128)). Block: 256. Dynamic shared memory: 96 KiB.
 KERNEL __launch_bounds__(256, 2) mul_mat_f16(const MulMatF16 a) {
     begin();
-    mul_mat_f16_with<Fragments>(a);
+    mul_mat_f16_with<Fragments<F16_TILE, F16_TILE>>(a);
 }
 
 // The same for compute capability 9.0.
 KERNEL __launch_bounds__(256, 2) mul_mat_f16_hopper(const MulMatF16 a) {
     begin();
-    mul_mat_f16_with<Groups>(a);
+    mul_mat_f16_with<Groups<F16_TILE, F16_TILE>>(a);
 }

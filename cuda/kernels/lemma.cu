@@ -5,6 +5,7 @@
 #include "experts.cu"
 #include "gemm.cu"
 #include "gemm_f16.cu"
+#include "gemm_small.cu"
 #include "matvec.cu"
 #include "moe.cu"
 #include "pages.cu"

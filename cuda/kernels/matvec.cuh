@@ -53,24 +53,14 @@ template <class T> __device__ __forceinline__ void plain(const uint8_t* r0, cons
 
 // Adds the products of this thread's pieces of two rows.
 __device__ __forceinline__ void add_products(uint32_t type, const uint8_t* r0, const uint8_t* r1, int n, const Act& x, float (&acc)[ROWS]) {
-    switch (type) {
-        case F32: plain<TF32>(r0, r1, n, x, acc); break;
-        case F16: plain<TF16>(r0, r1, n, x, acc); break;
-        case BF16: plain<TBF16>(r0, r1, n, x, acc); break;
-        case Q4_0: blocks<TQ4_0>(r0, r1, n, x, acc); break;
-        case Q4_1: blocks<TQ4_1>(r0, r1, n, x, acc); break;
-        case Q5_0: blocks<TQ5_0>(r0, r1, n, x, acc); break;
-        case Q5_1: blocks<TQ5_1>(r0, r1, n, x, acc); break;
-        case Q8_0: blocks<TQ8_0>(r0, r1, n, x, acc); break;
-        case IQ4_NL: blocks<TIQ4_NL>(r0, r1, n, x, acc); break;
-        case MXFP4: blocks<TMXFP4>(r0, r1, n, x, acc); break;
-        case IQ4_XS: blocks<TIQ4_XS>(r0, r1, n, x, acc); break;
-        case Q2_K: blocks<TQ2_K>(r0, r1, n, x, acc); break;
-        case Q3_K: blocks<TQ3_K>(r0, r1, n, x, acc); break;
-        case Q4_K: blocks<TQ4_K>(r0, r1, n, x, acc); break;
-        case Q5_K: blocks<TQ5_K>(r0, r1, n, x, acc); break;
-        case Q6_K: blocks<TQ6_K>(r0, r1, n, x, acc); break;
-    }
+    with_format(type, [&](auto of) {
+        using T = typename decltype(of)::Type;
+        if constexpr (T::BLOCK > 8) {
+            blocks<T>(r0, r1, n, x, acc);
+        } else {
+            plain<T>(r0, r1, n, x, acc);
+        }
+    });
 }
 
 // The sums over the block, in threads below ROWS; the others have nothing.

@@ -200,7 +200,6 @@ template <class T, int R, bool ANY> struct Stream {
 };
 
 // Does something with the stream of a format.
-template <class T> struct Of { using Type = T; };
 template <int R, bool ANY, class F> __device__ __forceinline__ void with_stream(uint32_t type, F f) {
     switch (type) {
         case F32: f(Of<Stream<TF32, R, ANY>>()); break;

@@ -64,16 +64,23 @@ args! {
         w: u64, x: u64, out: u64, bias: u64, row_bytes: u64, ty: u32, n_in: u32, n_out: u32, n: u32, add: u32, pad: u32,
     }
     /// `gemm_f16.cu`
-    Unpack => unpack { w: u64, out: u64, first: u64, row_bytes: u64, ty: u32, n_in: u32, width: u32, n_row: u32, n_out: u32, pad: u32 }
+    Unpack => unpack { w: u64, out: u64, row_bytes: u64, ty: u32, n_in: u32, width: u32, n_row: u32 }
     /// `gemm_f16.cu`
     ToHalf => to_half { x: u64, out: u64, order: u64, n_in: u32, width: u32, per_input: u32, pad: u32 }
     /// `gemm_f16.cu`
     MulMatF16 => mul_mat_f16, mul_mat_f16_hopper { part: [PartF16; 3], w: u64, x: u64, width: u32, n: u32, add: u32, n_part: u32 }
+    /// `gemm_small.cu`
+    MulMatSmall => mul_mat_small_64, mul_mat_small_128, mul_mat_small_64_hopper, mul_mat_small_128_hopper {
+        w: u64, x: u64, part: u64, row_bytes: u64, ty: u32, n_in: u32, width: u32, n_out: u32, n: u32, pad: u32,
+    }
+    /// `gemm_small.cu`
+    JoinParts => join_parts { part: u64, bias: u64, out: u64, n_part: u32, n_out: u32, n: u32, add: u32 }
     /// `experts.cu`
-    MoeSort => moe_sort { ids: u64, order: u64, first: u64, first_tile: u64, tile_expert: u64, n: u32, n_expert: u32 }
+    MoeSort => moe_sort { ids: u64, order: u64, first: u64, first_tile: u64, tile_expert: u64, n: u32, n_expert: u32, tile: u32, pad: u32 }
     /// `experts.cu`
-    MulMatExperts => mul_mat_experts, mul_mat_experts_hopper {
-        w: u64, x: u64, order: u64, first: u64, first_tile: u64, tile_expert: u64, bias: u64, out: u64, width: u32, n_out: u32, e0: u32, e1: u32,
+    MulMatExperts => mul_mat_experts_64, mul_mat_experts_128, mul_mat_experts_64_hopper, mul_mat_experts_128_hopper {
+        w: u64, x: u64, order: u64, first: u64, first_tile: u64, tile_expert: u64, bias: u64, out: u64, row_bytes: u64, ty: u32, n_in: u32, width: u32,
+        n_out: u32, n_expert: u32, pad: u32,
     }
     /// `pages.cuh`
     Tier => { k: u64, v: u64, ty_k: u32, ty_v: u32 }
@@ -261,10 +268,35 @@ pub(crate) struct MulMat128(pub(crate) MulMat);
 #[derive(Clone, Copy)]
 pub(crate) struct MulMatF16Hopper(pub(crate) MulMatF16);
 
+/// [`MulMatSmall`] for the kernel with a tile of 128 tokens.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct MulMatSmall128(pub(crate) MulMatSmall);
+
+/// [`MulMatSmall`] for the kernel of compute capability 9.0.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct MulMatSmallHopper(pub(crate) MulMatSmall);
+
+/// The same with a tile of 128 tokens.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct MulMatSmall128Hopper(pub(crate) MulMatSmall);
+
+/// [`MulMatExperts`] for the kernel with tiles of 128 columns.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct MulMatExperts128(pub(crate) MulMatExperts);
+
 /// [`MulMatExperts`] for the kernel of compute capability 9.0.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(crate) struct MulMatExpertsHopper(pub(crate) MulMatExperts);
+
+/// The same with tiles of 128 columns.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct MulMatExperts128Hopper(pub(crate) MulMatExperts);
 
 /// [`Attention`] over pages of any tier.
 #[repr(transparent)]
@@ -316,7 +348,10 @@ kernels! {
     Repack "repack", Embed "embed", RmsNorm "rms_norm", Quantize "quantize_rows", GateUp "glu", SigmoidMul "sigmoid_mul", Center "center", SoftCap "soft_cap_all", AddScaled "add_scaled", RopeStore "rope_store",
     ReadAll "read_all", MatVec "mul_mat_vec", MulMat "mul_mat_64", MulMat128 "mul_mat_128", Attention "attention",
     Combine "attention_combine", Draw "draw", MoeRouter "moe_router", MoeDown "moe_down", MoeSum "moe_sum", Step "step", AttentionBatch "attention_batch", Unpack "unpack", ToHalf "to_half", MulMatF16 "mul_mat_f16", MulMatF16Hopper "mul_mat_f16_hopper",
-    MoeSort "moe_sort", MulMatExperts "mul_mat_experts", MulMatExpertsHopper "mul_mat_experts_hopper",
+    MulMatSmall "mul_mat_small_64", MulMatSmall128 "mul_mat_small_128", MulMatSmallHopper "mul_mat_small_64_hopper",
+    MulMatSmall128Hopper "mul_mat_small_128_hopper", JoinParts "join_parts",
+    MoeSort "moe_sort", MulMatExperts "mul_mat_experts_64", MulMatExperts128 "mul_mat_experts_128",
+    MulMatExpertsHopper "mul_mat_experts_64_hopper", MulMatExperts128Hopper "mul_mat_experts_128_hopper",
     StoreRows "store_rows", MovePages "move_pages", AttentionTiers "attention_tiers", AttentionBatchTiers "attention_batch_tiers",
     AttentionBatchBounded "attention_batch_bounded", AttentionBatchBoundedTiers "attention_batch_bounded_tiers", StepTiers "step_tiers",
     StepAny "step_any", StepAnyTiers "step_any_tiers",

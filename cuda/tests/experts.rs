@@ -5,7 +5,7 @@ mod common;
 
 use common::weights::{Q8, matrix, put, reference};
 use common::*;
-use lemma_cuda::ops::{self, Choice, Chosen, Columns, Experts, Grouped, Half, MatVec, Mode};
+use lemma_cuda::ops::{self, Choice, Chosen, Columns, Experts, Grouped, MatVec, Mode};
 use lemma_quant::GgmlType;
 
 #[test]
@@ -88,13 +88,13 @@ fn columns_are_sorted_by_expert() {
             (GgmlType::MXFP4, 37, 4, 5, 96, 9),
             (GgmlType::Q4_K, 150, 3, 3, 256, 131),
             (GgmlType::F32, 8, 1, 20, 50, 3),
+            (GgmlType::Q6_K, 85, 1, 2, 256, 130),
             (GgmlType::MXFP4, 300, 2, 7, 2880, 520),
         ];
         for (ty, columns, per_input, n_expert, n_in, n_out) in shapes {
             if slow && n_in > 1000 {
                 continue;
             }
-            let half = Half::new(&gpu, 33, n_in).expect("half");
             let grouped = Grouped::new(&gpu, columns, n_expert, n_in).expect("grouped");
             let made = [0; 2].map(|_| matrix(&mut rng, ty, n_in, n_out * n_expert));
             let w = [0, 1].map(|i| put(&gpu, ty, &made[i].0, n_in, n_out * n_expert));
@@ -113,7 +113,7 @@ fn columns_are_sorted_by_expert() {
                 ];
                 let given = Columns::Given(per_input);
                 let run = |parts: &[_], x, from, to| {
-                    let done = grouped.mul_mats(&gpu, &half, parts, x, columns, from, to);
+                    let done = grouped.mul_mats(&gpu, parts, x, columns, from, to);
                     done.expect("products");
                 };
                 run(&parts, xb.view(), given, Columns::Given(1));

@@ -402,12 +402,16 @@ fn batches_through_f16() {
         let mut rng = Rng::new(17);
         for ty in formats() {
             let block = ty.block_size().max(8);
-            // Odd numbers of tokens and rows; widths that are no multiple of a step.
+            // Odd numbers of tokens and rows; widths that are no multiple of a step; small batches, whose weights are unpacked on the fly, and others.
             let shapes = [
                 (35, 3 * block, 7),
+                (67, 2 * block, 5),
+                (129, block, 3),
+                (2, 2048 + block, 260),
+                (64, 3 * block, 129),
                 (130, block * 64usize.div_ceil(block), 140),
             ];
-            for (n, n_in, n_out) in shapes.into_iter().take(if is_slow(&gpu) { 1 } else { 2 }) {
+            for (n, n_in, n_out) in shapes.into_iter().take(if is_slow(&gpu) { 3 } else { 6 }) {
                 let half = ops::Half::new(&gpu, n, n_in).unwrap();
                 let (data, values) = matrix(&mut rng, ty, n_in, n_out);
                 let w = put(&gpu, ty, &data, n_in, n_out);

@@ -1,10 +1,15 @@
 //! Mixtures of experts: choosing them, their products with batches of tokens, adding up what they say.
 
-use super::gemm::{SHARED, TILE, unpack, width};
-use super::{Experts, Half, MatVec, Mode, Part, Quant, at, check, launch, mat_vec_args};
+use super::gemm::{TILE, shared_packed, width};
+use super::{Experts, MatVec, Mode, Part, Quant, at, check, launch, mat_vec_args};
 use crate::args;
 use crate::gpu::{Buffer, Gpu, Result, View};
 use crate::weight::Weight;
+
+/// Columns of a tile, by how many an expert has in the mean: most experts should need one tile, since each unpacks the weights anew.
+fn tile(columns: usize, n_expert: usize) -> usize {
+    if columns > 40 * n_expert { 128 } else { 64 }
+}
 
 /// Where the experts of `n` tokens are noted, and what is needed on the way.
 #[derive(Clone, Copy, Debug)]
@@ -167,10 +172,9 @@ impl Grouped {
     /// Columns that one call takes at most: rows of a grid.
     pub const MAX_COLUMNS: usize = 32768;
 
-    /// Columns from which unpacking experts pays, by what is moved: a mat-vec of a column reads about half a byte for an element of its
-    /// expert, while unpacking writes two bytes, which are then read.
+    /// Columns from which tensor cores are faster than a mat-vec for each column (measured on an H200, 32 and 128 experts).
     pub fn min_columns(n_expert: usize) -> usize {
-        8 * n_expert
+        3 * n_expert
     }
 
     /// Room for so many columns of at most `n_in` elements.
@@ -183,7 +187,7 @@ impl Grouped {
             order: gpu.alloc(columns * 4)?,
             first: gpu.alloc((n_expert + 1) * 4)?,
             first_tile: gpu.alloc((n_expert + 1) * 4)?,
-            tile_expert: gpu.alloc(tiles(columns, n_expert) * 4)?,
+            tile_expert: gpu.alloc(tiles(columns, n_expert, 64) * 4)?,
             x: gpu.alloc(columns * width(n_in) * 2)?,
             n_expert,
             columns,
@@ -205,11 +209,13 @@ impl Grouped {
             tile_expert: self.tile_expert.view().at,
             n: columns as u32,
             n_expert: self.n_expert as u32,
+            tile: tile(columns, self.n_expert) as u32,
+            pad: 0,
         };
         gpu.launch(launch([1, 1, 1], 256, self.n_expert * 4), &a)
     }
 
-    /// Products of each column with the rows of its expert, through f16: weights and biases of all experts, one after the other. Outputs are
+    /// Products of each column with the rows of its expert, both rounded to f16: weights and biases of all experts, one after the other. Outputs are
     /// `[columns, rows]`, in the order `to` (of which none share an input).
     ///
     /// # Errors
@@ -218,7 +224,6 @@ impl Grouped {
     pub fn mul_mats(
         &self,
         gpu: &Gpu,
-        half: &Half,
         parts: &[Part<'_>],
         x: View,
         columns: usize,
@@ -246,7 +251,7 @@ impl Grouped {
         gpu.launch(launch(grid, 128, 0), &a)?;
         for part in parts {
             assert_eq!(part.0.n_in(), n_in);
-            self.mul_mat(gpu, half, part, columns, to)?;
+            self.mul_mat(gpu, part, columns, to)?;
         }
         Ok(())
     }
@@ -254,66 +259,50 @@ impl Grouped {
     fn mul_mat(
         &self,
         gpu: &Gpu,
-        half: &Half,
         &(w, bias, out): &Part<'_>,
         columns: usize,
         to: Columns,
     ) -> Result<()> {
-        let (width, n_out) = (width(w.n_in()), w.n_row() / self.n_expert);
+        let n_out = w.n_row() / self.n_expert;
         check(out, columns * n_out);
         if let Some(b) = bias {
             check(b, w.n_row());
         }
-        // Experts that are unpacked at once.
-        let room = (half.w.view().bytes() / (width * 2)).min(65535) / n_out;
-        assert!(room > 0, "an expert of {n_out} x {width} and no room");
-        for e0 in (0..self.n_expert).step_by(room) {
-            let n = room.min(self.n_expert - e0);
-            let a = args::Unpack {
-                w: w.view().at + (e0 * n_out * w.row_bytes()) as u64,
-                out: half.w.view().at,
-                first: self.first.view().at + e0 as u64 * 4,
-                row_bytes: w.row_bytes() as u64,
-                ty: w.ty().id(),
-                n_in: w.n_in() as u32,
-                width: width as u32,
-                n_row: (n * n_out) as u32,
-                n_out: n_out as u32,
-                pad: 0,
-            };
-            unpack(gpu, &a)?;
-            let a = args::MulMatExperts {
-                w: half.w.view().at,
-                x: self.x.view().at,
-                order: match to {
-                    Columns::Given(_) => self.order.view().at,
-                    Columns::Sorted => 0,
-                },
-                first: self.first.view().at,
-                first_tile: self.first_tile.view().at,
-                tile_expert: self.tile_expert.view().at,
-                bias: at(bias),
-                out: out.at,
-                width: width as u32,
-                n_out: n_out as u32,
-                e0: e0 as u32,
-                e1: (e0 + n) as u32,
-            };
-            let grid = [tiles(columns, n), n_out.div_ceil(TILE), 1];
-            let launch = launch(grid, 256, SHARED);
-            if gpu.info().sm == (9, 0) {
-                gpu.launch(launch, &args::MulMatExpertsHopper(a))?;
-            } else {
-                gpu.launch(launch, &a)?;
-            }
+        let a = args::MulMatExperts {
+            w: w.view().at,
+            x: self.x.view().at,
+            order: match to {
+                Columns::Given(_) => self.order.view().at,
+                Columns::Sorted => 0,
+            },
+            first: self.first.view().at,
+            first_tile: self.first_tile.view().at,
+            tile_expert: self.tile_expert.view().at,
+            bias: at(bias),
+            out: out.at,
+            row_bytes: w.row_bytes() as u64,
+            ty: w.ty().id(),
+            n_in: w.n_in() as u32,
+            width: width(w.n_in()) as u32,
+            n_out: n_out as u32,
+            n_expert: self.n_expert as u32,
+            pad: 0,
+        };
+        let tile = tile(columns, self.n_expert);
+        let grid = [tiles(columns, self.n_expert, tile), n_out.div_ceil(TILE), 1];
+        let launch = launch(grid, 256, shared_packed(tile));
+        match (tile, gpu.info().sm) {
+            (64, (9, 0)) => gpu.launch(launch, &args::MulMatExpertsHopper(a)),
+            (64, _) => gpu.launch(launch, &a),
+            (_, (9, 0)) => gpu.launch(launch, &args::MulMatExperts128Hopper(a)),
+            _ => gpu.launch(launch, &args::MulMatExperts128(a)),
         }
-        Ok(())
     }
 }
 
-/// Tiles that columns of some experts have at most.
-fn tiles(columns: usize, n_expert: usize) -> usize {
-    columns / TILE + n_expert.min(columns)
+/// Tiles of so many columns that those of some experts have at most.
+fn tiles(columns: usize, n_expert: usize, tile: usize) -> usize {
+    columns / tile + n_expert.min(columns)
 }
 
 /// `acc[n, width] += sum over n_used of weights * y[n, n_used, width]`.

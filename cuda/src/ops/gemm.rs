@@ -11,7 +11,12 @@ const PANEL: usize = 128 << 20;
 pub(super) const TILE: usize = 128;
 pub(super) const STEP: usize = 64;
 /// Shared memory of a block: three steps of both factors.
-pub(super) const SHARED: usize = 3 * 2 * TILE * STEP * 2;
+const SHARED: usize = 3 * 2 * TILE * STEP * 2;
+
+/// Shared memory of a block that unpacks weights itself and has `tile` tokens: two steps of weights, three of tokens.
+pub(super) fn shared_packed(tile: usize) -> usize {
+    (2 * TILE + 3 * tile) * STEP * 2
+}
 
 /// `out (+)= x w^T (+ bias)` for `n` tokens: x `[n, n_in]`, out `[n, rows]`.
 ///
@@ -65,7 +70,7 @@ pub(super) fn width(n_in: usize) -> usize {
 }
 
 /// Unpacks rows to f16.
-pub(super) fn unpack(gpu: &Gpu, a: &args::Unpack) -> Result<()> {
+fn unpack(gpu: &Gpu, a: &args::Unpack) -> Result<()> {
     let (width, rows) = (a.width as usize, a.n_row as usize);
     let block = if width < 4096 { 64 } else { 256 };
     let grid = [width.div_ceil(16 * block), rows, 1];
@@ -73,8 +78,10 @@ pub(super) fn unpack(gpu: &Gpu, a: &args::Unpack) -> Result<()> {
 }
 
 impl Half {
-    /// Tokens from which unpacking pays.
-    pub const MIN_TOKENS: usize = 33;
+    /// Tokens of a batch that is multiplied this way: any batch.
+    pub const MIN_TOKENS: usize = 2;
+    /// Tokens of a small batch at most: one tile.
+    const SMALL: usize = 128;
 
     /// Room for `n` tokens of at most `n_in` elements.
     ///
@@ -87,17 +94,12 @@ impl Half {
         })
     }
 
-    /// Whether a matrix of `n_out` rows of `n_in` elements, unpacked, has room as a whole.
-    pub fn holds(n_in: usize, n_out: usize) -> bool {
-        n_out <= 65535 && n_out * width(n_in) * 2 <= PANEL
-    }
-
     /// Bytes of that room.
     pub fn bytes(n: usize, n_in: usize) -> usize {
         PANEL.max(TILE * width(n_in) * 2) + n * width(n_in) * 2
     }
 
-    /// Products of several matrices with `n` tokens, through f16: x `[n, n_in]`, outputs `[n, rows]`; with `add`, added to them.
+    /// Products of several matrices with `n` tokens, both rounded to f16: x `[n, n_in]`, outputs `[n, rows]`; with `add`, added to them.
     ///
     /// # Errors
     /// Those of the driver.
@@ -121,6 +123,12 @@ impl Half {
             ..args::ToHalf::default()
         };
         gpu.launch(launch([width.div_ceil(8 * 128), n, 1], 128, 0), &a)?;
+        if n <= Self::SMALL {
+            for part in parts {
+                self.multiply_small(gpu, part, width, n, add)?;
+            }
+            return Ok(());
+        }
         let room = (self.w.view().bytes() / (width * 2)).min(65535) / TILE * TILE;
         let mut waiting: Vec<args::PartF16> = Vec::new();
         let mut used = 0;
@@ -146,7 +154,6 @@ impl Half {
                     n_in: n_in as u32,
                     width: width as u32,
                     n_row: rows as u32,
-                    ..args::Unpack::default()
                 };
                 unpack(gpu, &a)?;
                 waiting.push(args::PartF16 {
@@ -159,6 +166,59 @@ impl Half {
             }
         }
         self.multiply(gpu, &waiting, width, n, add)
+    }
+
+    /// The product of a small batch, whose activations are there, with packed weights.
+    fn multiply_small(
+        &self,
+        gpu: &Gpu,
+        &(w, bias, out): &Part<'_>,
+        width: usize,
+        n: usize,
+        add: bool,
+    ) -> Result<()> {
+        let n_out = w.n_row();
+        assert_eq!(w.n_in().next_multiple_of(STEP), width);
+        check(out, n * n_out);
+        if let Some(b) = bias {
+            check(b, n_out);
+        }
+        let (tiles, steps) = (n_out.div_ceil(TILE), width / STEP);
+        let room = self.w.view().bytes() / (n * n_out * 4);
+        assert!(room > 0, "{n} x {n_out} and no room");
+        // Enough blocks to occupy the device three times, of two steps at least, and not so many that adding up takes long.
+        let enough = (3 * gpu.info().n_sm as usize / tiles).clamp(1, 16);
+        let parts = enough.min(room).min(steps.div_ceil(2));
+        let a = args::MulMatSmall {
+            w: w.view().at,
+            x: self.x.view().at,
+            part: self.w.view().at,
+            row_bytes: w.row_bytes() as u64,
+            ty: w.ty().id(),
+            n_in: w.n_in() as u32,
+            width: width as u32,
+            n_out: n_out as u32,
+            n: n as u32,
+            pad: 0,
+        };
+        let tile = if n > 64 { 128 } else { 64 };
+        let grid = launch([tiles, parts, 1], 256, shared_packed(tile));
+        match (tile, gpu.info().sm) {
+            (64, (9, 0)) => gpu.launch(grid, &args::MulMatSmallHopper(a))?,
+            (64, _) => gpu.launch(grid, &a)?,
+            (_, (9, 0)) => gpu.launch(grid, &args::MulMatSmall128Hopper(a))?,
+            _ => gpu.launch(grid, &args::MulMatSmall128(a))?,
+        }
+        let a = args::JoinParts {
+            part: self.w.view().at,
+            bias: at(bias),
+            out: out.at,
+            n_part: parts as u32,
+            n_out: n_out as u32,
+            n: n as u32,
+            add: u32::from(add),
+        };
+        gpu.launch(launch([n_out.div_ceil(128), n, 1], 128, 0), &a)
     }
 
     fn multiply(

@@ -1,6 +1,6 @@
 //! Device memory that passes work in: the KV pool and the scratch of experts.
 
-use lemma_cuda::ops::{self, Grouped, Half, Heads, Tier, Tiers};
+use lemma_cuda::ops::{self, Grouped, Heads, Tier, Tiers};
 use lemma_cuda::{Buffer, CudaError, Gpu, Stretch, View};
 use lemma_quant::pages::KvType;
 
@@ -280,8 +280,7 @@ fn tokens(hp: &HParams, n_ubatch: usize, columns: usize) -> usize {
 fn grouped_tokens(hp: &HParams, n_ubatch: usize) -> Option<usize> {
     let tokens = tokens(hp, n_ubatch, COLUMNS[1]);
     let enough = tokens * hp.n_expert_used >= Grouped::min_columns(hp.n_expert);
-    let fits = Half::holds(hp.n_embd, hp.n_ff_exp) && Half::holds(hp.n_ff_exp, hp.n_embd);
-    (enough && fits && n_ubatch >= Half::MIN_TOKENS).then_some(tokens)
+    enough.then_some(tokens)
 }
 
 impl Moe {

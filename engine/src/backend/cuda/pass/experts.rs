@@ -170,10 +170,10 @@ impl Pass {
 
     /// The same of columns sorted by expert, on tensor cores.
     fn grouped_products(&self, m: &Parts<'_>, c: &Chunk) -> Done {
-        let (Some(s), Some(half)) = (&self.moe, &self.half) else {
+        let (gpu, Some(s)) = (&self.gpu, &self.moe) else {
             return Err(no_room());
         };
-        let (gpu, Some(sorted)) = (&self.gpu, &s.sorted) else {
+        let Some(sorted) = &s.sorted else {
             return Err(no_room());
         };
         let [hidden, other] = s.hidden.each_ref().map(Buffer::view);
@@ -181,11 +181,11 @@ impl Pass {
         let (grouped, y) = (&sorted.grouped, sorted.y.view());
         grouped.sort(gpu, c.ids, n)?;
         let parts = [(m.gate.0, m.gate.1, hidden), (m.up.0, m.up.1, other)];
-        grouped.mul_mats(gpu, half, &parts, c.x, n, given, Columns::Sorted)?;
+        grouped.mul_mats(gpu, &parts, c.x, n, given, Columns::Sorted)?;
         ops::glu(gpu, m.kind, hidden, other, n * m.n_ff)?;
         let parts = [(m.down.0, m.down.1, y)];
         let given = Columns::Given(1);
-        grouped.mul_mats(gpu, half, &parts, hidden, n, Columns::Sorted, given)?;
+        grouped.mul_mats(gpu, &parts, hidden, n, Columns::Sorted, given)?;
         let width = m.down.0.n_row() / m.n_expert;
         ops::moe_sum(gpu, c.acc, y, c.weights, c.tokens, m.used, width)
     }
