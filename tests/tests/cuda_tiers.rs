@@ -14,7 +14,7 @@ use lemma_engine::kv::{Cache, Layout, policy};
 use lemma_engine::options::LoadOptions;
 use lemma_engine::sampling::Choice;
 use lemma_tests::cuda::{gpus, is_slow};
-use lemma_tests::{argmax, data, nmse};
+use lemma_tests::{argmax, data, made, nmse};
 
 /// A runner with its books.
 struct Side {
@@ -59,6 +59,8 @@ enum Reference {
 /// The model of most tests, and one with windows and sinks whose heads are wide enough for blocks.
 const PLAIN: &str = "qwen3-tied";
 const WINDOWS: &str = "gpt-oss-f32experts";
+/// One with latent attention, which is made here.
+const LATENT: &str = "deepseek2";
 
 /// A reference and a device over one model, each with books of its own.
 fn sides(
@@ -67,7 +69,10 @@ fn sides(
     n_slots: usize,
     reference: Reference,
 ) -> (HParams, Side, Side) {
-    let file = GgufFile::open(&data().join(format!("arch/{model}.gguf"))).unwrap();
+    let file = match model {
+        LATENT => made::latent(4, [64, 32, 0], 2, &[]),
+        _ => GgufFile::open(&data().join(format!("arch/{model}.gguf"))).unwrap(),
+    };
     let hp = HParams::read(&file).unwrap();
     let mut o = LoadOptions {
         n_threads: Some(1),
@@ -183,6 +188,22 @@ fn windows_and_sinks_see_pages_of_any_tier() {
         ];
         for spec in &specs[..if is_slow(&gpu) { 2 } else { specs.len() }] {
             let (alike, all) = compare(&gpu, (WINDOWS, spec), Reference::Trace, 3e-2);
+            assert!(all > 5 && alike * 10 >= all * 9, "{spec}: {alike} of {all}");
+        }
+    }
+}
+
+/// Keys that hold the values too go to lower tiers and are stored in other types.
+#[test]
+fn latent_keys_of_any_tier() {
+    for gpu in gpus() {
+        let specs = [
+            ("raas:demote=q8_0:0.15+k4/v2:0.75", Reference::Trace, 1e-1),
+            ("window:ctk=q8_0,demote=q4_0", Reference::Cpu, 3e-2),
+            ("h2o:ctk=q4_0,aggregate=mean", Reference::Cpu, 3e-2),
+        ];
+        for (spec, reference, limit) in specs {
+            let (alike, all) = compare(&gpu, (LATENT, spec), reference, limit);
             assert!(all > 5 && alike * 10 >= all * 9, "{spec}: {alike} of {all}");
         }
     }

@@ -154,6 +154,22 @@ pub fn attention_decode(
         ..args::Attention::default()
     };
     launch_attention(gpu, h, c, 1, splits, a)?;
+    combine(gpu, out, quant, masses, h, c, parts, splits)
+}
+
+/// Joins the parts of one token's attention and weighs the pages; heads have `head_dim` elements of values.
+#[allow(clippy::too_many_arguments, reason = "operands of one kernel")]
+pub(super) fn combine(
+    gpu: &Gpu,
+    out: View,
+    quant: Option<Quant>,
+    masses: Option<Masses>,
+    h: Heads,
+    c: &Attention,
+    parts: &Parts,
+    splits: usize,
+) -> Result<()> {
+    let (d, max_pages) = (h.head_dim, c.pages.bytes() / 8);
     if let Some(q) = quant {
         q.check(h.n_head * d);
         assert!(d.is_multiple_of(32));
