@@ -194,11 +194,11 @@ pub fn delta_net(
 }
 
 /// `deepseek2`: `n_head` heads over latent keys that are `kv_lora` and `n_rot` wide; queries come from `q_lora` numbers, or from the
-/// residual stream where that is 0. The first layer is dense, the others have experts.
+/// residual stream where that is 0. The first `n_dense` of the layers are dense, the others have experts.
 pub fn latent(
     n_head: usize,
     [kv_lora, n_rot, q_lora]: [usize; 3],
-    n_layer: usize,
+    [n_layer, n_dense]: [usize; 2],
     types: &[GgmlType],
 ) -> GgufFile {
     let (nope, value) = (32, 64);
@@ -213,7 +213,7 @@ pub fn latent(
         ("attention.q_lora_rank", q_lora),
         ("attention.kv_lora_rank", kv_lora),
         ("rope.dimension_count", n_rot),
-        ("leading_dense_block_count", 1),
+        ("leading_dense_block_count", n_dense),
         ("expert_feed_forward_length", 32),
         ("expert_count", 4),
         ("expert_used_count", 2),
@@ -242,7 +242,7 @@ pub fn latent(
         } else {
             d.add(il, &[("attn_q.weight", &[N_EMBD, n_head * head])]);
         }
-        d.add_ffn(il, if il == 0 { 0 } else { 4 }, false);
+        d.add_ffn(il, if il < n_dense { 0 } else { 4 }, false);
     }
     d.write(types, |b| {
         b.f32("deepseek2.expert_weights_scale", 1.0)

@@ -98,7 +98,7 @@ fn latent_attention_of_any_type() {
                 if is_slow(&gpu) && n_head == 16 && types.len() == 1 {
                     continue;
                 }
-                let file = made::latent(n_head, shape, 2, types);
+                let file = made::latent(n_head, shape, [2, 1], types);
                 check(
                     &gpu,
                     &file,

@@ -59,8 +59,10 @@ enum Reference {
 /// The model of most tests, and one with windows and sinks whose heads are wide enough for blocks.
 const PLAIN: &str = "qwen3-tied";
 const WINDOWS: &str = "gpt-oss-f32experts";
-/// One with latent attention, which is made here.
+/// One with latent attention and without experts, which is made here.
 const LATENT: &str = "deepseek2";
+/// One with delta nets in two layers of three, likewise.
+const DELTA: &str = "qwen35";
 
 /// A reference and a device over one model, each with books of its own.
 fn sides(
@@ -70,7 +72,8 @@ fn sides(
     reference: Reference,
 ) -> (HParams, Side, Side) {
     let file = match model {
-        LATENT => made::latent(4, [64, 32, 0], 2, &[]),
+        LATENT => made::latent(4, [64, 32, 0], [2, 2], &[]),
+        DELTA => made::delta_net(DELTA, [1, 2, 32], 6, &[]),
         _ => GgufFile::open(&data().join(format!("arch/{model}.gguf"))).unwrap(),
     };
     let hp = HParams::read(&file).unwrap();
@@ -81,7 +84,7 @@ fn sides(
     o.kv.apply(spec).unwrap();
     o.kv.recent = 2;
     let policy = policy::find(&o.kv.policy).unwrap();
-    let layout = Layout::new(&o.kv, hp.n_layer, hp.n_head_kv, n_slots, 2048);
+    let layout = Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, n_slots, 2048);
     let layout = Layout {
         head_dim: hp.head_dim,
         ..layout
@@ -134,7 +137,7 @@ fn compare(gpu: &Gpu, of: (&str, &str), reference: Reference, limit: f64) -> (us
         let e = nmse(&g, &w);
         worst = worst.max(e);
         assert!(e < limit, "{spec}, position {at}: {e:.1e}");
-        for il in 0..if n == 1 { hp.n_layer } else { 0 } {
+        for il in 0..if n == 1 { hp.n_layer_kv() } else { 0 } {
             let w = |c: &Cache| c.layer(il).pages.iter().map(|p| p.w).collect::<Vec<_>>();
             let e = nmse(&w(&got.cache), &w(&want.cache));
             assert!(
@@ -198,12 +201,26 @@ fn windows_and_sinks_see_pages_of_any_tier() {
 fn latent_keys_of_any_tier() {
     for gpu in gpus() {
         let specs = [
-            ("raas:demote=q8_0:0.15+k4/v2:0.75", Reference::Trace, 1e-1),
+            ("raas:demote=q8_0:0.15+k4/v2:0.75", Reference::Trace, 1e-2),
             ("window:ctk=q8_0,demote=q4_0", Reference::Cpu, 3e-2),
             ("h2o:ctk=q4_0,aggregate=mean", Reference::Cpu, 3e-2),
         ];
         for (spec, reference, limit) in specs {
             let (alike, all) = compare(&gpu, (LATENT, spec), reference, limit);
+            assert!(all > 5 && alike * 10 >= all * 9, "{spec}: {alike} of {all}");
+        }
+    }
+}
+
+/// The pool knows the layers with pages alone.
+#[test]
+fn tiers_beside_recurrent_states() {
+    for gpu in gpus() {
+        for (spec, reference) in [
+            ("raas:demote=q8_0:0.15+k4/v2:0.75", Reference::Trace),
+            ("window:ctk=q8_0,ctv=q8_0,demote=q4_0", Reference::Cpu),
+        ] {
+            let (alike, all) = compare(&gpu, (DELTA, spec), reference, 3e-2);
             assert!(all > 5 && alike * 10 >= all * 9, "{spec}: {alike} of {all}");
         }
     }
@@ -251,7 +268,7 @@ fn steps_ahead_of_the_host_change_nothing_in_tiers() {
                 if step % 9 == 0 {
                     assert!(ahead.runner.logits() == want, "step {step}");
                 }
-                for il in 0..hp.n_layer {
+                for il in 0..hp.n_layer_kv() {
                     let (a, b) = (plain.cache.layer(il), ahead.cache.layer(il));
                     assert_eq!(a.pages, b.pages, "step {step}");
                 }
