@@ -6,9 +6,10 @@
 //! stay with [`Cache`], so CPU and GPU decide alike; the device reduces page masses over the heads and hands over one number a
 //! page.
 //!
-//! Three things are fused behind the verbs' backs: norms write their result once more quantized, for the products that follow;
+//! Some things are fused behind the verbs' backs: norms write their result once more quantized, for the products that follow;
 //! norms over heads and the rotation wait for [`Backend::attention`], which does them while it stores keys and values; gate and up wait
-//! for [`Backend::swiglu`] and become one launch.
+//! for [`Backend::swiglu`] and become one launch; norms and gates of a delta net wait, for one token, for
+//! [`Backend::gated_delta_net`], and the norm of what it gives waits for its gate.
 
 mod ahead;
 mod buffers;

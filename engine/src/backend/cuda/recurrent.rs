@@ -64,17 +64,15 @@ impl States {
     }
 
     pub(super) fn save(&mut self, gpu: &Gpu) {
-        let done = gpu.copy(self.saved.view(), self.now.view());
-        self.note(done);
+        self.copy(gpu, self.saved.view(), self.now.view());
     }
 
     pub(super) fn restore(&mut self, gpu: &Gpu) {
-        let done = gpu.copy(self.now.view(), self.saved.view());
-        self.note(done);
+        self.copy(gpu, self.now.view(), self.saved.view());
     }
 
-    fn note(&mut self, done: Result<(), CudaError>) {
-        if let Err(e) = done {
+    fn copy(&mut self, gpu: &Gpu, to: View, from: View) {
+        if let Err(e) = gpu.bind().and_then(|()| gpu.copy(to, from)) {
             self.lost.get_or_insert(e);
         }
     }
