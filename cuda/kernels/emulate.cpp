@@ -192,7 +192,7 @@ const Entry entries[] = {
     ENTRY(attention_tiers), ENTRY(attention_batch_tiers), ENTRY(attention_batch_bounded), ENTRY(attention_batch_bounded_tiers),
     ENTRY(step_tiers), ENTRY(step_any), ENTRY(step_any_tiers), ENTRY(store_rows), ENTRY(move_pages), ENTRY(moe_sort), ENTRY(mul_mat_experts),
     ENTRY(mul_mat_experts_hopper), ENTRY(activate), ENTRY(split_heads), ENTRY(ssm_conv), ENTRY(l2_norm_first), ENTRY(delta_gates),
-    ENTRY(gated_delta_net), ENTRY(gated_delta_step), ENTRY(gated_norm), ENTRY(copy_heads), ENTRY(mul_mat_vec_heads), ENTRY(rotate_ends), ENTRY(attention_latent),
+    ENTRY(gated_delta_net), ENTRY(gated_delta_step), ENTRY(gated_norm), ENTRY(copy_heads), ENTRY(mul_mat_vec_heads), ENTRY(rotate_ends), ENTRY(attention_latent), ENTRY(attention_wide),
 };
 }  // namespace
 

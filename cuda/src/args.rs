@@ -90,7 +90,7 @@ args! {
         n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, max_pages: u32, scale: f32, window: u32, cap: f32,
     }
     /// `attention_batch.cu`
-    AttentionBatch => attention_batch, attention_batch_tiers, attention_batch_bounded, attention_batch_bounded_tiers {
+    AttentionBatch => attention_batch, attention_batch_tiers, attention_batch_bounded, attention_batch_bounded_tiers, attention_wide {
         q: u64, pages: u64, n_pages: u64, pos: u64, out: u64, sinks: u64, tiers: [Tier; MAX_TIERS],
         n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, scale: f32, window: u32, cap: f32, pad: u32,
     }
@@ -317,6 +317,11 @@ pub(crate) struct AttentionBatchBounded(pub(crate) AttentionBatch);
 #[derive(Clone, Copy)]
 pub(crate) struct AttentionBatchBoundedTiers(pub(crate) AttentionBatch);
 
+/// [`AttentionBatch`] for wide heads.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct AttentionWide(pub(crate) AttentionBatch);
+
 /// [`DeltaNet`] for one token whose inputs are as products have left them.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -357,5 +362,5 @@ kernels! {
     AttentionBatchBounded "attention_batch_bounded", AttentionBatchBoundedTiers "attention_batch_bounded_tiers", StepTiers "step_tiers",
     StepAny "step_any", StepAnyTiers "step_any_tiers", Activate "activate", SplitHeads "split_heads", SsmConv "ssm_conv", L2Norm "l2_norm_first",
     DeltaGates "delta_gates", DeltaNet "gated_delta_net", DeltaStep "gated_delta_step", GatedNorm "gated_norm", CopyHeads "copy_heads", HeadsVec "mul_mat_vec_heads", RotateEnds "rotate_ends",
-    LatentAttention "attention_latent",
+    LatentAttention "attention_latent", AttentionWide "attention_wide",
 }

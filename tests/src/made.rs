@@ -130,14 +130,15 @@ pub fn delta_net(
     n_layer: usize,
     types: &[GgmlType],
 ) -> GgufFile {
-    const HEAD: usize = 32;
+    // As wide as in Qwen3.5 where the delta nets are.
+    let head = if dim == 128 { 256 } else { 32 };
     let (n_qkv, values) = ((2 * n_k + n_v) * dim, n_v * dim);
     let n_expert = if arch == "qwen35moe" { 4 } else { 0 };
     let mut numbers = vec![
         ("attention.head_count", 2),
         ("attention.head_count_kv", 1),
-        ("attention.key_length", HEAD),
-        ("attention.value_length", HEAD),
+        ("attention.key_length", head),
+        ("attention.value_length", head),
         ("rope.dimension_count", 16),
         ("ssm.conv_kernel", 4),
         ("ssm.state_size", dim),
@@ -163,12 +164,12 @@ pub fn delta_net(
         d.add(il, &norms);
         if (il + 1) % 3 == 0 {
             let attention: [(&str, &[usize]); 6] = [
-                ("attn_q.weight", &[N_EMBD, 4 * HEAD]),
-                ("attn_k.weight", &[N_EMBD, HEAD]),
-                ("attn_v.weight", &[N_EMBD, HEAD]),
-                ("attn_q_norm.weight", &[HEAD]),
-                ("attn_k_norm.weight", &[HEAD]),
-                ("attn_output.weight", &[2 * HEAD, N_EMBD]),
+                ("attn_q.weight", &[N_EMBD, 4 * head]),
+                ("attn_k.weight", &[N_EMBD, head]),
+                ("attn_v.weight", &[N_EMBD, head]),
+                ("attn_q_norm.weight", &[head]),
+                ("attn_k_norm.weight", &[head]),
+                ("attn_output.weight", &[2 * head, N_EMBD]),
             ];
             d.add(il, &attention);
         } else {

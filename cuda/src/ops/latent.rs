@@ -1,6 +1,6 @@
 //! Latent attention: one key of a token for all heads, which begins with what values are made of.
 
-use super::attention::combine;
+use super::attention::{WIDE_BLOCK, WIDE_PAGES, WIDE_ROWS, combine, wide_shared};
 use super::{
     Attention, Heads, Masses, Pairs, Parts, Quant, at, check, launch, piece, quantize_first,
     tier_args, warps,
@@ -11,10 +11,6 @@ use crate::weight::Weight;
 
 /// The widest latent key, and the widest value in it.
 pub const MAX_LATENT: [usize; 2] = [576, 512];
-/// Queries of a block, pages that it takes at once, and its threads.
-const ROWS: usize = 16;
-const PAGES: usize = 4;
-const BLOCK: u32 = 256;
 
 /// A matrix for each head.
 #[derive(Clone, Copy, Debug)]
@@ -172,12 +168,6 @@ pub fn rotate_ends(gpu: &Gpu, h: Heads, c: &RotateEnds, n: usize) -> Result<()> 
     gpu.launch(launch(grid, 128, 0), &a)
 }
 
-/// Bytes of shared memory of a block.
-fn shared(head_dim: usize) -> usize {
-    let row = head_dim.next_multiple_of(64) + 8;
-    ((ROWS + PAGES * crate::PAGE) * row + ROWS * (PAGES * crate::PAGE + 8)) * 2
-}
-
 fn attend(
     gpu: &Gpu,
     h: Heads,
@@ -210,8 +200,11 @@ fn attend(
         scale: c.scale,
         ..a
     };
-    let tiles = (n * h.n_head).div_ceil(ROWS);
-    gpu.launch(launch([tiles, splits, 1], BLOCK, shared(d)), &a)
+    let tiles = (n * h.n_head).div_ceil(WIDE_ROWS);
+    gpu.launch(
+        launch([tiles, splits, 1], WIDE_BLOCK, wide_shared(d, 1, 1)),
+        &a,
+    )
 }
 
 /// Attention of `n` tokens of a batch over latent keys, which begin with `dim_v` elements of values: out `[n, n_head, dim_v]`. Tiers have keys
@@ -273,8 +266,8 @@ pub fn attention_latent_decode(
 /// Blocks that should share the pages, so that one token's attention occupies the device.
 pub fn latent_splits(gpu: &Gpu, n_head: usize, max_pages: usize) -> usize {
     (2 * gpu.info().n_sm as usize)
-        .div_ceil(n_head.div_ceil(ROWS))
+        .div_ceil(n_head.div_ceil(WIDE_ROWS))
         .clamp(1, 64)
-        .min(max_pages.div_ceil(PAGES))
+        .min(max_pages.div_ceil(WIDE_PAGES))
         .max(1)
 }
