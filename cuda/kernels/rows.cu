@@ -127,6 +127,7 @@ KERNEL glu(const GateUp a) {
 enum Activation : uint32_t {
     RELU_SQR = 0,  // max(x, 0)^2
     XIELU = 1,     // alpha_p x^2 + beta x where x is positive, elsewhere alpha_n (exp(min(x, eps)) - 1 - x) + beta x
+    GELU = 2,      // by the tanh formula
 };
 
 struct Activate {
@@ -148,6 +149,8 @@ KERNEL activate(const Activate a) {
     const float x = a.x[i];
     if (a.kind == RELU_SQR) {
         a.x[i] = x > 0.0f ? x * x : 0.0f;
+    } else if (a.kind == GELU) {
+        a.x[i] = gelu(x);
     } else {
         a.x[i] = (x > 0.0f ? a.alpha_p * x * x : a.alpha_n * (expm1f(fminf(x, a.eps)) - x)) + a.beta * x;
     }

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use lemma_cuda::PAGE;
-use lemma_cuda::ops::{self, Activation, Heads, Pairs, Quant, RopeStore, Store};
+use lemma_cuda::ops::{self, Activation, Glu, Heads, Pairs, Quant, RopeStore, Store};
 
 fn f64s(x: &[f32]) -> Vec<f64> {
     x.iter().map(|v| f64::from(*v)).collect()
@@ -236,12 +236,13 @@ fn blocks_without_gates() {
             beta,
             eps,
         };
-        for by in [Activation::ReluSqr, xielu] {
+        for by in [Activation::ReluSqr, xielu, Activation::Gelu] {
             let xb = upload(&gpu, &x);
             ops::activate(&gpu, xb.view(), by, x.len()).expect("activate");
             let [n, p, b, eps] = [alpha_n, alpha_p, beta, eps].map(f64::from);
             let want = x.iter().map(|x| match (by, f64::from(*x)) {
                 (Activation::ReluSqr, x) => x.max(0.0).powi(2),
+                (Activation::Gelu, x) => gated(Glu::Geglu, x, 1.0),
                 (_, x) if x > 0.0 => p * x * x + b * x,
                 (_, x) => n * (x.min(eps).exp_m1() - x) + b * x,
             });

@@ -17,6 +17,8 @@ pub enum Activation {
         beta: f32,
         eps: f32,
     },
+    /// GELU by the tanh formula (arXiv 1606.08415).
+    Gelu,
 }
 
 /// `x = by(x)`.
@@ -32,6 +34,7 @@ pub fn activate(gpu: &Gpu, x: View, by: Activation, n_elem: usize) -> Result<()>
     };
     let a = match by {
         Activation::ReluSqr => a,
+        Activation::Gelu => args::Activate { kind: 2, ..a },
         Activation::Xielu {
             alpha_n,
             alpha_p,

@@ -495,6 +495,19 @@ mod tests {
     }
 
     #[test]
+    fn three_layers_of_four_are_delta_nets() {
+        let recipe = Recipe::parse("q4_k_m").unwrap();
+        let plans = plan(&Shape::parse("qwen3.5-4b").unwrap(), &recipe);
+        let of = |part: &str| plans.iter().filter(|p| p.name.contains(part)).count();
+        assert_eq!((of("ssm_out"), of("attn_qkv"), of("attn_q.")), (24, 24, 8));
+        let elements = plans.iter().map(|p| p.shape.iter().product::<u64>());
+        assert_eq!(
+            (plans.len(), elements.sum::<u64>() / 100_000_000),
+            (426, 42)
+        );
+    }
+
+    #[test]
     fn q4_k_m_mix_is_that_of_published_files() {
         let recipe = Recipe::parse("q4_k_m").unwrap();
         let types = |shape: &str| -> Vec<(String, &'static str)> {
