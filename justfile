@@ -41,7 +41,7 @@ run *args:
 # CUDA kernels and whole models on the emulator, which needs no GPU
 test-cuda:
     cargo test --release -p lemma-cuda --features emulate
-    cargo test --release -p lemma-tests --features cuda-emulate --test cuda --test cuda_tiers
+    cargo test --release -p lemma-tests --features cuda-emulate --test cuda --test cuda_tiers --test cuda_made
     cargo test --release -p lemma-engine --features cuda-emulate cuda
 
 # CUDA backend on a GPU: tests, then speed

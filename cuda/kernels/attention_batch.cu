@@ -1,6 +1,8 @@
 // Attention of a batch of a prompt on tensor cores: a warp takes eight queries that share a key/value head (the heads of its group, of one or
-// several tokens) over all pages that the last of them sees. attention.cu has the same for heads of any width.
+// several tokens) over all pages that the last of them sees. Heads that are wider
+// than MAX_D go through shared memory (attend_wide.cuh); attention.cu has the same for heads of any width.
 #include "attend_tiers.cuh"
+#include "attend_wide.cuh"
 
 constexpr int BATCH_WARPS = 4;
 
@@ -15,7 +17,7 @@ struct AttentionBatch {
     uint32_t n;
     uint32_t n_head;
     uint32_t n_head_kv;
-    uint32_t head_dim;        // a multiple of 8, at most MAX_D
+    uint32_t head_dim;        // a multiple of 8, at most MAX_D, or MAX_WIDE
     float scale;
     uint32_t window;          // tokens that a query sees, itself included, or NO_WINDOW
     float cap;                // bound of the scores, or 0
@@ -118,3 +120,16 @@ KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch_tiers(const IN_PLACE
 // The same with windows and bounds of scores, which the others ignore.
 KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch_bounded(const AttentionBatch a) { attend_any<false, true>(a); }
 KERNEL __launch_bounds__(WARP* BATCH_WARPS) attention_batch_bounded_tiers(const IN_PLACE AttentionBatch a) { attend_any<true, true>(a); }
+
+constexpr int MAX_WIDE = 256;
+
+// Heads of up to MAX_WIDE elements, pages of any tier and type, windows and bounds. Grid: (ceil(n * n_head / n_head_kv / WIDE_ROWS), n_head_kv).
+// Block: 32 * WIDE_WARPS.
+KERNEL __launch_bounds__(WARP* WIDE_WARPS, 2) attention_wide(const IN_PLACE AttentionBatch a) {
+    begin();
+    WideAttention w = {};
+    w.q = a.q, w.pages = a.pages, w.n_pages = a.n_pages, w.pos = a.pos, w.tiers = a.tiers, w.out = a.out, w.sinks = a.sinks;
+    w.n = a.n, w.n_head = a.n_head, w.n_kv = a.n_head_kv, w.d = w.dv = a.head_dim, w.n_split = 1;
+    w.kv = blockIdx.y, w.tile = blockIdx.x, w.scale = a.scale, w.window = a.window, w.cap = a.cap;
+    attend_wide<false>(w);
+}

@@ -6,16 +6,21 @@
 #include "types.cuh"
 
 struct MulMat {
-    const uint8_t* w;    // (n_out) rows
-    const float* x;      // (n, n_in)
-    float* out;          // (n, n_out)
-    const float* bias;   // (n_out) or null
+    const uint8_t* w;     // (n_out) rows
+    const float* x;       // (n, n_in), rows x_stride apart
+    float* out;           // (n, n_out), rows out_stride apart
+    const float* bias;    // (n_out) or null
     uint64_t row_bytes;
+    uint64_t next_w;      // bytes from one head's matrix to the next, where there are heads
     uint32_t type;
     uint32_t n_in;
     uint32_t n_out;
     uint32_t n;
-    uint32_t add;        // out += instead of out =
+    uint32_t add;         // out += instead of out =
+    uint32_t x_stride;
+    uint32_t out_stride;
+    uint32_t next_x;      // elements from one head's part of a row to the next
+    uint32_t next_out;
     uint32_t pad;
 };
 
@@ -34,13 +39,17 @@ template <int BM, int BN, int WM, int WN> __device__ __forceinline__ void mul_ma
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = lane / 4, t = lane % 4;
     const int wm = (warp % (BM / WM)) * WM, wn = (warp / (BM / WM)) * WN;
 
+    const size_t head = blockIdx.y, x_stride = a.x_stride;
+    const uint8_t* weights = a.w + head * a.next_w;
+    const float* inputs = a.x + head * a.next_x;
+    const bool by_fours = (n_in | a.x_stride | a.next_x) % 4 == 0;
     float acc[MT][NT][4] = {};
     for (int k0 = 0; k0 < n_in; k0 += BK) {
         for (int i = threadIdx.x; i < BM * 2; i += blockDim.x) {
             const int row = i / 2, k = k0 + 16 * (i % 2), token = m0 + row;
             float v[16];
-            if (token < n && k + 16 <= n_in && n_in % 4 == 0) {
-                const float4* x = reinterpret_cast<const float4*>(a.x + size_t(token) * n_in + k);
+            if (token < n && k + 16 <= n_in && by_fours) {
+                const float4* x = reinterpret_cast<const float4*>(inputs + token * x_stride + k);
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     const float4 f = x[j];
@@ -48,14 +57,14 @@ template <int BM, int BN, int WM, int WN> __device__ __forceinline__ void mul_ma
                 }
             } else {
 #pragma unroll
-                for (int j = 0; j < 16; j++) v[j] = token < n && k + j < n_in ? a.x[size_t(token) * n_in + k + j] : 0.0f;
+                for (int j = 0; j < 16; j++) v[j] = token < n && k + j < n_in ? inputs[token * x_stride + k + j] : 0.0f;
             }
             store16(xs + row * LD + 16 * (i % 2), v);
         }
         for (int i = threadIdx.x; i < BN * 2; i += blockDim.x) {
             const int row = i / 2, k = k0 + 16 * (i % 2);
             float v[16] = {};
-            if (n0 + row < n_out && k < n_in) load16(a.type, a.w + (n0 + row) * a.row_bytes, n_in, k, v);
+            if (n0 + row < n_out && k < n_in) load16(a.type, weights + (n0 + row) * a.row_bytes, n_in, k, v);
             store16(ws + row * LD + 16 * (i % 2), v);
         }
         __syncthreads();
@@ -87,20 +96,20 @@ template <int BM, int BN, int WM, int WN> __device__ __forceinline__ void mul_ma
                 const int token = m0 + wm + 16 * i + group + 8 * (e / 2), col = n0 + wn + 8 * j + 2 * t + e % 2;
                 if (token >= n || col >= n_out) continue;
                 float v = acc[i][j][e] + (a.bias ? a.bias[col] : 0.0f);
-                float* out = a.out + size_t(token) * n_out + col;
+                float* out = a.out + head * a.next_out + size_t(token) * a.out_stride + col;
                 *out = a.add ? *out + v : v;
             }
         }
     }
 }
 
-// Grid: (ceil(n / 64) * ceil(n_out / 64)). Block: 128. For small batches and small matrices.
+// Grid: (ceil(n / 64) * ceil(n_out / 64), heads). Block: 128. For small batches and small matrices.
 KERNEL __launch_bounds__(128) mul_mat_64(const MulMat a) {
     begin();
     mul_mat_tile<64, 64, 32, 32>(a);
 }
 
-// Grid: (ceil(n / 128) * ceil(n_out / 128)). Block: 256.
+// Grid: (ceil(n / 128) * ceil(n_out / 128), heads). Block: 256.
 KERNEL __launch_bounds__(256) mul_mat_128(const MulMat a) {
     begin();
     mul_mat_tile<128, 128, 64, 32>(a);

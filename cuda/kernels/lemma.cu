@@ -1,11 +1,13 @@
 // Every kernel in one module.
 #include "attention.cu"
 #include "attention_batch.cu"
+#include "delta.cu"
 #include "draw.cu"
 #include "experts.cu"
 #include "gemm.cu"
 #include "gemm_f16.cu"
 #include "gemm_small.cu"
+#include "latent.cu"
 #include "matvec.cu"
 #include "moe.cu"
 #include "pages.cu"

@@ -16,7 +16,7 @@ KERNEL __launch_bounds__(WARP* MAX_WARPS, 4) mul_mat_vec(const MatVec a) {
             s++;
         }
     }
-    const Segment& g = s == 0 ? a.seg[0] : s == 1 ? a.seg[1] : a.seg[2];
+    const Segment& g = s == 0 ? a.seg[0] : s == 1 ? a.seg[1] : s == 2 ? a.seg[2] : a.seg[3];
     const size_t input = col / a.per_input;
     const size_t expert = a.ids ? a.ids[col] : 0;
     const Act x = {a.xf + input * a.n_in, a.xq + input * a.n_in, a.xds + input * (a.n_in / 32)};

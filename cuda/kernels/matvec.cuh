@@ -25,7 +25,7 @@ struct Segment {
 };
 
 struct MatVec {
-    Segment seg[3];
+    Segment seg[4];
     const float* xf;        // (inputs, n_in)
     const int8_t* xq;       // (inputs, n_in), null if every segment is of plain numbers
     const float2* xds;      // (inputs, n_in / 32)

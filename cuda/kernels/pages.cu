@@ -8,14 +8,16 @@ struct StoreRows {
     Tier tier;               // where they go; rows, not whole pages
     uint32_t n_head_kv;
     uint32_t head_dim;       // a multiple of 32
+    uint32_t n_part;         // 2, or 1: keys alone
+    uint32_t pad;
 };
 
-// Keys and values into their slots. Grid: (ceil(2 * n_head_kv * head_dim / 32 / warps of a block), n). A warp stores a block.
+// Keys and values into their slots. Grid: (ceil(n_part * n_head_kv * head_dim / 32 / warps of a block), n). A warp stores a block.
 KERNEL store_rows(const StoreRows a) {
     begin();
     const int blocks = a.head_dim / TILE_ROW, n_kv = a.n_head_kv, d = a.head_dim, lane = threadIdx.x % WARP, t = blockIdx.y;
     const int i = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, b = i % blocks, kv = i / blocks % n_kv, part = i / blocks / n_kv;
-    if (part > 1) return;
+    if (part >= int(a.n_part)) return;
     const float x = (part ? a.v : a.k)[(size_t(t) * n_kv + kv) * d + b * TILE_ROW + lane];
     const uint32_t type = part ? a.tier.type_v : a.tier.type_k, slot = a.places[t] / PAGE, row = a.places[t] % PAGE;
     uint8_t* page = const_cast<uint8_t*>(page_at(part ? a.tier.v : a.tier.k, type, slot, n_kv, kv, d));
@@ -111,7 +113,7 @@ struct MovePages {
 };
 
 // Pages to other slots, stored anew where the type is another. No move may write where another one reads or writes.
-// Grid: (moves, n_head_kv * head_dim / 32, 2: keys and values). Block: a warp, which moves a tile.
+// Grid: (moves, n_head_kv * head_dim / 32, 2: keys and values, or 1: keys alone). Block: a warp, which moves a tile.
 KERNEL __launch_bounds__(WARP) move_pages(const MovePages a) {
     begin();
     __shared__ float turned[PAGE][WARP + 1];

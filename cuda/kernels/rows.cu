@@ -60,13 +60,15 @@ KERNEL embed(const Embed a) {
 }
 
 struct RmsNorm {
-    const float* x;   // (n, width)
+    const float* x;   // (n, width), rows `stride` apart
     const float* w;   // (width)
-    float* out;       // (n, width)
+    float* out;       // likewise
     int8_t* q;        // (n, width) or null
     float2* ds;       // (n, width / 32)
     uint32_t width;   // a multiple of 32 if q is not null
+    uint32_t stride;
     float eps;
+    uint32_t pad;
 };
 
 // out = x / rms(x) * w, and the same quantized. Grid: (n). Block: a multiple of 32 threads.
@@ -74,8 +76,8 @@ KERNEL __launch_bounds__(1024) rms_norm(const RmsNorm a) {
     begin();
     __shared__ float scratch[WARP];
     const int n = a.width, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const float* x = a.x + size_t(blockIdx.x) * n;
-    float* out = a.out + size_t(blockIdx.x) * n;
+    const float* x = a.x + size_t(blockIdx.x) * a.stride;
+    float* out = a.out + size_t(blockIdx.x) * a.stride;
     float sum = 0.0f;
     for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i] * x[i];
     const float scale = rsqrtf(block_sum(sum, scratch) / float(n) + a.eps);
@@ -89,10 +91,12 @@ KERNEL __launch_bounds__(1024) rms_norm(const RmsNorm a) {
 }
 
 struct Quantize {
-    const float* x;   // (n, width)
-    int8_t* q;        // (n, width)
-    float2* ds;       // (n, width / 32)
-    uint64_t n_block; // n * width / 32
+    const float* x;    // (n, stride), of which rows begin with what is quantized
+    int8_t* q;         // (n, 32 * per_row)
+    float2* ds;        // (n, per_row)
+    uint64_t n_block;  // n * per_row
+    uint32_t per_row;
+    uint32_t stride;
 };
 
 // Grid: (ceil(n_block / warps of a block)).
@@ -100,7 +104,8 @@ KERNEL quantize_rows(const Quantize a) {
     begin();
     const uint64_t b = uint64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (b >= a.n_block) return;
-    quantize_block(a.x[b * WARP + threadIdx.x % WARP], a.q + b * WARP, a.ds + b);
+    const uint32_t row = uint32_t(b) / a.per_row, in_row = uint32_t(b) % a.per_row;
+    quantize_block(a.x[size_t(row) * a.stride + in_row * WARP + threadIdx.x % WARP], a.q + b * WARP, a.ds + b);
 }
 
 struct GateUp {
@@ -116,6 +121,39 @@ KERNEL glu(const GateUp a) {
     begin();
     const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i < a.n_elem) a.gate[i] = glu(a.kind, a.gate[i], a.up[i]);
+}
+
+// What feed-forward blocks without gates make of each element.
+enum Activation : uint32_t {
+    RELU_SQR = 0,  // max(x, 0)^2
+    XIELU = 1,     // alpha_p x^2 + beta x where x is positive, elsewhere alpha_n (exp(min(x, eps)) - 1 - x) + beta x
+    GELU = 2,      // by the tanh formula
+};
+
+struct Activate {
+    float* x;  // (n_elem)
+    uint64_t n_elem;
+    uint32_t kind;  // `Activation`
+    float alpha_n;
+    float alpha_p;
+    float beta;
+    float eps;
+    uint32_t pad;
+};
+
+// x = activation(x). Grid: (ceil(n_elem / threads)).
+KERNEL activate(const Activate a) {
+    begin();
+    const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= a.n_elem) return;
+    const float x = a.x[i];
+    if (a.kind == RELU_SQR) {
+        a.x[i] = x > 0.0f ? x * x : 0.0f;
+    } else if (a.kind == GELU) {
+        a.x[i] = gelu(x);
+    } else {
+        a.x[i] = (x > 0.0f ? a.alpha_p * x * x : a.alpha_n * (expm1f(fminf(x, a.eps)) - x)) + a.beta * x;
+    }
 }
 
 struct SigmoidMul {

@@ -35,9 +35,9 @@ args! {
     /// `rows.cu`
     Embed => embed { w: u64, tokens: u64, out: u64, row_bytes: u64, ty: u32, n_embd: u32 }
     /// `rows.cu`
-    RmsNorm => rms_norm { x: u64, w: u64, out: u64, q: u64, ds: u64, width: u32, eps: f32 }
+    RmsNorm => rms_norm { x: u64, w: u64, out: u64, q: u64, ds: u64, width: u32, stride: u32, eps: f32, pad: u32 }
     /// `rows.cu`
-    Quantize => quantize_rows { x: u64, q: u64, ds: u64, n_block: u64 }
+    Quantize => quantize_rows { x: u64, q: u64, ds: u64, n_block: u64, per_row: u32, stride: u32 }
     /// `rows.cu`
     GateUp => glu { gate: u64, up: u64, n_elem: u64, kind: u32, pad: u32 }
     /// `rows.cu`
@@ -46,6 +46,8 @@ args! {
     Center => center { x: u64, width: u32, pad: u32 }
     /// `rows.cu`
     SoftCap => soft_cap_all { x: u64, n_elem: u64, cap: f32, pad: u32 }
+    /// `rows.cu`
+    Activate => activate { x: u64, n_elem: u64, kind: u32, alpha_n: f32, alpha_p: f32, beta: f32, eps: f32, pad: u32 }
     /// `rows.cu`
     AddScaled => add_scaled { x: u64, y: u64, n_elem: u64, factor: f32, pad: u32 }
     /// `rows.cu`
@@ -57,11 +59,12 @@ args! {
     ReadAll => read_all { src: u64, out: u64, n: u64 }
     /// `matvec.cu`
     MatVec => mul_mat_vec {
-        seg: [Segment; 3], xf: u64, xq: u64, xds: u64, ids: u64, n_seg: u32, n_in: u32, mode: u32, per_input: u32,
+        seg: [Segment; 4], xf: u64, xq: u64, xds: u64, ids: u64, n_seg: u32, n_in: u32, mode: u32, per_input: u32,
     }
     /// `gemm.cu`
     MulMat => mul_mat_64, mul_mat_128 {
-        w: u64, x: u64, out: u64, bias: u64, row_bytes: u64, ty: u32, n_in: u32, n_out: u32, n: u32, add: u32, pad: u32,
+        w: u64, x: u64, out: u64, bias: u64, row_bytes: u64, next_w: u64, ty: u32, n_in: u32, n_out: u32, n: u32, add: u32, x_stride: u32,
+        out_stride: u32, next_x: u32, next_out: u32, pad: u32,
     }
     /// `gemm_f16.cu`
     Unpack => unpack { w: u64, out: u64, row_bytes: u64, ty: u32, n_in: u32, width: u32, n_row: u32 }
@@ -85,7 +88,7 @@ args! {
     /// `pages.cuh`
     Tier => { k: u64, v: u64, ty_k: u32, ty_v: u32 }
     /// `pages.cu`
-    StoreRows => store_rows { k: u64, v: u64, places: u64, tier: Tier, n_head_kv: u32, head_dim: u32 }
+    StoreRows => store_rows { k: u64, v: u64, places: u64, tier: Tier, n_head_kv: u32, head_dim: u32, n_part: u32, pad: u32 }
     /// `pages.cu`
     MovePages => move_pages { tiers: u64, moves: u64, n_head_kv: u32, head_dim: u32 }
     /// `attention.cu`
@@ -94,7 +97,7 @@ args! {
         n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, max_pages: u32, scale: f32, window: u32, cap: f32,
     }
     /// `attention_batch.cu`
-    AttentionBatch => attention_batch, attention_batch_tiers, attention_batch_bounded, attention_batch_bounded_tiers {
+    AttentionBatch => attention_batch, attention_batch_tiers, attention_batch_bounded, attention_batch_bounded_tiers, attention_wide {
         q: u64, pages: u64, n_pages: u64, pos: u64, out: u64, sinks: u64, tiers: [Tier; MAX_TIERS],
         n: u32, n_head: u32, n_head_kv: u32, head_dim: u32, scale: f32, window: u32, cap: f32, pad: u32,
     }
@@ -102,6 +105,34 @@ args! {
     Combine => attention_combine {
         part: u64, part_ml: u64, page_ml: u64, sinks: u64, pages: u64, n_pages: u64, pos: u64, out: u64, q: u64, ds: u64, w: u64,
         n_head: u32, head_dim: u32, splits: u32, max_pages: u32, mean: u32, window: u32,
+    }
+    /// `delta.cu`
+    SplitHeads => split_heads { x: u64, first: u64, second: u64, n_elem: u64, head_dim: u32, pad: u32 }
+    /// `delta.cu`
+    SsmConv => ssm_conv { x: u64, w: u64, past: u64, pos: u64, out: u64, n: u32, width: u32, d_conv: u32, pad: u32 }
+    /// `delta.cu`
+    L2Norm => l2_norm_first { x: u64, units: u32, n_head: u32, head_dim: u32, stride: u32, eps: f32, pad: u32 }
+    /// `delta.cu`
+    DeltaGates => delta_gates { alpha: u64, beta: u64, a: u64, dt: u64, n_elem: u32, n_head: u32 }
+    /// `delta.cu`
+    DeltaNet => gated_delta_net, gated_delta_step {
+        qkv: u64, alpha: u64, beta: u64, state: u64, out: u64, pos: u64, a: u64, dt: u64, n: u32, n_head_k: u32, n_head_v: u32, head_dim: u32,
+        width: u32, side_by_side: u32, scale: f32, eps: f32,
+    }
+    /// `delta.cu`
+    GatedNorm => gated_norm { x: u64, w: u64, gate: u64, q: u64, ds: u64, units: u32, head_dim: u32, eps: f32, pad: u32 }
+    /// `latent.cu`
+    CopyHeads => copy_heads { x: u64, out: u64, units: u32, x_next: u32, out_next: u32, x_at: u32, out_at: u32, n: u32 }
+    /// `latent.cu`
+    HeadsVec => mul_mat_vec_heads { m: MatVec, x_next: u32, out_next: u32 }
+    /// `latent.cu`
+    RotateEnds => rotate_ends {
+        q: u64, k: u64, rope_q: u64, rope_k: u64, pool: u64, places: u64, n_head: u32, head_dim: u32, n_rot: u32, neox: u32,
+    }
+    /// `latent.cu`
+    LatentAttention => attention_latent {
+        q: u64, pages: u64, n_pages: u64, pos: u64, out: u64, part: u64, part_ml: u64, page_ml: u64, tiers: [Tier; MAX_TIERS],
+        n: u32, n_head: u32, head_dim: u32, head_dim_v: u32, max_pages: u32, scale: f32,
     }
     /// `draw.cu`
     Draw => draw { logits: u64, next: u64, out: u64, n_vocab: u32, top_k: u32, top_p: f32, min_p: f32, inv_temp: f32, lot: f32 }
@@ -318,6 +349,16 @@ pub(crate) struct AttentionBatchBounded(pub(crate) AttentionBatch);
 #[derive(Clone, Copy)]
 pub(crate) struct AttentionBatchBoundedTiers(pub(crate) AttentionBatch);
 
+/// [`AttentionBatch`] for wide heads.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct AttentionWide(pub(crate) AttentionBatch);
+
+/// [`DeltaNet`] for one token whose inputs are as products have left them.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct DeltaStep(pub(crate) DeltaNet);
+
 /// [`Step`] over pages of any tier.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -354,5 +395,7 @@ kernels! {
     MulMatExpertsHopper "mul_mat_experts_64_hopper", MulMatExperts128Hopper "mul_mat_experts_128_hopper",
     StoreRows "store_rows", MovePages "move_pages", AttentionTiers "attention_tiers", AttentionBatchTiers "attention_batch_tiers",
     AttentionBatchBounded "attention_batch_bounded", AttentionBatchBoundedTiers "attention_batch_bounded_tiers", StepTiers "step_tiers",
-    StepAny "step_any", StepAnyTiers "step_any_tiers",
+    StepAny "step_any", StepAnyTiers "step_any_tiers", Activate "activate", SplitHeads "split_heads", SsmConv "ssm_conv", L2Norm "l2_norm_first",
+    DeltaGates "delta_gates", DeltaNet "gated_delta_net", DeltaStep "gated_delta_step", GatedNorm "gated_norm", CopyHeads "copy_heads", HeadsVec "mul_mat_vec_heads", RotateEnds "rotate_ends",
+    LatentAttention "attention_latent", AttentionWide "attention_wide",
 }

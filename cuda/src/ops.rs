@@ -3,15 +3,21 @@
 //! Views hold f32 unless said otherwise; shapes are written row by row, the last index running fastest.
 
 mod attention;
+mod delta;
 mod draw;
+mod elements;
 mod experts;
 mod gemm;
+mod latent;
 mod pages;
 
 pub use attention::*;
+pub use delta::*;
 pub use draw::*;
+pub use elements::*;
 pub use experts::*;
 pub use gemm::*;
+pub use latent::*;
 pub use pages::*;
 
 use lemma_quant::GgmlType;
@@ -105,9 +111,39 @@ pub fn rms_norm(
         q: at(quant.map(|q| q.q)),
         ds: at(quant.map(|q| q.ds)),
         width: width as u32,
+        stride: width as u32,
         eps,
+        pad: 0,
     };
     // One block has to do a whole row: as many threads as there is work for, so that decode waits as little as it can.
+    let block = width.div_ceil(4).next_multiple_of(32).clamp(32, 1024) as u32;
+    gpu.launch(launch([n, 1, 1], block, 0), &a)
+}
+
+/// Root-mean-square norm of what `n` rows begin with, in place: x `[n, stride]`, of which as many elements as `w` has.
+///
+/// # Errors
+/// Those of the driver.
+pub fn rms_norm_first(
+    gpu: &Gpu,
+    x: View,
+    w: View,
+    n: usize,
+    stride: usize,
+    eps: f32,
+) -> Result<()> {
+    let width = w.bytes() / 4;
+    check(x, n * stride);
+    assert!(width <= stride);
+    let a = args::RmsNorm {
+        x: x.at,
+        w: w.at,
+        out: x.at,
+        width: width as u32,
+        stride: stride as u32,
+        eps,
+        ..args::RmsNorm::default()
+    };
     let block = width.div_ceil(4).next_multiple_of(32).clamp(32, 1024) as u32;
     gpu.launch(launch([n, 1, 1], block, 0), &a)
 }
@@ -117,14 +153,31 @@ pub fn rms_norm(
 /// # Errors
 /// Those of the driver.
 pub fn quantize(gpu: &Gpu, out: Quant, x: View, n_elem: usize) -> Result<()> {
-    check(x, n_elem);
-    out.check(n_elem);
-    let n_block = n_elem / 32;
+    quantize_first(gpu, out, x, 1, [n_elem, n_elem])
+}
+
+/// Quantizes what `n` rows begin with: `width` elements, a multiple of 32, of rows of `stride`; the results lie side by side.
+///
+/// # Errors
+/// Those of the driver.
+pub fn quantize_first(
+    gpu: &Gpu,
+    out: Quant,
+    x: View,
+    n: usize,
+    [width, stride]: [usize; 2],
+) -> Result<()> {
+    assert!(width.is_multiple_of(32) && width <= stride);
+    check(x, n * stride);
+    out.check(n * width);
+    let n_block = n * width / 32;
     let a = args::Quantize {
         x: x.at,
         q: out.q.at,
         ds: out.ds.at,
         n_block: n_block as u64,
+        per_row: (width / 32) as u32,
+        stride: stride as u32,
     };
     gpu.launch(launch([n_block.div_ceil(4), 1, 1], 128, 0), &a)
 }
@@ -152,80 +205,6 @@ pub fn glu(gpu: &Gpu, kind: Glu, gate: View, up: View, n_elem: usize) -> Result<
         up: up.at,
         n_elem: n_elem as u64,
         kind: kind as u32,
-        pad: 0,
-    };
-    gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
-}
-
-/// `x *= sigmoid(gate)` of `n` rows: x `[n, width]`, gate `[n, n_gate]`, one element of it for several of x that lie side by side.
-///
-/// # Errors
-/// Those of the driver.
-pub fn sigmoid_mul(
-    gpu: &Gpu,
-    x: View,
-    gate: View,
-    n: usize,
-    [width, n_gate]: [usize; 2],
-) -> Result<()> {
-    check(x, n * width);
-    check(gate, n * n_gate);
-    assert!(n_gate > 0 && width.is_multiple_of(n_gate));
-    let n_elem = n * width;
-    let a = args::SigmoidMul {
-        x: x.at,
-        gate: gate.at,
-        n_elem: n_elem as u64,
-        width: width as u32,
-        n_gate: n_gate as u32,
-    };
-    gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
-}
-
-/// `x -= mean(x)` of each row of x, `[n, width]`.
-///
-/// # Errors
-/// Those of the driver.
-pub fn center(gpu: &Gpu, x: View, n: usize, width: usize) -> Result<()> {
-    check(x, n * width);
-    let a = args::Center {
-        x: x.at,
-        width: width as u32,
-        pad: 0,
-    };
-    let block = width.div_ceil(4).next_multiple_of(32).clamp(32, 1024) as u32;
-    gpu.launch(launch([n, 1, 1], block, 0), &a)
-}
-
-/// `x = cap * tanh(x / cap)`; `cap` is positive.
-///
-/// # Errors
-/// Those of the driver.
-pub fn soft_cap(gpu: &Gpu, x: View, cap: f32, n_elem: usize) -> Result<()> {
-    check(x, n_elem);
-    assert!(cap > 0.0, "a bound of {cap}");
-    let a = args::SoftCap {
-        x: x.at,
-        n_elem: n_elem as u64,
-        cap,
-        pad: 0,
-    };
-    gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
-}
-
-/// `x = factor * x (+ y)`.
-///
-/// # Errors
-/// Those of the driver.
-pub fn add_scaled(gpu: &Gpu, x: View, factor: f32, y: Option<View>, n_elem: usize) -> Result<()> {
-    for v in y.iter().chain(&[x]) {
-        check(*v, n_elem);
-    }
-    let a = args::AddScaled {
-        x: x.at,
-        y: at(y),
-        n_elem: n_elem as u64,
-        factor,
         pad: 0,
     };
     gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
@@ -269,7 +248,7 @@ pub struct Experts {
     pub n: usize,
 }
 
-/// Products of up to three matrices with columns of activations.
+/// Products of up to four matrices with columns of activations.
 #[derive(Clone, Copy, Debug)]
 pub struct MatVec<'a> {
     /// The matrices.

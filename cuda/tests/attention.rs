@@ -181,9 +181,10 @@ fn batch(
         })
         .collect();
     let e = nmse(&read(gpu, out.view()), &want);
-    // Tensor cores round the weights of the values to f16.
+    // Tensor cores round the weights of the values to f16, and of wide heads what is stored in other types.
+    let limit = if h.head_dim > 128 { 4e-7 } else { 1e-7 };
     assert!(
-        e < 1e-7,
+        e < limit,
         "{gpu:?} {h:?} {types:?} {n_pages} pages {n} tokens {rules:?}: {e:e}"
     );
 }
@@ -222,7 +223,15 @@ fn decode_attends_and_weighs_pages() {
 fn batches_see_what_lies_before_them() {
     for gpu in gpus() {
         let mut rng = Rng::new(22);
-        let shapes = [(4, 2, 64), (7, 1, 128), (3, 3, 26), (8, 2, 160), (6, 2, 96)];
+        let shapes = [
+            (4, 2, 64),
+            (7, 1, 128),
+            (3, 3, 26),
+            (8, 2, 160),
+            (6, 2, 96),
+            (12, 3, 256),
+            (5, 1, 200),
+        ];
         let sizes = [(1usize, 5usize), (3, 20), (6, 1), (5, 17)];
         for h in heads(&shapes) {
             for (types, size) in pools(h).flat_map(|t| sizes.map(|s| (t, s))) {
@@ -255,7 +264,7 @@ fn decode_with_windows_caps_and_sinks() {
 fn batches_with_windows_caps_and_sinks() {
     for gpu in gpus() {
         let mut rng = Rng::new(24);
-        // The first three go to tensor cores: 64 and 128 wide, and another width; the others do not.
+        // All but the fourth go to tensor cores: 64 and 128 wide, and another width; the last through shared memory.
         let shapes = [(8, 1, 64), (7, 1, 128), (6, 2, 96), (3, 3, 26), (2, 2, 256)];
         let sizes = [(1, 5), (9, 40), (6, 1)];
         for h in heads(&shapes) {

@@ -105,7 +105,14 @@ fn tokens_are_stored_as_the_reference_does() {
         for shape in SHAPES {
             let h = heads(shape);
             let width = h.n_head_kv * h.head_dim;
-            for types in [[Q8_0, Q8_0], [Q4_0, Q4_0], [F16, Q8_0], [Q4_0, F16]] {
+            // The last without values, as latent keys are.
+            for (types, n_part) in [
+                ([Q8_0, Q8_0], 2),
+                ([Q4_0, Q4_0], 2),
+                ([F16, Q8_0], 2),
+                ([Q4_0, F16], 2),
+                ([Q8_0, F16], 1),
+            ] {
                 let slots = 3;
                 let all = [(); 2].map(|()| awkward(&mut rng, h, slots));
                 let nothing = [(); 2].map(|()| vec![0.0; all[0].len()]);
@@ -118,7 +125,8 @@ fn tokens_are_stored_as_the_reference_does() {
                 let mut want = nothing;
                 let mut rows = [Vec::new(), Vec::new()];
                 for &p in &places {
-                    for ((want, all), rows) in want.iter_mut().zip(&all).zip(&mut rows) {
+                    for ((want, all), rows) in want.iter_mut().zip(&all).zip(&mut rows).take(n_part)
+                    {
                         let at = p as usize * width..(p as usize + 1) * width;
                         want[at.clone()].copy_from_slice(&all[at.clone()]);
                         rows.extend_from_slice(&all[at]);
@@ -127,7 +135,16 @@ fn tokens_are_stored_as_the_reference_does() {
                 let (k, v) = (upload(&gpu, &rows[0]), upload(&gpu, &rows[1]));
                 let at = upload_u32(&gpu, &places);
                 let kv = [k.view(), v.view()];
-                ops::store_rows(&gpu, h, &pool.tier(), kv, at.view(), places.len()).expect("store");
+                ops::store_rows(
+                    &gpu,
+                    h,
+                    &pool.tier(),
+                    kv[0],
+                    (n_part == 2).then_some(kv[1]),
+                    at.view(),
+                    places.len(),
+                )
+                .expect("store");
                 let [wk, wv] = want;
                 let want = [stored(types[0], h, wk), stored(types[1], h, wv)];
                 pool.check(&gpu, &want, &format!("{gpu:?} {h:?}"));
@@ -151,7 +168,8 @@ fn pages_move_as_the_reference_stores_them() {
         for shape in SHAPES {
             let h = heads(shape);
             let page = PAGE * h.n_head_kv * h.head_dim;
-            for list in lists {
+            // Latent keys have no values beside them: those stay where they are.
+            for (list, n_part) in lists.into_iter().flat_map(|list| [(list, 2), (list, 1)]) {
                 let slots = 4;
                 // Two regions, of which the second is meant.
                 let mut pools: Vec<Vec<Pool>> = Vec::new();
@@ -195,9 +213,10 @@ fn pages_move_as_the_reference_stores_them() {
                         })
                         .collect();
                     let words = upload_u32(&gpu, &words);
-                    ops::move_pages(&gpu, h, &table, words.view(), moves.len()).expect("moves");
+                    ops::move_pages(&gpu, h, &table, words.view(), moves.len(), n_part)
+                        .expect("moves");
                     for [from, to] in moves {
-                        for part in 0..2 {
+                        for part in 0..n_part {
                             let tiers = &mut pools[1];
                             let [old, new] =
                                 [from, to].map(|(tier, _)| tiers[usize::from(tier)].types[part]);

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use lemma_cuda::PAGE;
-use lemma_cuda::ops::{self, Heads, Pairs, Quant, RopeStore, Store};
+use lemma_cuda::ops::{self, Activation, Glu, Heads, Pairs, Quant, RopeStore, Store};
 
 fn f64s(x: &[f32]) -> Vec<f64> {
     x.iter().map(|v| f64::from(*v)).collect()
@@ -199,6 +199,62 @@ fn gates_and_means() {
             });
             let e = nmse(&read(&gpu, xb.view()), &want.collect::<Vec<_>>());
             assert!(e < 1e-11, "{gpu:?}: {e:e}");
+        }
+    }
+}
+
+#[test]
+fn rows_are_normed_as_far_as_weights_go() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(18);
+        for (n, width, stride) in [(1, 24, 36), (3, 512, 576), (2, 7, 7), (5, 33, 2000)] {
+            let (x, w) = (rng.normals(n * stride), rng.normals(width));
+            let (xb, wb) = (upload(&gpu, &x), upload(&gpu, &w));
+            ops::rms_norm_first(&gpu, xb.view(), wb.view(), n, stride, 1e-5).expect("rms_norm");
+            let want: Vec<f64> = (x.chunks_exact(stride))
+                .flat_map(|row| {
+                    let first = norm(&f64s(&row[..width]), &w, 1e-5);
+                    first.into_iter().chain(f64s(&row[width..]))
+                })
+                .collect();
+            let e = nmse(&read(&gpu, xb.view()), &want);
+            assert!(e < 1e-11, "{gpu:?} {n} x {width} of {stride}: {e:e}");
+        }
+    }
+}
+
+#[test]
+fn blocks_without_gates() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(19);
+        let mut x: Vec<f32> = rng.normals(700).iter().map(|v| v * 5.0).collect();
+        x.extend([0.0, -0.0, 1e-6, -1e-6, -100.0, 100.0]);
+        let (alpha_n, alpha_p, beta, eps) = (0.8f32, 0.6f32, 0.5f32, -1e-2f32);
+        let xielu = Activation::Xielu {
+            alpha_n,
+            alpha_p,
+            beta,
+            eps,
+        };
+        for by in [Activation::ReluSqr, xielu, Activation::Gelu] {
+            let xb = upload(&gpu, &x);
+            ops::activate(&gpu, xb.view(), by, x.len()).expect("activate");
+            let [n, p, b, eps] = [alpha_n, alpha_p, beta, eps].map(f64::from);
+            let want = x.iter().map(|x| match (by, f64::from(*x)) {
+                (Activation::ReluSqr, x) => x.max(0.0).powi(2),
+                (Activation::Gelu, x) => gated(Glu::Geglu, x, 1.0),
+                (_, x) if x > 0.0 => p * x * x + b * x,
+                (_, x) => n * (x.min(eps).exp_m1() - x) + b * x,
+            });
+            let want: Vec<f64> = want.collect();
+            let got = read(&gpu, xb.view());
+            let e = nmse(&got, &want);
+            assert!(e < 1e-12, "{gpu:?} {by:?}: {e:e}");
+            // Those near zero count for themselves.
+            for ((got, want), x) in got.iter().zip(&want).zip(&x) {
+                let size = want.abs() + f64::from(x.abs());
+                assert!((f64::from(*got) - want).abs() <= 1e-5 * size, "{by:?} {x}");
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #[cfg(any(feature = "cuda", feature = "cuda-emulate"))]
 pub mod cuda;
+pub mod made;
 
 use std::path::{Path, PathBuf};
 

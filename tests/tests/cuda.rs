@@ -55,13 +55,16 @@ fn cases() -> Vec<Case> {
 }
 
 /// Models with plain weights, as many as a device is fast enough for: at least one whose step may be one launch, one with windows and sinks,
-/// one with soft caps.
+/// one with soft caps, one with recurrent
+/// states, one with latent attention.
 fn plain_cases(gpu: &Gpu) -> Vec<Case> {
     let few = [
         "llama-mha",
         "llama-gqa-tied",
         "gpt-oss-f32experts",
         "gemma2",
+        "qwen35",
+        "deepseek2-v3",
     ];
     let name = |c: &Case| c.path.file_stem().unwrap().to_str().unwrap().to_owned();
     let mut all = cases();
@@ -108,7 +111,7 @@ fn sides(
     let policy = policy::find(&o.kv.policy).unwrap();
     let layout = Layout::new(
         &o.kv,
-        hp.n_layer,
+        hp.n_layer_kv(),
         hp.n_head_kv,
         n_slots,
         hp.n_ctx_train as usize,
@@ -131,27 +134,49 @@ fn sides(
 #[test]
 fn what_has_no_kernels_is_refused_in_a_line() {
     for gpu in gpus() {
-        for (name, what) in [
-            ("deepseek2-v3", "latent attention"),
-            ("qwen35", "gated delta nets"),
-        ] {
+        let o = LoadOptions::default();
+        let refused = |name: &str, change: fn(&mut HParams), wanted: &str| {
             let path = lemma_tests::data()
                 .join("arch")
                 .join(format!("{name}.gguf"));
             let file = GgufFile::open(&path).unwrap();
-            let hp = HParams::read(&file).unwrap();
-            let o = LoadOptions::default();
-            let layout = Layout::new(&o.kv, hp.n_layer, hp.n_head_kv, 4, 512);
+            let mut hp = HParams::read(&file).unwrap();
+            change(&mut hp);
+            let layout = Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, 4, 512);
             let said = match CudaRunner::new(&gpu, &file, &hp, &o, &layout, 64) {
                 Ok(_) => panic!("{name} was bound"),
                 Err(e) => e.to_string(),
             };
-            let wanted = format!("{what} on a GPU, expected --device cpu with it");
             assert!(
-                said.contains(&wanted) && !said.contains('\n'),
+                said.contains(wanted) && !said.contains('\n'),
                 "{name}: {said}"
             );
-        }
+        };
+        refused(
+            "llama-mha",
+            |hp| hp.cpu_only = Some("what nobody has written"),
+            "what nobody has written on a GPU, expected --device cpu with it",
+        );
+        refused(
+            "llama-mha",
+            |hp| hp.head_dim = 258,
+            "heads of 258 elements on a GPU, expected an even number of at most 256",
+        );
+        refused(
+            "deepseek2-v3",
+            |hp| hp.head_dim = 640,
+            "latent keys of 640 elements with values of 32 on a GPU, expected an even number of at most 576, with 512",
+        );
+        let wide = |hp: &mut HParams| {
+            if let Some(d) = &mut hp.delta {
+                d.head_dim = 272;
+            }
+        };
+        refused(
+            "qwen35",
+            wide,
+            "delta nets with heads of 272 elements on a GPU, expected at most 256",
+        );
     }
 }
 
@@ -200,6 +225,8 @@ fn steps_of_one_launch() {
             ("bailingmoe", true),
             ("llama-moe", false),
             ("gemma2", false),
+            ("qwen35", false),
+            ("deepseek2-v3", false),
         ] {
             let path = lemma_tests::data()
                 .join("arch")
@@ -207,7 +234,7 @@ fn steps_of_one_launch() {
             let file = GgufFile::open(&path).unwrap();
             let hp = HParams::read(&file).unwrap();
             let o = LoadOptions::default();
-            let layout = Layout::new(&o.kv, hp.n_layer, hp.n_head_kv, 4, 512);
+            let layout = Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, 4, 512);
             let policy = policy::find(&o.kv.policy).unwrap();
             let mut cache = Cache::with_layout(&o.kv, policy, layout.clone());
             let mut runner = CudaRunner::new(&gpu, &file, &hp, &o, &layout, 64).unwrap();
@@ -358,7 +385,7 @@ fn steps_ahead_of_the_host_change_nothing() {
                 if step % 5 == 0 {
                     assert!(ahead.runner.logits() == want, "step {step}");
                 }
-                for il in 0..hp.n_layer {
+                for il in 0..hp.n_layer_kv() {
                     let (a, b) = (plain.cache.layer(il), ahead.cache.layer(il));
                     assert_eq!(a.pages, b.pages, "step {step}");
                 }
@@ -403,7 +430,7 @@ fn pages_are_weighed_and_recycled_alike() {
                         decisions.1 += u32::from(a.page.first_pos == b.page.first_pos);
                     }
                     assert_eq!(want.cache.recycled().len(), got.cache.recycled().len());
-                    let same = (0..hp.n_layer).all(|il| {
+                    let same = (0..hp.n_layer_kv()).all(|il| {
                         let (a, b) = (&want.cache.layer(il).pages, &got.cache.layer(il).pages);
                         a.iter()
                             .map(|p| p.first_pos)
@@ -423,7 +450,7 @@ fn pages_are_weighed_and_recycled_alike() {
                         "{} step {step}: {e:.1e}",
                         case.path.display()
                     );
-                    for il in 0..hp.n_layer {
+                    for il in 0..hp.n_layer_kv() {
                         let w =
                             |c: &Cache| c.layer(il).pages.iter().map(|p| p.w).collect::<Vec<_>>();
                         let e = nmse(&w(&got.cache), &w(&want.cache));
@@ -445,6 +472,60 @@ fn pages_are_weighed_and_recycled_alike() {
                     "{decisions:?}"
                 );
             }
+        }
+    }
+}
+
+/// Logits of `other` and some steps behind `said`; the same again when the sequence has begun anew and, twice, gone back to where it was kept.
+fn states_of<R: Runner>(
+    side: &mut Side<R>,
+    said: &[u32],
+    other: &[u32],
+    sampler: &Sampler,
+) -> Vec<f32> {
+    // Steps are asked for one by one, as greedy choices would let a device do ahead of time.
+    let ends = |side: &mut Side<R>| {
+        let mut all = side.run(other, Outputs::Last);
+        for token in [5, 6, 7, 8] {
+            side.runner.follow(sampler.choice());
+            all.extend(side.run(&[token], Outputs::Last));
+        }
+        all
+    };
+    side.run(said, Outputs::None);
+    let fresh = ends(side);
+    side.cache.clear();
+    side.run(said, Outputs::None);
+    side.runner.save_state();
+    ends(side);
+    side.steps(&[9, 10, 11]);
+    for _ in 0..2 {
+        assert!(side.cache.rewind(said.len() as u32));
+        side.runner.restore_state();
+        assert!(ends(side) == fresh, "brought back");
+    }
+    fresh
+}
+
+/// A sequence that goes back to where its states were kept, and one that begins anew, are as if nothing had been between.
+#[test]
+fn recurrent_states_are_kept_brought_back_and_begun_anew() {
+    for gpu in gpus() {
+        for name in ["qwen35", "qwen3next"] {
+            let all = cases();
+            let is = |c: &&Case| c.path.file_stem().is_some_and(|stem| stem == name);
+            let case = all.iter().find(is).unwrap();
+            let mut o = LoadOptions::default();
+            o.kv.policy = "full".to_owned();
+            let sampler = Sampler::new(SamplerParams::default(), 2, |_| Vec::new()).unwrap();
+            let [said, other] = [&case.tokens[..12], &case.tokens[17..24]];
+            let (_, mut want, mut got) = sides(&case.path, &gpu, &o, 5);
+            let whole = [
+                states_of(&mut want, said, other, &sampler),
+                states_of(&mut got, said, other, &sampler),
+            ];
+            let e = nmse(&whole[1], &whole[0]);
+            assert!(e < case.limit, "{name}: {e:.1e}");
         }
     }
 }

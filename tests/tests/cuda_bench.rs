@@ -113,7 +113,7 @@ fn tiers(gpu: &Gpu, file: &GgufFile, hp: &HParams, params: &SamplerParams) -> St
     let mut o = LoadOptions::default();
     let spec = "raas:demote=k4/v2:0.95,budget_scope=model";
     o.kv.apply(spec).unwrap();
-    let mut layout = Layout::new(&o.kv, hp.n_layer, hp.n_head_kv, SLOTS, SLOTS * 16 * 8);
+    let mut layout = Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, SLOTS, SLOTS * 16 * 8);
     layout.head_dim = hp.head_dim;
     let runner = CudaRunner::new(gpu, file, hp, &o, &layout, 512).unwrap();
     let mut bench = Bench {
@@ -139,7 +139,7 @@ fn tiers(gpu: &Gpu, file: &GgufFile, hp: &HParams, params: &SamplerParams) -> St
     format!(
         "  tiers: filled with {pos} tokens at {:.0} tok/s, {} held, decode {full:.0} tok/s, alone {bare:.0}",
         f64::from(pos) / took,
-        held.sum::<usize>() * 16 / hp.n_layer
+        held.sum::<usize>() * 16 / hp.n_layer_kv()
     )
 }
 
@@ -180,7 +180,7 @@ fn speed() {
         let hp = HParams::read(&file).unwrap();
         let o = LoadOptions::default();
         let start = Instant::now();
-        let layout = Layout::new(&o.kv, hp.n_layer, hp.n_head_kv, SLOTS, SLOTS * 16);
+        let layout = Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, SLOTS, SLOTS * 16);
         let runner = CudaRunner::new(&gpu, &file, &hp, &o, &layout, 512).unwrap();
         let load = start.elapsed().as_secs_f64();
         let cache = Cache::with_layout(&o.kv, policy::find("raas").unwrap(), layout);

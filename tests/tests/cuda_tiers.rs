@@ -14,7 +14,7 @@ use lemma_engine::kv::{Cache, Layout, policy};
 use lemma_engine::options::LoadOptions;
 use lemma_engine::sampling::Choice;
 use lemma_tests::cuda::{gpus, is_slow};
-use lemma_tests::{argmax, data, nmse};
+use lemma_tests::{argmax, data, made, nmse};
 
 /// A runner with its books.
 struct Side {
@@ -59,6 +59,10 @@ enum Reference {
 /// The model of most tests, and one with windows and sinks whose heads are wide enough for blocks.
 const PLAIN: &str = "qwen3-tied";
 const WINDOWS: &str = "gpt-oss-f32experts";
+/// One with latent attention and without experts, which is made here.
+const LATENT: &str = "deepseek2";
+/// One with delta nets in two layers of three, likewise.
+const DELTA: &str = "qwen35";
 
 /// A reference and a device over one model, each with books of its own.
 fn sides(
@@ -67,7 +71,11 @@ fn sides(
     n_slots: usize,
     reference: Reference,
 ) -> (HParams, Side, Side) {
-    let file = GgufFile::open(&data().join(format!("arch/{model}.gguf"))).unwrap();
+    let file = match model {
+        LATENT => made::latent(4, [64, 32, 0], [2, 2], &[]),
+        DELTA => made::delta_net(DELTA, [1, 2, 32], 6, &[]),
+        _ => GgufFile::open(&data().join(format!("arch/{model}.gguf"))).unwrap(),
+    };
     let hp = HParams::read(&file).unwrap();
     let mut o = LoadOptions {
         n_threads: Some(1),
@@ -76,7 +84,7 @@ fn sides(
     o.kv.apply(spec).unwrap();
     o.kv.recent = 2;
     let policy = policy::find(&o.kv.policy).unwrap();
-    let layout = Layout::new(&o.kv, hp.n_layer, hp.n_head_kv, n_slots, 2048);
+    let layout = Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, n_slots, 2048);
     let layout = Layout {
         head_dim: hp.head_dim,
         ..layout
@@ -129,7 +137,7 @@ fn compare(gpu: &Gpu, of: (&str, &str), reference: Reference, limit: f64) -> (us
         let e = nmse(&g, &w);
         worst = worst.max(e);
         assert!(e < limit, "{spec}, position {at}: {e:.1e}");
-        for il in 0..if n == 1 { hp.n_layer } else { 0 } {
+        for il in 0..if n == 1 { hp.n_layer_kv() } else { 0 } {
             let w = |c: &Cache| c.layer(il).pages.iter().map(|p| p.w).collect::<Vec<_>>();
             let e = nmse(&w(&got.cache), &w(&want.cache));
             assert!(
@@ -188,6 +196,36 @@ fn windows_and_sinks_see_pages_of_any_tier() {
     }
 }
 
+/// Keys that hold the values too go to lower tiers and are stored in other types.
+#[test]
+fn latent_keys_of_any_tier() {
+    for gpu in gpus() {
+        let specs = [
+            ("raas:demote=q8_0:0.15+k4/v2:0.75", Reference::Trace, 1e-2),
+            ("window:ctk=q8_0,demote=q4_0", Reference::Cpu, 3e-2),
+            ("h2o:ctk=q4_0,aggregate=mean", Reference::Cpu, 3e-2),
+        ];
+        for (spec, reference, limit) in specs {
+            let (alike, all) = compare(&gpu, (LATENT, spec), reference, limit);
+            assert!(all > 5 && alike * 10 >= all * 9, "{spec}: {alike} of {all}");
+        }
+    }
+}
+
+/// The pool knows the layers with pages alone.
+#[test]
+fn tiers_beside_recurrent_states() {
+    for gpu in gpus() {
+        for (spec, reference) in [
+            ("raas:demote=q8_0:0.15+k4/v2:0.75", Reference::Trace),
+            ("window:ctk=q8_0,ctv=q8_0,demote=q4_0", Reference::Cpu),
+        ] {
+            let (alike, all) = compare(&gpu, (DELTA, spec), reference, 3e-2);
+            assert!(all > 5 && alike * 10 >= all * 9, "{spec}: {alike} of {all}");
+        }
+    }
+}
+
 #[test]
 fn pools_of_other_types_are_those_of_the_cpu() {
     for gpu in gpus() {
@@ -230,7 +268,7 @@ fn steps_ahead_of_the_host_change_nothing_in_tiers() {
                 if step % 9 == 0 {
                     assert!(ahead.runner.logits() == want, "step {step}");
                 }
-                for il in 0..hp.n_layer {
+                for il in 0..hp.n_layer_kv() {
                     let (a, b) = (plain.cache.layer(il), ahead.cache.layer(il));
                     assert_eq!(a.pages, b.pages, "step {step}");
                 }

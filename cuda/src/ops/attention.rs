@@ -13,6 +13,17 @@ const ATT_WARPS: usize = 4;
 const UNIT: usize = 8;
 const BATCH_MAX_D: usize = 128;
 
+/// Queries of a block for wide heads, pages that it takes at once, and its threads.
+pub(super) const WIDE_ROWS: usize = 16;
+pub(super) const WIDE_PAGES: usize = 4;
+pub(super) const WIDE_BLOCK: u32 = 256;
+
+/// Bytes of shared memory of such a block: so many halves of a query, and rows of pages for a token.
+pub(super) fn wide_shared(head_dim: usize, of_query: usize, of_token: usize) -> usize {
+    let (row, keys) = (head_dim.next_multiple_of(64) + 8, WIDE_PAGES * PAGE);
+    ((of_query * WIDE_ROWS + of_token * keys) * row + WIDE_ROWS * (keys + 8)) * 2
+}
+
 /// As kernels have a window that is none.
 const NO_WINDOW: u32 = 0x7fff_ffff;
 
@@ -53,7 +64,7 @@ impl Attention {
 /// Those of the driver.
 pub fn attention(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> Result<()> {
     check(out, n * h.n_head * h.head_dim);
-    if h.head_dim.is_multiple_of(8) && h.head_dim <= BATCH_MAX_D {
+    if h.head_dim.is_multiple_of(8) {
         return attention_batch(gpu, out, h, c, n);
     }
     launch_attention(
@@ -90,6 +101,13 @@ fn attention_batch(gpu: &Gpu, out: View, h: Heads, c: &Attention, n: usize) -> R
         pad: 0,
     };
     let queries = n * (h.n_head / h.n_head_kv);
+    if h.head_dim > BATCH_MAX_D {
+        let grid = [queries.div_ceil(WIDE_ROWS), h.n_head_kv, 1];
+        // Queries are two halves each; values lie beside the keys.
+        let shared = wide_shared(h.head_dim, 2, 2);
+        let launch = launch(grid, WIDE_BLOCK, shared);
+        return gpu.launch(launch, &args::AttentionWide(a));
+    }
     let grid = [h.n_head_kv, queries.div_ceil(UNIT * ATT_WARPS), 1];
     let launch = launch(grid, 32 * ATT_WARPS as u32, 0);
     match (c.window.is_some() || c.cap.is_some(), only_f16(&c.tiers)) {
@@ -154,6 +172,22 @@ pub fn attention_decode(
         ..args::Attention::default()
     };
     launch_attention(gpu, h, c, 1, splits, a)?;
+    combine(gpu, out, quant, masses, h, c, parts, splits)
+}
+
+/// Joins the parts of one token's attention and weighs the pages; heads have `head_dim` elements of values.
+#[allow(clippy::too_many_arguments, reason = "operands of one kernel")]
+pub(super) fn combine(
+    gpu: &Gpu,
+    out: View,
+    quant: Option<Quant>,
+    masses: Option<Masses>,
+    h: Heads,
+    c: &Attention,
+    parts: &Parts,
+    splits: usize,
+) -> Result<()> {
+    let (d, max_pages) = (h.head_dim, c.pages.bytes() / 8);
     if let Some(q) = quant {
         q.check(h.n_head * d);
         assert!(d.is_multiple_of(32));

@@ -48,7 +48,9 @@ pub fn mul_mat(
         n_out: n_out as u32,
         n: n as u32,
         add: u32::from(add),
-        pad: 0,
+        x_stride: n_in as u32,
+        out_stride: n_out as u32,
+        ..args::MulMat::default()
     };
     let tiles = |t: usize| n.div_ceil(t) * n_out.div_ceil(t);
     // Large tiles read less; they pay once there are enough of them to occupy the device.

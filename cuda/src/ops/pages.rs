@@ -3,7 +3,7 @@
 use lemma_quant::GgmlType;
 use lemma_quant::pages::{KvType, TILE};
 
-use super::{Heads, check, launch};
+use super::{Heads, at, check, launch};
 use crate::PAGE;
 use crate::args;
 use crate::gpu::{Buffer, Gpu, Result, View};
@@ -121,7 +121,7 @@ pub(crate) fn tier_args(tiers: &Tiers) -> [args::Tier; MAX_TIERS] {
     tiers.map(|t| t.map_or(args::Tier::default(), |t| t.args()))
 }
 
-/// Stores keys and values of `n` tokens, `[n, n_head_kv, head_dim]`, in a tier of rows; `places` is `[n]` u32, slot times page size plus row.
+/// Stores keys and values of `n` tokens, `[n, n_head_kv, head_dim]`, in a tier of rows, or keys alone where there are no values; `places` is `[n]` u32, slot times page size plus row.
 ///
 /// # Errors
 /// Those of the driver.
@@ -129,25 +129,30 @@ pub fn store_rows(
     gpu: &Gpu,
     h: Heads,
     tier: &Tier,
-    kv: [View; 2],
+    k: View,
+    v: Option<View>,
     places: View,
     n: usize,
 ) -> Result<()> {
     tier.check(h);
     assert!(h.head_dim.is_multiple_of(TILE));
     assert!(tier.ty_k.rows().is_some() && tier.ty_v.rows().is_some());
-    kv.iter()
-        .for_each(|x| check(*x, n * h.n_head_kv * h.head_dim));
+    for x in v.iter().chain(&[k]) {
+        check(*x, n * h.n_head_kv * h.head_dim);
+    }
+    let n_part = 1 + usize::from(v.is_some());
     check(places, n);
     let a = args::StoreRows {
-        k: kv[0].at,
-        v: kv[1].at,
+        k: k.at,
+        v: at(v),
         places: places.at,
         tier: tier.args(),
         n_head_kv: h.n_head_kv as u32,
         head_dim: h.head_dim as u32,
+        n_part: n_part as u32,
+        pad: 0,
     };
-    let blocks = 2 * h.n_head_kv * h.head_dim / TILE;
+    let blocks = n_part * h.n_head_kv * h.head_dim / TILE;
     gpu.launch(launch([blocks.div_ceil(4), n, 1], 128, 0), &a)
 }
 
@@ -176,11 +181,19 @@ impl TierTable {
 }
 
 /// Moves pages, storing them anew where the type is another: `moves` is `[n, 4]` u32, region, from and to (each as [`slot_of`] says), and
-/// nothing. No page may move to where another one comes from or goes to.
+/// nothing. No page may move to where another one comes from or goes to. `n_part` is 2, or 1 for keys alone.
 ///
 /// # Errors
 /// Those of the driver.
-pub fn move_pages(gpu: &Gpu, h: Heads, tiers: &TierTable, moves: View, n: usize) -> Result<()> {
+pub fn move_pages(
+    gpu: &Gpu,
+    h: Heads,
+    tiers: &TierTable,
+    moves: View,
+    n: usize,
+    n_part: usize,
+) -> Result<()> {
+    assert!((1..=2).contains(&n_part));
     check(moves, 4 * n);
     assert!(h.head_dim.is_multiple_of(TILE));
     let a = args::MovePages {
@@ -190,7 +203,7 @@ pub fn move_pages(gpu: &Gpu, h: Heads, tiers: &TierTable, moves: View, n: usize)
         head_dim: h.head_dim as u32,
     };
     let tiles = h.n_head_kv * h.head_dim / TILE;
-    gpu.launch(launch([n, tiles, 2], 32, 0), &a)
+    gpu.launch(launch([n, tiles, n_part], 32, 0), &a)
 }
 
 const _: () = assert!(PAGE == lemma_quant::pages::PAGE);

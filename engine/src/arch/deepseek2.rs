@@ -63,7 +63,6 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
         _ => Gating::Softmax,
     };
     hp.routing = Routing::read(k, hp, unsaid)?;
-    hp.cpu_only = Some("latent attention");
     Ok(())
 }
 

@@ -387,7 +387,6 @@ impl HParams {
     /// Feed-forward blocks without gates.
     pub(super) fn without_gates(&mut self, activations: Vec<Activation>) {
         self.activations = activations;
-        self.cpu_only = Some("feed-forward blocks without gates");
     }
 
     /// Gives layers a window, and lets no others rotate.

@@ -26,7 +26,6 @@ pub(super) fn delta_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> 
     hp.rope_mode = RopeMode::Neox;
     hp.partial_rotary = true;
     hp.gates_attention = true;
-    hp.cpu_only = Some("gated delta nets");
 
     let recurrent = "attention.recurrent_layers";
     let interval = "full_attention_interval";

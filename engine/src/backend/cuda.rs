@@ -6,15 +6,18 @@
 //! stay with [`Cache`], so CPU and GPU decide alike; the device reduces page masses over the heads and hands over one number a
 //! page.
 //!
-//! Three things are fused behind the verbs' backs: norms write their result once more quantized, for the products that follow;
+//! Some things are fused behind the verbs' backs: norms write their result once more quantized, for the products that follow;
 //! norms over heads and the rotation wait for [`Backend::attention`], which does them while it stores keys and values; gate and up wait
-//! for [`Backend::swiglu`] and become one launch.
+//! for [`Backend::swiglu`] and become one launch; norms and gates of a delta net wait, for one token, for
+//! [`Backend::gated_delta_net`], and the norm of what it gives waits for its gate.
 
 mod ahead;
 mod buffers;
 mod moves;
 mod pass;
+mod recurrent;
 mod step;
+mod supports;
 mod upload;
 
 use std::sync::Arc;
@@ -27,6 +30,7 @@ use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, View, Weight};
 use self::ahead::Ahead;
 use self::buffers::{Moe, Pool};
 use self::pass::{Pass, Pending};
+use self::recurrent::States;
 use self::upload::{check_memory, upload};
 use super::{Buf, Outputs, Runner};
 use crate::arch::{ArchModel, HParams, Rope, Widths};
@@ -136,32 +140,28 @@ impl CudaRunner {
         layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Self, Error> {
-        supports(hp, o, layout)?;
+        supports::check(file, hp, o, layout)?;
         let heads = Heads {
             n_head: hp.n_head,
             n_head_kv: hp.n_head_kv,
             head_dim: hp.head_dim,
         };
-        let types = buffers::types(&o.kv, layout, heads)?;
-        if !hp.head_dim.is_multiple_of(2) || hp.head_dim > ops::MAX_HEAD_DIM {
-            let found = format!("heads of {} elements on a GPU", hp.head_dim);
-            let expected = format!("an even number of at most {}", ops::MAX_HEAD_DIM);
-            return Err(report::unsupported(file.name(), found, expected));
-        }
+        let n_part = if hp.latent.is_some() { 1 } else { 2 };
+        let types = buffers::types(&o.kv, layout, heads, n_part)?;
         gpu.bind()?;
         let widths = Widths::of(hp);
         let n_ubatch = n_ubatch.max(1);
-        let pool = buffers::pool_bytes(gpu, &types, heads, layout);
+        let pool = buffers::pool_bytes(gpu, &types, heads, n_part, layout);
         check_memory(gpu, file, hp, &widths, pool, n_ubatch)?;
         let model = upload(gpu, file, hp, o.on_upload)?;
         let bytes = StepLayout::new(hp, n_ubatch).bytes();
-        let pool = Pool::new(gpu, heads, types, layout)?;
+        let pool = Pool::new(gpu, heads, types, n_part, layout)?;
         let host = Host {
             step: gpu.pinned(bytes)?,
             tables: gpu.pinned(pool.tables.view().bytes())?,
             masses: gpu.pinned(pool.masses.view().bytes())?,
             logits: gpu.pinned(hp.n_vocab * 4)?,
-            n_pages: vec![0; hp.n_layer],
+            n_pages: vec![0; layout.n_layer],
             angles: vec![0.0; n_ubatch * hp.head_dim],
         };
         let scratch = |b: Buf| gpu.alloc(n_ubatch * widths.get(b) * 4);
@@ -169,13 +169,14 @@ impl CudaRunner {
         let mut q8 = Vec::new();
         for b in Buf::ALL {
             bufs.push(scratch(b)?);
-            let multiplied = matches!(b, Buf::Xn | Buf::Att | Buf::Gate | Buf::GateSh);
-            q8.push(if multiplied && widths.get(b).is_multiple_of(32) {
-                let n = n_ubatch * widths.get(b);
-                Some((gpu.alloc(n)?, gpu.alloc(n / 4)?))
-            } else {
-                None
-            });
+            q8.push(
+                if is_multiplied(hp, b) && widths.get(b).is_multiple_of(32) {
+                    let n = n_ubatch * widths.get(b);
+                    Some((gpu.alloc(n)?, gpu.alloc(n / 4)?))
+                } else {
+                    None
+                },
+            );
         }
         let moe = if hp.n_expert > 0 {
             Some(Moe::new(gpu, hp, n_ubatch)?)
@@ -198,6 +199,7 @@ impl CudaRunner {
             fresh: [false; Buf::ALL.len()],
             q8,
             pool,
+            states: States::new(gpu, hp, n_ubatch)?,
             step: gpu.alloc(bytes)?,
             layout: StepLayout::new(hp, 1),
             logits: [gpu.alloc(hp.n_vocab * 4)?, gpu.alloc(hp.n_vocab * 4)?],
@@ -383,6 +385,7 @@ impl Runner for CudaRunner {
         self.pass.gpu.bind()?;
         self.begin(tokens.len(), cache, outputs)?;
         let p = &mut self.pass;
+        p.states.as_mut().map_or(Ok(()), States::check)?;
         p.pool.follow(p.heads, cache)?;
         p.pool.moves.run(&p.gpu, p.heads, cache)?;
         let kind = Kind {
@@ -437,6 +440,20 @@ impl Runner for CudaRunner {
         &self.host.logits.settled_f32()[..self.pass.n_outputs * self.pass.hp.n_vocab]
     }
 
+    fn save_state(&mut self) {
+        let p = &mut self.pass;
+        if let Some(states) = &mut p.states {
+            states.save(&p.gpu);
+        }
+    }
+
+    fn restore_state(&mut self) {
+        let p = &mut self.pass;
+        if let Some(states) = &mut p.states {
+            states.restore(&p.gpu);
+        }
+    }
+
     fn grow(&mut self, layout: &Layout) -> Result<(), Error> {
         let p = &mut self.pass;
         if layout.n_slots <= p.pool.n_slots {
@@ -464,25 +481,12 @@ impl Runner for CudaRunner {
     }
 }
 
-/// Refuses models and options of the pool that have no kernels here.
-fn supports(hp: &HParams, o: &LoadOptions, layout: &Layout) -> Result<(), Error> {
-    let kv = &o.kv;
-    let asked = [
-        (hp.cpu_only.is_some(), hp.cpu_only.unwrap_or_default()),
-        (layout.page != PAGE, "--kv-page other than 16"),
-        (layout.groups > 1, "--kv-scope head"),
-        (layout.dense > 0, "--kv-dense-layers"),
-        (layout.attend.is_some(), "--kv-policy quest"),
-        (layout.bounds, "--kv-score bound"),
-        (kv.redundancy < 1.0, "--kv-redundancy"),
-        (kv.guard > 0.0, "--kv-guard"),
-    ];
-    match asked.iter().find(|(asked, _)| *asked) {
-        Some((_, flag)) => Err(report::usage(
-            format!("{flag} on a GPU"),
-            "--device cpu with it",
-        )),
-        None => Ok(()),
+/// Whether a buffer is the input of matrices, which may want it quantized.
+fn is_multiplied(hp: &HParams, b: Buf) -> bool {
+    match b {
+        Buf::Xn | Buf::Att | Buf::Gate | Buf::GateSh | Buf::Z | Buf::Ql | Buf::Qh | Buf::Vh => true,
+        Buf::Up => !hp.activations.is_empty(),
+        _ => false,
     }
 }
 
@@ -514,7 +518,7 @@ impl StepLayout {
     fn new(hp: &HParams, n: usize) -> Self {
         Self {
             n,
-            n_layer: hp.n_layer,
+            n_layer: hp.n_layer_kv(),
             head_dim: hp.head_dim,
             n_rope: hp.n_rope_tables(),
         }

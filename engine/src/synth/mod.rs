@@ -121,8 +121,6 @@ pub fn write_file(
 /// All tensors of a shape with their types, in file order.
 fn plan(s: &Shape, recipe: &Recipe) -> Vec<Plan> {
     let (n_embd, n_ff, n_layer) = (u64::from(s.n_embd), u64::from(s.n_ff), s.n_layer);
-    let n_q = u64::from(s.n_head * s.head_dim);
-    let n_kv = u64::from(s.n_head_kv * s.head_dim);
     let n_vocab = u64::from(s.n_vocab);
     let mut plans = Vec::new();
     let facts = facts(s);
@@ -164,39 +162,32 @@ fn plan(s: &Shape, recipe: &Recipe) -> Vec<Plan> {
     for il in 0..n_layer {
         let name = |part: &str| format!("blk.{il}.{part}");
         plans.push(norm(name("attn_norm.weight"), n_embd));
-        for (part, n) in [("attn_q", n_q), ("attn_k", n_kv), ("attn_v", n_kv)] {
-            plans.push(matrix(
-                name(&format!("{part}.weight")),
-                il,
-                n_embd,
-                n,
-                unit(n_embd),
-            ));
-            if is_gpt_oss || ["qwen2", "seed_oss"].contains(&s.arch) {
-                plans.push(vector(name(&format!("{part}.bias")), n, 0.0, 0.1));
+        if let Some([n_k, n_v, dim]) = s.delta.filter(|_| (il + 1) % 4 != 0) {
+            let [n_k, n_v, dim] = [n_k, n_v, dim].map(u64::from);
+            let (n_qkv, values) = ((2 * n_k + n_v) * dim, n_v * dim);
+            for (part, n) in [
+                ("attn_qkv", n_qkv),
+                ("attn_gate", values),
+                ("ssm_beta", n_v),
+                ("ssm_alpha", n_v),
+            ] {
+                let part = name(&format!("{part}.weight"));
+                plans.push(matrix(part, il, n_embd, n, unit(n_embd)));
             }
+            let mut conv = vector(name("ssm_conv1d.weight"), 4, 0.0, 0.5);
+            conv.shape.push(n_qkv);
+            plans.extend([
+                conv,
+                vector(name("ssm_a"), n_v, -1.0, 0.2),
+                vector(name("ssm_dt.bias"), n_v, 0.0, 0.1),
+                norm(name("ssm_norm.weight"), dim),
+            ]);
+            let out = name("ssm_out.weight");
+            plans.push(matrix(out, il, values, n_embd, depth * unit(values)));
+        } else {
+            plans.extend(attention(s, il, &matrix, &vector));
         }
-        if ["qwen3", "qwen3moe"].contains(&s.arch) {
-            plans.push(norm(name("attn_q_norm.weight"), u64::from(s.head_dim)));
-            plans.push(norm(name("attn_k_norm.weight"), u64::from(s.head_dim)));
-        }
-        plans.push(matrix(
-            name("attn_output.weight"),
-            il,
-            n_q,
-            n_embd,
-            depth * unit(n_q),
-        ));
-        if is_gpt_oss {
-            plans.push(vector(name("attn_output.bias"), n_embd, 0.0, 0.1));
-            plans.push(vector(
-                name("attn_sinks.weight"),
-                u64::from(s.n_head),
-                0.0,
-                1.0,
-            ));
-        }
-        let ffn_norm = match is_gpt_oss || s.arch == "seed_oss" {
+        let ffn_norm = match is_gpt_oss || ["seed_oss", "qwen35"].contains(&s.arch) {
             true => "post_attention_norm.weight",
             false => "ffn_norm.weight",
         };
@@ -241,12 +232,52 @@ fn plan(s: &Shape, recipe: &Recipe) -> Vec<Plan> {
     plans
 }
 
+/// The tensors of a layer's attention, made as the others are: a matrix by name, layer, shape and size of its numbers, a vector by name,
+/// length, mean and size.
+fn attention(
+    s: &Shape,
+    il: u32,
+    matrix: &dyn Fn(String, u32, u64, u64, f32) -> Plan,
+    vector: &dyn Fn(String, u64, f32, f32) -> Plan,
+) -> Vec<Plan> {
+    let n_embd = u64::from(s.n_embd);
+    let n_q = u64::from(s.n_head * s.head_dim);
+    let n_kv = u64::from(s.n_head_kv * s.head_dim);
+    let unit = |n: u64| 1.0 / (n as f32).sqrt();
+    let depth = 1.0 / (2.0 * s.n_layer as f32).sqrt();
+    let name = |part: &str| format!("blk.{il}.{part}");
+    let is_gpt_oss = s.arch == "gpt-oss";
+    // Queries have their gates beside them.
+    let n_q_rows = if s.delta.is_some() { 2 * n_q } else { n_q };
+    let mut plans = Vec::new();
+    for (part, n) in [("attn_q", n_q_rows), ("attn_k", n_kv), ("attn_v", n_kv)] {
+        let weight = name(&format!("{part}.weight"));
+        plans.push(matrix(weight, il, n_embd, n, unit(n_embd)));
+        if is_gpt_oss || ["qwen2", "seed_oss"].contains(&s.arch) {
+            plans.push(vector(name(&format!("{part}.bias")), n, 0.0, 0.1));
+        }
+    }
+    if ["qwen3", "qwen3moe", "qwen35"].contains(&s.arch) {
+        for part in ["attn_q_norm.weight", "attn_k_norm.weight"] {
+            plans.push(vector(name(part), u64::from(s.head_dim), 1.0, 0.02));
+        }
+    }
+    let out = name("attn_output.weight");
+    plans.push(matrix(out, il, n_q, n_embd, depth * unit(n_q)));
+    if is_gpt_oss {
+        plans.push(vector(name("attn_output.bias"), n_embd, 0.0, 0.1));
+        let sinks = name("attn_sinks.weight");
+        plans.push(vector(sinks, u64::from(s.n_head), 0.0, 1.0));
+    }
+    plans
+}
+
 /// What the rules of a mix ask about a shape.
 fn facts(s: &Shape) -> Facts {
     Facts {
         importance: false,
         n_layer: s.n_layer,
-        n_attn_v: s.n_layer,
+        n_attn_v: s.delta.map_or(s.n_layer, |_| s.n_layer / 4),
         n_gqa: s.n_head / s.n_head_kv,
         n_expert: s.n_expert,
         tied: s.tied,
@@ -296,8 +327,24 @@ fn metadata(s: &Shape, recipe: &Recipe, b: &mut Builder) {
         .u32(&key("attention.value_length"), s.head_dim)
         .f32(&key("attention.layer_norm_rms_epsilon"), s.norm_rms_eps)
         .f32(&key("rope.freq_base"), s.rope_freq_base)
-        .u32(&key("rope.dimension_count"), s.head_dim)
+        .u32(
+            &key("rope.dimension_count"),
+            // Of heads beside delta nets a quarter.
+            s.delta.map_or(s.head_dim, |_| s.head_dim / 4),
+        )
         .u32(&key("vocab_size"), s.n_vocab);
+    if let Some([n_k, n_v, dim]) = s.delta {
+        // Pairs take turns of three coordinates, which are the same in text.
+        let section = s.head_dim as i32 / 24 + 1;
+        let sections = [section, section, section, 0];
+        b.i32s(&key("rope.dimension_sections"), sections.into_iter())
+            .u32(&key("full_attention_interval"), 4)
+            .u32(&key("ssm.conv_kernel"), 4)
+            .u32(&key("ssm.state_size"), dim)
+            .u32(&key("ssm.group_count"), n_k)
+            .u32(&key("ssm.time_step_rank"), n_v)
+            .u32(&key("ssm.inner_size"), n_v * dim);
+    }
     if s.n_expert > 0 {
         b.u32(&key("expert_count"), s.n_expert)
             .u32(&key("expert_used_count"), s.n_expert_used)
@@ -357,7 +404,13 @@ mod tests {
             if write("tiny", ftype, 0, &mut std::io::sink(), &mut |_, _| ()).is_err() {
                 continue; // not a type of weights
             }
-            let shape = ["tiny", "tiny-llama", "tiny-qwen2", "tiny-gpt-oss"][i % 4];
+            let shape = [
+                "tiny",
+                "tiny-llama",
+                "tiny-qwen2",
+                "tiny-gpt-oss",
+                "tiny-qwen35",
+            ][i % 5];
             let file = GgufFile::from_bytes(make(shape, ftype, 1), ftype).unwrap();
             for t in file.tensors() {
                 let mut x = vec![0.0; t.n_elements() as usize];
@@ -365,7 +418,9 @@ mod tests {
                 let rms = (x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32).sqrt();
                 let expected = match &*t.name {
                     _ if x.len() < 16 => continue, // a handful of numbers may be anything
-                    n if n.ends_with("norm.weight") => 1.0,
+                    n if n.ends_with("norm.weight") || n.ends_with("ssm_a") => 1.0,
+                    n if n.contains("conv1d") => 0.5,
+                    n if n.contains("ssm_out") => 0.35 / (t.dims[0] as f32).sqrt(),
                     n if n.ends_with(".bias") => 0.1,
                     "rope_freqs.weight" => continue,
                     "token_embd.weight" | "output.weight" => 2.5 / 16.0,
@@ -436,6 +491,19 @@ mod tests {
         assert_eq!(
             (plans.len(), elements.sum::<u64>() / 100_000_000),
             (579, 305)
+        );
+    }
+
+    #[test]
+    fn three_layers_of_four_are_delta_nets() {
+        let recipe = Recipe::parse("q4_k_m").unwrap();
+        let plans = plan(&Shape::parse("qwen3.5-4b").unwrap(), &recipe);
+        let of = |part: &str| plans.iter().filter(|p| p.name.contains(part)).count();
+        assert_eq!((of("ssm_out"), of("attn_qkv"), of("attn_q.")), (24, 24, 8));
+        let elements = plans.iter().map(|p| p.shape.iter().product::<u64>());
+        assert_eq!(
+            (plans.len(), elements.sum::<u64>() / 100_000_000),
+            (426, 42)
         );
     }
 

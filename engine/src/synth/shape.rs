@@ -20,7 +20,7 @@ pub(super) enum VocabKind {
 #[allow(missing_docs)]
 pub struct Shape {
     pub name: &'static str,
-    /// `qwen2`, `qwen3`, `qwen3moe`, `seed_oss`, `llama` or `gpt-oss`.
+    /// `qwen2`, `qwen3`, `qwen3moe`, `qwen35`, `seed_oss`, `llama` or `gpt-oss`.
     pub arch: &'static str,
     pub n_layer: u32,
     pub n_embd: u32,
@@ -44,6 +44,8 @@ pub struct Shape {
     pub n_expert_used: u32,
     /// Tokens that layers with a window see.
     pub window: Option<u32>,
+    /// Key heads, value heads and their width of the delta nets that three layers of four are.
+    pub delta: Option<[u32; 3]>,
     pub(super) vocab: VocabKind,
 }
 
@@ -92,6 +94,7 @@ const QWEN2: Shape = Shape {
     n_expert: 0,
     n_expert_used: 0,
     window: None,
+    delta: None,
     vocab: VocabKind::Qwen,
 };
 
@@ -101,6 +104,19 @@ const QWEN3: Shape = Shape {
     n_head_kv: 8,
     n_ctx: 40_960,
     tied: true,
+    ..QWEN2
+};
+
+const QWEN35: Shape = Shape {
+    arch: "qwen35",
+    n_head: 16,
+    n_head_kv: 4,
+    head_dim: 256,
+    n_vocab: 248_320,
+    n_ctx: 262_144,
+    rope_freq_base: 1e7,
+    tied: true,
+    delta: Some([16, 32, 128]),
     ..QWEN2
 };
 
@@ -220,6 +236,13 @@ const SHAPES: &[Shape] = &[
         ..QWEN3
     },
     Shape {
+        name: "qwen3.5-4b",
+        n_layer: 32,
+        n_embd: 2560,
+        n_ff: 9216,
+        ..QWEN35
+    },
+    Shape {
         name: "seed-oss-36b",
         arch: "seed_oss",
         n_layer: 64,
@@ -273,6 +296,19 @@ const SHAPES: &[Shape] = &[
         arch: "qwen2",
         tied: false,
         ..TINY
+    },
+    Shape {
+        name: "tiny-qwen35",
+        n_layer: 4,
+        n_embd: 256,
+        n_ff: 512,
+        n_head: 4,
+        n_head_kv: 2,
+        head_dim: 64,
+        n_vocab: 2_048,
+        n_ctx: 4_096,
+        delta: Some([2, 4, 32]),
+        ..QWEN35
     },
     Shape {
         name: "tiny-llama",

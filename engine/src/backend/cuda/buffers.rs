@@ -2,6 +2,7 @@
 
 use lemma_cuda::ops::{self, Grouped, Heads, Tier, Tiers};
 use lemma_cuda::{Buffer, CudaError, Gpu, Stretch, View};
+use lemma_quant::GgmlType;
 use lemma_quant::pages::KvType;
 
 use super::moves::Moves;
@@ -33,16 +34,26 @@ pub(super) struct Pool {
     pub(super) ml: Buffer,
     pub(super) page_ml: Buffer,
     pub(super) splits: usize,
+    /// What pages are made of: keys and values, or keys alone.
+    n_part: usize,
     pub(super) n_slots: usize,
     /// Pages that the table of a layer holds at most.
     pub(super) max_pages: usize,
 }
 
-/// How keys and values are stored in each tier, if there are kernels for it.
-pub(super) fn types(kv: &KvOptions, layout: &Layout, h: Heads) -> Result<Vec<[KvType; 2]>, Error> {
+/// How keys and values are stored in each tier, if there are kernels for it. Values that are in the keys have a type that stands for none.
+pub(super) fn types(
+    kv: &KvOptions,
+    layout: &Layout,
+    h: Heads,
+    n_part: usize,
+) -> Result<Vec<[KvType; 2]>, Error> {
     let first = [kv.ty_k.into(), kv.ty_v.into()];
     let lower = layout.tiers.iter().map(|t| [t.stored.ty_k, t.stored.ty_v]);
-    let all: Vec<[KvType; 2]> = std::iter::once(first).chain(lower).collect();
+    let mut all: Vec<[KvType; 2]> = std::iter::once(first).chain(lower).collect();
+    if n_part == 1 {
+        all.iter_mut().for_each(|ty| ty[1] = GgmlType::F16.into());
+    }
     for (tier, types) in all.iter().enumerate() {
         for (ty, flag) in types.iter().zip(["-ctk", "-ctv"]) {
             if ops::page_bytes(*ty, h).is_some() {
@@ -58,20 +69,25 @@ pub(super) fn types(kv: &KvOptions, layout: &Layout, h: Heads) -> Result<Vec<[Kv
     Ok(all)
 }
 
-/// Bytes of a region in a tier: of its keys, and of its values.
-fn region_bytes(
-    types: [KvType; 2],
-    h: Heads,
-    layout: &Layout,
-    tier: usize,
-    r: usize,
-) -> [usize; 2] {
-    let n = layout.region(tier, r).n_blocks;
-    types.map(|ty| n * ops::page_bytes(ty, h).unwrap_or(0))
+/// Bytes of a page: of its keys, and of its values if it has some.
+fn page_bytes(types: [KvType; 2], h: Heads, n_part: usize) -> [usize; 2] {
+    let [k, v] = types.map(|ty| ops::page_bytes(ty, h).unwrap_or(0));
+    [k, if n_part == 2 { v } else { 0 }]
+}
+
+/// Bytes of a region in a tier, of which `page` are those of a page: of its keys, and of its values.
+fn region_bytes(page: [usize; 2], layout: &Layout, tier: usize, r: usize) -> [usize; 2] {
+    page.map(|bytes| bytes * layout.region(tier, r).n_blocks)
 }
 
 /// Bytes of a pool. Lower tiers live on what the first has given away, if the device can give it back.
-pub(super) fn pool_bytes(gpu: &Gpu, types: &[[KvType; 2]], h: Heads, layout: &Layout) -> u64 {
+pub(super) fn pool_bytes(
+    gpu: &Gpu,
+    types: &[[KvType; 2]],
+    h: Heads,
+    n_part: usize,
+    layout: &Layout,
+) -> u64 {
     let n_tiers = if gpu.can_stretch() {
         1
     } else {
@@ -79,7 +95,8 @@ pub(super) fn pool_bytes(gpu: &Gpu, types: &[[KvType; 2]], h: Heads, layout: &La
     };
     let regions = 0..layout.n_regions();
     let parts = regions.flat_map(|r| (0..n_tiers).map(move |tier| (tier, r)));
-    let bytes = parts.map(|(tier, r)| region_bytes(types[tier], h, layout, tier, r));
+    let page = |tier: usize| page_bytes(types[tier], h, n_part);
+    let bytes = parts.map(|(tier, r)| region_bytes(page(tier), layout, tier, r));
     bytes.flatten().sum::<usize>() as u64
 }
 
@@ -88,16 +105,17 @@ impl Pool {
         gpu: &Gpu,
         h: Heads,
         types: Vec<[KvType; 2]>,
+        n_part: usize,
         layout: &Layout,
     ) -> Result<Self, CudaError> {
         let mut kv = Vec::new();
         for r in 0..layout.n_regions() {
             for (tier, types) in types.iter().enumerate() {
-                let [k, v] = region_bytes(*types, h, layout, tier, r);
+                let [k, v] = region_bytes(page_bytes(*types, h, n_part), layout, tier, r);
                 kv.push([part(gpu, layout, tier, k)?, part(gpu, layout, tier, v)?]);
             }
         }
-        Self::around(gpu, h, types, kv, layout)
+        Self::around(gpu, h, types, kv, n_part, layout)
     }
 
     /// Tables and scratch for a pool of this size.
@@ -106,6 +124,7 @@ impl Pool {
         h: Heads,
         types: Vec<[KvType; 2]>,
         kv: Vec<[Stretch; 2]>,
+        n_part: usize,
         layout: &Layout,
     ) -> Result<Self, CudaError> {
         let n_layer = layout.n_layer;
@@ -113,10 +132,13 @@ impl Pool {
             .map(|t| layout.max_pages(t))
             .max()
             .unwrap_or(0);
-        let splits = ops::splits(gpu, h, max_pages);
+        let splits = match n_part {
+            1 => ops::latent_splits(gpu, h.n_head, max_pages),
+            _ => ops::splits(gpu, h, max_pages),
+        };
         let regions = kv.chunks(types.len()).map(|kv| tiers(&types, kv));
         Ok(Self {
-            moves: Moves::new(gpu, h, &regions.collect::<Vec<_>>(), layout)?,
+            moves: Moves::new(gpu, h, &regions.collect::<Vec<_>>(), n_part, layout)?,
             tables: gpu.alloc(n_layer * max_pages * 8)?,
             masses: gpu.alloc(n_layer * max_pages * 4)?,
             sums: gpu.alloc(h.n_head * splits * h.head_dim * 4)?,
@@ -129,6 +151,7 @@ impl Pool {
             kv,
             region: (0..n_layer).map(|il| layout.region_of(il)).collect(),
             splits,
+            n_part,
             n_slots: layout.n_slots,
             max_pages,
         })
@@ -149,8 +172,9 @@ impl Pool {
                 if tier == 0 {
                     slots = slots.max(self.open[region]);
                 }
-                for (part, ty) in parts.iter_mut().zip(self.types[tier]) {
-                    let bytes = slots * ops::page_bytes(ty, h).unwrap_or(0);
+                let page = page_bytes(self.types[tier], h, self.n_part);
+                for (part, page) in parts.iter_mut().zip(page) {
+                    let bytes = slots * page;
                     if more || bytes < part.backed().bytes() {
                         part.back(bytes)?;
                     }
@@ -167,7 +191,8 @@ impl Pool {
     pub(super) fn grow(&mut self, gpu: &Gpu, h: Heads, layout: &Layout) -> Done {
         let n = self.types.len();
         for (i, parts) in self.kv.iter_mut().enumerate() {
-            let bytes = region_bytes(self.types[i % n], h, layout, i % n, i / n);
+            let page = page_bytes(self.types[i % n], h, self.n_part);
+            let bytes = region_bytes(page, layout, i % n, i / n);
             for (old, bytes) in parts.iter_mut().zip(bytes) {
                 let mut new = part(gpu, layout, i % n, bytes)?;
                 let kept = old.backed();
@@ -182,7 +207,7 @@ impl Pool {
             std::mem::take(&mut self.types),
             std::mem::take(&mut self.kv),
         );
-        *self = Self::around(gpu, h, types, kv, layout)?;
+        *self = Self::around(gpu, h, types, kv, self.n_part, layout)?;
         Ok(())
     }
 
@@ -204,7 +229,7 @@ impl Pool {
 
     /// Bytes of a pool of this layout.
     pub(super) fn bytes(&self, gpu: &Gpu, h: Heads, layout: &Layout) -> u64 {
-        pool_bytes(gpu, &self.types, h, layout)
+        pool_bytes(gpu, &self.types, h, self.n_part, layout)
     }
 
     pub(super) fn table(&self, il: usize) -> View {

@@ -13,6 +13,8 @@ const SIZE: usize = 16;
 
 pub(super) struct Moves {
     table: TierTable,
+    /// What pages are made of: keys and values, or keys alone.
+    n_part: usize,
     /// Where the slots of each part (a tier of a region) begin when all are counted through.
     first: Vec<usize>,
     /// Of each slot: launches of this step that read or write it, up to the last.
@@ -28,6 +30,7 @@ impl Moves {
         gpu: &Gpu,
         h: Heads,
         regions: &[Tiers],
+        n_part: usize,
         layout: &Layout,
     ) -> Result<Self, CudaError> {
         let n_tiers = layout.n_tiers();
@@ -45,6 +48,7 @@ impl Moves {
         let room = 2 * layout.n_tables() * layout.tiers.len();
         Ok(Self {
             table: TierTable::new(gpu, h, regions)?,
+            n_part,
             first,
             launches: vec![0; slots],
             list: Vec::with_capacity(room),
@@ -73,7 +77,7 @@ impl Moves {
         for together in self.list.chunk_by(|a, b| a.0 == b.0) {
             let n = together.len();
             let moves = self.device.view().slice(at * SIZE, n * SIZE);
-            ops::move_pages(gpu, h, &self.table, moves, n)?;
+            ops::move_pages(gpu, h, &self.table, moves, n, self.n_part)?;
             at += n;
         }
         Ok(())
@@ -160,7 +164,7 @@ mod tests {
             let policy = policy::find(&o.policy).unwrap();
             let mut cache = Cache::with_layout(&o, policy, layout.clone());
             let regions = vec![tiers; layout.n_regions()];
-            let mut moves = Moves::new(&gpu, h, &regions, &layout).unwrap();
+            let mut moves = Moves::new(&gpu, h, &regions, 2, &layout).unwrap();
             let (mut together, mut launches) = (0, 0);
             // What is in each slot, by order and by launches.
             let mut slots = Slots::new();

@@ -1,16 +1,17 @@
 //! The verbs as launches.
 
+mod attention;
 pub(super) mod experts;
+mod recurrent;
 
 use std::sync::Arc;
 
-use lemma_cuda::ops::{
-    self, Attention, Glu, Half, Heads, Masses, MatVec, Mode, Pairs, Parts, Quant, RopeStore, Store,
-};
+use lemma_cuda::ops::{self, Glu, Half, Heads, MatVec, Mode, Pairs, Quant, RopeStore, Store};
 use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
 
 use super::super::{Activation, Backend, Buf, Linear, Moe as MoeWeights, RopeMode};
 use super::buffers::{Moe, Pool};
+use super::recurrent::States;
 use super::{CudaWeight, StepLayout};
 use crate::arch::{ArchModel, HParams, Rope, Widths};
 
@@ -25,6 +26,10 @@ pub(super) struct Pending {
     rope: Option<usize>,
     /// Gate and up, and their input.
     ffn: Option<([OwnedPart; 2], Buf)>,
+    /// What comes before the rule of a delta net, for one token.
+    delta: recurrent::Before,
+    /// The norm over heads of what a delta net gives, and its epsilon.
+    delta_norm: Option<(View, f32)>,
 }
 
 /// A matrix, its bias, where its product goes.
@@ -45,6 +50,8 @@ pub(super) struct Pass {
     /// Whether the quantized form is that of the buffer.
     pub(super) fresh: [bool; Buf::ALL.len()],
     pub(super) pool: Pool,
+    /// Of models with recurrent states.
+    pub(super) states: Option<States>,
     /// Data of the pass.
     pub(super) step: Buffer,
     pub(super) layout: StepLayout,
@@ -71,6 +78,9 @@ impl Pass {
         self.fresh = [false; Buf::ALL.len()];
         self.pending = Pending::default();
         self.failed = None;
+        if let Some(states) = &mut self.states {
+            states.convolved = false;
+        }
         model.forward(self);
         match self.failed.take() {
             Some(e) => Err(e),
@@ -84,10 +94,6 @@ impl Pass {
         }
     }
 
-    fn refuse(&mut self, what: &str) {
-        self.note_failure(Err(CudaError(format!("{what} have no kernel"))));
-    }
-
     pub(super) fn pairs(&self) -> Pairs {
         match self.rope.mode {
             RopeMode::Norm => Pairs::Neighbours,
@@ -96,7 +102,10 @@ impl Pass {
     }
 
     pub(super) fn view(&self, b: Buf) -> View {
-        self.bufs[b as usize].view()
+        match &self.states {
+            Some(states) if b == Buf::Qkv && states.convolved => states.conv(),
+            _ => self.bufs[b as usize].view(),
+        }
     }
 
     /// Rows `from .. from + n` of a buffer.
@@ -138,11 +147,15 @@ impl Pass {
                 .collect();
             self.mat_vec(&parts, x, Mode::Store)?;
         }
+        self.flush_delta()?;
         if self.pending.q_norm.is_some()
             || self.pending.k_norm.is_some()
             || self.pending.rope.is_some()
         {
-            self.rope_store(Buf::Q, Buf::K, Buf::V, None)?;
+            match self.hp.latent {
+                Some(_) => self.rotate_ends(Buf::Q, Buf::K, None)?,
+                None => self.rope_store(Buf::Q, Buf::K, Buf::V, None)?,
+            }
         }
         Ok(())
     }
@@ -195,6 +208,9 @@ impl Pass {
         self.flush()?;
         for (out, _) in outs {
             self.fresh[*out as usize] = false;
+            if let (Buf::Qkv, Some(states)) = (out, &mut self.states) {
+                states.convolved = false;
+            }
         }
         let bias = |w: &Linear<CudaWeight>| w.bias.as_ref().map(CudaWeight::vec);
         if self.n > 1 {
@@ -213,76 +229,14 @@ impl Pass {
             self.pending.ffn = Some(([part(Buf::Gate, g), part(Buf::Up, u)], x));
             return Ok(());
         }
-        for three in outs.chunks(3) {
-            let parts: Vec<_> = three
+        for four in outs.chunks(4) {
+            let parts: Vec<_> = four
                 .iter()
                 .map(|(out, w)| (&**w.w.mat(), bias(w), self.view(*out)))
                 .collect();
             self.mat_vec(&parts, x, Mode::Store)?;
         }
         Ok(())
-    }
-
-    fn attend(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, sinks: Option<View>) -> Done {
-        if self.pending.ffn.is_some() {
-            self.flush()?;
-        }
-        let first = self.pool.first(il);
-        let places = self.step_words(self.layout.places(il), self.n);
-        if first.is_f16() {
-            let store = Store {
-                k: first.k,
-                v: first.v,
-                places,
-            };
-            self.rope_store(q, k, v, Some(store))?;
-        } else {
-            self.rope_store(q, k, v, None)?;
-            let kv = [self.view(k), self.view(v)];
-            ops::store_rows(&self.gpu, self.heads, &first, kv, places, self.n)?;
-        }
-        let call = Attention {
-            q: self.view(q),
-            tiers: self.pool.tiers(il, self.tiered),
-            pages: self.pool.table(il),
-            n_pages: self.step_words(1 + il, 1),
-            pos: self.step_words(0, 1),
-            scale: self.hp.attn_scale,
-            window: self.hp.layers[il].window,
-            cap: self.hp.attn_softcap,
-            sinks,
-        };
-        self.fresh[out as usize] = false;
-        if self.n > 1 {
-            return ops::attention(&self.gpu, self.view(out), self.heads, &call, self.n);
-        }
-        let quant = self
-            .quant(out)
-            .filter(|_| self.heads.head_dim.is_multiple_of(32));
-        let pool = &self.pool;
-        let masses = self.wants_mass.then(|| Masses {
-            w: pool
-                .masses
-                .view()
-                .slice(il * pool.max_pages * 4, pool.max_pages * 4),
-            mean: self.mean,
-        });
-        let parts = Parts {
-            sums: pool.sums.view(),
-            ml: pool.ml.view(),
-            page_ml: pool.page_ml.view(),
-            splits: pool.splits,
-        };
-        self.fresh[out as usize] = quant.is_some();
-        ops::attention_decode(
-            &self.gpu,
-            self.view(out),
-            quant,
-            masses,
-            self.heads,
-            &call,
-            &parts,
-        )
     }
 
     fn norm(&mut self, out: Buf, x: View, w: View, n: usize, eps: f32) -> Done {
@@ -341,6 +295,10 @@ impl Pass {
     /// What becomes of gate and up, with their products if those wait for it.
     fn glu(&mut self, kind: Glu, gate: Buf, up: Buf) -> Done {
         self.fresh[gate as usize] = false;
+        if let (Glu::Swiglu, Buf::Dn, Some(norm)) = (kind, up, self.pending.delta_norm) {
+            self.pending.delta_norm = None;
+            return self.gated_norm(gate, up, norm);
+        }
         match self.pending.ffn.take() {
             Some(([(g, gb, Buf::Gate), (u, ub, Buf::Up)], x))
                 if (gate, up) == (Buf::Gate, Buf::Up) =>
@@ -384,8 +342,13 @@ impl Backend for Pass {
         match x {
             Buf::Q if self.pending.q_norm.is_none() => self.pending.q_norm = Some((w.vec(), eps)),
             Buf::K if self.pending.k_norm.is_none() => self.pending.k_norm = Some((w.vec(), eps)),
+            Buf::Dn => {
+                let done = self.flush();
+                self.note_failure(done);
+                self.pending.delta_norm = Some((w.vec(), eps));
+            }
             _ => {
-                let (view, d) = (self.view(x), self.hp.head_dim);
+                let (view, d) = (self.view(x), w.vec().bytes() / 4);
                 let rows = self.n * self.widths.get(x) / d;
                 let done = self.flush().and_then(|()| {
                     ops::rms_norm(&self.gpu, view, view, w.vec(), None, rows, d, eps)
@@ -476,38 +439,66 @@ impl Backend for Pass {
         self.note_failure(done);
     }
 
-    // Models that ask for these are refused before they are bound: `HParams::cpu_only`.
-
-    fn rms_norm_first(&mut self, _: Buf, _: &CudaWeight, _: f32) {
-        self.refuse("latent attention");
+    fn rms_norm_first(&mut self, x: Buf, w: &CudaWeight, eps: f32) {
+        self.fresh[x as usize] = false;
+        let (view, width) = (self.view(x), self.widths.get(x));
+        let done = self
+            .flush()
+            .and_then(|()| ops::rms_norm_first(&self.gpu, view, w.vec(), self.n, width, eps));
+        self.note_failure(done);
     }
 
-    fn mul_mat_heads(&mut self, _: Buf, _: &CudaWeight, _: Buf) {
-        self.refuse("latent attention");
+    fn mul_mat_heads(&mut self, out: Buf, w: &CudaWeight, x: Buf) {
+        let done = self.head_products(out, w.mat(), x);
+        self.note_failure(done);
     }
 
-    fn split_heads(&mut self, _: [Buf; 2], _: Buf) {
-        self.refuse("gated delta nets");
+    fn split_heads(&mut self, outs: [Buf; 2], x: Buf) {
+        let done = self.split(outs, x);
+        self.note_failure(done);
     }
 
-    fn ssm_conv(&mut self, _: Buf, _: &CudaWeight, _: usize) {
-        self.refuse("gated delta nets");
+    fn ssm_conv(&mut self, x: Buf, w: &CudaWeight, il: usize) {
+        let done = self.conv(x, w.vec(), il);
+        self.note_failure(done);
     }
 
-    fn l2_norm_first(&mut self, _: Buf, _: usize, _: usize, _: f32) {
-        self.refuse("gated delta nets");
+    fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
+        let done = self.l2_norm(x, [n_head, head_dim], eps);
+        self.note_failure(done);
     }
 
-    fn delta_gates(&mut self, _: Buf, _: Buf, _: &CudaWeight, _: &CudaWeight) {
-        self.refuse("gated delta nets");
+    fn delta_gates(&mut self, alpha: Buf, beta: Buf, a: &CudaWeight, dt: &CudaWeight) {
+        let done = self.gates([alpha, beta], [a.vec(), dt.vec()]);
+        self.note_failure(done);
     }
 
-    fn gated_delta_net(&mut self, _: Buf, _: Buf, _: [Buf; 2], _: usize) {
-        self.refuse("gated delta nets");
+    fn gated_delta_net(&mut self, out: Buf, qkv: Buf, gates: [Buf; 2], il: usize) {
+        let done = self.delta_rule(out, qkv, gates, il);
+        self.note_failure(done);
     }
 
-    fn activate(&mut self, _: Buf, _: Activation) {
-        self.refuse("feed-forward blocks without gates");
+    fn activate(&mut self, x: Buf, by: Activation) {
+        self.fresh[x as usize] = false;
+        let by = match by {
+            Activation::ReluSqr => ops::Activation::ReluSqr,
+            Activation::Xielu {
+                alpha_n,
+                alpha_p,
+                beta,
+                eps,
+            } => ops::Activation::Xielu {
+                alpha_n,
+                alpha_p,
+                beta,
+                eps,
+            },
+        };
+        let n = self.n * self.widths.get(x);
+        let done = self
+            .flush()
+            .and_then(|()| ops::activate(&self.gpu, self.view(x), by, n));
+        self.note_failure(done);
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &MoeWeights<CudaWeight>) {

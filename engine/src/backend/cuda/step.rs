@@ -24,7 +24,7 @@ pub(super) fn program(
 ) -> Result<Result<Program, String>, CudaError> {
     let shape = Shape {
         heads: pass.heads,
-        n_layer: pass.hp.n_layer,
+        n_layer: pass.hp.n_layer_kv(),
         max_pages: pass.pool.max_pages,
         pairs: pass.pairs(),
         mean: pass.mean,
@@ -174,6 +174,11 @@ impl Backend for Phases<'_> {
     fn attention(&mut self, out: Buf, qkv: [Buf; 3], il: usize, sinks: Option<&CudaWeight>) {
         let [q, k, v] = qkv;
         let p = self.pass;
+        if p.hp.latent.is_some() {
+            return self.builder.refuse("latent attention");
+        }
+        let window = p.hp.layers[il].window;
+        let il = p.hp.layer_of_pool(il);
         let first = p.pool.first(il);
         let store = Store {
             k: first.k,
@@ -198,7 +203,7 @@ impl Backend for Phases<'_> {
             n_pages: p.step_words(1 + il, 1),
             pos: p.step_words(0, 1),
             scale: p.hp.attn_scale,
-            window: p.hp.layers[il].window,
+            window,
             cap: p.hp.attn_softcap,
             sinks: sinks.map(CudaWeight::vec),
         };

@@ -10,9 +10,10 @@ use lemma_cuda::{Gpu, Source, Uploader};
 use super::super::{Buf, Tensor};
 use super::CudaWeight;
 use super::buffers::Moe;
+use super::recurrent::States;
 use crate::arch::{ArchModel, Binder, HParams, Widths};
 use crate::error::Error;
-use crate::gguf::GgufFile;
+use crate::gguf::{Bytes, GgufFile};
 use crate::memory::show;
 use crate::report;
 
@@ -31,6 +32,7 @@ pub(super) fn check_memory(
     let half = Half::bytes(n_ubatch, widest);
     let moe = Moe::bytes(hp, n_ubatch);
     let scratch = (n_ubatch * token * 6 + hp.n_vocab * 4 + half + moe) as u64 + (64 << 20);
+    let scratch = scratch.saturating_add(States::bytes(hp, n_ubatch));
     let need = weights.saturating_add(pool).saturating_add(scratch);
     let (free, _) = gpu.memory()?;
     if need > free as u64 {
@@ -61,12 +63,13 @@ pub(super) fn upload(
     let start = Instant::now();
     let all = file.n_tensor_bytes();
     let mut uploader = Uploader::new(gpu)?;
-    let mut known: HashMap<*const u8, CudaWeight> = HashMap::new();
+    // With the bytes themselves: some are copies, and another must not come to lie where one has been.
+    let mut known: HashMap<*const u8, (CudaWeight, Bytes)> = HashMap::new();
     let mut bytes = 0;
     let mut converted: Vec<&str> = Vec::new();
     let mut make = |t: Tensor| -> Result<CudaWeight, Error> {
         let at = t.bytes.as_ptr();
-        if let Some(w) = known.get(&at) {
+        if let Some((w, _)) = known.get(&at) {
             return Ok(w.clone());
         }
         let made = if t.vector {
@@ -88,7 +91,7 @@ pub(super) fn upload(
         if let Some(report) = on_upload {
             report(bytes, all);
         }
-        known.insert(at, made.clone());
+        known.insert(at, (made.clone(), t.bytes));
         Ok(made)
     };
     let model = ArchModel::bind(hp, &mut Binder::new(file, &mut make))?;

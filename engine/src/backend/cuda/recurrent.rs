@@ -1,0 +1,84 @@
+//! Recurrent states in device memory: what layers without keys and values keep of the tokens before.
+//!
+//! Kernels take a state as empty where a pass begins at position 0, which they read from device memory, so nothing is reset here and recorded
+//! launches serve every step. Models with states have no steps that are asked for ahead of their token: those could not be taken back.
+
+use lemma_cuda::{Buffer, CudaError, Gpu, View};
+
+use crate::arch::{DeltaNet, HParams, Past};
+
+/// The states of a sequence.
+pub(super) struct States {
+    pub(super) shape: DeltaNet,
+    /// `[n_layer_state, state_len]` of [`DeltaNet`]: last inputs of the convolution, then the matrices.
+    now: Buffer,
+    /// A copy of all, to go back to.
+    saved: Buffer,
+    /// `[n_ubatch, n_qkv]`: what the convolution gives. Blocks read inputs of which others would write the results.
+    conv: Buffer,
+    /// Whether queries, keys and values have been through it.
+    pub(super) convolved: bool,
+    /// What went wrong when states were kept or brought back, until a pass can say it.
+    lost: Option<CudaError>,
+}
+
+impl States {
+    /// Nothing for models without states.
+    pub(super) fn new(gpu: &Gpu, hp: &HParams, n_ubatch: usize) -> Result<Option<Self>, CudaError> {
+        let Some(shape) = hp.delta else {
+            return Ok(None);
+        };
+        let bytes = hp.n_layer_state() * shape.state_len() * 4;
+        Ok(Some(Self {
+            shape,
+            now: gpu.alloc(bytes)?,
+            saved: gpu.alloc(bytes)?,
+            conv: gpu.alloc(n_ubatch * shape.n_qkv() * 4)?,
+            convolved: false,
+            lost: None,
+        }))
+    }
+
+    /// Bytes of all of it.
+    pub(super) fn bytes(hp: &HParams, n_ubatch: usize) -> u64 {
+        let conv = hp.delta.map_or(0, |d| n_ubatch * d.n_qkv() * 4);
+        hp.state_bytes() + conv as u64
+    }
+
+    /// The state of layer `il`: last inputs, matrices.
+    pub(super) fn of(&self, hp: &HParams, il: usize) -> [View; 2] {
+        let Past::State(i) = hp.layers[il].past else {
+            unreachable!("the layer has pages");
+        };
+        let (all, past) = (
+            self.shape.state_len() * 4,
+            (self.shape.d_conv - 1) * self.shape.n_qkv() * 4,
+        );
+        let state = self.now.view().slice(i * all, all);
+        [state.slice(0, past), state.slice(past, all - past)]
+    }
+
+    /// What the convolution gives.
+    pub(super) fn conv(&self) -> View {
+        self.conv.view()
+    }
+
+    pub(super) fn save(&mut self, gpu: &Gpu) {
+        self.copy(gpu, self.saved.view(), self.now.view());
+    }
+
+    pub(super) fn restore(&mut self, gpu: &Gpu) {
+        self.copy(gpu, self.now.view(), self.saved.view());
+    }
+
+    fn copy(&mut self, gpu: &Gpu, to: View, from: View) {
+        if let Err(e) = gpu.bind().and_then(|()| gpu.copy(to, from)) {
+            self.lost.get_or_insert(e);
+        }
+    }
+
+    /// Says what went wrong since the last pass.
+    pub(super) fn check(&mut self) -> Result<(), CudaError> {
+        self.lost.take().map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,252 @@
+//! Small models with random weights of any type, for shapes and types that no file of the test data has.
+
+use lemma_engine::gguf::write::Builder;
+use lemma_engine::gguf::{GgmlType, GgufFile};
+
+use crate::{copy_key, data};
+
+const N_EMBD: usize = 256;
+const N_FF: usize = 96;
+
+/// A model to be written.
+struct Draft {
+    arch: &'static str,
+    numbers: Vec<(&'static str, usize)>,
+    /// Name and shape, row length first.
+    tensors: Vec<(String, Vec<usize>)>,
+}
+
+impl Draft {
+    fn new(arch: &'static str, n_layer: usize, numbers: &[(&'static str, usize)]) -> Self {
+        let mut all = vec![
+            ("context_length", 2048),
+            ("embedding_length", N_EMBD),
+            ("feed_forward_length", N_FF),
+            ("block_count", n_layer),
+        ];
+        all.extend(numbers);
+        Self {
+            arch,
+            numbers: all,
+            tensors: vec![
+                ("token_embd.weight".to_owned(), vec![N_EMBD, 284]),
+                ("output_norm.weight".to_owned(), vec![N_EMBD]),
+            ],
+        }
+    }
+
+    fn add(&mut self, il: usize, tensors: &[(&str, &[usize])]) {
+        let named = |(name, shape): &(&str, &[usize])| (format!("blk.{il}.{name}"), shape.to_vec());
+        self.tensors.extend(tensors.iter().map(named));
+    }
+
+    fn add_ffn(&mut self, il: usize, n_expert: usize, gates_shared: bool) {
+        if n_expert == 0 {
+            return self.add(
+                il,
+                &[
+                    ("ffn_gate.weight", &[N_EMBD, N_FF]),
+                    ("ffn_up.weight", &[N_EMBD, N_FF]),
+                    ("ffn_down.weight", &[N_FF, N_EMBD]),
+                ],
+            );
+        }
+        self.add(
+            il,
+            &[
+                ("ffn_gate_inp.weight", &[N_EMBD, n_expert]),
+                ("ffn_gate_exps.weight", &[N_EMBD, 32, n_expert]),
+                ("ffn_up_exps.weight", &[N_EMBD, 32, n_expert]),
+                ("ffn_down_exps.weight", &[32, N_EMBD, n_expert]),
+                ("ffn_gate_shexp.weight", &[N_EMBD, 32]),
+                ("ffn_up_shexp.weight", &[N_EMBD, 32]),
+                ("ffn_down_shexp.weight", &[32, N_EMBD]),
+            ],
+        );
+        if gates_shared {
+            self.add(il, &[("ffn_gate_inp_shexp.weight", &[N_EMBD])]);
+        }
+    }
+
+    /// The file: matrices in the first of `types` whose blocks rows are made of, else in f32.
+    fn write(&self, types: &[GgmlType], more: impl Fn(&mut Builder)) -> GgufFile {
+        let vocab = GgufFile::open(&data().join("arch/qwen35.gguf")).unwrap();
+        let mut b = Builder::new();
+        for (key, value) in vocab.meta().iter() {
+            if key.starts_with("tokenizer.") {
+                copy_key(&mut b, key, value);
+            }
+        }
+        b.str("general.architecture", self.arch);
+        for (name, n) in &self.numbers {
+            b.u32(&format!("{}.{name}", self.arch), *n as u32);
+        }
+        let key = |name: &str| format!("{}.{name}", self.arch);
+        b.f32(&key("attention.layer_norm_rms_epsilon"), 1e-5)
+            .f32(&key("rope.freq_base"), 1000.0);
+        more(&mut b);
+        let mut body = Vec::new();
+        let mut seed = 1u64;
+        for (name, shape) in &self.tensors {
+            let (n_in, n) = (shape[0], shape.iter().product::<usize>());
+            let matrix = shape.len() > 1 && !name.contains("conv1d");
+            let mut fitting = types.iter().filter(|t| n_in.is_multiple_of(t.block_size()));
+            let ty = *fitting.next().filter(|_| matrix).unwrap_or(&GgmlType::F32);
+            let dims: Vec<u64> = shape.iter().map(|n| *n as u64).collect();
+            b.tensor(name, ty, &dims);
+            let scale = match matrix {
+                true => (n_in as f32).sqrt().recip(),
+                false => 0.5,
+            };
+            let mut random = || {
+                seed ^= seed << 13;
+                seed ^= seed >> 7;
+                seed ^= seed << 17;
+                let x = 1.7 * scale * ((seed >> 40) as f32 / 2f32.powi(23) - 1.0);
+                match name.as_str() {
+                    n if n.ends_with("norm.weight") => 1.0 + x / 2.0,
+                    n if n.ends_with("ssm_a") => -x.abs() - 0.05,
+                    _ => x,
+                }
+            };
+            let x: Vec<f32> = (0..n).map(|_| random()).collect();
+            let quantize = ty.traits().quantize_row.unwrap();
+            let mut row = vec![0; ty.row_size(n_in).unwrap()];
+            for x in x.chunks_exact(n_in) {
+                quantize(x, &mut row);
+                body.extend_from_slice(&row);
+            }
+        }
+        let mut file = b.begin(Vec::new()).unwrap();
+        file.write(&body).unwrap();
+        GgufFile::from_bytes(file.finish().unwrap(), "made.gguf").unwrap()
+    }
+}
+
+/// `qwen35` or `qwen35moe`: delta nets of `n_k` and `n_v` heads, `dim` wide, in every layer but each third.
+pub fn delta_net(
+    arch: &'static str,
+    [n_k, n_v, dim]: [usize; 3],
+    n_layer: usize,
+    types: &[GgmlType],
+) -> GgufFile {
+    // As wide as in Qwen3.5 where the delta nets are.
+    let head = if dim == 128 { 256 } else { 32 };
+    let (n_qkv, values) = ((2 * n_k + n_v) * dim, n_v * dim);
+    let n_expert = if arch == "qwen35moe" { 4 } else { 0 };
+    let mut numbers = vec![
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", head),
+        ("attention.value_length", head),
+        ("rope.dimension_count", 16),
+        ("ssm.conv_kernel", 4),
+        ("ssm.state_size", dim),
+        ("ssm.group_count", n_k),
+        ("ssm.time_step_rank", n_v),
+        ("ssm.inner_size", values),
+        ("full_attention_interval", 3),
+    ];
+    if n_expert > 0 {
+        numbers.extend([
+            ("expert_count", n_expert),
+            ("expert_used_count", 2),
+            ("expert_feed_forward_length", 32),
+            ("expert_shared_feed_forward_length", 32),
+        ]);
+    }
+    let mut d = Draft::new(arch, n_layer, &numbers);
+    for il in 0..n_layer {
+        let norms: [(&str, &[usize]); 2] = [
+            ("attn_norm.weight", &[N_EMBD]),
+            ("post_attention_norm.weight", &[N_EMBD]),
+        ];
+        d.add(il, &norms);
+        if (il + 1) % 3 == 0 {
+            let attention: [(&str, &[usize]); 6] = [
+                ("attn_q.weight", &[N_EMBD, 4 * head]),
+                ("attn_k.weight", &[N_EMBD, head]),
+                ("attn_v.weight", &[N_EMBD, head]),
+                ("attn_q_norm.weight", &[head]),
+                ("attn_k_norm.weight", &[head]),
+                ("attn_output.weight", &[2 * head, N_EMBD]),
+            ];
+            d.add(il, &attention);
+        } else {
+            let delta: [(&str, &[usize]); 9] = [
+                ("attn_qkv.weight", &[N_EMBD, n_qkv]),
+                ("attn_gate.weight", &[N_EMBD, values]),
+                ("ssm_conv1d.weight", &[4, n_qkv]),
+                ("ssm_dt.bias", &[n_v]),
+                ("ssm_a", &[n_v]),
+                ("ssm_beta.weight", &[N_EMBD, n_v]),
+                ("ssm_alpha.weight", &[N_EMBD, n_v]),
+                ("ssm_norm.weight", &[dim]),
+                ("ssm_out.weight", &[values, N_EMBD]),
+            ];
+            d.add(il, &delta);
+        }
+        d.add_ffn(il, n_expert, true);
+    }
+    d.write(types, |b| {
+        let key = format!("{arch}.rope.dimension_sections");
+        b.i32s(&key, [3, 3, 2, 0].into_iter());
+    })
+}
+
+/// `deepseek2`: `n_head` heads over latent keys that are `kv_lora` and `n_rot` wide; queries come from `q_lora` numbers, or from the
+/// residual stream where that is 0. The first `n_dense` of the layers are dense, the others have experts.
+pub fn latent(
+    n_head: usize,
+    [kv_lora, n_rot, q_lora]: [usize; 3],
+    [n_layer, n_dense]: [usize; 2],
+    types: &[GgmlType],
+) -> GgufFile {
+    let (nope, value) = (32, 64);
+    let head = nope + n_rot;
+    let numbers = [
+        ("attention.head_count", n_head),
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", kv_lora + n_rot),
+        ("attention.value_length", kv_lora),
+        ("attention.key_length_mla", head),
+        ("attention.value_length_mla", value),
+        ("attention.q_lora_rank", q_lora),
+        ("attention.kv_lora_rank", kv_lora),
+        ("rope.dimension_count", n_rot),
+        ("leading_dense_block_count", n_dense),
+        ("expert_feed_forward_length", 32),
+        ("expert_count", 4),
+        ("expert_used_count", 2),
+        ("expert_shared_count", 1),
+        ("expert_gating_func", 2),
+    ];
+    let mut d = Draft::new("deepseek2", n_layer, &numbers);
+    for il in 0..n_layer {
+        let attention: [(&str, &[usize]); 7] = [
+            ("attn_norm.weight", &[N_EMBD]),
+            ("attn_kv_a_mqa.weight", &[N_EMBD, kv_lora + n_rot]),
+            ("attn_kv_a_norm.weight", &[kv_lora]),
+            ("attn_k_b.weight", &[nope, kv_lora, n_head]),
+            ("attn_v_b.weight", &[kv_lora, value, n_head]),
+            ("attn_output.weight", &[n_head * value, N_EMBD]),
+            ("ffn_norm.weight", &[N_EMBD]),
+        ];
+        d.add(il, &attention);
+        if q_lora > 0 {
+            let queries: [(&str, &[usize]); 3] = [
+                ("attn_q_a.weight", &[N_EMBD, q_lora]),
+                ("attn_q_a_norm.weight", &[q_lora]),
+                ("attn_q_b.weight", &[q_lora, n_head * head]),
+            ];
+            d.add(il, &queries);
+        } else {
+            d.add(il, &[("attn_q.weight", &[N_EMBD, n_head * head])]);
+        }
+        d.add_ffn(il, if il < n_dense { 0 } else { 4 }, false);
+    }
+    d.write(types, |b| {
+        b.f32("deepseek2.expert_weights_scale", 1.0)
+            .bool("deepseek2.expert_weights_norm", true);
+    })
+}
