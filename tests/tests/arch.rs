@@ -256,6 +256,8 @@ fn each_arch() -> Vec<Case> {
         "cohere2.gguf",
         "apertus.gguf",
         "afmoe.gguf",
+        "lfm2.gguf",
+        "lfm2moe.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

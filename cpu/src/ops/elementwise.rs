@@ -95,6 +95,27 @@ impl Pass<'_> {
         self.barrier();
     }
 
+    /// [`Pass::rms_norm`] in place over each of `n_group` parts of rows of `weight.len()` numbers.
+    pub fn rms_norm_groups(
+        &self,
+        x: &Shared<f32>,
+        weight: &[f32],
+        n_group: usize,
+        eps: f32,
+        n_rows: usize,
+    ) {
+        self.check("rms_norm_groups", &[id(x), n_group, n_rows]);
+        assert!(n_group > 0 && weight.len().is_multiple_of(n_group));
+        let width = weight.len() / n_group;
+        for i in self.w.range(n_rows * n_group, 1) {
+            // SAFETY: part i is this worker's.
+            let part = unsafe { x.slice_mut(i * width..(i + 1) * width) };
+            let of = i % n_group * width;
+            lanes::rms_norm(self.isa, part, &weight[of..of + width], eps);
+        }
+        self.barrier();
+    }
+
     /// Rotates `n_rot` values of each head, from value `first` on, by its token's position, in place. `x`:
     /// `[n_tokens, n_head, head_dim]`; `table`: cosine and sine of every angle, `[n_tokens, n_rot / 2, 2]`.
     #[allow(clippy::too_many_arguments, reason = "shapes")]

@@ -3,7 +3,7 @@
 //! Tokens of a batch are sorted by expert, so that each expert meets all of its tokens at once. What experts say of a token
 //! is added up in the order of their weights all the same: a token in a batch gets what it would get alone.
 
-use super::{Limits, Pass, id};
+use super::{Activation, Limits, Pass, id};
 use crate::lanes::{self, LANES};
 use crate::{Experts, Mat, MulMat, Shared};
 
@@ -16,9 +16,11 @@ pub enum Gating {
     Sigmoid,
 }
 
-/// What an expert makes of its gate and what goes up.
+/// What an expert makes of its gate and what goes up, or of what goes up alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
+    /// [`Activation::ReluSqr`], of experts without gates.
+    ReluSqr,
     /// [`Pass::swiglu`]
     Swiglu,
     /// [`Pass::swiglu_oai`]
@@ -43,8 +45,8 @@ pub struct MoeBias<'a> {
 pub struct MoeFfn<'a> {
     /// `n_embd` to a logit for each expert.
     pub router: Mat<'a>,
-    /// `n_embd` to `n_ff`.
-    pub gate: Experts<'a>,
+    /// `n_embd` to `n_ff`, of experts that have gates.
+    pub gate: Option<Experts<'a>>,
     /// `n_embd` to `n_ff`.
     pub up: Experts<'a>,
     /// `n_ff` to `n_embd`.
@@ -132,11 +134,12 @@ impl Pass<'_> {
     pub fn moe_ffn(&self, out: &Shared<f32>, x: &Shared<f32>, f: &MoeFfn<'_>, n_tokens: usize) {
         self.check(
             "moe_ffn",
-            &[id(out), id(x), f.gate.data.as_ptr() as usize, n_tokens],
+            &[id(out), id(x), f.up.data.as_ptr() as usize, n_tokens],
         );
         let s = &self.scratch.moe;
-        let (n_embd, n_ff, n_used) = (f.gate.n_in, f.gate.n_out, f.n_expert_used);
+        let (n_embd, n_ff, n_used) = (f.up.n_in, f.up.n_out, f.n_expert_used);
         assert!(n_tokens * n_embd <= s.x.len() && n_tokens * n_ff <= s.gate.len() && !out.is(x));
+        assert!(f.gate.is_some() == (f.act != Act::ReluSqr));
         assert!(n_used <= self.limits.n_expert_used && f.router.n_out <= self.limits.n_expert);
         assert!((1..=64).contains(&f.n_group) && f.router.n_out.is_multiple_of(f.n_group));
         assert!(n_used <= f.router.n_out / f.n_group * f.n_group_used.min(f.n_group));
@@ -168,16 +171,23 @@ impl Pass<'_> {
                 f.bias.map(|b| &b.up[hidden.clone()]),
             ];
             let down = f.bias.map(|b| &b.down[e * n_embd..(e + 1) * n_embd]);
-            let hidden = [
-                product(&s.gate, f.gate.expert(e), gate),
-                product(&s.up, f.up.expert(e), up),
-            ];
-            self.mul_mats(&hidden, x, n);
+            let up = product(&s.up, f.up.expert(e), up);
+            let hidden = match f.gate {
+                Some(w) => {
+                    self.mul_mats(&[product(&s.gate, w.expert(e), gate), up], x, n);
+                    &s.gate
+                }
+                None => {
+                    self.mul_mat(up, x, n);
+                    &s.up
+                }
+            };
             match f.act {
-                Act::Swiglu => self.swiglu(&s.gate, &s.gate, &s.up, n * n_ff),
-                Act::SwigluOai => self.swiglu_oai(&s.gate, &s.gate, &s.up, n * n_ff),
+                Act::Swiglu => self.swiglu(hidden, hidden, &s.up, n * n_ff),
+                Act::SwigluOai => self.swiglu_oai(hidden, hidden, &s.up, n * n_ff),
+                Act::ReluSqr => self.activate(hidden, Activation::ReluSqr, n * n_ff),
             }
-            self.mul_mat(product(&s.y, f.down.expert(e), down), &s.gate, n);
+            self.mul_mat(product(&s.y, f.down.expert(e), down), hidden, n);
         };
         let columns = self.w.range(n_embd, LANES);
         // Columns of `out` that are this worker's: `+= weight * y` for a token and the `j`th of its experts.

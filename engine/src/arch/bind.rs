@@ -175,15 +175,20 @@ impl<'a, W> Binder<'a, W> {
     }
 
     /// `<name>.weight`: weights of a convolution over `d_conv` tokens for each of `n` channels. Files have those of a channel side by side;
-    /// they are bound (and copied, being few) as a vector of `[d_conv, n]`, so that channels can be computed side by side.
+    /// they are bound (and copied, being few) as a vector of `[d_conv, n]`, so that channels can be computed side by side. Behind it comes
+    /// `<name>.bias` where the file has one.
     pub(super) fn conv1d(&mut self, name: &str, d_conv: usize, n: usize) -> Result<W, Error> {
+        let bias = self.find(&format!("{name}.bias"), &[n], true)?;
         let (name, dims) = (format!("{name}.weight"), [d_conv, n]);
         let found = self.find(&name, &dims, true)?;
         let mut t = found.ok_or_else(|| self.missing(&name, &dims))?;
         if !self.dry {
             let w = t.to_f32();
-            let turned = (0..d_conv * n).flat_map(|i| w[i % n * d_conv + i / n].to_le_bytes());
-            (t.ty, t.bytes) = (GgmlType::F32, Bytes::owned(turned.collect()));
+            let turned = (0..d_conv * n).map(|i| w[i % n * d_conv + i / n]);
+            let bias = bias.map(|b| b.to_f32()).unwrap_or_default();
+            t.n_in += bias.len();
+            let bytes = turned.chain(bias).flat_map(f32::to_le_bytes);
+            (t.ty, t.bytes) = (GgmlType::F32, Bytes::owned(bytes.collect()));
         }
         (self.make)(t)
     }
@@ -300,7 +305,10 @@ impl<'a, W> Binder<'a, W> {
         let routing = hp.routing;
         Ok(Moe {
             gate_inp: self.matrix("ffn_gate_inp", n_embd, n_expert)?,
-            gate_exps: self.required("ffn_gate_exps.weight", &[n_embd, n_ff, n_expert])?,
+            gate_exps: match hp.activations.is_empty() {
+                true => Some(self.required("ffn_gate_exps.weight", &[n_embd, n_ff, n_expert])?),
+                false => None,
+            },
             up_exps: self.required("ffn_up_exps.weight", &[n_embd, n_ff, n_expert])?,
             down_exps: self.required("ffn_down_exps.weight", &[n_ff, n_embd, n_expert])?,
             n_expert,
@@ -319,7 +327,10 @@ impl<'a, W> Binder<'a, W> {
             norm_topk: routing.norm_topk,
             weights_scale: routing.weights_scale,
             bias: None,
-            act: Act::Swiglu,
+            act: match hp.activations.is_empty() {
+                true => Act::Swiglu,
+                false => Act::ReluSqr,
+            },
         })
     }
 
@@ -335,7 +346,7 @@ impl<'a, W> Binder<'a, W> {
     }
 
     /// Numbers that are added, not multiplied with, whatever their shape; bound as one vector.
-    fn table(&mut self, name: &str, dims: &[usize]) -> Result<W, Error> {
+    pub(super) fn table(&mut self, name: &str, dims: &[usize]) -> Result<W, Error> {
         let found = self.find(name, dims, true)?;
         let t = found.ok_or_else(|| self.missing(name, dims))?;
         (self.make)(t)

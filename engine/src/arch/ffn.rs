@@ -29,27 +29,38 @@ pub(super) enum Ffn<W> {
 pub(super) struct Shared<W> {
     /// How much of it is taken, where that is not all.
     ffn_gate_inp_shexp: Option<Linear<W>>,
-    ffn_gate_shexp: Linear<W>,
     ffn_up_shexp: Linear<W>,
+    /// What becomes of that.
+    by: Hidden<W>,
     ffn_down_shexp: Linear<W>,
+}
+
+/// What makes a hidden layer of what goes up.
+#[derive(Debug)]
+enum Hidden<W> {
+    /// A gate.
+    Gate(Linear<W>),
+    /// An activation alone.
+    Alone(Activation),
 }
 
 impl<W> Ffn<W> {
     /// The block of layer `il`: experts if the model has some and the layer is not one of the first that have none.
     pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>, il: usize) -> Result<Self, Error> {
         let (n_embd, n_ff, n_sh) = (hp.n_embd, hp.n_ff, hp.n_ff_shexp);
-        if let Some(&by) = hp.activations.get(il) {
-            return Ok(Self::Plain {
-                ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
-                by,
-                ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
-            });
-        }
+        let alone = hp.activations.get(il).copied();
         if hp.n_expert == 0 || il < hp.routing.n_dense {
-            return Ok(Self::Dense {
-                ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
-                ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
-                ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
+            return Ok(match alone {
+                Some(by) => Self::Plain {
+                    ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
+                    by,
+                    ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
+                },
+                None => Self::Dense {
+                    ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
+                    ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
+                    ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
+                },
             });
         }
         Ok(Self::Moe {
@@ -60,8 +71,11 @@ impl<W> Ffn<W> {
                         true => Some(b.row("ffn_gate_inp_shexp", n_embd)?),
                         false => None,
                     },
-                    ffn_gate_shexp: b.linear("ffn_gate_shexp", n_embd, n_sh)?,
                     ffn_up_shexp: b.linear("ffn_up_shexp", n_embd, n_sh)?,
+                    by: match alone {
+                        Some(by) => Hidden::Alone(by),
+                        None => Hidden::Gate(b.linear("ffn_gate_shexp", n_embd, n_sh)?),
+                    },
                     ffn_down_shexp: b.linear("ffn_down_shexp", n_sh, n_embd)?,
                 })
             } else {
@@ -114,13 +128,17 @@ impl<W> Ffn<W> {
             }
             Self::Moe { shared, .. } => {
                 let s = shared.as_ref()?;
-                let (gate, up) = (&s.ffn_gate_shexp, &s.ffn_up_shexp);
-                match &s.ffn_gate_inp_shexp {
-                    None => {
+                let up = &s.ffn_up_shexp;
+                match (&s.by, &s.ffn_gate_inp_shexp) {
+                    (Hidden::Alone(by), _) => {
+                        b.mul_mats([(GateSh, up)], Xn);
+                        b.activate(GateSh, *by);
+                    }
+                    (Hidden::Gate(gate), None) => {
                         b.mul_mats([(GateSh, gate), (UpSh, up)], Xn);
                         b.swiglu(GateSh, UpSh);
                     }
-                    Some(share) => {
+                    (Hidden::Gate(gate), Some(share)) => {
                         b.mul_mats([(GateSh, gate), (UpSh, up), (Share, share)], Xn);
                         b.swiglu(GateSh, UpSh);
                         // The product that follows is linear: its input can be gated as well as what it gives.

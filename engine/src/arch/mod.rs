@@ -32,6 +32,8 @@ mod hunyuan_dense;
 mod hunyuan_moe;
 mod hy_v3;
 mod keys;
+mod lfm2;
+mod lfm2moe;
 mod llama;
 mod minicpm;
 mod minimax_m2;
@@ -48,6 +50,7 @@ mod qwen3moe;
 mod qwen3next;
 mod qwen3vl;
 mod qwen3vlmoe;
+mod recurrent;
 mod rope;
 mod routing;
 mod seed_oss;
@@ -55,6 +58,7 @@ mod smollm3;
 
 pub use bind::{Binder, Shape};
 pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past, QkNorm, Temperature};
+pub use recurrent::{ShortConv, StateShape, StateSpace};
 pub use rope::{Rope, RopeParams, RopeScaling};
 pub use routing::Routing;
 
@@ -148,6 +152,8 @@ archs! {
     "afmoe" => afmoe::AfMoe,
     "arcee" => arcee::Arcee,
     "apertus" => apertus::Apertus,
+    "lfm2" => lfm2::Lfm2,
+    "lfm2moe" => lfm2moe::Lfm2Moe,
 }
 
 /// The error for an architecture that is not in the table.
@@ -183,9 +189,14 @@ impl Widths {
             Buf::Ag => 0,
             Buf::Y if hp.norms_ffn => hp.n_embd,
             Buf::Y => 0,
-            Buf::Qkv => hp.delta.map_or(0, |d| d.n_qkv()),
-            Buf::Dn | Buf::Z => hp.delta.map_or(0, |d| d.n_v()),
+            Buf::Qkv => hp.state().map_or(0, |s| s.width),
+            Buf::Dn | Buf::Z => match (hp.delta, hp.ssm, hp.short_conv) {
+                (Some(d), ..) => d.n_v(),
+                (_, Some(s), _) => s.n_inner(),
+                (.., c) => c.map_or(0, |c| c.width),
+            },
             Buf::Share => usize::from(hp.n_ff_shexp > 0 && hp.routing.gates_shared),
+            Buf::Alpha if hp.ssm.is_some() => hp.ssm.map_or(0, |s| s.n_head),
             Buf::Alpha | Buf::Beta => hp.delta.map_or(0, |d| d.n_head_v),
         }))
     }

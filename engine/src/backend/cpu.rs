@@ -17,7 +17,7 @@ use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, moved, n_bounds
 use self::recurrent::States;
 pub use self::weight::CpuWeight;
 use self::weight::{activation, moe_ffn, product};
-use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner};
+use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Scan};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -409,6 +409,11 @@ impl Backend for CpuPass<'_> {
             .rms_norm(x, x, w.vec(), eps, self.n() * width / w.vec().len());
     }
 
+    fn rms_norm_groups(&mut self, x: Buf, w: &CpuWeight, n_group: usize, eps: f32) {
+        let (x, n) = (self.s.buf(x), self.n());
+        self.pass.rms_norm_groups(x, w.vec(), n_group, eps, n);
+    }
+
     fn rms_norm_first(&mut self, x: Buf, w: &CpuWeight, eps: f32) {
         let (x, width) = (self.s.buf(x), self.s.widths.get(x));
         self.pass.rms_norm_first(x, w.vec(), eps, width, self.n());
@@ -523,6 +528,21 @@ impl Backend for CpuPass<'_> {
             .ssm_conv(s.buf(x), w.vec(), state, self.n(), s.states.fresh);
     }
 
+    fn short_conv(&mut self, x: Buf, bc: [Buf; 2], w: &CpuWeight, il: usize) {
+        let (s, state) = (self.s, self.s.states.of(&self.s.hp, il));
+        let (bc, fresh) = (bc.map(|b| s.buf(b)), s.states.fresh);
+        self.pass
+            .short_conv(s.buf(x), bc, w.vec(), state, self.n(), fresh);
+    }
+
+    fn ssm_scan(&mut self, out: Buf, xbc_dt: [Buf; 2], w: &Scan<CpuWeight>, il: usize) {
+        let (s, state) = (self.s, self.s.states.of(&self.s.hp, il));
+        let (scan, fresh) = (s.states.scan(w), s.states.fresh);
+        let xbc_dt = xbc_dt.map(|b| s.buf(b));
+        self.pass
+            .ssm_scan(s.buf(out), xbc_dt, &scan, state, self.n(), fresh);
+    }
+
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
         let (x, width) = (self.s.buf(x), self.s.widths.get(x));
         self.pass
@@ -536,7 +556,7 @@ impl Backend for CpuPass<'_> {
     }
 
     fn gated_delta_net(&mut self, out: Buf, qkv: Buf, gates: [Buf; 2], il: usize) {
-        let (s, state) = (self.s, self.s.states.of(&self.s.hp, il));
+        let (s, state) = (self.s, self.s.states.delta(&self.s.hp, il));
         let (gates, fresh) = (gates.map(|b| s.buf(b)), s.states.fresh);
         self.pass
             .gated_delta_net(s.buf(out), s.buf(qkv), gates, state, self.n(), fresh);

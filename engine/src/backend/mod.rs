@@ -57,13 +57,17 @@ pub enum Buf {
     Qg,
     /// Gate of the output of attention, `n_head * head_dim`.
     Ag,
-    /// Gated delta net: queries, keys and values of all its heads, one after the other; `n_qkv` of [`DeltaNet`](crate::arch::DeltaNet).
+    /// What goes through a convolution. Gated delta net: queries, keys and values of all its heads, one after the other; `n_qkv` of
+    /// [`DeltaNet`](crate::arch::DeltaNet). State space: `x`, `b` and `c`; `n_xbc` of [`StateSpace`](crate::arch::StateSpace). Gated short
+    /// convolution: `n_embd`.
     Qkv,
-    /// Gated delta net: what it reads from its state, `n_v` of [`DeltaNet`](crate::arch::DeltaNet).
+    /// What is read from a state: `n_v` of [`DeltaNet`](crate::arch::DeltaNet), `n_inner` of [`StateSpace`](crate::arch::StateSpace). Gated
+    /// short convolution: its second gate, `n_embd`.
     Dn,
-    /// Gate of that, then their product; as wide.
+    /// Gate of that, then their product; as wide. Gated short convolution: its first gate.
     Z,
-    /// Gated delta net: what is kept of the state, `n_head_v` of [`DeltaNet`](crate::arch::DeltaNet).
+    /// Gated delta net: what is kept of the state, `n_head_v` of [`DeltaNet`](crate::arch::DeltaNet). State space: step sizes, `n_head` of
+    /// [`StateSpace`](crate::arch::StateSpace).
     Alpha,
     /// Gated delta net: how much of a correction is made, as wide.
     Beta,
@@ -115,8 +119,8 @@ pub struct Linear<W> {
 pub struct Moe<W> {
     /// Router, `[n_expert, n_embd]`.
     pub gate_inp: W,
-    /// `[n_expert, n_ff, n_embd]`.
-    pub gate_exps: W,
+    /// `[n_expert, n_ff, n_embd]`, of experts that have gates.
+    pub gate_exps: Option<W>,
     /// `[n_expert, n_ff, n_embd]`.
     pub up_exps: W,
     /// `[n_expert, n_embd, n_ff]`.
@@ -158,6 +162,17 @@ pub struct MoeBias<W> {
     pub down_exps: W,
 }
 
+/// Weights of a state space (Mamba-2), `[n_head]` each.
+#[derive(Debug)]
+pub struct Scan<W> {
+    /// How fast a head forgets; negative.
+    pub a: W,
+    /// Added to its step size.
+    pub dt: W,
+    /// How much of its own input it passes on.
+    pub d: W,
+}
+
 /// How the products of a router become weights of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gating {
@@ -167,9 +182,11 @@ pub enum Gating {
     Sigmoid,
 }
 
-/// Activation of an expert; `gate` and `up` are its two products.
+/// Activation of an expert; `gate` and `up` are its two products, or `up` the only one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
+    /// `max(up, 0)²`, of experts without gates.
+    ReluSqr,
     /// `silu(gate) * up`
     Swiglu,
     /// `g * sigmoid(1.702 g) * (u + 1)`, where `g` is the gate, 7 at most, and `u` is `up`, within 7 of zero: ggml's `swiglu_oai`.
@@ -216,6 +233,9 @@ pub trait Backend {
     /// In place over each head of `x`, `[n, n_head, head_dim]`; `w` is `[head_dim]`.
     fn rms_norm_heads(&mut self, x: Buf, w: &Self::Weight, eps: f32);
 
+    /// In place over each of `n_group` parts of the rows of `x`, with one part of `w` for each.
+    fn rms_norm_groups(&mut self, x: Buf, w: &Self::Weight, n_group: usize, eps: f32);
+
     /// In place over what each row of `x` begins with, as many elements as `w` has.
     fn rms_norm_first(&mut self, x: Buf, w: &Self::Weight, eps: f32);
 
@@ -256,8 +276,17 @@ pub trait Backend {
     fn sigmoid_mul(&mut self, x: Buf, gate: Buf);
 
     /// A causal convolution along the tokens, every element of a row by itself, and `silu` of the result, in place. `w`: `[d_conv, width]`,
-    /// the oldest token first. Inputs of before the pass come from the state of layer `il`, which keeps the last ones.
+    /// the oldest token first, and behind it what is added to each element, if there is something. Inputs of before the pass come from the
+    /// state of layer `il`, which keeps the last ones.
     fn ssm_conv(&mut self, x: Buf, w: &Self::Weight, il: usize);
+
+    /// A gated short convolution, in place: `x = c * conv(b * x)`, `conv` that of [`Backend::ssm_conv`] without its `silu`.
+    fn short_conv(&mut self, x: Buf, bc: [Buf; 2], w: &Self::Weight, il: usize);
+
+    /// The scan of a state space (Mamba-2, arXiv 2405.21060), token by token: `S = exp(a dt) S + dt x bᵀ; out = S c + d x`, where `S` is the
+    /// state of layer `il`, a matrix for each head, and zero before position 0. `xbc`: [`Buf::Qkv`]; `dt`: step sizes, of which a softplus
+    /// is taken first.
+    fn ssm_scan(&mut self, out: Buf, xbc_dt: [Buf; 2], w: &Scan<Self::Weight>, il: usize);
 
     /// `x / sqrt(|x|² + eps)`, in place over each of the `n_head` heads of `head_dim` elements that rows of `x` begin with.
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32);

@@ -15,7 +15,7 @@ use self::math::{
     activation, best_experts, dot, gelu, norm, sigmoid, silu, softcap, softmax, swiglu_oai,
 };
 use super::{
-    Act, Activation, Backend, Buf, Gating, Linear, Moe, Outputs, RopeMode, Runner, Tensor,
+    Act, Activation, Backend, Buf, Gating, Linear, Moe, Outputs, RopeMode, Runner, Scan, Tensor,
 };
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
@@ -265,6 +265,17 @@ impl Backend for TracePass {
             .collect();
     }
 
+    fn rms_norm_groups(&mut self, x: Buf, w: &TraceWeight, n_group: usize, eps: f32) {
+        let w = w.vector();
+        let width = w.len() / n_group;
+        let parts = self.bufs[x as usize].chunks_exact(width);
+        let weights = w.chunks_exact(width).cycle();
+        self.bufs[x as usize] = parts
+            .zip(weights)
+            .flat_map(|(x, w)| norm(x, w, eps))
+            .collect();
+    }
+
     fn rms_norm_first(&mut self, x: Buf, w: &TraceWeight, eps: f32) {
         let (w, width) = (w.vector(), self.widths.get(x));
         for row in self.bufs[x as usize].chunks_exact_mut(width) {
@@ -399,6 +410,15 @@ impl Backend for TracePass {
         self.conv(x, &w.vector(), il);
     }
 
+    fn short_conv(&mut self, x: Buf, bc: [Buf; 2], w: &TraceWeight, il: usize) {
+        self.gated_conv(x, bc, &w.vector(), il);
+    }
+
+    fn ssm_scan(&mut self, out: Buf, xbc_dt: [Buf; 2], w: &Scan<TraceWeight>, il: usize) {
+        let w = [&w.a, &w.dt, &w.d].map(TraceWeight::vector);
+        self.scan(out, xbc_dt, w, il);
+    }
+
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
         let width = self.widths.get(x);
         for row in self.bufs[x as usize].chunks_exact_mut(width) {
@@ -485,11 +505,13 @@ impl Backend for TracePass {
             for e in order {
                 let hidden: Vec<f32> = (e * n_ff..(e + 1) * n_ff)
                     .map(|r| {
-                        let gate = product(&moe.gate_exps, &gates, r, &xn);
+                        let gate = moe.gate_exps.as_ref();
+                        let gate = gate.map_or(0.0, |w| product(w, &gates, r, &xn));
                         let up = product(&moe.up_exps, &ups, r, &xn);
                         match moe.act {
                             Act::Swiglu => silu(gate) * up,
                             Act::SwigluOai => swiglu_oai(gate, up),
+                            Act::ReluSqr => activation(up, Activation::ReluSqr),
                         }
                     })
                     .collect();

@@ -9,7 +9,7 @@ use lemma_cuda::ops::{
 };
 use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
 
-use super::super::{Activation, Backend, Buf, Linear, Moe as MoeWeights, RopeMode};
+use super::super::{Activation, Backend, Buf, Linear, Moe as MoeWeights, RopeMode, Scan};
 use super::buffers::{Moe, Pool};
 use super::{CudaWeight, StepLayout};
 use crate::arch::{ArchModel, HParams, Rope, Widths};
@@ -492,6 +492,18 @@ impl Backend for Pass {
 
     fn ssm_conv(&mut self, _: Buf, _: &CudaWeight, _: usize) {
         self.refuse("gated delta nets");
+    }
+
+    fn short_conv(&mut self, _: Buf, _: [Buf; 2], _: &CudaWeight, _: usize) {
+        self.refuse("short convolutions");
+    }
+
+    fn ssm_scan(&mut self, _: Buf, _: [Buf; 2], _: &Scan<CudaWeight>, _: usize) {
+        self.refuse("state spaces");
+    }
+
+    fn rms_norm_groups(&mut self, _: Buf, _: &CudaWeight, _: usize, _: f32) {
+        self.refuse("state spaces");
     }
 
     fn l2_norm_first(&mut self, _: Buf, _: usize, _: usize, _: f32) {
