@@ -258,6 +258,10 @@ fn each_arch() -> Vec<Case> {
         "afmoe.gguf",
         "lfm2.gguf",
         "lfm2moe.gguf",
+        "nemotron_h.gguf",
+        "nemotron_h_moe.gguf",
+        "granitehybrid.gguf",
+        "falcon-h1.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

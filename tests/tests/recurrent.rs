@@ -1,4 +1,4 @@
-//! Models with recurrent states (delta nets, short convolutions): batches, sequences that go back, pools that recycle, and shapes that no file of
+//! Models with recurrent states (delta nets, state spaces, short convolutions): batches, sequences that go back, pools that recycle, and shapes that no file of
 //! llama.cpp's covers, over files that are made here.
 
 #![allow(
@@ -32,7 +32,7 @@ fn options(backend: BackendKind, spec: &str) -> LoadOptions {
 }
 
 /// One model for each kind of state.
-const KINDS: [&str; 2] = ["qwen35", "lfm2"];
+const KINDS: [&str; 4] = ["qwen35", "lfm2", "nemotron_h", "falcon-h1"];
 
 fn golden(kind: &str, o: &LoadOptions) -> Arc<Model> {
     Arc::new(Model::load(&data().join(format!("arch/{kind}.gguf")), o).unwrap())
@@ -118,6 +118,32 @@ fn layers_with_a_state_have_no_pages() {
     // Three layers; the last inputs of three tokens and four matrices; and once more for going back.
     let layer = 3 * 256 + 4 * 32 * 32;
     assert_eq!(session.plan().state, 2 * 3 * layer * 4);
+}
+
+/// Layers that are feed-forward blocks keep nothing, and those that look back in two ways keep both.
+#[test]
+fn layers_keep_what_they_look_back_to() {
+    let o = options(BackendKind::Cpu, "raas");
+    let width = |n_inner: u64, n_group: u64, d_state: u64| n_inner + 2 * n_group * d_state;
+    for (kind, n_layer, n_pages, state) in [
+        ("lfm2", 4, 2, 2 * (2 * 32)),
+        ("nemotron_h", 5, 1, 2 * (2 * width(96, 3, 8) + 96 * 8)),
+        ("granitehybrid", 3, 1, 2 * (3 * width(48, 1, 16) + 48 * 16)),
+        ("falcon-h1", 2, 2, 2 * (3 * width(64, 2, 16) + 64 * 16)),
+    ] {
+        let session = Session::new(golden(kind, &o), &o).unwrap();
+        let hp = session.model().hparams();
+        assert_eq!(
+            (hp.n_layer, session.n_tables()),
+            (n_layer, n_pages),
+            "{kind}"
+        );
+        // Keys and values of the context of 512 tokens.
+        let row = 2 * hp.n_head_kv * hp.head_dim * 4;
+        assert_eq!(session.plan().kv, (512 * n_pages * row) as u64, "{kind}");
+        // Once more for going back.
+        assert_eq!(session.plan().state, 2 * 4 * state, "{kind}");
+    }
 }
 
 #[test]

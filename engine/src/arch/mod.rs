@@ -19,6 +19,7 @@ mod ernie4_5_moe;
 mod exaone;
 mod exaone4;
 mod exaone_moe;
+mod falcon_h1;
 mod ffn;
 mod gemma2;
 mod gemma3;
@@ -26,6 +27,7 @@ mod glm4;
 mod glm4moe;
 mod gpt_oss;
 mod granite;
+mod granitehybrid;
 mod granitemoe;
 mod hparams;
 mod hunyuan_dense;
@@ -35,9 +37,12 @@ mod keys;
 mod lfm2;
 mod lfm2moe;
 mod llama;
+mod mamba2;
 mod minicpm;
 mod minimax_m2;
 mod mistral3;
+mod nemotron_h;
+mod nemotron_h_moe;
 mod olmo2;
 mod olmoe;
 mod phi3;
@@ -154,6 +159,10 @@ archs! {
     "apertus" => apertus::Apertus,
     "lfm2" => lfm2::Lfm2,
     "lfm2moe" => lfm2moe::Lfm2Moe,
+    "nemotron_h" => nemotron_h::NemotronH,
+    "nemotron_h_moe" => nemotron_h_moe::NemotronHMoe,
+    "granitehybrid" => granitehybrid::GraniteHybrid,
+    "falcon-h1" => falcon_h1::FalconH1,
 }
 
 /// The error for an architecture that is not in the table.

@@ -1,7 +1,7 @@
 //! Layers that keep a state of fixed size: state spaces and gated short convolutions. [`DeltaNet`](super::DeltaNet) is the third kind.
 
 use super::hparams::{HParams, Past};
-use super::keys::Keys;
+use super::keys::{Keys, MAX_DIM, MAX_HEADS};
 use crate::error::Error;
 
 /// Most tokens that a convolution may see.
@@ -50,6 +50,36 @@ impl StateSpace {
     /// Width of what goes through the convolution: all heads, and two vectors of each group.
     pub fn n_xbc(&self) -> usize {
         self.n_inner() + 2 * self.n_group * self.d_state
+    }
+
+    pub(super) fn read(k: &Keys<'_>) -> Result<Self, Error> {
+        let inner = k.count("ssm.inner_size", MAX_DIM)?;
+        let n_head = k.count("ssm.time_step_rank", MAX_HEADS)?;
+        if !inner.is_multiple_of(n_head) || !(inner / n_head).is_multiple_of(16) {
+            let expected = format!("a multiple of 16 times time_step_rank {n_head}");
+            return Err(k.bad("ssm.inner_size", inner, expected));
+        }
+        let s = Self {
+            n_head,
+            head_dim: inner / n_head,
+            n_group: k.count("ssm.group_count", MAX_HEADS)?,
+            d_state: k.count("ssm.state_size", MAX_DIM)?,
+            d_conv: d_conv(k, "ssm.conv_kernel")?,
+        };
+        if !n_head.is_multiple_of(s.n_group) {
+            let expected = format!("a divisor of time_step_rank {n_head}");
+            return Err(k.bad("ssm.group_count", s.n_group, expected));
+        }
+        if !s.d_state.is_multiple_of(8) {
+            return Err(k.bad("ssm.state_size", s.d_state, "a multiple of 8".to_owned()));
+        }
+        // All factors are bounded, so the products do not overflow.
+        let most = MAX_DIM as usize;
+        if s.n_xbc() > most || inner * s.d_state > 16 * most {
+            let expected = format!("a state of {} numbers at most", 16 * most);
+            return Err(k.bad("ssm.state_size", s.d_state, expected));
+        }
+        Ok(s)
     }
 }
 
