@@ -120,6 +120,8 @@ fn what_has_no_kernels_is_refused_in_a_line() {
         for (name, what) in [
             ("deepseek2-v3", "latent attention"),
             ("qwen35", "gated delta nets"),
+            ("lfm2", "short convolutions"),
+            ("falcon-h1", "state spaces"),
         ] {
             let path = lemma_tests::data()
                 .join("arch")
