@@ -134,6 +134,12 @@ fn activation_functions() {
             &scaled,
             1e-13,
         );
+        let by = Activation::Gelu;
+        check(
+            everywhere(&x, Limits::default(), |p, x| p.activate(x, by, n)),
+            &plain,
+            1e-12,
+        );
         let squared: Vec<f64> = pairs().map(|(x, _)| x.max(0.0).powi(2)).collect();
         let by = Activation::ReluSqr;
         check(

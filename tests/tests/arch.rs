@@ -262,6 +262,9 @@ fn each_arch() -> Vec<Case> {
         "nemotron_h_moe.gguf",
         "granitehybrid.gguf",
         "falcon-h1.gguf",
+        "stablelm.gguf",
+        "starcoder2.gguf",
+        "deci.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

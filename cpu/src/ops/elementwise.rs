@@ -19,6 +19,8 @@ pub enum RopeMode {
 pub enum Activation {
     /// `max(x, 0)²`
     ReluSqr,
+    /// [`Pass::gelu`]
+    Gelu,
     /// `alpha_p x² + beta x` where x is positive, elsewhere `alpha_n (exp(min(x, eps)) - 1 - x) + beta x`.
     #[allow(missing_docs)]
     Xielu {
@@ -262,6 +264,7 @@ impl Pass<'_> {
         let x = unsafe { x.slice_mut(self.w.range(n, LANES)) };
         match by {
             Activation::ReluSqr => lanes::relu_sqr(self.isa, x),
+            Activation::Gelu => lanes::gelu(self.isa, x),
             Activation::Xielu {
                 alpha_n,
                 alpha_p,

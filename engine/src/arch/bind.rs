@@ -153,6 +153,27 @@ impl<'a, W> Binder<'a, W> {
         self.required(&format!("{name}.weight"), &[n])
     }
 
+    /// The weights of a norm: those of [`Binder::vector`], and behind them, in models whose norms may add something, `<name>.bias` where
+    /// the file has one.
+    pub(super) fn norm(&mut self, hp: &HParams, name: &str, n: usize) -> Result<W, Error> {
+        let bias = match hp.centers {
+            true => self.find(&format!("{name}.bias"), &[n], true)?,
+            false => None,
+        };
+        let Some(bias) = bias else {
+            return self.vector(name, n);
+        };
+        let name = format!("{name}.weight");
+        let found = self.find(&name, &[n], true)?;
+        let mut t = found.ok_or_else(|| self.missing(&name, &[n]))?;
+        if !self.dry {
+            let both = [t.to_f32(), bias.to_f32()].concat();
+            let bytes = both.into_iter().flat_map(f32::to_le_bytes).collect();
+            (t.ty, t.n_in, t.bytes) = (GgmlType::F32, 2 * n, Bytes::owned(bytes));
+        }
+        (self.make)(t)
+    }
+
     /// `<name>.weight` of `n` elements as a matrix of one row.
     pub(super) fn row(&mut self, name: &str, n: usize) -> Result<Linear<W>, Error> {
         let (name, dims) = (format!("{name}.weight"), [n]);
@@ -290,13 +311,13 @@ impl<'a, W> Binder<'a, W> {
     }
 
     /// The norm of a feed-forward block, `ffn_norm`; some files name it after what comes before, `post_attention_norm`.
-    pub(super) fn ffn_norm(&mut self, n_embd: usize) -> Result<W, Error> {
+    pub(super) fn ffn_norm(&mut self, hp: &HParams) -> Result<W, Error> {
         let after = "post_attention_norm";
         let name = match self.has(after) && !self.has("ffn_norm") {
             true => after,
             false => "ffn_norm",
         };
-        self.vector(name, n_embd)
+        self.norm(hp, name, hp.n_embd)
     }
 
     /// Router and experts of a mixture-of-experts block.

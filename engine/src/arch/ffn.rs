@@ -56,11 +56,7 @@ impl<W> Ffn<W> {
                     by,
                     ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
                 },
-                None => Self::Dense {
-                    ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
-                    ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
-                    ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
-                },
+                None => Self::dense(b, n_embd, n_ff)?,
             });
         }
         Ok(Self::Moe {
@@ -81,6 +77,15 @@ impl<W> Ffn<W> {
             } else {
                 None
             },
+        })
+    }
+
+    /// A block with a gate, `n_ff` wide.
+    pub(super) fn dense(b: &mut Binder<'_, W>, n_embd: usize, n_ff: usize) -> Result<Self, Error> {
+        Ok(Self::Dense {
+            ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
+            ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
+            ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
         })
     }
 

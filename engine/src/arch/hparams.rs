@@ -81,6 +81,8 @@ pub struct HParams {
     pub rope_mode: RopeMode,
     /// Interleaved M-RoPE: how many pairs rotate by each of four coordinates. Those of text are its position three times, and zero.
     pub rope_sections: Option<[usize; 4]>,
+    /// Whether norms take the mean off first, and may add something.
+    pub centers: bool,
     /// Whether what attention gives is gated.
     pub gates_attention: bool,
     /// Whether what feed-forward blocks give is normed before it is added, experts among them.
@@ -244,7 +246,9 @@ impl HParams {
 
         let n_layer = k.count("block_count", MAX_LAYERS)?;
         let n_embd = k.count("embedding_length", MAX_DIM)?;
-        let n_head = k.count("attention.head_count", MAX_HEADS)?;
+        let n_head = k
+            .count_where_any("attention.head_count", MAX_HEADS)?
+            .ok_or_else(|| k.missing("attention.head_count"))?;
         let n_head_kv = k
             .count_where_any("attention.head_count_kv", MAX_HEADS)?
             .unwrap_or(n_head);
@@ -289,14 +293,17 @@ impl HParams {
                 format!("1 to expert_count ({n_expert}, at most 4096)"),
             ));
         }
-        let n_ff = k.count_where_any("feed_forward_length", MAX_DIM)?;
+        let n_ff = match arch {
+            "deci" => k.largest("feed_forward_length", MAX_DIM)?,
+            _ => k.count_where_any("feed_forward_length", MAX_DIM)?,
+        };
         // Norms that take the mean off call it differently.
         let (eps, mean_eps) = (
             "attention.layer_norm_rms_epsilon",
             "attention.layer_norm_epsilon",
         );
         let eps = match arch {
-            "cohere2" => mean_eps,
+            "cohere2" | "command-r" | "stablelm" | "starcoder2" | "nemotron" => mean_eps,
             "nemotron_h" | "nemotron_h_moe" if !k.has(eps) => mean_eps,
             _ => eps,
         };
@@ -363,6 +370,7 @@ impl HParams {
             partial_rotary: false,
             rope_mode: RopeMode::Norm,
             rope_sections: None,
+            centers: false,
             gates_attention: false,
             norms_ffn: false,
             temperature: None,
@@ -417,6 +425,12 @@ impl HParams {
     pub(super) fn without_gates(&mut self, activations: Vec<Activation>) {
         self.activations = activations;
         self.cpu_only = Some("feed-forward blocks without gates");
+    }
+
+    /// Norms that take the mean off first.
+    pub(super) fn centered_norms(&mut self) {
+        self.centers = true;
+        self.cpu_only = Some("norms that add something");
     }
 
     /// Gives layers a window, and lets no others rotate.

@@ -17,6 +17,7 @@ const MIXED: &[&str] = &[
     "nemotron_h",
     "nemotron_h_moe",
     "granitehybrid",
+    "deci",
 ];
 
 const WINDOW: &str = "attention.sliding_window";
@@ -72,6 +73,19 @@ impl Keys<'_> {
         match hp.n_expert {
             0 => Ok(()),
             n => Err(self.bad("expert_count", n, "none".to_owned())),
+        }
+    }
+
+    /// Refuses norms of queries and keys.
+    pub(super) fn no_qk_norms(&self) -> Result<(), Error> {
+        let name = "attn_q_norm.weight";
+        match self.has_tensor(0, name) {
+            false => Ok(()),
+            true => Err(report::unsupported(
+                self.file.name(),
+                format!("tensor blk.0.{name}"),
+                "a model that does not norm its queries",
+            )),
         }
     }
 
@@ -131,6 +145,14 @@ impl Keys<'_> {
                 Err(self.bad(name, format!("{:?}", &all[..all.len().min(64)]), expected))
             }
             n => Ok(n.map(|n| *n as usize)),
+        }
+    }
+
+    /// The largest number of all layers, `None` where there is none but zeros.
+    pub(super) fn largest(&self, name: &str, max: u32) -> Result<Option<usize>, Error> {
+        match self.layer_counts(name, 0)?.into_iter().max() {
+            Some(n) if n > max => Err(self.bad(name, n, format!("at most {max}"))),
+            n => Ok(n.filter(|n| *n > 0).map(|n| n as usize)),
         }
     }
 

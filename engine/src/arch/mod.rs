@@ -10,6 +10,8 @@ mod bailingmoe;
 mod bailingmoe2;
 mod bind;
 mod cohere2;
+mod command_r;
+mod deci;
 mod decoder;
 mod deepseek;
 mod deepseek2;
@@ -21,6 +23,7 @@ mod exaone4;
 mod exaone_moe;
 mod falcon_h1;
 mod ffn;
+mod gemma;
 mod gemma2;
 mod gemma3;
 mod glm4;
@@ -33,6 +36,7 @@ mod hparams;
 mod hunyuan_dense;
 mod hunyuan_moe;
 mod hy_v3;
+mod internlm2;
 mod keys;
 mod lfm2;
 mod lfm2moe;
@@ -41,6 +45,7 @@ mod mamba2;
 mod minicpm;
 mod minimax_m2;
 mod mistral3;
+mod nemotron;
 mod nemotron_h;
 mod nemotron_h_moe;
 mod olmo2;
@@ -60,6 +65,8 @@ mod rope;
 mod routing;
 mod seed_oss;
 mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 pub use bind::{Binder, Shape};
 pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past, QkNorm, Temperature};
@@ -163,6 +170,13 @@ archs! {
     "nemotron_h_moe" => nemotron_h_moe::NemotronHMoe,
     "granitehybrid" => granitehybrid::GraniteHybrid,
     "falcon-h1" => falcon_h1::FalconH1,
+    "internlm2" => internlm2::InternLm2,
+    "gemma" => gemma::Gemma,
+    "command-r" => command_r::CommandR,
+    "stablelm" => stablelm::StableLm,
+    "starcoder2" => starcoder2::StarCoder2,
+    "nemotron" => nemotron::Nemotron,
+    "deci" => deci::Deci,
 }
 
 /// The error for an architecture that is not in the table.

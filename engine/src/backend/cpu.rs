@@ -360,6 +360,21 @@ impl CpuPass<'_> {
         self.s.step.tokens.len()
     }
 
+    /// [`Backend::rms_norm`] of `n` rows of `width` elements.
+    fn norm(
+        &self,
+        [out, x]: [&Shared<f32>; 2],
+        w: &CpuWeight,
+        (eps, width): (f32, usize),
+        n: usize,
+    ) {
+        let (w, adds) = w.vec().split_at(width);
+        self.pass.rms_norm(out, x, w, eps, n);
+        if !adds.is_empty() {
+            self.pass.add_bias(out, adds, n);
+        }
+    }
+
     /// Takes the keys of the pass into the bounds of their pages; for a single token, estimates the masses of the live pages
     /// and says whether some of them are to be left out.
     fn bound(&self, q: Buf, k: Buf, il: usize) -> bool {
@@ -399,8 +414,8 @@ impl Backend for CpuPass<'_> {
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &CpuWeight, eps: f32) {
-        self.pass
-            .rms_norm(self.s.buf(out), self.s.buf(x), w.vec(), eps, self.n());
+        let (s, width) = (self.s, self.s.widths.get(x));
+        self.norm([s.buf(out), s.buf(x)], w, (eps, width), self.n());
     }
 
     fn rms_norm_heads(&mut self, x: Buf, w: &CpuWeight, eps: f32) {
@@ -589,12 +604,12 @@ impl Backend for CpuPass<'_> {
         let rows = match s.step.outputs {
             None | Some(Outputs::None) => return,
             Some(Outputs::All) => {
-                self.pass.rms_norm(xn, x, norm.vec(), eps, n);
+                self.norm([xn, x], norm, (eps, s.hp.n_embd), n);
                 n
             }
             Some(Outputs::Last) => {
                 self.pass.copy_rows(xn, x, &[n as u32 - 1], s.hp.n_embd);
-                self.pass.rms_norm(xn, xn, norm.vec(), eps, 1);
+                self.norm([xn, xn], norm, (eps, s.hp.n_embd), 1);
                 1
             }
         };

@@ -198,6 +198,8 @@ pub enum Act {
 pub enum Activation {
     /// `max(x, 0)²`
     ReluSqr,
+    /// GELU by the tanh formula (arXiv 1606.08415).
+    Gelu,
     /// `alpha_p x² + beta x` where x is positive, elsewhere `alpha_n (exp(min(x, eps)) - 1 - x) + beta x`.
     #[allow(missing_docs)]
     Xielu {
@@ -227,7 +229,7 @@ pub trait Backend {
     /// `out[i] = w[token[i]]`; rows of the embedding matrix `[n_vocab, n_embd]`.
     fn embed(&mut self, out: Buf, w: &Self::Weight);
 
-    /// `out = x / rms(x) * w` over each row, `rms(x) = sqrt(mean(x²) + eps)`.
+    /// `out = x / rms(x) * w` over each row, `rms(x) = sqrt(mean(x²) + eps)`. Behind `w` comes what is added then, if there is something.
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &Self::Weight, eps: f32);
 
     /// In place over each head of `x`, `[n, n_head, head_dim]`; `w` is `[head_dim]`.

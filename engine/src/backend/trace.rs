@@ -12,7 +12,7 @@ mod recurrent;
 use std::collections::BTreeMap;
 
 use self::math::{
-    activation, best_experts, dot, gelu, norm, sigmoid, silu, softcap, softmax, swiglu_oai,
+    activation, affine, best_experts, dot, gelu, norm, sigmoid, silu, softcap, softmax, swiglu_oai,
 };
 use super::{
     Act, Activation, Backend, Buf, Gating, Linear, Moe, Outputs, RopeMode, Runner, Scan, Tensor,
@@ -212,7 +212,8 @@ impl TracePass {
     }
 
     fn row(&self, b: Buf, t: usize) -> &[f32] {
-        let w = self.widths.get(b);
+        // Layers may fill their rows in part; these lie side by side then.
+        let w = self.bufs[b as usize].len() / self.n();
         &self.bufs[b as usize][t * w..][..w]
     }
 
@@ -253,7 +254,7 @@ impl Backend for TracePass {
         let (w, width) = (w.vector(), self.widths.get(x));
         self.bufs[out as usize] = self.bufs[x as usize]
             .chunks_exact(width)
-            .flat_map(|r| norm(r, &w, eps))
+            .flat_map(|r| affine(r, &w, eps))
             .collect();
     }
 
@@ -538,7 +539,7 @@ impl Backend for TracePass {
         let nw = norm_w.vector();
         let bias = w.bias.as_ref().map(TraceWeight::vector);
         for t in first..self.n() {
-            let xn = norm(self.row(x, t), &nw, eps);
+            let xn = affine(self.row(x, t), &nw, eps);
             self.logits.extend(
                 (0..w.w.0.n_out)
                     .map(|o| dot(&w.w.row(o), &xn) + bias.as_ref().map_or(0.0, |b| b[o]))

@@ -122,6 +122,7 @@ pub(super) fn moe_ffn(moe: &Moe<CpuWeight>) -> MoeFfn<'_> {
 pub(super) fn activation(by: Activation) -> lemma_cpu::Activation {
     match by {
         Activation::ReluSqr => lemma_cpu::Activation::ReluSqr,
+        Activation::Gelu => lemma_cpu::Activation::Gelu,
         Activation::Xielu {
             alpha_n,
             alpha_p,
