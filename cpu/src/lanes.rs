@@ -264,6 +264,13 @@ multiversion! {
         }
     }
 
+    /// `gate[i] = max(gate[i], 0) * up[i]`
+    pub(crate) fn reglu(gate: &mut [f32], up: &[f32]) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            *g = g.max(0.0) * *u;
+        }
+    }
+
     /// `x[i] = max(x[i], 0)²`
     pub(crate) fn relu_sqr(x: &mut [f32]) {
         for x in x {

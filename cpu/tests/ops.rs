@@ -3,7 +3,8 @@
 mod common;
 use common::*;
 use lemma_cpu::{
-    Act, Activation, Experts, Gating, Isa, Limits, Mat, MoeBias, MoeFfn, Pass, RopeMode, Shared,
+    Act, Activation, Experts, Gating, Isa, Limits, Mat, MoeBias, MoeFfn, MulMat, Pass, RopeMode,
+    Shared,
 };
 use lemma_quant::GgmlType;
 
@@ -265,6 +266,7 @@ fn mixtures_of_experts() {
             (Gating::Sigmoid, true, true, Act::Swiglu, 12, (4, 2)),
             (Gating::Softmax, false, false, Act::Swiglu, 12, (3, 1)),
             (Gating::Sigmoid, true, true, Act::ReluSqr, 7, (1, 1)),
+            (Gating::Softmax, true, false, Act::Reglu, 7, (1, 1)),
         ] {
             let ty = GgmlType::F16;
             let router = quantize(GgmlType::F32, &random.vec(n_expert * n_embd));
@@ -317,6 +319,24 @@ fn mixtures_of_experts() {
                 p.moe_ffn(out, &input, &f, n_tokens)
             });
             check(got.clone(), &want, 1e-12);
+            // The same by logits that are there already, and nothing of what was in the output before.
+            if bias.is_none() {
+                let logits = Shared::zeroed(n_tokens * n_expert);
+                let routed = everywhere(&start, limits, |p, out| {
+                    let router = MulMat {
+                        out: &logits,
+                        out_add: false,
+                        w: f.router,
+                        bias: None,
+                    };
+                    p.mul_mat(router, &input, n_tokens);
+                    p.moe_ffn_routed(out, [&input, &logits], &f, n_tokens);
+                });
+                let alone: Vec<f64> = (want.iter().zip(&start))
+                    .map(|(y, x)| y - f64::from(*x))
+                    .collect();
+                check(routed, &alone, 1e-11);
+            }
             // A token gets what it gets alone.
             for (t, (x, start)) in (x.chunks(n_embd)).zip(start.chunks(n_embd)).enumerate() {
                 let input = Shared::from_slice(x);
@@ -378,6 +398,7 @@ fn moe(f: &MoeFfn<'_>, x: &[f32], start: &[f32]) -> Vec<f64> {
             let act = |(g, u): (&f64, &f64)| match f.act {
                 Act::Swiglu => silu(*g) * u,
                 Act::ReluSqr => u.max(0.0).powi(2),
+                Act::Reglu => g.max(0.0) * u,
                 Act::SwigluOai => {
                     let g = g.min(7.0);
                     g / (1.0 + (-1.702 * g).exp()) * (u.clamp(-7.0, 7.0) + 1.0)

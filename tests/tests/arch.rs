@@ -265,6 +265,8 @@ fn each_arch() -> Vec<Case> {
         "stablelm.gguf",
         "starcoder2.gguf",
         "deci.gguf",
+        "smallthinker.gguf",
+        "nemotron_h_moe-latent.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

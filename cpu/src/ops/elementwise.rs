@@ -250,6 +250,17 @@ impl Pass<'_> {
         self.barrier();
     }
 
+    /// `gate = max(gate, 0) * up` for `n` elements; different buffers.
+    pub fn reglu(&self, gate: &Shared<f32>, up: &Shared<f32>, n: usize) {
+        self.check("reglu", &[id(gate), id(up), n]);
+        assert!(!gate.is(up), "reglu: the output is not the second factor");
+        let range = self.w.range(n, LANES);
+        // SAFETY: `up` is only read, the range is this worker's.
+        let (gate, up) = unsafe { (gate.slice_mut(range.clone()), up.slice(range)) };
+        lanes::reglu(self.isa, gate, up);
+        self.barrier();
+    }
+
     /// `out = gelu(x)` for `n` elements, by the tanh formula. `out` may be `x`.
     pub fn gelu(&self, out: &Shared<f32>, x: &Shared<f32>, n: usize) {
         self.check("gelu", &[id(out), id(x), n]);

@@ -19,6 +19,8 @@ pub enum Gating {
 /// What an expert makes of its gate and what goes up, or of what goes up alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
+    /// [`Pass::reglu`]
+    Reglu,
     /// [`Activation::ReluSqr`], of experts without gates.
     ReluSqr,
     /// [`Pass::swiglu`]
@@ -132,6 +134,42 @@ impl Scratch {
 impl Pass<'_> {
     /// `out += ffn(x)`, both `[n_tokens, n_embd]`, different buffers.
     pub fn moe_ffn(&self, out: &Shared<f32>, x: &Shared<f32>, f: &MoeFfn<'_>, n_tokens: usize) {
+        let s = &self.scratch.moe;
+        let router = MulMat {
+            out: &s.logits,
+            out_add: false,
+            w: f.router,
+            bias: f.bias.map(|b| b.router),
+        };
+        self.mul_mat(router, x, n_tokens);
+        self.experts(out, [x, &s.logits], f, n_tokens);
+    }
+
+    /// `out = ffn(x)`, different buffers, of experts that are chosen by logits that are there already, `[n_tokens, n_expert]`; these are used up.
+    pub fn moe_ffn_routed(
+        &self,
+        out: &Shared<f32>,
+        [x, logits]: [&Shared<f32>; 2],
+        f: &MoeFfn<'_>,
+        n_tokens: usize,
+    ) {
+        let n = f.down.n_out;
+        let columns = self.w.range(n, LANES);
+        for t in 0..n_tokens {
+            // SAFETY: these columns are this worker's, and stay so until they are added to.
+            unsafe { out.slice_mut(t * n + columns.start..t * n + columns.end) }.fill(0.0);
+        }
+        self.experts(out, [x, logits], f, n_tokens);
+    }
+
+    /// `out += ffn(x)` by `logits`.
+    fn experts(
+        &self,
+        out: &Shared<f32>,
+        [x, logits]: [&Shared<f32>; 2],
+        f: &MoeFfn<'_>,
+        n_tokens: usize,
+    ) {
         self.check(
             "moe_ffn",
             &[id(out), id(x), f.up.data.as_ptr() as usize, n_tokens],
@@ -140,6 +178,7 @@ impl Pass<'_> {
         let (n_embd, n_ff, n_used) = (f.up.n_in, f.up.n_out, f.n_expert_used);
         assert!(n_tokens * n_embd <= s.x.len() && n_tokens * n_ff <= s.gate.len() && !out.is(x));
         assert!(f.gate.is_some() == (f.act != Act::ReluSqr));
+        assert!(!logits.is(x) && !logits.is(out) && logits.len() >= n_tokens * f.router.n_out);
         assert!(n_used <= self.limits.n_expert_used && f.router.n_out <= self.limits.n_expert);
         assert!((1..=64).contains(&f.n_group) && f.router.n_out.is_multiple_of(f.n_group));
         assert!(n_used <= f.router.n_out / f.n_group * f.n_group_used.min(f.n_group));
@@ -149,14 +188,12 @@ impl Pass<'_> {
             w,
             bias,
         };
-        let router = product(&s.logits, f.router, f.bias.map(|b| b.router));
-        self.mul_mat(router, x, n_tokens);
         for t in self.w.range(n_tokens, 1) {
             let n_expert = f.router.n_out;
             // SAFETY: a token's rows are this worker's.
             let (logits, chosen, weights) = unsafe {
                 (
-                    s.logits.slice_mut(t * n_expert..(t + 1) * n_expert),
+                    logits.slice_mut(t * n_expert..(t + 1) * n_expert),
                     s.chosen.slice_mut(t * n_used..(t + 1) * n_used),
                     s.weights.slice_mut(t * n_used..(t + 1) * n_used),
                 )
@@ -185,6 +222,7 @@ impl Pass<'_> {
             match f.act {
                 Act::Swiglu => self.swiglu(hidden, hidden, &s.up, n * n_ff),
                 Act::SwigluOai => self.swiglu_oai(hidden, hidden, &s.up, n * n_ff),
+                Act::Reglu => self.reglu(hidden, &s.up, n * n_ff),
                 Act::ReluSqr => self.activate(hidden, Activation::ReluSqr, n * n_ff),
             }
             self.mul_mat(product(&s.y, f.down.expert(e), down), hidden, n);

@@ -322,10 +322,11 @@ impl<'a, W> Binder<'a, W> {
 
     /// Router and experts of a mixture-of-experts block.
     pub(super) fn moe(&mut self, hp: &HParams) -> Result<Moe<W>, Error> {
-        let (n_embd, n_ff, n_expert) = (hp.n_embd, hp.n_ff_exp, hp.n_expert);
+        let (n_ff, n_expert) = (hp.n_ff_exp, hp.n_expert);
+        let n_embd = hp.n_expert_latent.unwrap_or(hp.n_embd);
         let routing = hp.routing;
         Ok(Moe {
-            gate_inp: self.matrix("ffn_gate_inp", n_embd, n_expert)?,
+            gate_inp: self.matrix("ffn_gate_inp", hp.n_embd, n_expert)?,
             gate_exps: match hp.activations.is_empty() {
                 true => Some(self.required("ffn_gate_exps.weight", &[n_embd, n_ff, n_expert])?),
                 false => None,

@@ -20,8 +20,18 @@ pub(super) enum Ffn<W> {
     },
     Moe {
         experts: Moe<W>,
+        latent: Option<Latent<W>>,
         shared: Option<Shared<W>>,
     },
+}
+
+/// What stands before and behind experts that are of another width than the residual stream.
+#[derive(Debug)]
+pub(super) struct Latent<W> {
+    /// The router, which reads the stream.
+    ffn_gate_inp: Linear<W>,
+    ffn_latent_down: Linear<W>,
+    ffn_latent_up: Linear<W>,
 }
 
 /// Experts that every token is sent to, as one.
@@ -61,6 +71,14 @@ impl<W> Ffn<W> {
         }
         Ok(Self::Moe {
             experts: b.moe(hp)?,
+            latent: match hp.n_expert_latent {
+                Some(n) => Some(Latent {
+                    ffn_gate_inp: b.linear("ffn_gate_inp", n_embd, hp.n_expert)?,
+                    ffn_latent_down: b.linear("ffn_latent_down", n_embd, n)?,
+                    ffn_latent_up: b.linear("ffn_latent_up", n, n_embd)?,
+                }),
+                None => None,
+            },
             shared: if n_sh > 0 {
                 Some(Shared {
                     ffn_gate_inp_shexp: match hp.routing.gates_shared {
@@ -91,8 +109,18 @@ impl<W> Ffn<W> {
 
     /// `X += ffn(Xn)`
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B, il: usize) {
-        if let Self::Moe { experts, .. } = self {
-            b.moe_ffn(X, Xn, experts);
+        match self {
+            Self::Moe {
+                experts,
+                latent: Some(l),
+                ..
+            } => {
+                b.mul_mats([(Route, &l.ffn_gate_inp), (Lat, &l.ffn_latent_down)], Xn);
+                b.moe_ffn_routed(Y, [Lat, Route], experts);
+                b.mul_mat_add(X, &l.ffn_latent_up, Y);
+            }
+            Self::Moe { experts, .. } => b.moe_ffn(X, Xn, experts),
+            _ => {}
         }
         if let Some((down, hidden)) = self.hidden(b, il) {
             b.mul_mat_add(X, down, hidden);

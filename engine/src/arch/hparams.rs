@@ -53,6 +53,10 @@ pub struct HParams {
     pub activations: Vec<Activation>,
     /// Experts, 0 for a dense model.
     pub n_expert: usize,
+    /// Width of what experts read and give, where it is not that of the residual stream.
+    pub n_expert_latent: Option<usize>,
+    /// Whether their router is apart from them.
+    pub routes_apart: bool,
     /// Experts that a token is sent to.
     pub n_expert_used: usize,
     /// How they are chosen.
@@ -356,6 +360,8 @@ impl HParams {
             eps,
             activations: Vec::new(),
             n_expert: n_expert as usize,
+            n_expert_latent: None,
+            routes_apart: false,
             n_expert_used: n_expert_used as usize,
             routing: Routing::SOFTMAX,
             qk_norm: QkNorm::None,

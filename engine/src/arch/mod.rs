@@ -64,6 +64,7 @@ mod recurrent;
 mod rope;
 mod routing;
 mod seed_oss;
+mod smallthinker;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -177,6 +178,7 @@ archs! {
     "starcoder2" => starcoder2::StarCoder2,
     "nemotron" => nemotron::Nemotron,
     "deci" => deci::Deci,
+    "smallthinker" => smallthinker::SmallThinker,
 }
 
 /// The error for an architecture that is not in the table.
@@ -211,7 +213,11 @@ impl Widths {
             Buf::Ag if hp.gates_attention => hp.n_head * hp.head_dim,
             Buf::Ag => 0,
             Buf::Y if hp.norms_ffn => hp.n_embd,
+            Buf::Y if hp.routes_apart => hp.n_expert_latent.unwrap_or(hp.n_embd),
             Buf::Y => 0,
+            Buf::Route if hp.routes_apart => hp.n_expert,
+            Buf::Route => 0,
+            Buf::Lat => hp.n_expert_latent.unwrap_or(0),
             Buf::Qkv => hp.state().map_or(0, |s| s.width),
             Buf::Dn | Buf::Z => match (hp.delta, hp.ssm, hp.short_conv) {
                 (Some(d), ..) => d.n_v(),

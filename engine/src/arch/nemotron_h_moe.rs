@@ -1,5 +1,5 @@
-//! `nemotron_h_moe`: Nemotron 3 Nano. The layers of `nemotron_h` with mixtures of experts without gates: a sigmoid of each, something added where
-//! they are chosen, and one that every token is sent to.
+//! `nemotron_h_moe`: Nemotron 3 Nano and Super. The layers of `nemotron_h` with mixtures of experts without gates: a sigmoid of each, something added where
+//! they are chosen, and one that every token is sent to. Those of Super read and give a narrower vector, with a matrix before and behind them.
 
 use super::keys::{Keys, MAX_DIM};
 pub(super) use super::nemotron_h::Model;
@@ -10,9 +10,9 @@ use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     k.only_experts(hp)?;
-    // Experts of another width than the residual stream.
     if k.optional("moe_latent_size")?.is_some_and(|n| n > 0) {
-        k.absent("moe_latent_size")?;
+        hp.n_expert_latent = Some(k.count("moe_latent_size", MAX_DIM)?);
+        hp.routes_apart = true;
     }
     hp.n_ff_exp = match k.count_where_any("expert_feed_forward_length", MAX_DIM)? {
         Some(n) => n,

@@ -73,13 +73,18 @@ pub enum Buf {
     Beta,
     /// How much of the shared experts is taken, 1.
     Share,
-    /// What a feed-forward block gives, where it is normed before it is added and has experts; `n_embd`.
+    /// What a feed-forward block gives, where it is normed before it is added and has experts, `n_embd`; what experts give where they have a
+    /// buffer of their own, as wide as they are.
     Y,
+    /// Products of a router that are made apart from the experts, `n_expert`.
+    Route,
+    /// What experts read, where it is of another width than the residual stream.
+    Lat,
 }
 
 impl Buf {
     /// Every buffer, in the order of their discriminants.
-    pub const ALL: [Buf; 22] = [
+    pub const ALL: [Buf; 24] = [
         Buf::X,
         Buf::Xn,
         Buf::Q,
@@ -102,6 +107,8 @@ impl Buf {
         Buf::Beta,
         Buf::Share,
         Buf::Y,
+        Buf::Route,
+        Buf::Lat,
     ];
 }
 
@@ -187,6 +194,8 @@ pub enum Gating {
 pub enum Act {
     /// `max(up, 0)²`, of experts without gates.
     ReluSqr,
+    /// `max(gate, 0) * up`
+    Reglu,
     /// `silu(gate) * up`
     Swiglu,
     /// `g * sigmoid(1.702 g) * (u + 1)`, where `g` is the gate, 7 at most, and `u` is `up`, within 7 of zero: ggml's `swiglu_oai`.
@@ -312,6 +321,9 @@ pub trait Backend {
 
     /// `acc += experts(x)`, each token through its best experts.
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<Self::Weight>);
+
+    /// `out = experts(x)`, chosen by products of a router that are there already: `x_route`. These are used up.
+    fn moe_ffn_routed(&mut self, out: Buf, x_route: [Buf; 2], moe: &Moe<Self::Weight>);
 
     /// Logits of the tokens whose output is wanted: `w rms_norm(x)`, times [`HParams::logit_scale`](crate::arch::HParams::logit_scale), bounded
     /// by [`HParams::logit_softcap`](crate::arch::HParams::logit_softcap).

@@ -5,18 +5,15 @@
 //! [`TraceRunner::named`] beside another engine's dump of the same names. It makes no attempt at speed.
 
 mod attention;
+mod experts;
 mod math;
 mod pool;
 mod recurrent;
 
 use std::collections::BTreeMap;
 
-use self::math::{
-    activation, affine, best_experts, dot, gelu, norm, sigmoid, silu, softcap, softmax, swiglu_oai,
-};
-use super::{
-    Act, Activation, Backend, Buf, Gating, Linear, Moe, Outputs, RopeMode, Runner, Scan, Tensor,
-};
+use self::math::{activation, affine, dot, gelu, norm, sigmoid, silu, softcap};
+use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Scan, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -470,62 +467,12 @@ impl Backend for TracePass {
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<TraceWeight>) {
-        let n_ff = moe.n_ff;
-        let bias = moe.bias.as_ref();
-        let [router, gates, ups, downs] = match bias {
-            Some(b) => [&b.gate_inp, &b.gate_exps, &b.up_exps, &b.down_exps].map(|w| w.vector()),
-            None => Default::default(),
-        };
-        let choice = moe.exp_probs_b.as_ref().map(TraceWeight::vector);
-        // The product of a row, with what is added to it.
-        let product = |w: &TraceWeight, bias: &[f32], r: usize, x: &[f32]| {
-            dot(&w.row(r), x) + bias.get(r).copied().unwrap_or(0.0)
-        };
-        for t in 0..self.n() {
-            let xn = self.row(x, t).to_vec();
-            let mut probs: Vec<f64> = (0..moe.n_expert)
-                .map(|e| f64::from(product(&moe.gate_inp, &router, e, &xn)))
-                .collect();
-            match moe.gating {
-                Gating::Softmax => softmax(&mut probs),
-                Gating::Sigmoid => probs
-                    .iter_mut()
-                    .for_each(|p| *p = 1.0 / (1.0 + (-*p).exp())),
-            }
-            let order = best_experts(moe, &probs, &choice);
-            let sum: f64 = if moe.norm_topk {
-                // What a half-precision number can just hold: all sigmoids may be as good as zero.
-                let sum: f64 = order.iter().map(|&e| probs[e]).sum();
-                sum.max(2.0f64.powi(-14))
-            } else {
-                1.0
-            };
-            let sum = sum / f64::from(moe.weights_scale);
-            let width = xn.len();
-            let mut y = vec![0.0f64; width];
-            for e in order {
-                let hidden: Vec<f32> = (e * n_ff..(e + 1) * n_ff)
-                    .map(|r| {
-                        let gate = moe.gate_exps.as_ref();
-                        let gate = gate.map_or(0.0, |w| product(w, &gates, r, &xn));
-                        let up = product(&moe.up_exps, &ups, r, &xn);
-                        match moe.act {
-                            Act::Swiglu => silu(gate) * up,
-                            Act::SwigluOai => swiglu_oai(gate, up),
-                            Act::ReluSqr => activation(up, Activation::ReluSqr),
-                        }
-                    })
-                    .collect();
-                for (o, y) in y.iter_mut().enumerate() {
-                    let down = product(&moe.down_exps, &downs, e * width + o, &hidden);
-                    *y += probs[e] / sum * f64::from(down);
-                }
-            }
-            let acc = &mut self.bufs[acc as usize][t * width..][..width];
-            for (a, y) in acc.iter_mut().zip(y) {
-                *a += y as f32;
-            }
-        }
+        self.experts(acc, x, None, moe);
+    }
+
+    fn moe_ffn_routed(&mut self, out: Buf, [x, route]: [Buf; 2], moe: &Moe<TraceWeight>) {
+        self.bufs[out as usize].fill(0.0);
+        self.experts(out, x, Some(route), moe);
     }
 
     fn output(&mut self, w: &Linear<TraceWeight>, norm_w: &TraceWeight, x: Buf, eps: f32) {

@@ -104,6 +104,7 @@ pub(super) fn moe_ffn(moe: &Moe<CpuWeight>) -> MoeFfn<'_> {
             Act::Swiglu => lemma_cpu::Act::Swiglu,
             Act::SwigluOai => lemma_cpu::Act::SwigluOai,
             Act::ReluSqr => lemma_cpu::Act::ReluSqr,
+            Act::Reglu => lemma_cpu::Act::Reglu,
         },
         n_expert_used: moe.n_expert_used,
         gating: match moe.gating {

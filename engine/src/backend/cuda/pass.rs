@@ -506,6 +506,10 @@ impl Backend for Pass {
         self.refuse("state spaces");
     }
 
+    fn moe_ffn_routed(&mut self, _: Buf, _: [Buf; 2], _: &MoeWeights<CudaWeight>) {
+        self.refuse("routers apart from their experts");
+    }
+
     fn l2_norm_first(&mut self, _: Buf, _: usize, _: usize, _: f32) {
         self.refuse("gated delta nets");
     }

@@ -254,6 +254,10 @@ impl Backend for Phases<'_> {
         self.builder.refuse("state spaces");
     }
 
+    fn moe_ffn_routed(&mut self, _: Buf, _: [Buf; 2], _: &backend::Moe<CudaWeight>) {
+        self.builder.refuse("routers apart from their experts");
+    }
+
     fn l2_norm_first(&mut self, _: Buf, _: usize, _: usize, _: f32) {
         self.builder.refuse("gated delta nets");
     }
