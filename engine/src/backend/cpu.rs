@@ -109,7 +109,10 @@ impl CpuRunner {
             max_pages: max_spans(layout),
             head_product: hp.latent.map_or(0, |l| l.widest_product()),
             n_ff_expert: hp.n_ff_exp,
-            n_embd_expert: if hp.n_expert > 0 { hp.n_embd } else { 0 },
+            n_embd_expert: match hp.n_expert {
+                0 => 0,
+                _ => hp.n_expert_latent.unwrap_or(hp.n_embd),
+            },
             n_expert: hp.n_expert,
             n_expert_used: hp.n_expert_used,
         };
