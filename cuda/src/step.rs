@@ -401,7 +401,7 @@ impl Builder {
         let emulated = self.gpu.info().name == "emulator";
         let n_block = self.gpu.info().n_sm;
         rows::ask_early(&mut self.phases, &self.products, n_block as usize);
-        let work = self.work(n_block as u32, BLOCK / 32);
+        let work = self.work(n_block, BLOCK / 32);
         let (gpu, s) = (&self.gpu, &self.shape);
         let work = gpu.buffer_of(bytes_of(&work))?;
         let reach = gpu.buffer_of(bytes_of(&self.reach))?;

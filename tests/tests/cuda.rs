@@ -71,12 +71,17 @@ fn plain_cases(gpu: &Gpu) -> Vec<Case> {
 }
 
 /// A runner with its books.
-struct Side {
-    runner: Box<dyn Runner>,
+struct Side<R> {
+    runner: R,
     cache: Cache,
 }
 
-impl Side {
+impl<R: Runner> Side<R> {
+    fn grow(&mut self, n_slots: usize) {
+        self.cache.grow(n_slots);
+        self.runner.grow(self.cache.layout()).unwrap();
+    }
+
     fn run(&mut self, tokens: &[u32], outputs: Outputs) -> Vec<f32> {
         self.cache.begin(tokens.len(), false).unwrap();
         self.runner.run(tokens, &mut self.cache, outputs).unwrap();
@@ -92,7 +97,12 @@ impl Side {
 }
 
 /// The reference and a device over one file, each with books of its own.
-fn sides(path: &Path, gpu: &Gpu, o: &LoadOptions, n_slots: usize) -> (HParams, Side, Side) {
+fn sides(
+    path: &Path,
+    gpu: &Gpu,
+    o: &LoadOptions,
+    n_slots: usize,
+) -> (HParams, Side<TraceRunner>, Side<CudaRunner>) {
     let file = GgufFile::open(path).unwrap();
     let hp = HParams::read(&file).unwrap();
     let policy = policy::find(&o.kv.policy).unwrap();
@@ -106,12 +116,16 @@ fn sides(path: &Path, gpu: &Gpu, o: &LoadOptions, n_slots: usize) -> (HParams, S
     let cache = || Cache::with_layout(&o.kv, policy, layout.clone());
     let trace = TraceRunner::new(&file, &hp, &layout).unwrap();
     let cuda = CudaRunner::new(gpu, &file, &hp, o, &layout, 64).unwrap();
-    let side = |runner, cache| Side { runner, cache };
-    let (a, b) = (
-        side(Box::new(trace) as Box<dyn Runner>, cache()),
-        side(Box::new(cuda), cache()),
-    );
-    (hp, a, b)
+    let [a, b] = [cache(), cache()];
+    let want = Side {
+        runner: trace,
+        cache: a,
+    };
+    let got = Side {
+        runner: cuda,
+        cache: b,
+    };
+    (hp, want, got)
 }
 
 #[test]
@@ -224,10 +238,8 @@ fn prompts_in_pieces_then_steps() {
             let mut last = (Vec::new(), Vec::new());
             for (i, c) in cut.windows(2).enumerate() {
                 if i == 1 {
-                    for side in [&mut want, &mut got] {
-                        side.cache.grow(8);
-                        side.runner.grow(side.cache.layout()).unwrap();
-                    }
+                    want.grow(8);
+                    got.grow(8);
                 }
                 let piece = &tokens[c[0]..c[1]];
                 last = if i < 3 {
@@ -297,9 +309,7 @@ fn a_rewound_sequence_goes_on_as_a_fresh_one() {
         let (_, mut want, mut got) = sides(&case.path, &gpu, &o, 4);
         want.steps(&tokens);
         got.steps(&tokens);
-        for side in [&mut want, &mut got] {
-            assert!(side.cache.rewind(9));
-        }
+        assert!(want.cache.rewind(9) && got.cache.rewind(9));
         let (w, g) = (want.steps(&tokens[9..]), got.steps(&tokens[9..]));
         let e = nmse(&g, &w);
         assert!(e < 1e-4, "{e:.1e}");
@@ -406,6 +416,10 @@ fn pages_are_weighed_and_recycled_alike() {
                         break;
                     }
                     let e = nmse(&g, &w);
+                    // So may experts that all but tie.
+                    if e >= case.limit && want.runner.closest_choice() < 1e-4 {
+                        break;
+                    }
                     assert!(
                         e < case.limit,
                         "{} step {step}: {e:.1e}",

@@ -176,6 +176,11 @@ impl DeltaNet {
     pub fn n_v(&self) -> usize {
         self.n_head_v * self.head_dim
     }
+
+    /// Numbers that a layer keeps: the inputs of the convolution before the current one, and the matrices.
+    pub fn state_len(&self) -> usize {
+        (self.d_conv - 1) * self.n_qkv() + self.n_v() * self.head_dim
+    }
 }
 
 /// What a layer keeps of the tokens before.

@@ -58,7 +58,7 @@ fn delta_net(k: &Keys<'_>) -> Result<DeltaNet, Error> {
     }
     // Both factors are bounded, so the products do not overflow.
     let most = MAX_DIM as usize;
-    if d.n_qkv() > most || d.n_v() * d.head_dim > 16 * most {
+    if d.n_qkv() > most || d.state_len() > 16 * most {
         let expected = format!("a state of {} numbers at most", 16 * most);
         return Err(k.bad("ssm.state_size", d.head_dim, expected));
     }

@@ -66,6 +66,7 @@ struct TracePass {
     outputs: Outputs,
     logits: Vec<f32>,
     named: BTreeMap<String, Vec<f32>>,
+    closest_choice: f64,
 }
 
 impl TraceRunner {
@@ -93,6 +94,7 @@ impl TraceRunner {
             outputs: Outputs::Last,
             logits: Vec::new(),
             named: BTreeMap::new(),
+            closest_choice: f64::INFINITY,
             widths,
             hp: hp.clone(),
         };
@@ -104,6 +106,12 @@ impl TraceRunner {
     /// Intermediates of the last pass by name (`attn_norm-0`, `kqv_out-3`, …), each `[n_tokens, width]`.
     pub fn named(&self) -> &BTreeMap<String, Vec<f32>> {
         &self.pass.named
+    }
+
+    /// By how much the experts that were chosen were ahead of those that were not, the least of all layers and tokens of the last pass: where
+    /// this is no more than rounding, another engine may well choose others. Infinite without such a choice.
+    pub fn closest_choice(&self) -> f64 {
+        self.pass.closest_choice
     }
 
     /// Page masses of table `t` after the last pass, `[heads, n_spans]`.
@@ -130,6 +138,7 @@ impl Runner for TraceRunner {
         }
         p.outputs = outputs;
         p.named.clear();
+        p.closest_choice = f64::INFINITY;
         let tables = cache.tables().iter();
         p.tables = tables
             .map(|t| (t.spans(cache.layout()).collect(), t.places.clone()))

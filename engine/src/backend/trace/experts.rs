@@ -32,7 +32,8 @@ impl TracePass {
                     .iter_mut()
                     .for_each(|p| *p = 1.0 / (1.0 + (-*p).exp())),
             }
-            let order = best_experts(moe, &probs, &choice);
+            let (order, ahead) = best_experts(moe, &probs, &choice);
+            self.closest_choice = self.closest_choice.min(ahead);
             let sum: f64 = if moe.norm_topk {
                 // What a half-precision number can just hold: all sigmoids may be as good as zero.
                 let sum: f64 = order.iter().map(|&e| probs[e]).sum();

@@ -77,8 +77,13 @@ pub(super) fn swiglu_oai(gate: f32, up: f32) -> f32 {
     (g / (1.0 + (-1.702 * g).exp()) * (u + 1.0)) as f32
 }
 
-/// The experts that a token is sent to, the best first: those of the best groups, by their weights and what is added to choose.
-pub(super) fn best_experts<W>(moe: &Moe<W>, probs: &[f64], bias: &Option<Vec<f32>>) -> Vec<usize> {
+/// The experts that a token is sent to, the best first: those of the best groups, by their weights and what is added to choose; and by how
+/// much the last of them is ahead of the next, or the last group of the next if that is closer.
+pub(super) fn best_experts<W>(
+    moe: &Moe<W>,
+    probs: &[f64],
+    bias: &Option<Vec<f32>>,
+) -> (Vec<usize>, f64) {
     let rank = |e: usize| probs[e] + bias.as_ref().map_or(0.0, |b| f64::from(b[e]));
     let best = |of: std::ops::Range<usize>| {
         let mut order: Vec<usize> = of.collect();
@@ -90,13 +95,19 @@ pub(super) fn best_experts<W>(moe: &Moe<W>, probs: &[f64], bias: &Option<Vec<f32
         let order = best(group * size..(group + 1) * size);
         order.iter().take(2).map(|&e| rank(e)).sum()
     };
+    let ahead = |worth: &dyn Fn(usize) -> f64, order: &[usize], n: usize| match order.get(n) {
+        Some(&next) => worth(order[n - 1]) - worth(next),
+        None => f64::INFINITY,
+    };
     let mut groups: Vec<usize> = (0..moe.n_group).collect();
     groups.sort_by(|&a, &b| worth(b).total_cmp(&worth(a)).then(a.cmp(&b)));
+    let group_ahead = ahead(&worth, &groups, moe.n_group_used);
     groups.truncate(moe.n_group_used);
     let mut order = best(0..moe.n_expert);
     order.retain(|e| groups.contains(&(e / size)));
+    let expert_ahead = ahead(&rank, &order, moe.n_expert_used);
     order.truncate(moe.n_expert_used);
-    order
+    (order, expert_ahead.min(group_ahead))
 }
 
 /// What a type leaves of some rows of a page; formats of whole pages have [`PAGE`] of them.
