@@ -200,7 +200,6 @@ fn thinking_starts_where_the_prompt_leaves_it() {
             Some("<think>"),
             Part::Thinking,
         ),
-        ("ibm-granite-granite-4.0", None, Part::Answer),
         ("google-gemma-2-2b-it", None, Part::Answer),
         ("meta-llama-Llama-3.1-8B-Instruct", None, Part::Answer),
     ];
