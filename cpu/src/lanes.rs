@@ -176,12 +176,17 @@ multiversion! {
     }
 
     /// A causal convolution of [`LANES`] channels along the rows, and `silu` of it, in place. `past`: the inputs of before, the oldest first;
-    /// the last ones in the end. `taps`: weights of each row of `past`, and of the row itself.
-    pub(crate) fn conv_silu(x: Columns, past: &mut [[f32; LANES]], taps: &[[f32; LANES]]) {
+    /// the last ones in the end. `taps`: weights of each row of `past`, and of the row itself. `bias` is added before the `silu`.
+    pub(crate) fn conv_silu(
+        x: Columns,
+        past: &mut [[f32; LANES]],
+        taps: &[[f32; LANES]],
+        bias: &[f32; LANES],
+    ) {
         for t in 0..x.n_rows {
             // SAFETY: promised when `x` was made.
             let x = unsafe { &mut *x.start.add(t * x.stride).cast::<[f32; LANES]>() };
-            let (mut sum, now) = ([0.0; LANES], *x);
+            let (mut sum, now) = (*bias, *x);
             for (x, w) in past.iter().chain([&now]).zip(taps) {
                 for i in 0..LANES {
                     sum[i] = fma::<FMA>(x[i], w[i], sum[i]);
@@ -194,6 +199,46 @@ multiversion! {
             if let Some(last) = past.last_mut() {
                 *last = now;
             }
+        }
+    }
+
+    /// A causal convolution of [`LANES`] channels of `b * x` along the rows, times `c`, in place of `x`. `past` and `taps` are those of
+    /// [`conv_silu`].
+    pub(crate) fn short_conv(
+        x: Columns,
+        gates: [Columns; 2],
+        past: &mut [[f32; LANES]],
+        taps: &[[f32; LANES]],
+    ) {
+        let row = |of: Columns, t: usize| of.start.wrapping_add(t * of.stride).cast::<[f32; LANES]>();
+        for t in 0..x.n_rows {
+            // SAFETY: promised when these were made.
+            let (x, b, c) = unsafe { (&mut *row(x, t), *row(gates[0], t), *row(gates[1], t)) };
+            let (mut sum, mut now) = ([0.0; LANES], [0.0; LANES]);
+            for i in 0..LANES {
+                now[i] = b[i] * x[i];
+            }
+            for (x, w) in past.iter().chain([&now]).zip(taps) {
+                for i in 0..LANES {
+                    sum[i] = fma::<FMA>(x[i], w[i], sum[i]);
+                }
+            }
+            for i in 0..LANES {
+                x[i] = c[i] * sum[i];
+            }
+            past.copy_within(1.., 0);
+            if let Some(last) = past.last_mut() {
+                *last = now;
+            }
+        }
+    }
+
+    /// `x[i] = ln(1 + e^(x[i] + bias[i]))`
+    pub(crate) fn softplus(x: &mut [f32], bias: &[f32]) {
+        for (x, bias) in x.iter_mut().zip(bias) {
+            let y = *x + *bias;
+            // For large numbers the logarithm is the number.
+            *x = if y > 20.0 { y } else { y.exp().ln_1p() };
         }
     }
 
@@ -216,6 +261,13 @@ multiversion! {
     pub(crate) fn geglu(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {
             *g = gelu_one::<FMA>(*g) * *u;
+        }
+    }
+
+    /// `gate[i] = max(gate[i], 0) * up[i]`
+    pub(crate) fn reglu(gate: &mut [f32], up: &[f32]) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            *g = g.max(0.0) * *u;
         }
     }
 

@@ -32,8 +32,8 @@ mod x86;
 pub use isa::Isa;
 pub use kv::{KvLayer, KvShape, Move, PAGE, PageRef, Place};
 pub use ops::{
-    Act, Activation, Attention, DeltaShape, DeltaState, Estimate, Gating, KeyBounds, Limits,
-    MoeBias, MoeFfn, Ops, Pass, RopeMode,
+    Act, Activation, Attention, DeltaShape, Estimate, Gating, KeyBounds, Limits, MoeBias, MoeFfn,
+    Ops, Pass, RecurrentState, RopeMode, Scan, ScanShape,
 };
 pub use shared::{OutOfMemory, Shared, allocating};
 pub use team::{Team, Worker, default_threads};

@@ -2,37 +2,46 @@
 
 mod common;
 use common::*;
-use lemma_cpu::{DeltaShape, DeltaState, Isa, Limits, Shared};
+use lemma_cpu::{DeltaShape, Isa, Limits, RecurrentState, Shared};
 
-const SHAPES: [DeltaShape; 4] = [
-    DeltaShape {
-        n_head_k: 2,
-        n_head_v: 4,
-        dim: 32,
-        d_conv: 4,
-        side_by_side: false,
-    },
-    DeltaShape {
-        n_head_k: 1,
-        n_head_v: 3,
-        dim: 16,
-        d_conv: 2,
-        side_by_side: false,
-    },
-    DeltaShape {
-        n_head_k: 2,
-        n_head_v: 2,
-        dim: 128,
-        d_conv: 8,
-        side_by_side: false,
-    },
-    DeltaShape {
-        n_head_k: 2,
-        n_head_v: 6,
-        dim: 16,
-        d_conv: 3,
-        side_by_side: true,
-    },
+/// Layers, and tokens that their convolutions see.
+const SHAPES: [(DeltaShape, usize); 4] = [
+    (
+        DeltaShape {
+            n_head_k: 2,
+            n_head_v: 4,
+            dim: 32,
+            side_by_side: false,
+        },
+        4,
+    ),
+    (
+        DeltaShape {
+            n_head_k: 1,
+            n_head_v: 3,
+            dim: 16,
+            side_by_side: false,
+        },
+        2,
+    ),
+    (
+        DeltaShape {
+            n_head_k: 2,
+            n_head_v: 2,
+            dim: 128,
+            side_by_side: false,
+        },
+        8,
+    ),
+    (
+        DeltaShape {
+            n_head_k: 2,
+            n_head_v: 6,
+            dim: 16,
+            side_by_side: true,
+        },
+        3,
+    ),
 ];
 
 /// Tokens of a sequence.
@@ -48,11 +57,11 @@ struct Inputs {
     dt: Vec<f32>,
 }
 
-fn inputs(s: DeltaShape, random: &mut Random) -> Inputs {
+fn inputs((s, d_conv): (DeltaShape, usize), random: &mut Random) -> Inputs {
     let width = (2 * s.n_head_k + s.n_head_v) * s.dim;
     Inputs {
         x: random.vec(N * width),
-        w: random.vec(s.d_conv * width),
+        w: random.vec(d_conv * width),
         // Some where the softplus is as good as its argument.
         alpha: (random.vec(N * s.n_head_v).iter())
             .map(|x| if *x > 1.2 { 30.0 * x } else { *x })
@@ -65,9 +74,16 @@ fn inputs(s: DeltaShape, random: &mut Random) -> Inputs {
 
 /// Runs the sequence in batches of `sizes` in turn; what the layer gives for each token, `[N, n_head_v, dim]`. A state that holds
 /// something else before shows whether the first batch begins anew.
-fn run(isa: Isa, nth: usize, s: DeltaShape, i: &Inputs, sizes: &[usize]) -> Vec<f32> {
+fn run(
+    isa: Isa,
+    nth: usize,
+    (s, d_conv): (DeltaShape, usize),
+    i: &Inputs,
+    sizes: &[usize],
+) -> Vec<f32> {
     let width = (2 * s.n_head_k + s.n_head_v) * s.dim;
-    let mut state = DeltaState::new(s);
+    let state_of = || RecurrentState::new(width, d_conv, s.n_head_v * s.dim * s.dim);
+    let mut state = state_of();
     let mut ops = ops(isa, nth, Limits::default());
     let mut all = Vec::new();
     for round in 0..2 {
@@ -91,13 +107,13 @@ fn run(isa: Isa, nth: usize, s: DeltaShape, i: &Inputs, sizes: &[usize]) -> Vec<
                 p.ssm_conv(&x, &i.w, &state, n, fresh);
                 p.l2_norm_first(&x, (2 * s.n_head_k, s.dim), 1e-3, width, n);
                 p.delta_gates(&alpha, &beta, &i.a, &i.dt, n);
-                p.gated_delta_net(&out, &x, [&alpha, &beta], &state, n, fresh);
+                p.gated_delta_net(&out, &x, [&alpha, &beta], (s, &state), n, fresh);
             });
             all.extend_from_slice(out.as_mut_slice());
             done += n;
             if round == 1 && done == N / 2 {
                 // A copy goes on where the state was.
-                let mut copy = DeltaState::new(s);
+                let mut copy = state_of();
                 copy.copy_from(&mut state);
                 state = copy;
             }
@@ -111,8 +127,8 @@ fn sigmoid(x: f64) -> f64 {
 }
 
 /// The same as the papers write it.
-fn reference(s: DeltaShape, i: &Inputs) -> Vec<f64> {
-    let (dim, d_conv) = (s.dim, s.d_conv);
+fn reference((s, d_conv): (DeltaShape, usize), i: &Inputs) -> Vec<f64> {
+    let dim = s.dim;
     let width = (2 * s.n_head_k + s.n_head_v) * dim;
     let mut states = vec![vec![vec![0.0; dim]; dim]; s.n_head_v];
     let mut out = Vec::new();

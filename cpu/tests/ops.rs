@@ -3,7 +3,8 @@
 mod common;
 use common::*;
 use lemma_cpu::{
-    Act, Activation, Experts, Gating, Isa, Limits, Mat, MoeBias, MoeFfn, Pass, RopeMode, Shared,
+    Act, Activation, Experts, Gating, Isa, Limits, Mat, MoeBias, MoeFfn, MulMat, Pass, RopeMode,
+    Shared,
 };
 use lemma_quant::GgmlType;
 
@@ -134,6 +135,12 @@ fn activation_functions() {
             &scaled,
             1e-13,
         );
+        let by = Activation::Gelu;
+        check(
+            everywhere(&x, Limits::default(), |p, x| p.activate(x, by, n)),
+            &plain,
+            1e-12,
+        );
         let squared: Vec<f64> = pairs().map(|(x, _)| x.max(0.0).powi(2)).collect();
         let by = Activation::ReluSqr;
         check(
@@ -258,6 +265,8 @@ fn mixtures_of_experts() {
             (Gating::Softmax, true, true, Act::SwigluOai, 7, (1, 1)),
             (Gating::Sigmoid, true, true, Act::Swiglu, 12, (4, 2)),
             (Gating::Softmax, false, false, Act::Swiglu, 12, (3, 1)),
+            (Gating::Sigmoid, true, true, Act::ReluSqr, 7, (1, 1)),
+            (Gating::Softmax, true, false, Act::Reglu, 7, (1, 1)),
         ] {
             let ty = GgmlType::F16;
             let router = quantize(GgmlType::F32, &random.vec(n_expert * n_embd));
@@ -282,7 +291,7 @@ fn mixtures_of_experts() {
             };
             let f = MoeFfn {
                 router: Mat::new(GgmlType::F32, n_embd, n_expert, &router),
-                gate: experts(n_embd, n_ff, &gate),
+                gate: (act != Act::ReluSqr).then_some(experts(n_embd, n_ff, &gate)),
                 up: experts(n_embd, n_ff, &up),
                 down: experts(n_ff, n_embd, &down),
                 bias,
@@ -310,6 +319,24 @@ fn mixtures_of_experts() {
                 p.moe_ffn(out, &input, &f, n_tokens)
             });
             check(got.clone(), &want, 1e-12);
+            // The same by logits that are there already, and nothing of what was in the output before.
+            if bias.is_none() {
+                let logits = Shared::zeroed(n_tokens * n_expert);
+                let routed = everywhere(&start, limits, |p, out| {
+                    let router = MulMat {
+                        out: &logits,
+                        out_add: false,
+                        w: f.router,
+                        bias: None,
+                    };
+                    p.mul_mat(router, &input, n_tokens);
+                    p.moe_ffn_routed(out, [&input, &logits], &f, n_tokens);
+                });
+                let alone: Vec<f64> = (want.iter().zip(&start))
+                    .map(|(y, x)| y - f64::from(*x))
+                    .collect();
+                check(routed, &alone, 1e-11);
+            }
             // A token gets what it gets alone.
             for (t, (x, start)) in (x.chunks(n_embd)).zip(start.chunks(n_embd)).enumerate() {
                 let input = Shared::from_slice(x);
@@ -323,7 +350,7 @@ fn mixtures_of_experts() {
 }
 
 fn moe(f: &MoeFfn<'_>, x: &[f32], start: &[f32]) -> Vec<f64> {
-    let n_embd = f.gate.n_in;
+    let n_embd = f.up.n_in;
     let times = |w: Mat<'_>, x: &[f64], bias: Option<&[f32]>| -> Vec<f64> {
         let row = |r| dequantize(w.ty, w.row(r), w.n_in);
         let product = |r| -> f64 { row(r).iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum() };
@@ -360,15 +387,18 @@ fn moe(f: &MoeFfn<'_>, x: &[f32], start: &[f32]) -> Vec<f64> {
             let weight = p[*e] / if f.norm_topk { sum } else { 1.0 } * f64::from(f.weights_scale);
             let part = |i: usize| {
                 let all = f.bias.map(|b| [b.gate, b.up, b.down][i])?;
-                let n = all.len() / f.gate.n_expert;
+                let n = all.len() / f.up.n_expert;
                 Some(&all[e * n..(e + 1) * n])
             };
-            let (gate, up) = (
-                times(f.gate.expert(*e), &x, part(0)),
-                times(f.up.expert(*e), &x, part(1)),
-            );
+            let up = times(f.up.expert(*e), &x, part(1));
+            let gate = match f.gate {
+                Some(w) => times(w.expert(*e), &x, part(0)),
+                None => vec![f64::NAN; up.len()],
+            };
             let act = |(g, u): (&f64, &f64)| match f.act {
                 Act::Swiglu => silu(*g) * u,
+                Act::ReluSqr => u.max(0.0).powi(2),
+                Act::Reglu => g.max(0.0) * u,
                 Act::SwigluOai => {
                     let g = g.min(7.0);
                     g / (1.0 + (-1.702 * g).exp()) * (u.clamp(-7.0, 7.0) + 1.0)

@@ -338,7 +338,7 @@ impl Session {
 
     /// Whether the model has recurrent states beside the pool.
     fn is_recurrent(&self) -> bool {
-        self.model.hparams().delta.is_some()
+        self.model.hparams().n_layer_state() > 0
     }
 
     /// Keeps the recurrent state as it is now; of an empty sequence there is nothing to keep.

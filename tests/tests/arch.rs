@@ -256,6 +256,17 @@ fn each_arch() -> Vec<Case> {
         "cohere2.gguf",
         "apertus.gguf",
         "afmoe.gguf",
+        "lfm2.gguf",
+        "lfm2moe.gguf",
+        "nemotron_h.gguf",
+        "nemotron_h_moe.gguf",
+        "granitehybrid.gguf",
+        "falcon-h1.gguf",
+        "stablelm.gguf",
+        "starcoder2.gguf",
+        "deci.gguf",
+        "smallthinker.gguf",
+        "nemotron_h_moe-latent.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

@@ -20,6 +20,8 @@ enum New {
     F32(f32),
     Text,
     I32s(&'static [i32]),
+    /// The array that was there, with another number in one place.
+    At(usize, i32),
     Nothing,
 }
 
@@ -61,6 +63,16 @@ fn changed(file: &GgufFile, key: Option<(&str, New)>, without: Option<&str>) -> 
             Some((_, New::F32(x))) => drop(b.f32(name, x)),
             Some((_, New::Text)) => drop(b.str(name, "linear")),
             Some((_, New::I32s(all))) => drop(b.i32s(name, all.iter().copied())),
+            Some((_, New::At(i, n))) => {
+                let Value::Array(all) = value else {
+                    unreachable!("{name} is an array")
+                };
+                let all = all.ints().into_iter().flatten().enumerate();
+                let all: Vec<i32> = all
+                    .map(|(j, x)| if i == j { n } else { x as i32 })
+                    .collect();
+                b.i32s(name, all.into_iter());
+            }
             Some((_, New::Nothing)) => {}
         }
     }
@@ -95,7 +107,7 @@ fn run(bytes: Vec<u8>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The first model of each architecture.
+/// The first model of each architecture, and one with keys that it lacks.
 fn files() -> Vec<(String, GgufFile)> {
     let dir = data().join("arch");
     let mut seen = BTreeSet::new();
@@ -105,7 +117,8 @@ fn files() -> Vec<(String, GgufFile)> {
         .unwrap()
     {
         let [arch, model] = ["arch", "model"].map(|k| e[k].as_str().unwrap());
-        if e["weights"] == "F32" && seen.insert(arch.to_owned()) {
+        let more = model == "nemotron_h_moe-latent.gguf";
+        if e["weights"] == "F32" && (seen.insert(arch.to_owned()) || more) {
             all.push((arch.to_owned(), GgufFile::open(&dir.join(model)).unwrap()));
         }
     }
@@ -121,12 +134,18 @@ fn keys_of_any_value() {
             if !key.starts_with(&format!("{arch}.")) {
                 continue;
             }
-            let values = match value {
-                Value::F32(_) => &FLOATS[..],
-                _ => &NUMBERS[..],
+            let mut values = match value {
+                Value::F32(_) => FLOATS.to_vec(),
+                _ => NUMBERS.to_vec(),
             };
+            if let Value::Array(all) = value
+                && all.ints().is_some()
+            {
+                let places = (0..all.len()).flat_map(|i| [0, 1, 7, i32::MAX].map(|n| (i, n)));
+                values.extend(places.map(|(i, n)| New::At(i, n)));
+            }
             for new in values {
-                match run(changed(&file, Some((key, *new)), None)) {
+                match run(changed(&file, Some((key, new)), None)) {
                     Ok(()) => ran += 1,
                     Err(e) => {
                         let line = e.to_string();

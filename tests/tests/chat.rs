@@ -193,6 +193,13 @@ fn thinking_starts_where_the_prompt_leaves_it() {
             Some("<|channel|>analysis<|message|>"),
             Part::Tag,
         ),
+        ("LFM2.5-8B-A1B", Some("<think>"), Part::Answer),
+        ("NVIDIA-Nemotron-Nano-v2", Some("<think>"), Part::Thinking),
+        (
+            "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+            Some("<think>"),
+            Part::Thinking,
+        ),
         ("google-gemma-2-2b-it", None, Part::Answer),
         ("meta-llama-Llama-3.1-8B-Instruct", None, Part::Answer),
     ];

@@ -64,7 +64,6 @@ fn plain_cases(gpu: &Gpu) -> Vec<Case> {
         "gpt-oss-f32experts",
         "gemma2",
         "qwen35",
-        "deepseek2-v3",
     ];
     let name = |c: &Case| c.path.file_stem().unwrap().to_str().unwrap().to_owned();
     let mut all = cases();
@@ -152,11 +151,10 @@ fn what_has_no_kernels_is_refused_in_a_line() {
                 "{name}: {said}"
             );
         };
-        refused(
-            "llama-mha",
-            |hp| hp.cpu_only = Some("what nobody has written"),
-            "what nobody has written on a GPU, expected --device cpu with it",
-        );
+        let said = |what: &str| format!("{what} on a GPU, expected --device cpu with it");
+        refused("lfm2", |_| {}, &said("short convolutions"));
+        refused("falcon-h1", |_| {}, &said("state spaces"));
+        refused("stablelm", |_| {}, &said("norms that add something"));
         refused(
             "llama-mha",
             |hp| hp.head_dim = 258,

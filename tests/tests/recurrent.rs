@@ -1,4 +1,4 @@
-//! Models with recurrent states (`qwen35`, `qwen35moe`): batches, sequences that go back, pools that recycle, and shapes that no file of
+//! Models with recurrent states (delta nets, state spaces, short convolutions): batches, sequences that go back, pools that recycle, and shapes that no file of
 //! llama.cpp's covers, over files that are made here.
 
 #![allow(
@@ -31,8 +31,11 @@ fn options(backend: BackendKind, spec: &str) -> LoadOptions {
     o
 }
 
-fn golden(o: &LoadOptions) -> Arc<Model> {
-    Arc::new(Model::load(&data().join("arch/qwen35.gguf"), o).unwrap())
+/// One model for each kind of state.
+const KINDS: [&str; 4] = ["qwen35", "lfm2", "nemotron_h", "falcon-h1"];
+
+fn golden(kind: &str, o: &LoadOptions) -> Arc<Model> {
+    Arc::new(Model::load(&data().join(format!("arch/{kind}.gguf")), o).unwrap())
 }
 
 fn text(n: usize, seed: u32) -> Vec<u32> {
@@ -67,9 +70,15 @@ fn ends(s: &mut Session, rest: &[u32]) -> Vec<u32> {
 
 #[test]
 fn any_batches_give_the_same_bits() {
+    for kind in KINDS {
+        any_batches(kind);
+    }
+}
+
+fn any_batches(kind: &str) {
     let tokens = text(61, 1);
     let mut o = options(BackendKind::Cpu, "full");
-    let model = golden(&o);
+    let model = golden(kind, &o);
     let mut want = None;
     for n in [1, 2, 3, 16, 512] {
         o.n_ubatch = n;
@@ -80,7 +89,10 @@ fn any_batches_give_the_same_bits() {
             Ok(())
         };
         session.score(&tokens, &mut keep).unwrap();
-        assert!(*want.get_or_insert(all.clone()) == all, "batches of {n}");
+        assert!(
+            *want.get_or_insert(all.clone()) == all,
+            "{kind}: batches of {n}"
+        );
         // So does a sequence that begins again.
         session.clear();
         all.clear();
@@ -88,14 +100,14 @@ fn any_batches_give_the_same_bits() {
             session.decode(t).unwrap();
             all.extend(bits(session.logits()));
         }
-        assert!(want == Some(all), "steps after batches of {n}");
+        assert!(want == Some(all), "{kind}: steps after batches of {n}");
     }
 }
 
 #[test]
 fn layers_with_a_state_have_no_pages() {
     let o = options(BackendKind::Cpu, "raas");
-    let model = golden(&o);
+    let model = golden("qwen35", &o);
     let session = Session::new(model, &o).unwrap();
     assert_eq!(
         (session.model().hparams().n_layer, session.n_tables()),
@@ -108,12 +120,38 @@ fn layers_with_a_state_have_no_pages() {
     assert_eq!(session.plan().state, 2 * 3 * layer * 4);
 }
 
+/// Layers that are feed-forward blocks keep nothing, and those that look back in two ways keep both.
+#[test]
+fn layers_keep_what_they_look_back_to() {
+    let o = options(BackendKind::Cpu, "raas");
+    let width = |n_inner: u64, n_group: u64, d_state: u64| n_inner + 2 * n_group * d_state;
+    for (kind, n_layer, n_pages, state) in [
+        ("lfm2", 4, 2, 2 * (3 * 32)),
+        ("nemotron_h", 5, 1, 2 * (2 * width(96, 3, 8) + 96 * 8)),
+        ("granitehybrid", 3, 1, 2 * (3 * width(48, 1, 16) + 48 * 16)),
+        ("falcon-h1", 2, 2, 2 * (width(48, 1, 8) + 48 * 8)),
+    ] {
+        let session = Session::new(golden(kind, &o), &o).unwrap();
+        let hp = session.model().hparams();
+        assert_eq!(
+            (hp.n_layer, session.n_tables()),
+            (n_layer, n_pages),
+            "{kind}"
+        );
+        // Keys and values of the context of 512 tokens.
+        let row = 2 * hp.n_head_kv * hp.head_dim * 4;
+        assert_eq!(session.plan().kv, (512 * n_pages * row) as u64, "{kind}");
+        // Once more for going back.
+        assert_eq!(session.plan().state, 2 * 4 * state, "{kind}");
+    }
+}
+
 #[test]
 fn sequences_that_go_back_are_as_if_they_had_not_been_ahead() {
     let said = text(50, 2);
-    for backend in BACKENDS {
+    for (kind, backend) in KINDS.iter().flat_map(|k| BACKENDS.map(|b| (k, b))) {
         let o = options(backend, "raas");
-        let model = golden(&o);
+        let model = golden(kind, &o);
         let mut one = Session::new(model.clone(), &o).unwrap();
         let mut other = Session::new(model, &o).unwrap();
         // Where the new text parts from the old, and how much of it is reused: a state is kept 8 tokens before the end of a prompt.
@@ -143,14 +181,14 @@ fn sequences_that_go_back_are_as_if_they_had_not_been_ahead() {
             other.clear();
             assert!(
                 got == ends(&mut other, &next),
-                "{backend:?}, common {common}"
+                "{kind} on {backend:?}, common {common}"
             );
             // The same prompt again, as for another reply.
             let kept = reuse(&mut one, &next);
             assert_eq!(kept, next.len() - 8, "{backend:?}");
             assert!(
                 got == ends(&mut one, &next[kept..]),
-                "{backend:?}, once more"
+                "{kind} on {backend:?}, once more"
             );
         }
     }
@@ -159,7 +197,7 @@ fn sequences_that_go_back_are_as_if_they_had_not_been_ahead() {
 #[test]
 fn short_prompts_keep_the_state_before_them() {
     let o = options(BackendKind::Cpu, "raas");
-    let mut s = Session::new(golden(&o), &o).unwrap();
+    let mut s = Session::new(golden("qwen35", &o), &o).unwrap();
     prefill(&mut s, &text(5, 1));
     assert_eq!(s.rewind(4), Rewind::Refill);
     assert_eq!(s.pos(), 0);
@@ -183,7 +221,7 @@ fn a_page_that_was_recycled_means_reading_again() {
     ] {
         let mut o = options(BackendKind::Cpu, spec);
         o.kv.budget = KvBudget::Tokens(96);
-        let mut s = Session::new(golden(&o), &o).unwrap();
+        let mut s = Session::new(golden("qwen35", &o), &o).unwrap();
         let said = text(40, 4);
         prefill(&mut s, &said);
         for t in text(100, 5) {
@@ -196,7 +234,7 @@ fn a_page_that_was_recycled_means_reading_again() {
         let kept = reuse(&mut s, &next);
         assert_eq!(kept, if recycled { 0 } else { 32 }, "{spec}");
         let got = ends(&mut s, &next[kept..]);
-        let mut fresh = Session::new(golden(&o), &o).unwrap();
+        let mut fresh = Session::new(golden("qwen35", &o), &o).unwrap();
         assert!(got == ends(&mut fresh, &next), "{spec}");
     }
 }

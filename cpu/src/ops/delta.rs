@@ -11,13 +11,10 @@
 //! how tokens are divided into batches. There is no form for chunks of tokens: its products would be rounded otherwise than those
 //! of single steps.
 
-use super::{Pass, id};
+use super::{Pass, RecurrentState, id};
 use crate::Shared;
-use crate::lanes::{self, Columns, LANES};
+use crate::lanes::{self, LANES};
 use crate::simd::{Simd, for_isa};
-
-/// Most tokens that a convolution sees.
-const MAX_CONV: usize = 8;
 
 /// What a layer looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +25,6 @@ pub struct DeltaShape {
     pub n_head_v: usize,
     /// Elements of a query, a key and a value: a multiple of 16.
     pub dim: usize,
-    /// Tokens that the convolution sees, the current one included: 2 to 8.
-    pub d_conv: usize,
     /// Whether value heads of a key head lie side by side; otherwise value head `h` goes with key head `h % n_head_k`.
     pub side_by_side: bool,
 }
@@ -54,74 +49,7 @@ impl DeltaShape {
     }
 }
 
-/// What a layer keeps of the tokens before.
-#[derive(Debug)]
-pub struct DeltaState {
-    shape: DeltaShape,
-    /// Inputs of the convolution, for each [`LANES`] channels the oldest first: `[width / 16, d_conv - 1, 16]`.
-    past: Shared<f32>,
-    /// The matrices, column after column within a group of rows: `[n_head_v, dim / 16, dim, 16]`.
-    s: Shared<f32>,
-}
-
-impl DeltaState {
-    /// The state before the first token.
-    ///
-    /// # Panics
-    /// If the shape is not one that [`DeltaShape`] describes.
-    pub fn new(shape: DeltaShape) -> Self {
-        assert!(shape.dim.is_multiple_of(LANES) && (2..=MAX_CONV).contains(&shape.d_conv));
-        assert!(shape.n_head_k > 0 && shape.n_head_v.is_multiple_of(shape.n_head_k));
-        Self {
-            shape,
-            past: Shared::zeroed((shape.d_conv - 1) * shape.width()),
-            s: Shared::zeroed(shape.n_head_v * shape.dim * shape.dim),
-        }
-    }
-
-    /// Makes this the same as another of the same shape.
-    pub fn copy_from(&mut self, other: &mut Self) {
-        self.past
-            .as_mut_slice()
-            .copy_from_slice(other.past.as_mut_slice());
-        self.s
-            .as_mut_slice()
-            .copy_from_slice(other.s.as_mut_slice());
-    }
-}
-
 impl Pass<'_> {
-    /// A causal convolution of every channel along the tokens, and `silu` of it, in place. `x`: `[n_tokens, width]`; `w`: `[d_conv, width]`,
-    /// the oldest token first. A `fresh` state knows nothing of what is in its memory.
-    pub fn ssm_conv(
-        &self,
-        x: &Shared<f32>,
-        w: &[f32],
-        state: &DeltaState,
-        n_tokens: usize,
-        fresh: bool,
-    ) {
-        self.check("ssm_conv", &[id(x), id(&state.past), n_tokens]);
-        let (width, d_conv) = (state.shape.width(), state.shape.d_conv);
-        assert!(w.len() == d_conv * width && x.len() >= n_tokens * width);
-        let size = (d_conv - 1) * LANES;
-        let mut taps = [[0.0; LANES]; MAX_CONV];
-        for i in self.w.range(width / LANES, 1) {
-            for (tap, w) in taps.iter_mut().zip(w.chunks_exact(width)) {
-                tap.copy_from_slice(&w[i * LANES..(i + 1) * LANES]);
-            }
-            // SAFETY: these channels of the state are this worker's.
-            let past = unsafe { state.past.slice_mut(i * size..(i + 1) * size) };
-            if fresh {
-                past.fill(0.0);
-            }
-            // SAFETY: so are they in the rows, which are there by the assertion.
-            let x = unsafe { Columns::new(x.as_ptr().add(i * LANES), width, n_tokens) };
-            lanes::conv_silu(self.isa, x, past.as_chunks_mut().0, &taps[..d_conv]);
-        }
-        self.barrier();
-    }
-
     /// `x / sqrt(|x|^2 + eps)`, in place for each of the `n_head` heads of `dim` numbers that rows of `stride` begin with.
     pub fn l2_norm_first(
         &self,
@@ -167,13 +95,14 @@ impl Pass<'_> {
     }
 
     /// The gated delta rule, token by token. `qkv`: queries and keys of length one, and values, `[n_tokens, width]`; `gates`: `alpha` and
-    /// `beta`, `[n_tokens, n_head_v]`; `out`: `[n_tokens, n_head_v, dim]`, a buffer of its own. A `fresh` state is zero.
+    /// `beta`, `[n_tokens, n_head_v]`; `out`: `[n_tokens, n_head_v, dim]`, a buffer of its own. The state's numbers are the matrices, column
+    /// after column within a group of 16 rows: `[n_head_v, dim / 16, dim, 16]`. A `fresh` state is zero.
     pub fn gated_delta_net(
         &self,
         out: &Shared<f32>,
         qkv: &Shared<f32>,
         gates: [&Shared<f32>; 2],
-        state: &DeltaState,
+        (shape, state): (DeltaShape, &RecurrentState),
         n_tokens: usize,
         fresh: bool,
     ) {
@@ -183,27 +112,29 @@ impl Pass<'_> {
             n_head_v,
             dim,
             ..
-        } = state.shape;
+        } = shape;
         assert!(!out.is(qkv) && gates.iter().all(|g| !out.is(g)));
+        assert!(dim.is_multiple_of(LANES) && state.s.len() == n_head_v * dim * dim);
+        assert!(n_head_k > 0 && n_head_v.is_multiple_of(n_head_k));
         let n = n_head_v * dim;
         assert!(out.len() >= n_tokens * n);
         // SAFETY: these are only read.
         let (qkv, [alpha, beta]) = unsafe {
             (
-                qkv.slice(0..n_tokens * state.shape.width()),
+                qkv.slice(0..n_tokens * shape.width()),
                 gates.map(|g| g.slice(0..n_tokens * n_head_v)),
             )
         };
-        for i in self.w.range(state.shape.n_groups(), 1) {
+        for i in self.w.range(shape.n_groups(), 1) {
             let head = i * LANES / dim;
-            let head_k = state.shape.head_k(head);
+            let head_k = shape.head_k(head);
             // SAFETY: this group of rows is this worker's.
             let s = unsafe { state.s.slice_mut(i * dim * LANES..(i + 1) * dim * LANES) };
             if fresh {
                 s.fill(0.0);
             }
             for t in 0..n_tokens {
-                let qkv = &qkv[t * state.shape.width()..][..state.shape.width()];
+                let qkv = &qkv[t * shape.width()..][..shape.width()];
                 let k = n_head_k * dim;
                 let of = head_k * dim..(head_k + 1) * dim;
                 let at = t * n + i * LANES;

@@ -19,6 +19,8 @@ pub enum RopeMode {
 pub enum Activation {
     /// `max(x, 0)²`
     ReluSqr,
+    /// [`Pass::gelu`]
+    Gelu,
     /// `alpha_p x² + beta x` where x is positive, elsewhere `alpha_n (exp(min(x, eps)) - 1 - x) + beta x`.
     #[allow(missing_docs)]
     Xielu {
@@ -91,6 +93,27 @@ impl Pass<'_> {
             // SAFETY: row i is this worker's.
             let row = unsafe { x.slice_mut(i * stride..i * stride + weight.len()) };
             lanes::rms_norm(self.isa, row, weight, eps);
+        }
+        self.barrier();
+    }
+
+    /// [`Pass::rms_norm`] in place over each of `n_group` parts of rows of `weight.len()` numbers.
+    pub fn rms_norm_groups(
+        &self,
+        x: &Shared<f32>,
+        weight: &[f32],
+        n_group: usize,
+        eps: f32,
+        n_rows: usize,
+    ) {
+        self.check("rms_norm_groups", &[id(x), n_group, n_rows]);
+        assert!(n_group > 0 && weight.len().is_multiple_of(n_group));
+        let width = weight.len() / n_group;
+        for i in self.w.range(n_rows * n_group, 1) {
+            // SAFETY: part i is this worker's.
+            let part = unsafe { x.slice_mut(i * width..(i + 1) * width) };
+            let of = i % n_group * width;
+            lanes::rms_norm(self.isa, part, &weight[of..of + width], eps);
         }
         self.barrier();
     }
@@ -227,6 +250,17 @@ impl Pass<'_> {
         self.barrier();
     }
 
+    /// `gate = max(gate, 0) * up` for `n` elements; different buffers.
+    pub fn reglu(&self, gate: &Shared<f32>, up: &Shared<f32>, n: usize) {
+        self.check("reglu", &[id(gate), id(up), n]);
+        assert!(!gate.is(up), "reglu: the output is not the second factor");
+        let range = self.w.range(n, LANES);
+        // SAFETY: `up` is only read, the range is this worker's.
+        let (gate, up) = unsafe { (gate.slice_mut(range.clone()), up.slice(range)) };
+        lanes::reglu(self.isa, gate, up);
+        self.barrier();
+    }
+
     /// `out = gelu(x)` for `n` elements, by the tanh formula. `out` may be `x`.
     pub fn gelu(&self, out: &Shared<f32>, x: &Shared<f32>, n: usize) {
         self.check("gelu", &[id(out), id(x), n]);
@@ -241,6 +275,7 @@ impl Pass<'_> {
         let x = unsafe { x.slice_mut(self.w.range(n, LANES)) };
         match by {
             Activation::ReluSqr => lanes::relu_sqr(self.isa, x),
+            Activation::Gelu => lanes::gelu(self.isa, x),
             Activation::Xielu {
                 alpha_n,
                 alpha_p,

@@ -31,12 +31,16 @@ mod matmul;
 mod moe;
 mod pages;
 mod products;
+mod recurrent;
+mod scan;
 
 pub use attention::Attention;
 pub use bounds::{Estimate, KeyBounds};
-pub use delta::{DeltaShape, DeltaState};
+pub use delta::DeltaShape;
 pub use elementwise::{Activation, RopeMode};
 pub use moe::{Act, Gating, MoeBias, MoeFfn};
+pub use recurrent::RecurrentState;
+pub use scan::{Scan, ScanShape};
 
 use crate::{Isa, Shared, Team, Worker};
 use std::cell::Cell;

@@ -3,7 +3,7 @@
 //! Tokens of a batch are sorted by expert, so that each expert meets all of its tokens at once. What experts say of a token
 //! is added up in the order of their weights all the same: a token in a batch gets what it would get alone.
 
-use super::{Limits, Pass, id};
+use super::{Activation, Limits, Pass, id};
 use crate::lanes::{self, LANES};
 use crate::{Experts, Mat, MulMat, Shared};
 
@@ -16,9 +16,13 @@ pub enum Gating {
     Sigmoid,
 }
 
-/// What an expert makes of its gate and what goes up.
+/// What an expert makes of its gate and what goes up, or of what goes up alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
+    /// [`Pass::reglu`]
+    Reglu,
+    /// [`Activation::ReluSqr`], of experts without gates.
+    ReluSqr,
     /// [`Pass::swiglu`]
     Swiglu,
     /// [`Pass::swiglu_oai`]
@@ -43,8 +47,8 @@ pub struct MoeBias<'a> {
 pub struct MoeFfn<'a> {
     /// `n_embd` to a logit for each expert.
     pub router: Mat<'a>,
-    /// `n_embd` to `n_ff`.
-    pub gate: Experts<'a>,
+    /// `n_embd` to `n_ff`, of experts that have gates.
+    pub gate: Option<Experts<'a>>,
     /// `n_embd` to `n_ff`.
     pub up: Experts<'a>,
     /// `n_ff` to `n_embd`.
@@ -130,13 +134,51 @@ impl Scratch {
 impl Pass<'_> {
     /// `out += ffn(x)`, both `[n_tokens, n_embd]`, different buffers.
     pub fn moe_ffn(&self, out: &Shared<f32>, x: &Shared<f32>, f: &MoeFfn<'_>, n_tokens: usize) {
+        let s = &self.scratch.moe;
+        let router = MulMat {
+            out: &s.logits,
+            out_add: false,
+            w: f.router,
+            bias: f.bias.map(|b| b.router),
+        };
+        self.mul_mat(router, x, n_tokens);
+        self.experts(out, [x, &s.logits], f, n_tokens);
+    }
+
+    /// `out = ffn(x)`, different buffers, of experts that are chosen by logits that are there already, `[n_tokens, n_expert]`; these are used up.
+    pub fn moe_ffn_routed(
+        &self,
+        out: &Shared<f32>,
+        [x, logits]: [&Shared<f32>; 2],
+        f: &MoeFfn<'_>,
+        n_tokens: usize,
+    ) {
+        let n = f.down.n_out;
+        let columns = self.w.range(n, LANES);
+        for t in 0..n_tokens {
+            // SAFETY: these columns are this worker's, and stay so until they are added to.
+            unsafe { out.slice_mut(t * n + columns.start..t * n + columns.end) }.fill(0.0);
+        }
+        self.experts(out, [x, logits], f, n_tokens);
+    }
+
+    /// `out += ffn(x)` by `logits`.
+    fn experts(
+        &self,
+        out: &Shared<f32>,
+        [x, logits]: [&Shared<f32>; 2],
+        f: &MoeFfn<'_>,
+        n_tokens: usize,
+    ) {
         self.check(
             "moe_ffn",
-            &[id(out), id(x), f.gate.data.as_ptr() as usize, n_tokens],
+            &[id(out), id(x), f.up.data.as_ptr() as usize, n_tokens],
         );
         let s = &self.scratch.moe;
-        let (n_embd, n_ff, n_used) = (f.gate.n_in, f.gate.n_out, f.n_expert_used);
+        let (n_embd, n_ff, n_used) = (f.up.n_in, f.up.n_out, f.n_expert_used);
         assert!(n_tokens * n_embd <= s.x.len() && n_tokens * n_ff <= s.gate.len() && !out.is(x));
+        assert!(f.gate.is_some() == (f.act != Act::ReluSqr));
+        assert!(!logits.is(x) && !logits.is(out) && logits.len() >= n_tokens * f.router.n_out);
         assert!(n_used <= self.limits.n_expert_used && f.router.n_out <= self.limits.n_expert);
         assert!((1..=64).contains(&f.n_group) && f.router.n_out.is_multiple_of(f.n_group));
         assert!(n_used <= f.router.n_out / f.n_group * f.n_group_used.min(f.n_group));
@@ -146,14 +188,12 @@ impl Pass<'_> {
             w,
             bias,
         };
-        let router = product(&s.logits, f.router, f.bias.map(|b| b.router));
-        self.mul_mat(router, x, n_tokens);
         for t in self.w.range(n_tokens, 1) {
             let n_expert = f.router.n_out;
             // SAFETY: a token's rows are this worker's.
             let (logits, chosen, weights) = unsafe {
                 (
-                    s.logits.slice_mut(t * n_expert..(t + 1) * n_expert),
+                    logits.slice_mut(t * n_expert..(t + 1) * n_expert),
                     s.chosen.slice_mut(t * n_used..(t + 1) * n_used),
                     s.weights.slice_mut(t * n_used..(t + 1) * n_used),
                 )
@@ -168,16 +208,24 @@ impl Pass<'_> {
                 f.bias.map(|b| &b.up[hidden.clone()]),
             ];
             let down = f.bias.map(|b| &b.down[e * n_embd..(e + 1) * n_embd]);
-            let hidden = [
-                product(&s.gate, f.gate.expert(e), gate),
-                product(&s.up, f.up.expert(e), up),
-            ];
-            self.mul_mats(&hidden, x, n);
+            let up = product(&s.up, f.up.expert(e), up);
+            let hidden = match f.gate {
+                Some(w) => {
+                    self.mul_mats(&[product(&s.gate, w.expert(e), gate), up], x, n);
+                    &s.gate
+                }
+                None => {
+                    self.mul_mat(up, x, n);
+                    &s.up
+                }
+            };
             match f.act {
-                Act::Swiglu => self.swiglu(&s.gate, &s.gate, &s.up, n * n_ff),
-                Act::SwigluOai => self.swiglu_oai(&s.gate, &s.gate, &s.up, n * n_ff),
+                Act::Swiglu => self.swiglu(hidden, hidden, &s.up, n * n_ff),
+                Act::SwigluOai => self.swiglu_oai(hidden, hidden, &s.up, n * n_ff),
+                Act::Reglu => self.reglu(hidden, &s.up, n * n_ff),
+                Act::ReluSqr => self.activate(hidden, Activation::ReluSqr, n * n_ff),
             }
-            self.mul_mat(product(&s.y, f.down.expert(e), down), &s.gate, n);
+            self.mul_mat(product(&s.y, f.down.expert(e), down), hidden, n);
         };
         let columns = self.w.range(n_embd, LANES);
         // Columns of `out` that are this worker's: `+= weight * y` for a token and the `j`th of its experts.

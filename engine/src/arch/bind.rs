@@ -153,6 +153,27 @@ impl<'a, W> Binder<'a, W> {
         self.required(&format!("{name}.weight"), &[n])
     }
 
+    /// The weights of a norm: those of [`Binder::vector`], and behind them, in models whose norms may add something, `<name>.bias` where
+    /// the file has one.
+    pub(super) fn norm(&mut self, hp: &HParams, name: &str, n: usize) -> Result<W, Error> {
+        let bias = match hp.centers {
+            true => self.find(&format!("{name}.bias"), &[n], true)?,
+            false => None,
+        };
+        let Some(bias) = bias else {
+            return self.vector(name, n);
+        };
+        let name = format!("{name}.weight");
+        let found = self.find(&name, &[n], true)?;
+        let mut t = found.ok_or_else(|| self.missing(&name, &[n]))?;
+        if !self.dry {
+            let both = [t.to_f32(), bias.to_f32()].concat();
+            let bytes = both.into_iter().flat_map(f32::to_le_bytes).collect();
+            (t.ty, t.n_in, t.bytes) = (GgmlType::F32, 2 * n, Bytes::owned(bytes));
+        }
+        (self.make)(t)
+    }
+
     /// `<name>.weight` of `n` elements as a matrix of one row.
     pub(super) fn row(&mut self, name: &str, n: usize) -> Result<Linear<W>, Error> {
         let (name, dims) = (format!("{name}.weight"), [n]);
@@ -175,15 +196,20 @@ impl<'a, W> Binder<'a, W> {
     }
 
     /// `<name>.weight`: weights of a convolution over `d_conv` tokens for each of `n` channels. Files have those of a channel side by side;
-    /// they are bound (and copied, being few) as a vector of `[d_conv, n]`, so that channels can be computed side by side.
+    /// they are bound (and copied, being few) as a vector of `[d_conv, n]`, so that channels can be computed side by side. Behind it comes
+    /// `<name>.bias` where the file has one.
     pub(super) fn conv1d(&mut self, name: &str, d_conv: usize, n: usize) -> Result<W, Error> {
+        let bias = self.find(&format!("{name}.bias"), &[n], true)?;
         let (name, dims) = (format!("{name}.weight"), [d_conv, n]);
         let found = self.find(&name, &dims, true)?;
         let mut t = found.ok_or_else(|| self.missing(&name, &dims))?;
         if !self.dry {
             let w = t.to_f32();
-            let turned = (0..d_conv * n).flat_map(|i| w[i % n * d_conv + i / n].to_le_bytes());
-            (t.ty, t.bytes) = (GgmlType::F32, Bytes::owned(turned.collect()));
+            let turned = (0..d_conv * n).map(|i| w[i % n * d_conv + i / n]);
+            let bias = bias.map(|b| b.to_f32()).unwrap_or_default();
+            t.n_in += bias.len();
+            let bytes = turned.chain(bias).flat_map(f32::to_le_bytes);
+            (t.ty, t.bytes) = (GgmlType::F32, Bytes::owned(bytes.collect()));
         }
         (self.make)(t)
     }
@@ -285,22 +311,26 @@ impl<'a, W> Binder<'a, W> {
     }
 
     /// The norm of a feed-forward block, `ffn_norm`; some files name it after what comes before, `post_attention_norm`.
-    pub(super) fn ffn_norm(&mut self, n_embd: usize) -> Result<W, Error> {
+    pub(super) fn ffn_norm(&mut self, hp: &HParams) -> Result<W, Error> {
         let after = "post_attention_norm";
         let name = match self.has(after) && !self.has("ffn_norm") {
             true => after,
             false => "ffn_norm",
         };
-        self.vector(name, n_embd)
+        self.norm(hp, name, hp.n_embd)
     }
 
     /// Router and experts of a mixture-of-experts block.
     pub(super) fn moe(&mut self, hp: &HParams) -> Result<Moe<W>, Error> {
-        let (n_embd, n_ff, n_expert) = (hp.n_embd, hp.n_ff_exp, hp.n_expert);
+        let (n_ff, n_expert) = (hp.n_ff_exp, hp.n_expert);
+        let n_embd = hp.n_expert_latent.unwrap_or(hp.n_embd);
         let routing = hp.routing;
         Ok(Moe {
-            gate_inp: self.matrix("ffn_gate_inp", n_embd, n_expert)?,
-            gate_exps: self.required("ffn_gate_exps.weight", &[n_embd, n_ff, n_expert])?,
+            gate_inp: self.matrix("ffn_gate_inp", hp.n_embd, n_expert)?,
+            gate_exps: match hp.activations.is_empty() {
+                true => Some(self.required("ffn_gate_exps.weight", &[n_embd, n_ff, n_expert])?),
+                false => None,
+            },
             up_exps: self.required("ffn_up_exps.weight", &[n_embd, n_ff, n_expert])?,
             down_exps: self.required("ffn_down_exps.weight", &[n_ff, n_embd, n_expert])?,
             n_expert,
@@ -319,7 +349,10 @@ impl<'a, W> Binder<'a, W> {
             norm_topk: routing.norm_topk,
             weights_scale: routing.weights_scale,
             bias: None,
-            act: Act::Swiglu,
+            act: match hp.activations.is_empty() {
+                true => Act::Swiglu,
+                false => Act::ReluSqr,
+            },
         })
     }
 
@@ -335,7 +368,7 @@ impl<'a, W> Binder<'a, W> {
     }
 
     /// Numbers that are added, not multiplied with, whatever their shape; bound as one vector.
-    fn table(&mut self, name: &str, dims: &[usize]) -> Result<W, Error> {
+    pub(super) fn table(&mut self, name: &str, dims: &[usize]) -> Result<W, Error> {
         let found = self.find(name, dims, true)?;
         let t = found.ok_or_else(|| self.missing(name, dims))?;
         (self.make)(t)

@@ -11,6 +11,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub struct Model<W> {
     eps: f32,
+    centers: bool,
     token_embd: W,
     layers: Vec<Layer<W>>,
     output_norm: W,
@@ -50,19 +51,20 @@ impl<W> Model<W> {
         } = hp.shape();
         let layers = b.numbered_layers(hp.n_layer, |b, il| {
             Ok(Layer {
-                attn_norm: b.vector("attn_norm", n_embd)?,
+                attn_norm: b.norm(hp, "attn_norm", n_embd)?,
                 attn_qkv: b.qkv(hp)?,
                 qk_norm: Norms::bind(hp, b)?,
                 attn_output: b.linear("attn_output", n_q, n_embd)?,
-                ffn_norm: b.ffn_norm(n_embd)?,
+                ffn_norm: b.ffn_norm(hp)?,
                 ffn: Ffn::bind(hp, b, il)?,
             })
         })?;
         Ok(Self {
             eps: hp.eps,
+            centers: hp.centers,
             token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
             layers,
-            output_norm: b.vector("output_norm", n_embd)?,
+            output_norm: b.norm(hp, "output_norm", n_embd)?,
             output: b.output(n_embd, n_vocab)?,
         })
     }
@@ -72,7 +74,7 @@ impl<W> Model<W> {
         b.embed(X, &self.token_embd);
         for (il, l) in self.layers.iter().enumerate() {
             let [attn_q, attn_k, attn_v] = &l.attn_qkv;
-            b.rms_norm(Xn, X, &l.attn_norm, eps);
+            self.norm(b, &l.attn_norm);
             b.note("attn_norm", il, Xn);
             b.mul_mats([(Q, attn_q), (K, attn_k), (V, attn_v)], Xn);
             l.qk_norm.rope(b, il, eps);
@@ -84,12 +86,24 @@ impl<W> Model<W> {
             b.mul_mat_add(X, &l.attn_output, Att);
             b.note("ffn_inp", il, X);
 
-            b.rms_norm(Xn, X, &l.ffn_norm, eps);
+            self.norm(b, &l.ffn_norm);
             b.note("ffn_norm", il, Xn);
             l.ffn.forward(b, il);
             b.note("l_out", il, X);
         }
+        if self.centers {
+            b.center(X);
+        }
         b.output(&self.output, &self.output_norm, X, eps);
+    }
+
+    /// `Xn = norm(X)`. A norm that takes the mean off does not see a number that is added to all elements, so the mean is taken off the residual
+    /// stream itself, which is otherwise only added to.
+    fn norm<B: Backend<Weight = W>>(&self, b: &mut B, w: &W) {
+        if self.centers {
+            b.center(X);
+        }
+        b.rms_norm(Xn, X, w, self.eps);
     }
 }
 

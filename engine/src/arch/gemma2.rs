@@ -1,5 +1,5 @@
 //! `gemma2`: windows in every other layer, attention scores and logits bounded by soft caps, norms before and after attention and
-//! feed-forward block, GELU. Source: arXiv 2408.00118.
+//! feed-forward block, GELU. Source: arXiv 2408.00118. `gemma` has none of that but the GELU.
 
 use super::keys::Keys;
 use super::{Binder, HParams, RopeParams, Shape};
@@ -43,12 +43,12 @@ struct Layer<W> {
     attn_k: Linear<W>,
     attn_v: Linear<W>,
     attn_output: Linear<W>,
-    post_attention_norm: W,
+    post_attention_norm: Option<W>,
     ffn_norm: W,
     ffn_gate: Linear<W>,
     ffn_up: Linear<W>,
     ffn_down: Linear<W>,
-    post_ffw_norm: W,
+    post_ffw_norm: Option<W>,
 }
 
 impl<W> Model<W> {
@@ -60,6 +60,10 @@ impl<W> Model<W> {
             n_ff,
             n_vocab,
         } = hp.shape();
+        let behind = |b: &mut Binder<'_, W>, name| match hp.arch {
+            "gemma" => Ok(None),
+            _ => b.vector(name, n_embd).map(Some),
+        };
         let layers = b.layers(hp.n_layer, |b| {
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,
@@ -67,12 +71,12 @@ impl<W> Model<W> {
                 attn_k: b.linear("attn_k", n_embd, n_kv)?,
                 attn_v: b.linear("attn_v", n_embd, n_kv)?,
                 attn_output: b.linear("attn_output", n_q, n_embd)?,
-                post_attention_norm: b.vector("post_attention_norm", n_embd)?,
+                post_attention_norm: behind(b, "post_attention_norm")?,
                 ffn_norm: b.vector("ffn_norm", n_embd)?,
                 ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
                 ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
                 ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
-                post_ffw_norm: b.vector("post_ffw_norm", n_embd)?,
+                post_ffw_norm: behind(b, "post_ffw_norm")?,
             })
         })?;
         Ok(Self {
@@ -100,7 +104,9 @@ impl<W> Model<W> {
             b.attention(Att, [Q, K, V], il, None);
             b.note("kqv_out", il, Att);
             b.mul_mats([(Xn, &l.attn_output)], Att);
-            b.rms_norm(Xn, Xn, &l.post_attention_norm, eps);
+            if let Some(norm) = &l.post_attention_norm {
+                b.rms_norm(Xn, Xn, norm, eps);
+            }
             b.note("attn_post_norm", il, Xn);
             b.add(X, Xn);
             b.note("sa_out", il, X);
@@ -111,7 +117,9 @@ impl<W> Model<W> {
             b.geglu(Gate, Up);
             b.note("ffn_geglu", il, Gate);
             b.mul_mats([(Xn, &l.ffn_down)], Gate);
-            b.rms_norm(Xn, Xn, &l.post_ffw_norm, eps);
+            if let Some(norm) = &l.post_ffw_norm {
+                b.rms_norm(Xn, Xn, norm, eps);
+            }
             b.note("ffn_post_norm", il, Xn);
             b.add(X, Xn);
             b.note("l_out", il, X);

@@ -1,20 +1,27 @@
 //! `granite`: Granite 3. Llama with factors: of the embeddings, the attention scores, what a block adds, and the logits. `granitemoe` has
-//! the same layers with experts.
+//! the same layers with experts, and in `granitehybrid` most have a state space in place of attention.
 
 use super::ffn::Ffn;
 use super::keys::Keys;
+use super::mamba2::Mamba2;
 use super::{Binder, HParams, Shape};
 use crate::backend::{Backend, Buf::*, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     k.no_experts(hp)?;
+    rotates_if_it_says_so(k, hp)?;
+    factors(k, hp, [0.0, 0.0], None)
+}
+
+/// Models in which nothing rotates say that it was not tuned.
+pub(super) fn rotates_if_it_says_so(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     if !k.flag("rope.scaling.finetuned")?.unwrap_or(true) {
         for l in &mut hp.layers {
             l.rope = None;
         }
     }
-    factors(k, hp, [0.0, 0.0], None)
+    Ok(())
 }
 
 /// The factors of embeddings and of what blocks add, and the divisor of logits, which are `unsaid` and `divisor` where files do not say.
@@ -60,12 +67,19 @@ pub struct Model<W> {
 #[derive(Debug)]
 struct Layer<W> {
     attn_norm: W,
-    attn_q: Linear<W>,
-    attn_k: Linear<W>,
-    attn_v: Linear<W>,
-    attn_output: Linear<W>,
+    mixer: Mixer<W>,
     ffn_norm: W,
     ffn: Ffn<W>,
+}
+
+/// How a layer looks back.
+#[derive(Debug)]
+enum Mixer<W> {
+    Attention {
+        attn_qkv: [Linear<W>; 3],
+        attn_output: Linear<W>,
+    },
+    Mamba2(Mamba2<W>),
 }
 
 impl<W> Model<W> {
@@ -73,17 +87,19 @@ impl<W> Model<W> {
         let Shape {
             n_embd,
             n_q,
-            n_kv,
             n_vocab,
             ..
         } = hp.shape();
         let layers = b.numbered_layers(hp.n_layer, |b, il| {
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,
-                attn_q: b.linear("attn_q", n_embd, n_q)?,
-                attn_k: b.linear("attn_k", n_embd, n_kv)?,
-                attn_v: b.linear("attn_v", n_embd, n_kv)?,
-                attn_output: b.linear("attn_output", n_q, n_embd)?,
+                mixer: match hp.layers[il].past.state() {
+                    None => Mixer::Attention {
+                        attn_qkv: b.qkv(hp)?,
+                        attn_output: b.linear("attn_output", n_q, n_embd)?,
+                    },
+                    Some(_) => Mixer::Mamba2(Mamba2::bind(hp, b)?),
+                },
                 ffn_norm: b.vector("ffn_norm", n_embd)?,
                 ffn: Ffn::bind(hp, b, il)?,
             })
@@ -106,14 +122,7 @@ impl<W> Model<W> {
         for (il, l) in self.layers.iter().enumerate() {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
-            b.mul_mats([(Q, &l.attn_q), (K, &l.attn_k), (V, &l.attn_v)], Xn);
-            b.rope(Q, K, il);
-            b.note("Qcur", il, Q);
-            b.note("Kcur", il, K);
-            b.note("Vcur", il, V);
-            b.attention(Att, [Q, K, V], il, None);
-            b.note("kqv_out", il, Att);
-            b.mul_mats([(Xn, &l.attn_output)], Att);
+            l.mixer.forward(b, il, eps);
             b.note("attn_out", il, Xn);
             b.scale(Xn, self.residual_scale);
             b.add(X, Xn);
@@ -128,5 +137,30 @@ impl<W> Model<W> {
             b.note("l_out", il, X);
         }
         b.output(&self.output, &self.output_norm, X, eps);
+    }
+}
+
+impl<W> Mixer<W> {
+    /// `Xn = mixer(Xn)`
+    fn forward<B: Backend<Weight = W>>(&self, b: &mut B, il: usize, eps: f32) {
+        match self {
+            Mixer::Attention {
+                attn_qkv: [attn_q, attn_k, attn_v],
+                attn_output,
+            } => {
+                b.mul_mats([(Q, attn_q), (K, attn_k), (V, attn_v)], Xn);
+                b.rope(Q, K, il);
+                b.note("Qcur", il, Q);
+                b.note("Kcur", il, K);
+                b.note("Vcur", il, V);
+                b.attention(Att, [Q, K, V], il, None);
+                b.note("kqv_out", il, Att);
+                b.mul_mats([(Xn, attn_output)], Att);
+            }
+            Mixer::Mamba2(block) => {
+                block.forward(b, il, eps);
+                b.mul_mats([(Xn, &block.ssm_out)], Z);
+            }
+        }
     }
 }

@@ -10,6 +10,11 @@ use crate::error::Error;
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     factors(k, hp, [0.0, 0.0], None)?;
     k.only_experts(hp)?;
+    shared_expert(k, hp)
+}
+
+/// Widths of experts, and of the one that every token is sent to where there is one.
+pub(super) fn shared_expert(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     // Experts are as wide as the block says, not that wide together.
     hp.n_ff_exp = hp.n_ff;
     let name = "expert_shared_feed_forward_length";

@@ -4,7 +4,7 @@
 //! `hparams`. Everything that sizes a buffer or divides something is checked, so the rest of the engine can trust it.
 
 use super::keys::{Keys, MAX_DIM, MAX_HEADS, MAX_LAYERS};
-use super::{RopeParams, Routing};
+use super::{RopeParams, Routing, ShortConv, StateSpace};
 use crate::backend::{Activation, RopeMode};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -31,6 +31,10 @@ pub struct HParams {
     pub latent: Option<Latent>,
     /// Where some layers have a recurrent state in place of keys and values.
     pub delta: Option<DeltaNet>,
+    /// Likewise, or beside them.
+    pub ssm: Option<StateSpace>,
+    /// Likewise.
+    pub short_conv: Option<ShortConv>,
     /// Width of the feed-forward block (of an expert, where there is nothing else).
     pub n_ff: usize,
     /// Width of an expert, 0 for a dense model.
@@ -49,6 +53,10 @@ pub struct HParams {
     pub activations: Vec<Activation>,
     /// Experts, 0 for a dense model.
     pub n_expert: usize,
+    /// Width of what experts read and give, where it is not that of the residual stream.
+    pub n_expert_latent: Option<usize>,
+    /// Whether their router is apart from them.
+    pub routes_apart: bool,
     /// Experts that a token is sent to.
     pub n_expert_used: usize,
     /// How they are chosen.
@@ -77,6 +85,8 @@ pub struct HParams {
     pub rope_mode: RopeMode,
     /// Interleaved M-RoPE: how many pairs rotate by each of four coordinates. Those of text are its position three times, and zero.
     pub rope_sections: Option<[usize; 4]>,
+    /// Whether norms take the mean off first, and may add something.
+    pub centers: bool,
     /// Whether what attention gives is gated.
     pub gates_attention: bool,
     /// Whether what feed-forward blocks give is normed before it is added, experts among them.
@@ -180,6 +190,29 @@ pub enum Past {
     Pages(usize),
     /// A recurrent state of fixed size: its number.
     State(usize),
+    /// Both.
+    #[allow(missing_docs)]
+    Both { pages: usize, state: usize },
+    /// Nothing: it does not look back.
+    Nothing,
+}
+
+impl Past {
+    /// The number in the pool of a layer that has pages.
+    pub fn pages(self) -> Option<usize> {
+        match self {
+            Self::Pages(pages) | Self::Both { pages, .. } => Some(pages),
+            Self::State(_) | Self::Nothing => None,
+        }
+    }
+
+    /// The number of the state of a layer that has one.
+    pub fn state(self) -> Option<usize> {
+        match self {
+            Self::State(state) | Self::Both { state, .. } => Some(state),
+            Self::Pages(_) | Self::Nothing => None,
+        }
+    }
 }
 
 /// What is a layer's own.
@@ -222,9 +255,11 @@ impl HParams {
 
         let n_layer = k.count("block_count", MAX_LAYERS)?;
         let n_embd = k.count("embedding_length", MAX_DIM)?;
-        let n_head = k.count("attention.head_count", MAX_HEADS)?;
+        let n_head = k
+            .count_where_any("attention.head_count", MAX_HEADS)?
+            .ok_or_else(|| k.missing("attention.head_count"))?;
         let n_head_kv = k
-            .optional_count("attention.head_count_kv", MAX_HEADS)?
+            .count_where_any("attention.head_count_kv", MAX_HEADS)?
             .unwrap_or(n_head);
         if n_head % n_head_kv != 0 {
             return Err(k.bad(
@@ -267,11 +302,19 @@ impl HParams {
                 format!("1 to expert_count ({n_expert}, at most 4096)"),
             ));
         }
-        let n_ff = k.optional_count("feed_forward_length", MAX_DIM)?;
+        let n_ff = match arch {
+            "deci" => k.largest("feed_forward_length", MAX_DIM)?,
+            _ => k.count_where_any("feed_forward_length", MAX_DIM)?,
+        };
         // Norms that take the mean off call it differently.
+        let (eps, mean_eps) = (
+            "attention.layer_norm_rms_epsilon",
+            "attention.layer_norm_epsilon",
+        );
         let eps = match arch {
-            "cohere2" => "attention.layer_norm_epsilon",
-            _ => "attention.layer_norm_rms_epsilon",
+            "cohere2" | "command-r" | "stablelm" | "starcoder2" | "nemotron" => mean_eps,
+            "nemotron_h" | "nemotron_h_moe" if !k.has(eps) => mean_eps,
+            _ => eps,
         };
         let eps = k.positive(eps, None)?;
         let n_ctx_train = k.count("context_length", u32::MAX >> 1)? as u32;
@@ -310,6 +353,8 @@ impl HParams {
             head_dim_v: head_dim_v.unwrap_or(head_dim),
             latent: None,
             delta: None,
+            ssm: None,
+            short_conv: None,
             // Zero stands for none until the architecture has had its say.
             n_ff: n_ff.unwrap_or(0),
             n_ff_exp: 0,
@@ -320,6 +365,8 @@ impl HParams {
             eps,
             activations: Vec::new(),
             n_expert: n_expert as usize,
+            n_expert_latent: None,
+            routes_apart: false,
             n_expert_used: n_expert_used as usize,
             routing: Routing::SOFTMAX,
             qk_norm: QkNorm::None,
@@ -334,6 +381,7 @@ impl HParams {
             partial_rotary: false,
             rope_mode: RopeMode::Norm,
             rope_sections: None,
+            centers: false,
             gates_attention: false,
             norms_ffn: false,
             temperature: None,
@@ -389,6 +437,12 @@ impl HParams {
         self.activations = activations;
     }
 
+    /// Norms that take the mean off first.
+    pub(super) fn centered_norms(&mut self) {
+        self.centers = true;
+        self.cpu_only = Some("norms that add something");
+    }
+
     /// Gives layers a window, and lets no others rotate.
     pub(super) fn rotate_in_windows(&mut self, window: u32, layers: &[bool]) {
         for (l, has_window) in self.layers.iter_mut().zip(layers) {
@@ -419,8 +473,8 @@ impl HParams {
 
     /// Layers that have pages in the pool.
     pub fn n_layer_kv(&self) -> usize {
-        let paged = self.layers.iter();
-        paged.filter(|l| matches!(l.past, Past::Pages(_))).count()
+        let all = self.layers.iter();
+        all.filter(|l| l.past.pages().is_some()).count()
     }
 
     /// The number of layer `il` in the pool.
@@ -428,21 +482,10 @@ impl HParams {
     /// # Panics
     /// If it has no pages: no forward pass asks for attention there.
     pub fn layer_of_pool(&self, il: usize) -> usize {
-        match self.layers[il].past {
-            Past::Pages(n) => n,
-            Past::State(_) => unreachable!("layer {il} has a recurrent state and no pages"),
+        match self.layers[il].past.pages() {
+            Some(n) => n,
+            None => unreachable!("layer {il} has no pages"),
         }
-    }
-
-    /// Layers that have a recurrent state.
-    pub fn n_layer_state(&self) -> usize {
-        self.layers.len() - self.n_layer_kv()
-    }
-
-    /// Bytes of the recurrent states of a sequence, and of the copy of them that it may go back to.
-    pub fn state_bytes(&self) -> u64 {
-        let layer = self.delta.map_or(0, |d| d.state_len());
-        (2 * self.n_layer_state() * layer * size_of::<f32>()) as u64
     }
 
     /// The first element of a head that rotates: latent keys rotate at their end.

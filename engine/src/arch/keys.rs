@@ -10,6 +10,16 @@ pub(super) const MAX_DIM: u32 = 1 << 24;
 pub(super) const MAX_LAYERS: u32 = 1024;
 pub(super) const MAX_HEADS: u32 = 1 << 14;
 
+/// Architectures whose layers are of different kinds, so that what one of them has another has not.
+const MIXED: &[&str] = &[
+    "lfm2",
+    "lfm2moe",
+    "nemotron_h",
+    "nemotron_h_moe",
+    "granitehybrid",
+    "deci",
+];
+
 const WINDOW: &str = "attention.sliding_window";
 const MAX_WINDOW: u32 = u32::MAX >> 1;
 
@@ -66,6 +76,19 @@ impl Keys<'_> {
         }
     }
 
+    /// Refuses norms of queries and keys.
+    pub(super) fn no_qk_norms(&self) -> Result<(), Error> {
+        let name = "attn_q_norm.weight";
+        match self.has_tensor(0, name) {
+            false => Ok(()),
+            true => Err(report::unsupported(
+                self.file.name(),
+                format!("tensor blk.0.{name}"),
+                "a model that does not norm its queries",
+            )),
+        }
+    }
+
     /// Refuses a model without experts.
     pub(super) fn only_experts(&self, hp: &HParams) -> Result<(), Error> {
         match hp.n_expert {
@@ -106,6 +129,42 @@ impl Keys<'_> {
     pub(super) fn count(&self, name: &str, max: u32) -> Result<usize, Error> {
         self.optional_count(name, max)?
             .ok_or_else(|| self.missing(name))
+    }
+
+    /// The number of those layers that have one, where layers are of different kinds: zero stands for none there. Elsewhere
+    /// [`Keys::optional_count`].
+    pub(super) fn count_where_any(&self, name: &str, max: u32) -> Result<Option<usize>, Error> {
+        if !MIXED.contains(&self.arch) || !self.has(name) {
+            return self.optional_count(name, max);
+        }
+        let all = self.layer_counts(name, 0)?;
+        let some = || all.iter().filter(|n| **n > 0);
+        match some().next() {
+            Some(n) if *n > max || some().any(|other| other != n) => {
+                let expected = format!("the same number, 1 to {max}, in layers that have one");
+                Err(self.bad(name, format!("{:?}", &all[..all.len().min(64)]), expected))
+            }
+            n => Ok(n.map(|n| *n as usize)),
+        }
+    }
+
+    /// The largest number of all layers, `None` where there is none but zeros.
+    pub(super) fn largest(&self, name: &str, max: u32) -> Result<Option<usize>, Error> {
+        match self.layer_counts(name, 0)?.into_iter().max() {
+            Some(n) if n > max => Err(self.bad(name, n, format!("at most {max}"))),
+            n => Ok(n.filter(|n| *n > 0).map(|n| n as usize)),
+        }
+    }
+
+    /// A number for each of `n_layer` layers: an array, which may speak of those that guess further tokens too, or the same for all.
+    pub(super) fn layer_counts(&self, name: &str, n_layer: usize) -> Result<Vec<u32>, Error> {
+        let n_block = self.optional("block_count")?.unwrap_or(0) as usize;
+        let n = match self.file.meta().get(&self.key(name)) {
+            Some(Value::Array(a)) if a.len() == n_layer => n_layer,
+            _ => n_block.max(n_layer),
+        };
+        let all = self.file.meta().opt_u32_per_layer(&self.key(name), n)?;
+        all.ok_or_else(|| self.missing(name))
     }
 
     pub(super) fn float(&self, name: &str) -> Result<Option<f32>, Error> {

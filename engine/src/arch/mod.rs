@@ -10,6 +10,8 @@ mod bailingmoe;
 mod bailingmoe2;
 mod bind;
 mod cohere2;
+mod command_r;
+mod deci;
 mod decoder;
 mod deepseek;
 mod deepseek2;
@@ -19,23 +21,33 @@ mod ernie4_5_moe;
 mod exaone;
 mod exaone4;
 mod exaone_moe;
+mod falcon_h1;
 mod ffn;
+mod gemma;
 mod gemma2;
 mod gemma3;
 mod glm4;
 mod glm4moe;
 mod gpt_oss;
 mod granite;
+mod granitehybrid;
 mod granitemoe;
 mod hparams;
 mod hunyuan_dense;
 mod hunyuan_moe;
 mod hy_v3;
+mod internlm2;
 mod keys;
+mod lfm2;
+mod lfm2moe;
 mod llama;
+mod mamba2;
 mod minicpm;
 mod minimax_m2;
 mod mistral3;
+mod nemotron;
+mod nemotron_h;
+mod nemotron_h_moe;
 mod olmo2;
 mod olmoe;
 mod phi3;
@@ -48,13 +60,18 @@ mod qwen3moe;
 mod qwen3next;
 mod qwen3vl;
 mod qwen3vlmoe;
+mod recurrent;
 mod rope;
 mod routing;
 mod seed_oss;
+mod smallthinker;
 mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 pub use bind::{Binder, Shape};
 pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past, QkNorm, Temperature};
+pub use recurrent::{ShortConv, StateShape, StateSpace};
 pub use rope::{Rope, RopeParams, RopeScaling};
 pub use routing::Routing;
 
@@ -148,6 +165,20 @@ archs! {
     "afmoe" => afmoe::AfMoe,
     "arcee" => arcee::Arcee,
     "apertus" => apertus::Apertus,
+    "lfm2" => lfm2::Lfm2,
+    "lfm2moe" => lfm2moe::Lfm2Moe,
+    "nemotron_h" => nemotron_h::NemotronH,
+    "nemotron_h_moe" => nemotron_h_moe::NemotronHMoe,
+    "granitehybrid" => granitehybrid::GraniteHybrid,
+    "falcon-h1" => falcon_h1::FalconH1,
+    "internlm2" => internlm2::InternLm2,
+    "gemma" => gemma::Gemma,
+    "command-r" => command_r::CommandR,
+    "stablelm" => stablelm::StableLm,
+    "starcoder2" => starcoder2::StarCoder2,
+    "nemotron" => nemotron::Nemotron,
+    "deci" => deci::Deci,
+    "smallthinker" => smallthinker::SmallThinker,
 }
 
 /// The error for an architecture that is not in the table.
@@ -182,10 +213,19 @@ impl Widths {
             Buf::Ag if hp.gates_attention => hp.n_head * hp.head_dim,
             Buf::Ag => 0,
             Buf::Y if hp.norms_ffn => hp.n_embd,
+            Buf::Y if hp.routes_apart => hp.n_expert_latent.unwrap_or(hp.n_embd),
             Buf::Y => 0,
-            Buf::Qkv => hp.delta.map_or(0, |d| d.n_qkv()),
-            Buf::Dn | Buf::Z => hp.delta.map_or(0, |d| d.n_v()),
+            Buf::Route if hp.routes_apart => hp.n_expert,
+            Buf::Route => 0,
+            Buf::Lat => hp.n_expert_latent.unwrap_or(0),
+            Buf::Qkv => hp.state().map_or(0, |s| s.width),
+            Buf::Dn | Buf::Z => match (hp.delta, hp.ssm, hp.short_conv) {
+                (Some(d), ..) => d.n_v(),
+                (_, Some(s), _) => s.n_inner(),
+                (.., c) => c.map_or(0, |c| c.width),
+            },
             Buf::Share => usize::from(hp.n_ff_shexp > 0 && hp.routing.gates_shared),
+            Buf::Alpha if hp.ssm.is_some() => hp.ssm.map_or(0, |s| s.n_head),
             Buf::Alpha | Buf::Beta => hp.delta.map_or(0, |d| d.n_head_v),
         }))
     }

@@ -3,14 +3,12 @@
 //! `qwen35moe` and `qwen3next`, have the same layers.
 
 use super::ffn::Ffn;
-use super::hparams::{DeltaNet, Past};
+use super::hparams::DeltaNet;
 use super::keys::{Keys, MAX_DIM, MAX_HEADS};
+use super::recurrent::d_conv;
 use super::{Binder, HParams, Shape};
 use crate::backend::{Backend, Buf::*, Linear, RopeMode};
 use crate::error::Error;
-
-/// Most tokens that a convolution may see.
-const MAX_CONV: u32 = 8;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     if hp.n_expert > 0 {
@@ -37,22 +35,7 @@ pub(super) fn delta_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> 
             (interval, all)
         }
     };
-    let (mut n_pages, mut n_states) = (0, 0);
-    for (l, is_recurrent) in hp.layers.iter_mut().zip(is_recurrent) {
-        let n = if is_recurrent {
-            l.past = Past::State(n_states);
-            &mut n_states
-        } else {
-            l.past = Past::Pages(n_pages);
-            &mut n_pages
-        };
-        *n += 1;
-    }
-    // Pools are made of at least one layer.
-    if n_pages == 0 {
-        let found = format!("such that none of {} layers attends", hp.n_layer);
-        return Err(k.bad(name, found, "some that do".to_owned()));
-    }
+    hp.keep(k, name, is_recurrent.into_iter().map(|r| [!r, r]))?;
     hp.delta = Some(delta_net(k)?);
     Ok(())
 }
@@ -62,14 +45,11 @@ fn delta_net(k: &Keys<'_>) -> Result<DeltaNet, Error> {
         n_head_k: k.count("ssm.group_count", MAX_HEADS)?,
         n_head_v: k.count("ssm.time_step_rank", MAX_HEADS)?,
         head_dim: k.count("ssm.state_size", MAX_DIM)?,
-        d_conv: k.count("ssm.conv_kernel", MAX_CONV)?,
+        d_conv: d_conv(k, "ssm.conv_kernel")?,
         side_by_side: false,
     };
     if !d.head_dim.is_multiple_of(16) {
         return Err(k.bad("ssm.state_size", d.head_dim, "a multiple of 16".to_owned()));
-    }
-    if d.d_conv < 2 {
-        return Err(k.bad("ssm.conv_kernel", d.d_conv, format!("2 to {MAX_CONV}")));
     }
     if !d.n_head_v.is_multiple_of(d.n_head_k) {
         let expected = format!("a divisor of time_step_rank {}", d.n_head_v);
@@ -152,8 +132,8 @@ impl<W> Model<W> {
         let layers = b.numbered_layers(hp.n_layer, |b, il| {
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,
-                mixer: match hp.layers[il].past {
-                    Past::Pages(_) => Mixer::Attention {
+                mixer: match hp.layers[il].past.state() {
+                    None => Mixer::Attention {
                         attn_q: b.linear("attn_q", n_embd, 2 * n_q)?,
                         attn_k: b.linear("attn_k", n_embd, n_kv)?,
                         attn_v: b.linear("attn_v", n_embd, n_kv)?,
@@ -161,7 +141,7 @@ impl<W> Model<W> {
                         attn_k_norm: b.vector("attn_k_norm", hp.head_dim)?,
                         attn_output: b.linear("attn_output", n_q, n_embd)?,
                     },
-                    Past::State(_) => {
+                    Some(_) => {
                         let [attn_qkv, attn_gate] = inputs(b, n_embd, d)?;
                         let [ssm_beta, ssm_alpha] = gates(b, n_embd, d)?;
                         Mixer::Delta {

@@ -1,5 +1,7 @@
 //! Hyper-parameters that published models have, from headers alone.
 
+mod hybrids;
+
 use super::{HParams, Past, QkNorm, Rope, RopeScaling};
 use crate::backend::Gating;
 use crate::error::Error;

@@ -3,6 +3,7 @@
 mod machine;
 mod pool;
 mod recurrent;
+mod state;
 mod weight;
 
 use lemma_cpu::{
@@ -13,15 +14,15 @@ use lemma_cpu::{
 pub use self::machine::{default_threads, isas, read_bandwidth};
 use self::machine::{isa, team};
 pub(crate) use self::pool::bound_bytes;
-use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, moved, n_bounds};
+use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, n_bounds};
 use self::recurrent::States;
 pub use self::weight::CpuWeight;
 use self::weight::{activation, moe_ffn, product};
-use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner};
+use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Scan};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
-use crate::kv::{self, Cache, Layout, PAGE, Part};
+use crate::kv::{Cache, Layout, PAGE};
 use crate::memory::make_room;
 use crate::options::LoadOptions;
 
@@ -108,7 +109,10 @@ impl CpuRunner {
             max_pages: max_spans(layout),
             head_product: hp.latent.map_or(0, |l| l.widest_product()),
             n_ff_expert: hp.n_ff_exp,
-            n_embd_expert: if hp.n_expert > 0 { hp.n_embd } else { 0 },
+            n_embd_expert: match hp.n_expert {
+                0 => 0,
+                _ => hp.n_expert_latent.unwrap_or(hp.n_embd),
+            },
             n_expert: hp.n_expert,
             n_expert_used: hp.n_expert_used,
         };
@@ -259,96 +263,6 @@ impl Runner for CpuRunner {
     }
 }
 
-impl State {
-    fn prepare(&mut self, tokens: &[u32], cache: &Cache, outputs: Outputs) {
-        let n = tokens.len();
-        let first = cache.pos() - n as u32;
-        self.states.fresh = first == 0;
-        let step = &mut self.step;
-        step.tokens.clear();
-        step.tokens.extend_from_slice(tokens);
-        step.positions.clear();
-        step.positions.extend(first..first + n as u32);
-        for (kind, angles) in step.angles.iter_mut().enumerate() {
-            self.rope.fill(kind, first, n, self.rope.n_rot, angles);
-        }
-        for (il, (pages, places)) in step.pages.iter_mut().zip(&mut step.places).enumerate() {
-            let (layout, ranges) = (cache.layout(), &mut step.tables[il]);
-            pages.clear();
-            places.clear();
-            ranges.clear();
-            for table in &cache.tables()[layout.tables_of(il)] {
-                let first = pages.len();
-                pages.extend(table.spans(layout).map(|s| PageRef {
-                    tier: s.tier,
-                    slot: s.slot,
-                    row: s.row,
-                    first_pos: s.first_pos,
-                    len: s.len,
-                }));
-                if layout.groups > 1 {
-                    ranges.push((first as u32, pages.len() as u32));
-                }
-                places.extend(table.places.iter().map(|p| Place {
-                    slot: p.slot,
-                    row: p.row,
-                }));
-            }
-        }
-        self.memory.follow(&mut self.kv, cache);
-        step.moves.clear();
-        let moves = cache.demoted().iter().flat_map(|d| moved(&self.layout, d));
-        step.moves.extend(moves);
-        for (il, b) in step.bounds.iter_mut().enumerate() {
-            b.fill(cache, il);
-        }
-        step.outputs = Some(outputs);
-        step.wants_mass = n == 1 && cache.wants_mass();
-        self.n_outputs = match outputs {
-            Outputs::None => 0,
-            Outputs::Last => 1,
-            Outputs::All => n,
-        };
-        let wanted = self.n_outputs * self.hp.n_vocab;
-        if self.logits.len() < wanted {
-            self.logits = Shared::zeroed(wanted);
-        }
-    }
-
-    fn read(&mut self, part: Part, il: usize, head: usize, p: kv::Place, row: &mut [f32]) {
-        let layer = &mut self.kv[self.layout.region_of(il) * self.layout.n_tiers()];
-        let (slot, plane) = (p.slot, layer.shape().plane(head));
-        let place = Place { slot, row: p.row };
-        match part {
-            Part::V if self.hp.latent.is_none() => layer.read_v(place, plane, row),
-            _ => layer.read_k(place, plane, row),
-        }
-    }
-
-    /// Hands the page masses of the step to the cache.
-    fn leave_masses(&mut self, cache: &mut Cache) {
-        let n_head = self.hp.n_head / self.layout.groups;
-        for (il, mass) in self.mass.iter_mut().enumerate() {
-            let mut rest: &[f32] = mass.as_mut_slice();
-            for t in self.layout.tables_of(il) {
-                let (mine, more) = rest.split_at(cache.tables()[t].n_spans() * n_head);
-                cache.end_table(t, mine, n_head);
-                rest = more;
-            }
-        }
-    }
-
-    fn buf(&self, b: Buf) -> &Shared<f32> {
-        &self.bufs[b as usize]
-    }
-
-    /// The tiers of layer `il`.
-    fn tiers(&self, il: usize) -> &[KvLayer] {
-        let n = self.layout.n_tiers();
-        &self.kv[self.layout.region_of(il) * n..][..n]
-    }
-}
-
 /// One worker's view of a pass.
 struct CpuPass<'a> {
     pass: &'a Pass<'a>,
@@ -358,6 +272,21 @@ struct CpuPass<'a> {
 impl CpuPass<'_> {
     fn n(&self) -> usize {
         self.s.step.tokens.len()
+    }
+
+    /// [`Backend::rms_norm`] of `n` rows of `width` elements.
+    fn norm(
+        &self,
+        [out, x]: [&Shared<f32>; 2],
+        w: &CpuWeight,
+        (eps, width): (f32, usize),
+        n: usize,
+    ) {
+        let (w, adds) = w.vec().split_at(width);
+        self.pass.rms_norm(out, x, w, eps, n);
+        if !adds.is_empty() {
+            self.pass.add_bias(out, adds, n);
+        }
     }
 
     /// Takes the keys of the pass into the bounds of their pages; for a single token, estimates the masses of the live pages
@@ -399,14 +328,19 @@ impl Backend for CpuPass<'_> {
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &CpuWeight, eps: f32) {
-        self.pass
-            .rms_norm(self.s.buf(out), self.s.buf(x), w.vec(), eps, self.n());
+        let (s, width) = (self.s, self.s.widths.get(x));
+        self.norm([s.buf(out), s.buf(x)], w, (eps, width), self.n());
     }
 
     fn rms_norm_heads(&mut self, x: Buf, w: &CpuWeight, eps: f32) {
         let (x, width) = (self.s.buf(x), self.s.widths.get(x));
         self.pass
             .rms_norm(x, x, w.vec(), eps, self.n() * width / w.vec().len());
+    }
+
+    fn rms_norm_groups(&mut self, x: Buf, w: &CpuWeight, n_group: usize, eps: f32) {
+        let (x, n) = (self.s.buf(x), self.n());
+        self.pass.rms_norm_groups(x, w.vec(), n_group, eps, n);
     }
 
     fn rms_norm_first(&mut self, x: Buf, w: &CpuWeight, eps: f32) {
@@ -523,6 +457,21 @@ impl Backend for CpuPass<'_> {
             .ssm_conv(s.buf(x), w.vec(), state, self.n(), s.states.fresh);
     }
 
+    fn short_conv(&mut self, x: Buf, bc: [Buf; 2], w: &CpuWeight, il: usize) {
+        let (s, state) = (self.s, self.s.states.of(&self.s.hp, il));
+        let (bc, fresh) = (bc.map(|b| s.buf(b)), s.states.fresh);
+        self.pass
+            .short_conv(s.buf(x), bc, w.vec(), state, self.n(), fresh);
+    }
+
+    fn ssm_scan(&mut self, out: Buf, xbc_dt: [Buf; 2], w: &Scan<CpuWeight>, il: usize) {
+        let (s, state) = (self.s, self.s.states.of(&self.s.hp, il));
+        let (scan, fresh) = (s.states.scan(w), s.states.fresh);
+        let xbc_dt = xbc_dt.map(|b| s.buf(b));
+        self.pass
+            .ssm_scan(s.buf(out), xbc_dt, &scan, state, self.n(), fresh);
+    }
+
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
         let (x, width) = (self.s.buf(x), self.s.widths.get(x));
         self.pass
@@ -536,7 +485,7 @@ impl Backend for CpuPass<'_> {
     }
 
     fn gated_delta_net(&mut self, out: Buf, qkv: Buf, gates: [Buf; 2], il: usize) {
-        let (s, state) = (self.s, self.s.states.of(&self.s.hp, il));
+        let (s, state) = (self.s, self.s.states.delta(&self.s.hp, il));
         let (gates, fresh) = (gates.map(|b| s.buf(b)), s.states.fresh);
         self.pass
             .gated_delta_net(s.buf(out), s.buf(qkv), gates, state, self.n(), fresh);
@@ -563,18 +512,24 @@ impl Backend for CpuPass<'_> {
             .moe_ffn(self.s.buf(acc), self.s.buf(x), &f, self.n());
     }
 
+    fn moe_ffn_routed(&mut self, out: Buf, x_route: [Buf; 2], moe: &Moe<CpuWeight>) {
+        let (s, f) = (self.s, moe_ffn(moe));
+        let x_route = x_route.map(|b| s.buf(b));
+        self.pass.moe_ffn_routed(s.buf(out), x_route, &f, self.n());
+    }
+
     fn output(&mut self, w: &Linear<CpuWeight>, norm: &CpuWeight, x: Buf, eps: f32) {
         let (s, n) = (self.s, self.n());
         let (x, xn) = (s.buf(x), s.buf(Buf::Xn));
         let rows = match s.step.outputs {
             None | Some(Outputs::None) => return,
             Some(Outputs::All) => {
-                self.pass.rms_norm(xn, x, norm.vec(), eps, n);
+                self.norm([xn, x], norm, (eps, s.hp.n_embd), n);
                 n
             }
             Some(Outputs::Last) => {
                 self.pass.copy_rows(xn, x, &[n as u32 - 1], s.hp.n_embd);
-                self.pass.rms_norm(xn, xn, norm.vec(), eps, 1);
+                self.norm([xn, xn], norm, (eps, s.hp.n_embd), 1);
                 1
             }
         };

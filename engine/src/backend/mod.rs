@@ -57,25 +57,34 @@ pub enum Buf {
     Qg,
     /// Gate of the output of attention, `n_head * head_dim`.
     Ag,
-    /// Gated delta net: queries, keys and values of all its heads, one after the other; `n_qkv` of [`DeltaNet`](crate::arch::DeltaNet).
+    /// What goes through a convolution. Gated delta net: queries, keys and values of all its heads, one after the other; `n_qkv` of
+    /// [`DeltaNet`](crate::arch::DeltaNet). State space: `x`, `b` and `c`; `n_xbc` of [`StateSpace`](crate::arch::StateSpace). Gated short
+    /// convolution: `n_embd`.
     Qkv,
-    /// Gated delta net: what it reads from its state, `n_v` of [`DeltaNet`](crate::arch::DeltaNet).
+    /// What is read from a state: `n_v` of [`DeltaNet`](crate::arch::DeltaNet), `n_inner` of [`StateSpace`](crate::arch::StateSpace). Gated
+    /// short convolution: its second gate, `n_embd`.
     Dn,
-    /// Gate of that, then their product; as wide.
+    /// Gate of that, then their product; as wide. Gated short convolution: its first gate.
     Z,
-    /// Gated delta net: what is kept of the state, `n_head_v` of [`DeltaNet`](crate::arch::DeltaNet).
+    /// Gated delta net: what is kept of the state, `n_head_v` of [`DeltaNet`](crate::arch::DeltaNet). State space: step sizes, `n_head` of
+    /// [`StateSpace`](crate::arch::StateSpace).
     Alpha,
     /// Gated delta net: how much of a correction is made, as wide.
     Beta,
     /// How much of the shared experts is taken, 1.
     Share,
-    /// What a feed-forward block gives, where it is normed before it is added and has experts; `n_embd`.
+    /// What a feed-forward block gives, where it is normed before it is added and has experts, `n_embd`; what experts give where they have a
+    /// buffer of their own, as wide as they are.
     Y,
+    /// Products of a router that are made apart from the experts, `n_expert`.
+    Route,
+    /// What experts read, where it is of another width than the residual stream.
+    Lat,
 }
 
 impl Buf {
     /// Every buffer, in the order of their discriminants.
-    pub const ALL: [Buf; 22] = [
+    pub const ALL: [Buf; 24] = [
         Buf::X,
         Buf::Xn,
         Buf::Q,
@@ -98,6 +107,8 @@ impl Buf {
         Buf::Beta,
         Buf::Share,
         Buf::Y,
+        Buf::Route,
+        Buf::Lat,
     ];
 }
 
@@ -115,8 +126,8 @@ pub struct Linear<W> {
 pub struct Moe<W> {
     /// Router, `[n_expert, n_embd]`.
     pub gate_inp: W,
-    /// `[n_expert, n_ff, n_embd]`.
-    pub gate_exps: W,
+    /// `[n_expert, n_ff, n_embd]`, of experts that have gates.
+    pub gate_exps: Option<W>,
     /// `[n_expert, n_ff, n_embd]`.
     pub up_exps: W,
     /// `[n_expert, n_embd, n_ff]`.
@@ -158,6 +169,17 @@ pub struct MoeBias<W> {
     pub down_exps: W,
 }
 
+/// Weights of a state space (Mamba-2), `[n_head]` each.
+#[derive(Debug)]
+pub struct Scan<W> {
+    /// How fast a head forgets; negative.
+    pub a: W,
+    /// Added to its step size.
+    pub dt: W,
+    /// How much of its own input it passes on.
+    pub d: W,
+}
+
 /// How the products of a router become weights of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gating {
@@ -167,9 +189,13 @@ pub enum Gating {
     Sigmoid,
 }
 
-/// Activation of an expert; `gate` and `up` are its two products.
+/// Activation of an expert; `gate` and `up` are its two products, or `up` the only one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
+    /// `max(up, 0)²`, of experts without gates.
+    ReluSqr,
+    /// `max(gate, 0) * up`
+    Reglu,
     /// `silu(gate) * up`
     Swiglu,
     /// `g * sigmoid(1.702 g) * (u + 1)`, where `g` is the gate, 7 at most, and `u` is `up`, within 7 of zero: ggml's `swiglu_oai`.
@@ -181,6 +207,8 @@ pub enum Act {
 pub enum Activation {
     /// `max(x, 0)²`
     ReluSqr,
+    /// GELU by the tanh formula (arXiv 1606.08415).
+    Gelu,
     /// `alpha_p x² + beta x` where x is positive, elsewhere `alpha_n (exp(min(x, eps)) - 1 - x) + beta x`.
     #[allow(missing_docs)]
     Xielu {
@@ -210,11 +238,14 @@ pub trait Backend {
     /// `out[i] = w[token[i]]`; rows of the embedding matrix `[n_vocab, n_embd]`.
     fn embed(&mut self, out: Buf, w: &Self::Weight);
 
-    /// `out = x / rms(x) * w` over each row, `rms(x) = sqrt(mean(x²) + eps)`.
+    /// `out = x / rms(x) * w` over each row, `rms(x) = sqrt(mean(x²) + eps)`. Behind `w` comes what is added then, if there is something.
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &Self::Weight, eps: f32);
 
     /// In place over each head of `x`, `[n, n_head, head_dim]`; `w` is `[head_dim]`.
     fn rms_norm_heads(&mut self, x: Buf, w: &Self::Weight, eps: f32);
+
+    /// In place over each of `n_group` parts of the rows of `x`, with one part of `w` for each.
+    fn rms_norm_groups(&mut self, x: Buf, w: &Self::Weight, n_group: usize, eps: f32);
 
     /// In place over what each row of `x` begins with, as many elements as `w` has.
     fn rms_norm_first(&mut self, x: Buf, w: &Self::Weight, eps: f32);
@@ -256,8 +287,17 @@ pub trait Backend {
     fn sigmoid_mul(&mut self, x: Buf, gate: Buf);
 
     /// A causal convolution along the tokens, every element of a row by itself, and `silu` of the result, in place. `w`: `[d_conv, width]`,
-    /// the oldest token first. Inputs of before the pass come from the state of layer `il`, which keeps the last ones.
+    /// the oldest token first, and behind it what is added to each element, if there is something. Inputs of before the pass come from the
+    /// state of layer `il`, which keeps the last ones.
     fn ssm_conv(&mut self, x: Buf, w: &Self::Weight, il: usize);
+
+    /// A gated short convolution, in place: `x = c * conv(b * x)`, `conv` that of [`Backend::ssm_conv`] without its `silu`.
+    fn short_conv(&mut self, x: Buf, bc: [Buf; 2], w: &Self::Weight, il: usize);
+
+    /// The scan of a state space (Mamba-2, arXiv 2405.21060), token by token: `S = exp(a dt) S + dt x bᵀ; out = S c + d x`, where `S` is the
+    /// state of layer `il`, a matrix for each head, and zero before position 0. `xbc`: [`Buf::Qkv`]; `dt`: step sizes, of which a softplus
+    /// is taken first.
+    fn ssm_scan(&mut self, out: Buf, xbc_dt: [Buf; 2], w: &Scan<Self::Weight>, il: usize);
 
     /// `x / sqrt(|x|² + eps)`, in place over each of the `n_head` heads of `head_dim` elements that rows of `x` begin with.
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32);
@@ -281,6 +321,9 @@ pub trait Backend {
 
     /// `acc += experts(x)`, each token through its best experts.
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<Self::Weight>);
+
+    /// `out = experts(x)`, chosen by products of a router that are there already: `x_route`. These are used up.
+    fn moe_ffn_routed(&mut self, out: Buf, x_route: [Buf; 2], moe: &Moe<Self::Weight>);
 
     /// Logits of the tokens whose output is wanted: `w rms_norm(x)`, times [`HParams::logit_scale`](crate::arch::HParams::logit_scale), bounded
     /// by [`HParams::logit_softcap`](crate::arch::HParams::logit_softcap).

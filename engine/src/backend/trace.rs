@@ -5,18 +5,15 @@
 //! [`TraceRunner::named`] beside another engine's dump of the same names. It makes no attempt at speed.
 
 mod attention;
+mod experts;
 mod math;
 mod pool;
 mod recurrent;
 
 use std::collections::BTreeMap;
 
-use self::math::{
-    activation, best_experts, dot, gelu, norm, sigmoid, silu, softcap, softmax, swiglu_oai,
-};
-use super::{
-    Act, Activation, Backend, Buf, Gating, Linear, Moe, Outputs, RopeMode, Runner, Tensor,
-};
+use self::math::{activation, affine, dot, gelu, norm, sigmoid, silu, softcap};
+use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Scan, Tensor};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -221,7 +218,8 @@ impl TracePass {
     }
 
     fn row(&self, b: Buf, t: usize) -> &[f32] {
-        let w = self.widths.get(b);
+        // Layers may fill their rows in part; these lie side by side then.
+        let w = self.bufs[b as usize].len() / self.n();
         &self.bufs[b as usize][t * w..][..w]
     }
 
@@ -262,7 +260,7 @@ impl Backend for TracePass {
         let (w, width) = (w.vector(), self.widths.get(x));
         self.bufs[out as usize] = self.bufs[x as usize]
             .chunks_exact(width)
-            .flat_map(|r| norm(r, &w, eps))
+            .flat_map(|r| affine(r, &w, eps))
             .collect();
     }
 
@@ -271,6 +269,17 @@ impl Backend for TracePass {
         self.bufs[x as usize] = self.bufs[x as usize]
             .chunks_exact(w.len())
             .flat_map(|r| norm(r, &w, eps))
+            .collect();
+    }
+
+    fn rms_norm_groups(&mut self, x: Buf, w: &TraceWeight, n_group: usize, eps: f32) {
+        let w = w.vector();
+        let width = w.len() / n_group;
+        let parts = self.bufs[x as usize].chunks_exact(width);
+        let weights = w.chunks_exact(width).cycle();
+        self.bufs[x as usize] = parts
+            .zip(weights)
+            .flat_map(|(x, w)| norm(x, w, eps))
             .collect();
     }
 
@@ -408,6 +417,15 @@ impl Backend for TracePass {
         self.conv(x, &w.vector(), il);
     }
 
+    fn short_conv(&mut self, x: Buf, bc: [Buf; 2], w: &TraceWeight, il: usize) {
+        self.gated_conv(x, bc, &w.vector(), il);
+    }
+
+    fn ssm_scan(&mut self, out: Buf, xbc_dt: [Buf; 2], w: &Scan<TraceWeight>, il: usize) {
+        let w = [&w.a, &w.dt, &w.d].map(TraceWeight::vector);
+        self.scan(out, xbc_dt, w, il);
+    }
+
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
         let width = self.widths.get(x);
         for row in self.bufs[x as usize].chunks_exact_mut(width) {
@@ -458,61 +476,12 @@ impl Backend for TracePass {
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &Moe<TraceWeight>) {
-        let n_ff = moe.n_ff;
-        let bias = moe.bias.as_ref();
-        let [router, gates, ups, downs] = match bias {
-            Some(b) => [&b.gate_inp, &b.gate_exps, &b.up_exps, &b.down_exps].map(|w| w.vector()),
-            None => Default::default(),
-        };
-        let choice = moe.exp_probs_b.as_ref().map(TraceWeight::vector);
-        // The product of a row, with what is added to it.
-        let product = |w: &TraceWeight, bias: &[f32], r: usize, x: &[f32]| {
-            dot(&w.row(r), x) + bias.get(r).copied().unwrap_or(0.0)
-        };
-        for t in 0..self.n() {
-            let xn = self.row(x, t).to_vec();
-            let mut probs: Vec<f64> = (0..moe.n_expert)
-                .map(|e| f64::from(product(&moe.gate_inp, &router, e, &xn)))
-                .collect();
-            match moe.gating {
-                Gating::Softmax => softmax(&mut probs),
-                Gating::Sigmoid => probs
-                    .iter_mut()
-                    .for_each(|p| *p = 1.0 / (1.0 + (-*p).exp())),
-            }
-            let (order, ahead) = best_experts(moe, &probs, &choice);
-            self.closest_choice = self.closest_choice.min(ahead);
-            let sum: f64 = if moe.norm_topk {
-                // What a half-precision number can just hold: all sigmoids may be as good as zero.
-                let sum: f64 = order.iter().map(|&e| probs[e]).sum();
-                sum.max(2.0f64.powi(-14))
-            } else {
-                1.0
-            };
-            let sum = sum / f64::from(moe.weights_scale);
-            let width = xn.len();
-            let mut y = vec![0.0f64; width];
-            for e in order {
-                let hidden: Vec<f32> = (e * n_ff..(e + 1) * n_ff)
-                    .map(|r| {
-                        let gate = product(&moe.gate_exps, &gates, r, &xn);
-                        let up = product(&moe.up_exps, &ups, r, &xn);
-                        match moe.act {
-                            Act::Swiglu => silu(gate) * up,
-                            Act::SwigluOai => swiglu_oai(gate, up),
-                        }
-                    })
-                    .collect();
-                for (o, y) in y.iter_mut().enumerate() {
-                    let down = product(&moe.down_exps, &downs, e * width + o, &hidden);
-                    *y += probs[e] / sum * f64::from(down);
-                }
-            }
-            let acc = &mut self.bufs[acc as usize][t * width..][..width];
-            for (a, y) in acc.iter_mut().zip(y) {
-                *a += y as f32;
-            }
-        }
+        self.experts(acc, x, None, moe);
+    }
+
+    fn moe_ffn_routed(&mut self, out: Buf, [x, route]: [Buf; 2], moe: &Moe<TraceWeight>) {
+        self.bufs[out as usize].fill(0.0);
+        self.experts(out, x, Some(route), moe);
     }
 
     fn output(&mut self, w: &Linear<TraceWeight>, norm_w: &TraceWeight, x: Buf, eps: f32) {
@@ -526,7 +495,7 @@ impl Backend for TracePass {
         let nw = norm_w.vector();
         let bias = w.bias.as_ref().map(TraceWeight::vector);
         for t in first..self.n() {
-            let xn = norm(self.row(x, t), &nw, eps);
+            let xn = affine(self.row(x, t), &nw, eps);
             self.logits.extend(
                 (0..w.w.0.n_out)
                     .map(|o| dot(&w.w.row(o), &xn) + bias.as_ref().map_or(0.0, |b| b[o]))

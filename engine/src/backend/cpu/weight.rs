@@ -91,7 +91,7 @@ pub(super) fn product<'a>(
 pub(super) fn moe_ffn(moe: &Moe<CpuWeight>) -> MoeFfn<'_> {
     MoeFfn {
         router: moe.gate_inp.mat(),
-        gate: moe.gate_exps.experts(moe.n_expert),
+        gate: (moe.gate_exps.as_ref()).map(|w| w.experts(moe.n_expert)),
         up: moe.up_exps.experts(moe.n_expert),
         down: moe.down_exps.experts(moe.n_expert),
         bias: moe.bias.as_ref().map(|b| MoeBias {
@@ -103,6 +103,8 @@ pub(super) fn moe_ffn(moe: &Moe<CpuWeight>) -> MoeFfn<'_> {
         act: match moe.act {
             Act::Swiglu => lemma_cpu::Act::Swiglu,
             Act::SwigluOai => lemma_cpu::Act::SwigluOai,
+            Act::ReluSqr => lemma_cpu::Act::ReluSqr,
+            Act::Reglu => lemma_cpu::Act::Reglu,
         },
         n_expert_used: moe.n_expert_used,
         gating: match moe.gating {
@@ -121,6 +123,7 @@ pub(super) fn moe_ffn(moe: &Moe<CpuWeight>) -> MoeFfn<'_> {
 pub(super) fn activation(by: Activation) -> lemma_cpu::Activation {
     match by {
         Activation::ReluSqr => lemma_cpu::Activation::ReluSqr,
+        Activation::Gelu => lemma_cpu::Activation::Gelu,
         Activation::Xielu {
             alpha_n,
             alpha_p,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use lemma_cuda::ops::{self, Glu, Half, Heads, MatVec, Mode, Pairs, Quant, RopeStore, Store};
 use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
 
-use super::super::{Activation, Backend, Buf, Linear, Moe as MoeWeights, RopeMode};
+use super::super::{Activation, Backend, Buf, Linear, Moe as MoeWeights, RopeMode, Scan};
 use super::buffers::{Moe, Pool};
 use super::recurrent::States;
 use super::{CudaWeight, StepLayout};
@@ -92,6 +92,10 @@ impl Pass {
         if let Err(e) = done {
             self.failed.get_or_insert(e);
         }
+    }
+
+    fn refuse(&mut self, what: &str) {
+        self.note_failure(Err(CudaError(format!("{what} have no kernel"))));
     }
 
     pub(super) fn pairs(&self) -> Pairs {
@@ -463,6 +467,24 @@ impl Backend for Pass {
         self.note_failure(done);
     }
 
+    // Models that ask for these are refused before they are bound: `HParams::cpu_only`.
+
+    fn short_conv(&mut self, _: Buf, _: [Buf; 2], _: &CudaWeight, _: usize) {
+        self.refuse("short convolutions");
+    }
+
+    fn ssm_scan(&mut self, _: Buf, _: [Buf; 2], _: &Scan<CudaWeight>, _: usize) {
+        self.refuse("state spaces");
+    }
+
+    fn rms_norm_groups(&mut self, _: Buf, _: &CudaWeight, _: usize, _: f32) {
+        self.refuse("state spaces");
+    }
+
+    fn moe_ffn_routed(&mut self, _: Buf, _: [Buf; 2], _: &MoeWeights<CudaWeight>) {
+        self.refuse("routers apart from their experts");
+    }
+
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
         let done = self.l2_norm(x, [n_head, head_dim], eps);
         self.note_failure(done);
@@ -482,6 +504,7 @@ impl Backend for Pass {
         self.fresh[x as usize] = false;
         let by = match by {
             Activation::ReluSqr => ops::Activation::ReluSqr,
+            Activation::Gelu => ops::Activation::Gelu,
             Activation::Xielu {
                 alpha_n,
                 alpha_p,

@@ -5,7 +5,7 @@
 
 use lemma_cuda::{Buffer, CudaError, Gpu, View};
 
-use crate::arch::{DeltaNet, HParams, Past};
+use crate::arch::{DeltaNet, HParams};
 
 /// The states of a sequence.
 pub(super) struct States {
@@ -47,9 +47,7 @@ impl States {
 
     /// The state of layer `il`: last inputs, matrices.
     pub(super) fn of(&self, hp: &HParams, il: usize) -> [View; 2] {
-        let Past::State(i) = hp.layers[il].past else {
-            unreachable!("the layer has pages");
-        };
+        let i = hp.layer_of_state(il);
         let (all, past) = (
             self.shape.state_len() * 4,
             (self.shape.d_conv - 1) * self.shape.n_qkv() * 4,

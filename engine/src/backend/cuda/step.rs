@@ -247,6 +247,22 @@ impl Backend for Phases<'_> {
         self.builder.refuse("gated delta nets");
     }
 
+    fn short_conv(&mut self, _: Buf, _: [Buf; 2], _: &CudaWeight, _: usize) {
+        self.builder.refuse("short convolutions");
+    }
+
+    fn ssm_scan(&mut self, _: Buf, _: [Buf; 2], _: &backend::Scan<CudaWeight>, _: usize) {
+        self.builder.refuse("state spaces");
+    }
+
+    fn rms_norm_groups(&mut self, _: Buf, _: &CudaWeight, _: usize, _: f32) {
+        self.builder.refuse("state spaces");
+    }
+
+    fn moe_ffn_routed(&mut self, _: Buf, _: [Buf; 2], _: &backend::Moe<CudaWeight>) {
+        self.builder.refuse("routers apart from their experts");
+    }
+
     fn l2_norm_first(&mut self, _: Buf, _: usize, _: usize, _: f32) {
         self.builder.refuse("gated delta nets");
     }

@@ -40,6 +40,14 @@ pub(super) fn norm(row: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
         .collect()
 }
 
+/// [`norm`] with what comes behind the weights, if anything, added.
+pub(super) fn affine(row: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
+    let (w, adds) = w.split_at(row.len());
+    let mut out = norm(row, w, eps);
+    out.iter_mut().zip(adds).for_each(|(x, y)| *x += y);
+    out
+}
+
 /// `1 / (1 + e^-x)`
 pub(super) fn sigmoid(x: f32) -> f64 {
     1.0 / (1.0 + (-f64::from(x)).exp())
@@ -126,16 +134,16 @@ pub(super) fn store(ty: KvType, rows: &mut [Vec<f32>]) {
 
 /// [`Activation`] of one number.
 pub(super) fn activation(x: f32, by: Activation) -> f32 {
-    let x = f64::from(x);
     let y = match by {
-        Activation::ReluSqr => x.max(0.0).powi(2),
+        Activation::Gelu => return gelu(x),
+        Activation::ReluSqr => f64::from(x).max(0.0).powi(2),
         Activation::Xielu {
             alpha_n,
             alpha_p,
             beta,
             eps,
         } => {
-            let [alpha_n, alpha_p, beta, eps] = [alpha_n, alpha_p, beta, eps].map(f64::from);
+            let [x, alpha_n, alpha_p, beta, eps] = [x, alpha_n, alpha_p, beta, eps].map(f64::from);
             if x > 0.0 {
                 alpha_p * x * x + beta * x
             } else {

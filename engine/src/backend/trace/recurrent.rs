@@ -2,7 +2,7 @@
 
 use super::TracePass;
 use super::math::silu;
-use crate::arch::{DeltaNet, HParams, Past};
+use crate::arch::{HParams, StateShape};
 use crate::backend::Buf;
 
 /// The states of a sequence, and a copy of them to go back to.
@@ -14,19 +14,19 @@ pub(super) struct States {
 /// What a layer keeps.
 #[derive(Clone)]
 struct State {
-    /// Inputs of the convolution before the current one, the oldest first: `[d_conv - 1, n_qkv]`.
+    /// Inputs of the convolution before the current one, the oldest first: `[d_conv - 1, width]`.
     past: Vec<Vec<f32>>,
-    /// `[n_head_v, value, key]`
+    /// Delta net: `[n_head_v, value, key]`. State space: `[n_head, head_dim, d_state]`.
     s: Vec<f32>,
 }
 
 impl States {
     pub(super) fn new(hp: &HParams) -> Self {
-        let new = |d: DeltaNet| State {
-            past: vec![vec![0.0; d.n_qkv()]; d.d_conv - 1],
-            s: vec![0.0; d.n_v() * d.head_dim],
+        let new = |s: StateShape| State {
+            past: vec![vec![0.0; s.width]; s.d_conv - 1],
+            s: vec![0.0; s.n],
         };
-        let layers = hp.delta.map(|d| vec![new(d); hp.n_layer_state()]);
+        let layers = hp.state().map(|s| vec![new(s); hp.n_layer_state()]);
         let now = layers.unwrap_or_default();
         Self {
             saved: now.clone(),
@@ -44,33 +44,72 @@ impl States {
 }
 
 impl TracePass {
-    fn delta(&self, il: usize) -> (DeltaNet, usize) {
-        match (self.hp.delta, self.hp.layers[il].past) {
-            (Some(d), Past::State(i)) => (d, i),
-            _ => unreachable!("the layer has pages"),
+    /// [`Backend::ssm_conv`](crate::backend::Backend::ssm_conv)
+    pub(super) fn conv(&mut self, x: Buf, w: &[f32], il: usize) {
+        let width = self.widths.get(x);
+        let past = &mut self.states.now[self.hp.layer_of_state(il)].past;
+        for row in self.bufs[x as usize].chunks_exact_mut(width) {
+            convolve(row, w, past);
+            row.iter_mut().for_each(|x| *x = silu(*x));
         }
     }
 
-    /// [`Backend::ssm_conv`](crate::backend::Backend::ssm_conv)
-    pub(super) fn conv(&mut self, x: Buf, w: &[f32], il: usize) {
-        let (d, i) = self.delta(il);
-        let past = &mut self.states.now[i].past;
-        for row in self.bufs[x as usize].chunks_exact_mut(d.n_qkv()) {
-            past.push(row.to_vec());
-            for (c, x) in row.iter_mut().enumerate() {
-                let products = past.iter().zip(w.chunks_exact(d.n_qkv()));
-                let sum: f64 = products
-                    .map(|(x, w)| f64::from(x[c]) * f64::from(w[c]))
-                    .sum();
-                *x = silu(sum as f32);
-            }
-            past.remove(0);
+    /// [`Backend::short_conv`](crate::backend::Backend::short_conv)
+    pub(super) fn gated_conv(&mut self, x: Buf, bc: [Buf; 2], w: &[f32], il: usize) {
+        let width = self.widths.get(x);
+        let [b, c] = bc.map(|b| self.bufs[b as usize].clone());
+        let past = &mut self.states.now[self.hp.layer_of_state(il)].past;
+        let times = |row: &mut [f32], gate: &[f32]| {
+            let all = row.iter_mut().zip(gate);
+            all.for_each(|(x, g)| *x *= g);
+        };
+        for (t, row) in self.bufs[x as usize].chunks_exact_mut(width).enumerate() {
+            let gate = t * width..(t + 1) * width;
+            times(row, &b[gate.clone()]);
+            convolve(row, w, past);
+            times(row, &c[gate]);
         }
+    }
+
+    /// [`Backend::ssm_scan`](crate::backend::Backend::ssm_scan)
+    pub(super) fn scan(&mut self, out: Buf, [xbc, dt]: [Buf; 2], w: [Vec<f32>; 3], il: usize) {
+        let i = self.hp.layer_of_state(il);
+        let Some(d) = self.hp.ssm else {
+            unreachable!("the model has state spaces");
+        };
+        let ([a, dt_bias, skip], n) = (w, d.d_state);
+        let mut all = Vec::with_capacity(self.n() * d.n_inner());
+        let mut state = std::mem::take(&mut self.states.now[i].s);
+        for t in 0..self.n() {
+            let (x, bc) = self.row(xbc, t).split_at(d.n_inner());
+            let (b, c) = bc.split_at(d.n_group * n);
+            for h in 0..d.n_head {
+                let dt = f64::from(self.row(dt, t)[h]) + f64::from(dt_bias[h]);
+                let dt = if dt > 40.0 { dt } else { dt.exp().ln_1p() };
+                let keeps = (dt * f64::from(a[h])).exp();
+                let group = h / (d.n_head / d.n_group) * n;
+                let (b, c) = (&b[group..group + n], &c[group..group + n]);
+                for r in h * d.head_dim..(h + 1) * d.head_dim {
+                    let x = f64::from(x[r]);
+                    let mut read = x * f64::from(skip[h]);
+                    for ((s, b), c) in state[r * n..(r + 1) * n].iter_mut().zip(b).zip(c) {
+                        let next = keeps * f64::from(*s) + dt * x * f64::from(*b);
+                        read += next * f64::from(*c);
+                        *s = next as f32;
+                    }
+                    all.push(read as f32);
+                }
+            }
+        }
+        self.states.now[i].s = state;
+        self.bufs[out as usize] = all;
     }
 
     /// [`Backend::gated_delta_net`](crate::backend::Backend::gated_delta_net)
     pub(super) fn delta_rule(&mut self, out: Buf, qkv: Buf, [alpha, beta]: [Buf; 2], il: usize) {
-        let (d, i) = self.delta(il);
+        let (Some(d), i) = (self.hp.delta, self.hp.layer_of_state(il)) else {
+            unreachable!("the model has delta nets");
+        };
         let dim = d.head_dim;
         let scale = 1.0 / (dim as f64).sqrt();
         let mut all = Vec::with_capacity(self.n() * d.n_v());
@@ -100,4 +139,19 @@ impl TracePass {
         self.states.now[i].s = state;
         self.bufs[out as usize] = all;
     }
+}
+
+/// The causal convolution of a row with those of before, in place: `w` is `[d_conv, width]`, and behind it may be what is added.
+fn convolve(row: &mut [f32], w: &[f32], past: &mut Vec<Vec<f32>>) {
+    let width = row.len();
+    past.push(row.to_vec());
+    let bias = w.chunks_exact(width).nth(past.len());
+    for (c, x) in row.iter_mut().enumerate() {
+        let products = past.iter().zip(w.chunks_exact(width));
+        let sum: f64 = products
+            .map(|(x, w)| f64::from(x[c]) * f64::from(w[c]))
+            .sum();
+        *x = (sum + bias.map_or(0.0, |b| f64::from(b[c]))) as f32;
+    }
+    past.remove(0);
 }

@@ -29,12 +29,16 @@ impl<'a> Parts<'a> {
         let with = |w: &'a CudaWeight, b: Option<&CudaWeight>| (&**w.mat(), b.map(CudaWeight::vec));
         Self {
             router: with(&moe.gate_inp, bias.map(|b| &b.gate_inp)),
-            gate: with(&moe.gate_exps, bias.map(|b| &b.gate_exps)),
+            gate: with(
+                moe.gate_exps.as_ref().unwrap_or(&moe.up_exps),
+                bias.map(|b| &b.gate_exps),
+            ),
             up: with(&moe.up_exps, bias.map(|b| &b.up_exps)),
             down: with(&moe.down_exps, bias.map(|b| &b.down_exps)),
             kind: match moe.act {
                 Act::Swiglu => Glu::Swiglu,
                 Act::SwigluOai => Glu::SwigluOai,
+                Act::ReluSqr | Act::Reglu => unreachable!("refused before it is bound"),
             },
             n_expert: moe.n_expert,
             used: moe.n_expert_used,

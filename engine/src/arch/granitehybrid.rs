@@ -1,0 +1,22 @@
+//! `granitehybrid`: Granite 4. The layers of `granite` and `granitemoe`, but most have a state space (Mamba-2) in place of attention, and in the others
+//! nothing rotates as a rule.
+
+pub(super) use super::granite::Model;
+use super::granite::{factors, rotates_if_it_says_so};
+use super::granitemoe::shared_expert;
+use super::keys::Keys;
+use super::{HParams, StateSpace};
+use crate::error::Error;
+
+pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+    factors(k, hp, [0.0, 0.0], Some(1.0))?;
+    rotates_if_it_says_so(k, hp)?;
+    if hp.n_expert > 0 {
+        shared_expert(k, hp)?;
+    }
+    hp.cpu_only = Some("state spaces");
+    hp.ssm = Some(StateSpace::read(k)?);
+    let name = "attention.head_count_kv";
+    let n_head_kv = k.layer_counts(name, hp.n_layer)?;
+    hp.keep(k, name, n_head_kv.iter().map(|n| [*n > 0, *n == 0]))
+}
