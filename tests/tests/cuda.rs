@@ -439,15 +439,13 @@ fn pages_are_weighed_and_recycled_alike() {
                         break;
                     }
                     let e = nmse(&g, &w);
-                    // So may experts that all but tie.
-                    if e >= case.limit && want.runner.closest_choice() < 1e-4 {
+                    // One step may be further off than all together.
+                    let limit = 3.0 * case.limit;
+                    // Experts that all but tie may be told apart as well.
+                    if e >= limit && want.runner.closest_choice() < 1e-4 {
                         break;
                     }
-                    assert!(
-                        e < case.limit,
-                        "{} step {step}: {e:.1e}",
-                        case.path.display()
-                    );
+                    assert!(e < limit, "{} step {step}: {e:.1e}", case.path.display());
                     for il in 0..hp.n_layer_kv() {
                         let w =
                             |c: &Cache| c.layer(il).pages.iter().map(|p| p.w).collect::<Vec<_>>();
