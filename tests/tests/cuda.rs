@@ -451,7 +451,7 @@ fn pages_are_weighed_and_recycled_alike() {
                             |c: &Cache| c.layer(il).pages.iter().map(|p| p.w).collect::<Vec<_>>();
                         let e = nmse(&w(&got.cache), &w(&want.cache));
                         assert!(
-                            e < case.limit,
+                            e < limit,
                             "{} step {step} masses of layer {il}: {e:.1e}",
                             case.path.display()
                         );
