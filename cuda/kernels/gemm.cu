@@ -3,7 +3,7 @@
 // A block computes BM tokens x BN rows of the weights. It goes over k in steps of 32: activations are rounded to f16 and weights of
 // any format dequantized to f16 into shared memory, then warps multiply fragments (m16n8k16, f32 sums). Rows of shared memory are
 // padded to 40 halves, which puts the eight rows of a fragment into different banks.
-#include "types.cuh"
+#include "elements.cuh"
 
 struct MulMat {
     const uint8_t* w;     // (n_out) rows

@@ -3,7 +3,7 @@
 // At batch 1 each weight is used once, so the time is that of reading the weights. A block computes two rows: its warps split the row, every
 // lane multiplies a piece of each row with the same activations, and one reduction ends it.
 #pragma once
-#include "types.cuh"
+#include "elements.cuh"
 
 constexpr int ROWS = 2;       // rows of a block
 constexpr int MAX_WARPS = 8;  // warps of a block

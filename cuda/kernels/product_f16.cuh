@@ -4,7 +4,7 @@
 // 128 bytes whose units of 16 are mixed by the row's number, so that the eight rows of a fragment lie in different banks; it is the order that
 // Hopper's products of four warps know as a swizzle of 128 bytes.
 #pragma once
-#include "types.cuh"
+#include "elements.cuh"
 
 constexpr int F16_TILE = 128, F16_K = 64, F16_STAGES = 3, F16_STAGE = 2 * F16_TILE * F16_K;  // a stage in halves
 

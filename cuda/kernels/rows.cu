@@ -1,5 +1,5 @@
 // Kernels over the rows of activations: embedding, norms, quantization, rotation; and the unpacking of weights at upload.
-#include "types.cuh"
+#include "elements.cuh"
 
 struct Repack {
     const uint8_t* src;  // (n_row, n_block, block_bytes) as in the file

@@ -9,7 +9,7 @@
 //
 // Every block runs all phases in order, and each waits only for earlier ones, so that somebody can always go on.
 #pragma once
-#include "types.cuh"
+#include "elements.cuh"
 
 constexpr int STEP_WARPS = 16;
 constexpr int RING = 9 << 10;       // bytes of weights on their way to a warp

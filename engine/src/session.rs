@@ -371,7 +371,14 @@ impl Session {
         {
             f(self.cache.demoted(), &self.tokens);
         }
-        self.runner.run(tokens, &mut self.cache, outputs)
+        let done = self.runner.run(tokens, &mut self.cache, outputs);
+        if done.is_err() {
+            // What the pass has written nobody knows, so nothing may be taken up from here.
+            self.cache.clear();
+            self.tokens.clear();
+            self.kept_state = None;
+        }
+        done
     }
 
     fn check_ids(&self, tokens: &[u32]) -> Result<(), Error> {

@@ -39,6 +39,8 @@ pub(super) struct Pool {
     pub(super) n_slots: usize,
     /// Pages that the table of a layer holds at most.
     pub(super) max_pages: usize,
+    /// Whether it has failed to grow: some of it may have moved, and nobody knows where.
+    lost: bool,
 }
 
 /// How keys and values are stored in each tier, if there are kernels for it. Values that are in the keys have a type that stands for none.
@@ -154,12 +156,14 @@ impl Pool {
             n_part,
             n_slots: layout.n_slots,
             max_pages,
+            lost: false,
         })
     }
 
     /// Sees to it that there is memory for what the step that begins reads and writes, and gives back what the last one has emptied. What
     /// lay in slots that this one gives away moves only now, so they stay until the next.
     pub(super) fn follow(&mut self, h: Heads, cache: &Cache) -> Done {
+        self.check()?;
         let n = self.types.len();
         if n == 1 {
             return Ok(());
@@ -187,8 +191,25 @@ impl Pool {
         Ok(())
     }
 
+    /// What was in the pool is gone when it has failed to grow.
+    fn check(&self) -> Done {
+        match self.lost {
+            true => Err(CudaError(
+                "the KV pool could not grow and is lost: load the model again".to_owned(),
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Moves to a larger pool, part by part, so that only one is held twice.
     pub(super) fn grow(&mut self, gpu: &Gpu, h: Heads, layout: &Layout) -> Done {
+        self.check()?;
+        let done = self.move_parts(gpu, h, layout);
+        self.lost |= done.is_err();
+        done
+    }
+
+    fn move_parts(&mut self, gpu: &Gpu, h: Heads, layout: &Layout) -> Done {
         let n = self.types.len();
         for (i, parts) in self.kv.iter_mut().enumerate() {
             let page = page_bytes(self.types[i % n], h, self.n_part);
@@ -203,11 +224,8 @@ impl Pool {
                 *old = new;
             }
         }
-        let (types, kv) = (
-            std::mem::take(&mut self.types),
-            std::mem::take(&mut self.kv),
-        );
-        *self = Self::around(gpu, h, types, kv, self.n_part, layout)?;
+        let kv = std::mem::take(&mut self.kv);
+        *self = Self::around(gpu, h, self.types.clone(), kv, self.n_part, layout)?;
         Ok(())
     }
 

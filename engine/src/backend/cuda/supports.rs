@@ -26,6 +26,8 @@ pub(super) fn check(
         (layout.bounds, "--kv-score bound"),
         (kv.redundancy < 1.0, "--kv-redundancy"),
         (kv.guard > 0.0, "--kv-guard"),
+        // Tokens are rows of a grid.
+        (o.n_ubatch > 65535, "--ubatch-size above 65535"),
     ];
     if let Some((_, flag)) = asked.iter().find(|(asked, _)| *asked) {
         let found = format!("{flag} on a GPU");

@@ -26,10 +26,21 @@ pub(super) fn check_memory(
     pool: u64,
     n_ubatch: usize,
 ) -> Result<(), Error> {
-    let weights = file.n_tensor_bytes();
+    let mut weights = file.n_tensor_bytes();
+    if let Some(l) = hp
+        .latent
+        .filter(|_| file.tensor("blk.0.attn_kv_b.weight").is_some())
+    {
+        // Files of before have matrices of heads for keys and values in one; what makes keys is turned, and f16 then.
+        let keys = hp.n_layer * hp.n_head * l.kv_lora * l.head_dim.saturating_sub(hp.n_rot);
+        weights = weights.saturating_add(2 * keys as u64);
+    }
     let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();
     let widest = Buf::ALL.iter().map(|&b| widths.get(b)).max().unwrap_or(0);
-    let half = Half::bytes(n_ubatch, widest);
+    let half = match n_ubatch {
+        0..Half::MIN_TOKENS => 0,
+        _ => Half::bytes(n_ubatch, widest),
+    };
     let moe = Moe::bytes(hp, n_ubatch);
     let scratch = (n_ubatch * token * 6 + hp.n_vocab * 4 + half + moe) as u64 + (64 << 20);
     let scratch = scratch.saturating_add(States::bytes(hp, n_ubatch));
