@@ -1,5 +1,5 @@
-//! Every architecture with every key of its own at values that nobody expects, and without each of its tensors: a file is refused in a line or
-//! runs, and nothing panics.
+//! Every architecture with every key of its own at values that nobody expects, without each of its tensors, and with a bias for each of them: a
+//! file is refused in a line or runs, and nothing panics.
 
 use std::collections::BTreeSet;
 
@@ -11,6 +11,7 @@ use lemma_engine::gguf::write::Builder;
 use lemma_engine::gguf::{GgufFile, Value};
 use lemma_engine::kv::{Cache, Layout, policy};
 use lemma_engine::options::LoadOptions;
+use lemma_quant::GgmlType;
 use lemma_tests::{copy_key, data, json};
 
 /// What is written in place of a key's value.
@@ -53,11 +54,20 @@ const FLOATS: [New; 8] = [
     New::Nothing,
 ];
 
-/// The file with one key changed, or without one tensor.
-fn changed(file: &GgufFile, key: Option<(&str, New)>, without: Option<&str>) -> Vec<u8> {
+/// What is changed of a file.
+#[derive(Clone, Copy, Default)]
+struct Change<'a> {
+    key: Option<(&'a str, New)>,
+    /// A tensor that is left out.
+    without: Option<&'a str>,
+    /// One more of ones, by its shape.
+    with: Option<(&'a str, &'a [u64])>,
+}
+
+fn changed(file: &GgufFile, change: Change<'_>) -> Vec<u8> {
     let mut b = Builder::new();
     for (name, value) in file.meta().iter() {
-        match key.filter(|(k, _)| *k == name) {
+        match change.key.filter(|(k, _)| *k == name) {
             None => copy_key(&mut b, name, value),
             Some((_, New::U32(n))) => drop(b.u32(name, n)),
             Some((_, New::F32(x))) => drop(b.f32(name, x)),
@@ -76,13 +86,20 @@ fn changed(file: &GgufFile, key: Option<(&str, New)>, without: Option<&str>) -> 
             Some((_, New::Nothing)) => {}
         }
     }
-    let kept = || file.tensors().filter(|t| Some(&*t.name) != without);
+    let kept = || file.tensors().filter(|t| Some(&*t.name) != change.without);
     for t in kept() {
         b.tensor(&t.name, t.ty, t.shape());
+    }
+    if let Some((name, shape)) = change.with {
+        b.tensor(name, GgmlType::F32, shape);
     }
     let mut body = b.begin(Vec::new()).unwrap();
     for t in kept() {
         body.write(t.data).unwrap();
+    }
+    if let Some((_, shape)) = change.with {
+        let n = shape.iter().product::<u64>() as usize;
+        body.write(&1.0f32.to_le_bytes().repeat(n)).unwrap();
     }
     body.finish().unwrap()
 }
@@ -145,7 +162,11 @@ fn keys_of_any_value() {
                 values.extend(places.map(|(i, n)| New::At(i, n)));
             }
             for new in values {
-                match run(changed(&file, Some((key, new)), None)) {
+                let change = Change {
+                    key: Some((key, new)),
+                    ..Change::default()
+                };
+                match run(changed(&file, change)) {
                     Ok(()) => ran += 1,
                     Err(e) => {
                         let line = e.to_string();
@@ -171,8 +192,12 @@ fn tensors_that_are_missing() {
             if layer.is_some_and(|n| n.parse::<u32>().unwrap() > 3) {
                 continue;
             }
+            let without = Change {
+                without: Some(&*t.name),
+                ..Change::default()
+            };
             // Biases, factors and the output matrix may be missing.
-            if let Err(e) = run(changed(&file, None, Some(&*t.name))) {
+            if let Err(e) = run(changed(&file, without)) {
                 let line = e.to_string();
                 // Some may have one of two names, and the first of them is missed.
                 let other = t.name.replace("post_attention_norm", "ffn_norm");
@@ -181,6 +206,34 @@ fn tensors_that_are_missing() {
                 let other = other.replace("ffn_gate_inp.", "ffn_gate.");
                 let named = line.contains(&*t.name) || line.contains(&other);
                 assert!(named, "{arch} without {}: {line}", t.name);
+            }
+        }
+    }
+}
+
+/// Files of before and of tomorrow: a bias is added, or nobody looks at it.
+#[test]
+fn biases_that_nobody_expects() {
+    for (arch, file) in files() {
+        let mut seen = BTreeSet::new();
+        for t in file.tensors() {
+            let Some(stem) = t.name.strip_suffix(".weight") else {
+                continue;
+            };
+            // The same of all layers.
+            let kind: String = stem.chars().filter(|c| !c.is_ascii_digit()).collect();
+            let bias = format!("{stem}.bias");
+            if file.tensor(&bias).is_some() || !seen.insert(kind) {
+                continue;
+            }
+            // Of what is multiplied the outputs, of norms all, of experts those of each.
+            let shape = &t.shape()[usize::from(t.shape().len() > 1)..];
+            let with = Change {
+                with: Some((&bias, shape)),
+                ..Change::default()
+            };
+            if let Err(e) = run(changed(&file, with)) {
+                assert!(e.to_string().contains(&bias), "{arch} with {bias}: {e}");
             }
         }
     }

@@ -196,10 +196,29 @@ impl<'a, W> Binder<'a, W> {
     }
 
     /// `<name>.weight`: weights of a convolution over `d_conv` tokens for each of `n` channels. Files have those of a channel side by side;
-    /// they are bound (and copied, being few) as a vector of `[d_conv, n]`, so that channels can be computed side by side. Behind it comes
-    /// `<name>.bias` where the file has one.
+    /// they are bound (and copied, being few) as a vector of `[d_conv, n]`, so that channels can be computed side by side.
     pub(super) fn conv1d(&mut self, name: &str, d_conv: usize, n: usize) -> Result<W, Error> {
+        self.conv1d_and(name, None, d_conv, n)
+    }
+
+    /// The same with `<name>.bias` behind the weights, where the file has one.
+    pub(super) fn conv1d_biased(
+        &mut self,
+        name: &str,
+        d_conv: usize,
+        n: usize,
+    ) -> Result<W, Error> {
         let bias = self.find(&format!("{name}.bias"), &[n], true)?;
+        self.conv1d_and(name, bias, d_conv, n)
+    }
+
+    fn conv1d_and(
+        &mut self,
+        name: &str,
+        bias: Option<Tensor>,
+        d_conv: usize,
+        n: usize,
+    ) -> Result<W, Error> {
         let (name, dims) = (format!("{name}.weight"), [d_conv, n]);
         let found = self.find(&name, &dims, true)?;
         let mut t = found.ok_or_else(|| self.missing(&name, &dims))?;

@@ -40,7 +40,10 @@ pub(super) fn factors(
     };
     hp.embedding_scale = factor("embedding_scale", unsaid[0])?;
     hp.residual_scale = factor("residual_scale", unsaid[1])?;
-    let divisor = k.positive("logit_scale", divisor)?;
+    let divisor = match (k.float("logit_scale")?, divisor) {
+        (Some(0.0), Some(none)) => none,
+        _ => k.positive("logit_scale", divisor)?,
+    };
     hp.logit_scale = 1.0 / divisor;
     if !hp.logit_scale.is_finite() {
         return Err(k.bad("logit_scale", divisor, "a larger number".to_owned()));

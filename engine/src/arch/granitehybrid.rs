@@ -11,6 +11,8 @@ use crate::error::Error;
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     factors(k, hp, [0.0, 0.0], Some(1.0))?;
     rotates_if_it_says_so(k, hp)?;
+    // Bamba rotates half of its heads.
+    hp.partial_rotary = true;
     if hp.n_expert > 0 {
         shared_expert(k, hp)?;
     }

@@ -410,7 +410,11 @@ impl HParams {
                 format!("key_length {head_dim}"),
             ));
         }
-        if n_rot % 2 != 0 || n_rot > head_dim || (n_rot < head_dim && !hp.partial_rotary) {
+        let rotates = hp.layers.iter().any(|l| l.rope.is_some());
+        if !rotates {
+            // What the file says of it means nothing.
+            hp.n_rot = head_dim - head_dim % 2;
+        } else if n_rot % 2 != 0 || n_rot > head_dim || (n_rot < head_dim && !hp.partial_rotary) {
             let most = if hp.partial_rotary { "at most " } else { "" };
             return Err(k.bad(
                 "rope.dimension_count",

@@ -29,7 +29,7 @@ impl<W> Mamba2<W> {
         Ok(Self {
             shape: s,
             ssm_in: b.fused("ssm_in", hp.n_embd, [inner, xbc, n_head])?,
-            ssm_conv1d: b.conv1d("ssm_conv1d", s.d_conv, xbc)?,
+            ssm_conv1d: b.conv1d_biased("ssm_conv1d", s.d_conv, xbc)?,
             scan: Scan {
                 a: b.table("ssm_a", &[1, n_head])?,
                 dt: b.plain_vector("ssm_dt.bias", n_head)?,

@@ -84,7 +84,9 @@ impl Routing {
             n_group_used,
             norm_topk: k.flag("expert_weights_norm")?.unwrap_or(false),
             weights_scale,
-            is_biased: k.has_tensor(n_dense, "exp_probs_b.bias"),
+            is_biased: (n_dense..hp.n_layer).any(|il| {
+                ["exp_probs_b.bias", "exp_probs_b"].map(|n| k.has_tensor(il, n)) != [false; 2]
+            }),
             n_dense,
             gates_shared: false,
         })

@@ -53,11 +53,6 @@ impl Pass {
             pos: self.first_pos(),
         };
         let shape = states.shape;
-        if w.bytes() != shape.d_conv * shape.n_qkv() * 4 {
-            return Err(CudaError(
-                "convolutions with a bias have no kernel".to_owned(),
-            ));
-        }
         ops::ssm_conv(&self.gpu, &call, self.n, shape.n_qkv(), shape.d_conv)?;
         if let Some(states) = &mut self.states {
             states.convolved = true;
