@@ -302,10 +302,14 @@ impl Session {
 
     /// Empties the sequence.
     pub fn clear(&mut self) {
+        self.forget();
+        self.timings = Timings::default();
+    }
+
+    fn forget(&mut self) {
         self.cache.clear();
         self.tokens.clear();
         self.kept_state = None;
-        self.timings = Timings::default();
     }
 
     /// Drops the tokens from `pos` on, or everything if a page was recycled since `pos`.
@@ -374,9 +378,7 @@ impl Session {
         let done = self.runner.run(tokens, &mut self.cache, outputs);
         if done.is_err() {
             // What the pass has written nobody knows, so nothing may be taken up from here.
-            self.cache.clear();
-            self.tokens.clear();
-            self.kept_state = None;
+            self.forget();
         }
         done
     }
