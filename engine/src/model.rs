@@ -254,6 +254,8 @@ impl Model {
             BackendKind::Auto if !lemma_cuda::devices().list.is_empty() => {
                 match self.cuda(0, o, layout, n_ubatch) {
                     Ok(runner) => Ok(runner),
+                    // Who says how many layers wants them there.
+                    Err(e @ Error::Memory(_)) if o.gpu_layers.is_some() => Err(e),
                     Err(e) => {
                         log::warn!("running on the CPU: {e}");
                         self.cpu(o, layout, n_ubatch)
@@ -283,10 +285,30 @@ impl Model {
         n_ubatch: usize,
     ) -> Result<Box<dyn Runner>, Error> {
         use crate::backend::cuda::CudaRunner;
+        use crate::backend::offload::OffloadRunner;
         let gpu = lemma_cuda::Gpu::open(ordinal)
             .map_err(|e| report::usage(format!("device CUDA{ordinal} ({e})"), "another, or cpu"))?;
-        let runner = CudaRunner::new(&gpu, &self.file, &self.hp, o, layout, n_ubatch)?;
-        Ok(Box::new(runner))
+        let (file, hp) = (&self.file, &self.hp);
+        if o.gpu_layers == Some(0) {
+            return self.cpu(o, layout, n_ubatch);
+        }
+        let first = match o.gpu_layers {
+            Some(n) => hp.n_layer.saturating_sub(n as usize),
+            None => CudaRunner::first_that_fits(&gpu, file, hp, o, layout, n_ubatch)?,
+        };
+        // Where not one layer fits, this says what all of them would take.
+        let first = if first < hp.n_layer { first } else { 0 };
+        let back = CudaRunner::part(&gpu, file, hp, o, layout, n_ubatch, first);
+        let back = back.map_err(|e| match (&e, o.gpu_layers) {
+            (Error::Memory(_), Some(_)) => e.with_hint("-ngl auto takes as many layers as fit"),
+            _ => e,
+        })?;
+        if first == 0 {
+            return Ok(Box::new(back));
+        }
+        let front = CpuRunner::part(file, hp, o, layout, n_ubatch, 0..first)?;
+        let layers = first..hp.n_layer;
+        Ok(Box::new(OffloadRunner::new(front, back, layers)))
     }
 
     #[cfg(not(feature = "cuda"))]

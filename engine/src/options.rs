@@ -315,6 +315,8 @@ pub struct LoadOptions {
     pub isa: Option<String>,
     /// Where the forward pass runs.
     pub backend: BackendKind,
+    /// Layers that are on a GPU, counted from the last; `None` takes as many as fit. Those before them run on the CPU.
+    pub gpu_layers: Option<u32>,
     /// Cap of positions; `None` takes the trained context.
     pub n_ctx: Option<u32>,
     /// Tokens of a prompt between two progress reports.
@@ -337,6 +339,7 @@ impl Default for LoadOptions {
             n_threads: None,
             isa: None,
             backend: BackendKind::Auto,
+            gpu_layers: None,
             n_ctx: None,
             n_batch: 2048,
             n_ubatch: 512,

@@ -212,10 +212,12 @@ pub(crate) fn load_options(
     compute: &ComputeArgs,
 ) -> Result<LoadOptions> {
     let chat_template = chat_template(model)?;
+    let gpu_layers = gpu_layers(compute.gpu_layers.as_deref())?;
     Ok(LoadOptions {
         n_threads: threads(compute.threads.unwrap_or(0))?,
         isa: compute.isa.clone(),
-        backend: backend(compute.device.as_deref(), compute.gpu_layers.as_deref())?,
+        backend: backend(compute.device.as_deref(), gpu_layers)?,
+        gpu_layers,
         n_ctx: kv.ctx_size.filter(|&n| n > 0),
         // A smaller -b makes smaller passes, as in llama.cpp; the keyboard is looked at after each of them.
         n_batch: compute.batch_size.min(compute.ubatch_size).max(1),
@@ -257,20 +259,25 @@ pub(crate) fn chat_template(args: &ModelArgs) -> Result<Option<String>> {
     Ok(Some(given.clone()))
 }
 
-/// `--device` and `-ngl` together.
-pub(crate) fn backend(device: Option<&str>, gpu_layers: Option<&str>) -> Result<BackendKind> {
-    let on_cpu = match gpu_layers {
-        None | Some("auto" | "all") => false,
+/// `-ngl`: nothing for as many as fit. As in llama.cpp, -1 is `auto`, and other negative numbers are `all`.
+fn gpu_layers(given: Option<&str>) -> Result<Option<u32>> {
+    match given {
+        None | Some("auto") => Ok(None),
+        Some("all") => Ok(Some(u32::MAX)),
         Some(n) => match n.parse::<i64>() {
-            Ok(n) => n == 0,
-            Err(_) => {
-                return Err(Failure::usage(format!(
-                    "--gpu-layers {}: expected a number, auto or all",
-                    crate::term::escape(n)
-                )));
-            }
+            Ok(-1) => Ok(None),
+            Ok(n) => Ok(Some(u32::try_from(n).unwrap_or(u32::MAX))),
+            Err(_) => Err(Failure::usage(format!(
+                "--gpu-layers {}: expected a number, auto or all",
+                crate::term::escape(n)
+            ))),
         },
-    };
+    }
+}
+
+/// `--device` and `-ngl` together.
+pub(crate) fn backend(device: Option<&str>, gpu_layers: Option<u32>) -> Result<BackendKind> {
+    let on_cpu = gpu_layers == Some(0);
     let Some(name) = device else {
         return Ok(if on_cpu {
             BackendKind::Cpu
@@ -424,10 +431,10 @@ mod tests {
     #[test]
     fn devices() {
         assert_eq!(backend(None, None).unwrap(), BackendKind::Auto);
-        assert_eq!(backend(None, Some("0")).unwrap(), BackendKind::Cpu);
-        assert_eq!(backend(None, Some("99")).unwrap(), BackendKind::Auto);
+        assert_eq!(backend(None, Some(0)).unwrap(), BackendKind::Cpu);
+        assert_eq!(backend(None, Some(99)).unwrap(), BackendKind::Auto);
         assert_eq!(
-            backend(Some("CUDA1"), Some("99")).unwrap(),
+            backend(Some("CUDA1"), Some(99)).unwrap(),
             BackendKind::Cuda(1)
         );
         assert_eq!(backend(Some("cuda"), None).unwrap(), BackendKind::Cuda(0));
@@ -436,9 +443,12 @@ mod tests {
             crate::fail::USAGE
         );
         assert_eq!(
-            backend(None, Some("lots")).unwrap_err().code,
+            gpu_layers(Some("lots")).unwrap_err().code,
             crate::fail::USAGE
         );
+        let layers = |given| gpu_layers(Some(given)).unwrap();
+        assert_eq!(["auto", "-1", "20"].map(layers), [None, None, Some(20)]);
+        assert_eq!(["all", "-2"].map(layers), [Some(u32::MAX); 2]);
     }
 
     #[test]

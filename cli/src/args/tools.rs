@@ -148,7 +148,7 @@ pub(crate) struct BenchArgs {
         hide_env_values = true
     )]
     pub(crate) device: Option<String>,
-    /// 0: keep everything on the CPU [short: -ngl]
+    /// Layers on a GPU: a number, auto (as many as fit) or all [short: -ngl]
     #[arg(long, alias = "n-gpu-layers", value_name = "N", hide_short_help = true)]
     pub(crate) gpu_layers: Option<String>,
     /// Instruction set of the CPU kernels: scalar, avx2, avx_vnni, avx512, avx512_bf16 or amx

@@ -6,8 +6,8 @@ use super::decoder::Norms;
 use super::ffn::Ffn;
 use super::keys::Keys;
 use super::routing::{expert_width, shared_width};
-use super::{Binder, HParams, QkNorm, RopeParams, Routing, Shape};
-use crate::backend::{Backend, Buf::*, Gating, Linear, RopeMode};
+use super::{Binder, HParams, Layers, QkNorm, RopeParams, Routing, Shape};
+use crate::backend::{Backend, Buf::*, Embedding, Gating, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
@@ -15,6 +15,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.qk_norm = QkNorm::Heads;
     hp.gates_attention = true;
     hp.norms_ffn = true;
+    hp.embedding_scale = (hp.n_embd as f32).sqrt();
     if let Some(window) = k.optional_window()? {
         let local = RopeParams {
             freq_base: k.positive("rope.freq_base_swa", Some(hp.ropes[0].freq_base))?,
@@ -38,9 +39,8 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct Model<W> {
     eps: f32,
-    embedding_scale: f32,
-    token_embd: W,
-    layers: Vec<Layer<W>>,
+    token_embd: Embedding<W>,
+    layers: Layers<Layer<W>>,
     output_norm: W,
     output: Linear<W>,
 }
@@ -81,8 +81,7 @@ impl<W> Model<W> {
         })?;
         Ok(Self {
             eps: hp.eps,
-            embedding_scale: (n_embd as f32).sqrt(),
-            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            token_embd: b.embedding(hp)?,
             layers,
             output_norm: b.vector("output_norm", n_embd)?,
             output: b.output(n_embd, n_vocab)?,
@@ -92,8 +91,7 @@ impl<W> Model<W> {
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
         let eps = self.eps;
         b.embed(X, &self.token_embd);
-        b.scale(X, self.embedding_scale);
-        for (il, l) in self.layers.iter().enumerate() {
+        for (il, l) in self.layers.iter() {
             let [attn_q, attn_k, attn_v] = &l.attn_qkv;
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);

@@ -1,10 +1,12 @@
 //! Finds the tensors of a model by name, checks their shapes and hands them to a backend.
 
+use std::ops::Range;
+
 use lemma_quant::GgmlType;
 
 use super::HParams;
 pub use super::hparams::Shape;
-use crate::backend::{Act, Linear, Moe, MoeBias, Tensor};
+use crate::backend::{Act, Embedding, Linear, Moe, MoeBias, Tensor};
 use crate::error::Error;
 use crate::gguf::{Bytes, GgufFile};
 use crate::report;
@@ -17,6 +19,22 @@ pub struct Binder<'a, W> {
     prefix: String,
     /// Whether weights are only looked for: nobody will read them.
     dry: bool,
+    /// The layers that are bound.
+    part: Range<usize>,
+}
+
+/// The layers of a model that are bound to a backend: all, or those that it has of a model that is divided.
+#[derive(Debug)]
+pub(super) struct Layers<L> {
+    first: usize,
+    bound: Vec<L>,
+}
+
+impl<L> Layers<L> {
+    /// Each with its number in the model.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &L)> {
+        (self.first..).zip(&self.bound)
+    }
 }
 
 impl<'a, W> Binder<'a, W> {
@@ -27,7 +45,15 @@ impl<'a, W> Binder<'a, W> {
             make,
             prefix: String::new(),
             dry: false,
+            part: 0..usize::MAX,
         }
+    }
+
+    /// Binds no other layers than these. Who has not the first one has no embeddings: it goes on with what another part of the model has
+    /// left.
+    #[must_use]
+    pub fn part(self, part: Range<usize>) -> Self {
+        Self { part, ..self }
     }
 
     /// The same where weights are only looked for and not read.
@@ -46,7 +72,7 @@ impl<'a, W> Binder<'a, W> {
         &mut self,
         n: usize,
         mut each: impl FnMut(&mut Self) -> Result<L, Error>,
-    ) -> Result<Vec<L>, Error> {
+    ) -> Result<Layers<L>, Error> {
         self.numbered_layers(n, |b, _| each(b))
     }
 
@@ -55,15 +81,30 @@ impl<'a, W> Binder<'a, W> {
         &mut self,
         n: usize,
         mut each: impl FnMut(&mut Self, usize) -> Result<L, Error>,
-    ) -> Result<Vec<L>, Error> {
-        let layers = (0..n)
+    ) -> Result<Layers<L>, Error> {
+        let first = self.part.start;
+        let bound = (first..self.part.end.min(n))
             .map(|il| {
                 self.prefix = format!("blk.{il}.");
                 each(self, il)
             })
-            .collect();
+            .collect::<Result<_, Error>>();
         self.prefix.clear();
-        layers
+        Ok(Layers {
+            first,
+            bound: bound?,
+        })
+    }
+
+    /// The embeddings of tokens, `token_embd`.
+    pub(super) fn embedding(&mut self, hp: &HParams) -> Result<Embedding<W>, Error> {
+        Ok(Embedding {
+            w: match self.part.start {
+                0 => Some(self.matrix("token_embd", hp.n_embd, hp.n_vocab)?),
+                _ => None,
+            },
+            scale: hp.embedding_scale,
+        })
     }
 
     /// `<name>.weight` of `n_out` rows of `n_in` elements, and `<name>.bias` where the file has one.

@@ -3,8 +3,8 @@
 
 use super::ffn::Ffn;
 use super::keys::Keys;
-use super::{Binder, HParams, Shape};
-use crate::backend::{Backend, Buf::*, Linear, RopeMode};
+use super::{Binder, HParams, Layers, Shape};
+use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
@@ -25,8 +25,8 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct Model<W> {
     eps: f32,
-    token_embd: W,
-    layers: Vec<Layer<W>>,
+    token_embd: Embedding<W>,
+    layers: Layers<Layer<W>>,
     output_norm: W,
     output: Linear<W>,
 }
@@ -88,7 +88,7 @@ impl<W> Model<W> {
         })?;
         Ok(Self {
             eps: hp.eps,
-            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            token_embd: b.embedding(hp)?,
             layers,
             output_norm: b.vector("output_norm", n_embd)?,
             output: b.output(n_embd, n_vocab)?,
@@ -98,7 +98,7 @@ impl<W> Model<W> {
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
         let eps = self.eps;
         b.embed(X, &self.token_embd);
-        for (il, l) in self.layers.iter().enumerate() {
+        for (il, l) in self.layers.iter() {
             if let Some((attn_norm, mixer)) = &l.mixer {
                 b.rms_norm(Xn, X, attn_norm, eps);
                 b.note("attn_norm", il, Xn);

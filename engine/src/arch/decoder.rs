@@ -3,8 +3,8 @@
 //! which layers have experts. Biases are added where a file has them.
 
 use super::ffn::Ffn;
-use super::{Binder, HParams, QkNorm, Shape};
-use crate::backend::{Backend, Buf::*, Linear};
+use super::{Binder, HParams, Layers, QkNorm, Shape};
+use crate::backend::{Backend, Buf::*, Embedding, Linear};
 use crate::error::Error;
 
 /// Weights of the model.
@@ -12,8 +12,8 @@ use crate::error::Error;
 pub struct Model<W> {
     eps: f32,
     centers: bool,
-    token_embd: W,
-    layers: Vec<Layer<W>>,
+    token_embd: Embedding<W>,
+    layers: Layers<Layer<W>>,
     output_norm: W,
     output: Linear<W>,
 }
@@ -62,7 +62,7 @@ impl<W> Model<W> {
         Ok(Self {
             eps: hp.eps,
             centers: hp.centers,
-            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            token_embd: b.embedding(hp)?,
             layers,
             output_norm: b.norm(hp, "output_norm", n_embd)?,
             output: b.output(n_embd, n_vocab)?,
@@ -72,7 +72,7 @@ impl<W> Model<W> {
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
         let eps = self.eps;
         b.embed(X, &self.token_embd);
-        for (il, l) in self.layers.iter().enumerate() {
+        for (il, l) in self.layers.iter() {
             let [attn_q, attn_k, attn_v] = &l.attn_qkv;
             self.norm(b, &l.attn_norm);
             b.note("attn_norm", il, Xn);

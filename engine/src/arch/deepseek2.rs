@@ -6,8 +6,8 @@ use super::ffn::Ffn;
 use super::hparams::Latent;
 use super::keys::{Keys, MAX_DIM};
 use super::routing::{expert_width, shared_width};
-use super::{Binder, HParams, RopeScaling, Routing, Shape};
-use crate::backend::{Backend, Buf::*, Gating, Linear, RopeMode};
+use super::{Binder, HParams, Layers, RopeScaling, Routing, Shape};
+use crate::backend::{Backend, Buf::*, Embedding, Gating, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
@@ -101,8 +101,8 @@ fn attn_scale(k: &Keys<'_>, hp: &mut HParams, head_dim: usize) -> Result<f32, Er
 #[derive(Debug)]
 pub struct Model<W> {
     eps: f32,
-    token_embd: W,
-    layers: Vec<Layer<W>>,
+    token_embd: Embedding<W>,
+    layers: Layers<Layer<W>>,
     output_norm: W,
     output: Linear<W>,
 }
@@ -179,7 +179,7 @@ impl<W> Model<W> {
         })?;
         Ok(Self {
             eps: hp.eps,
-            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            token_embd: b.embedding(hp)?,
             layers,
             output_norm: b.vector("output_norm", n_embd)?,
             output: b.output(n_embd, n_vocab)?,
@@ -189,7 +189,7 @@ impl<W> Model<W> {
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
         let eps = self.eps;
         b.embed(X, &self.token_embd);
-        for (il, l) in self.layers.iter().enumerate() {
+        for (il, l) in self.layers.iter() {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
             match &l.queries {

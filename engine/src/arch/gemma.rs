@@ -8,5 +8,6 @@ use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
+    hp.embedding_scale = (hp.n_embd as f32).sqrt();
     k.no_experts(hp)
 }

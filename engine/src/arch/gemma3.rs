@@ -2,8 +2,8 @@
 //! rotate with a base of their own, and only the others are stretched to long contexts. Source: arXiv 2503.19786.
 
 use super::keys::Keys;
-use super::{Binder, HParams, RopeParams, RopeScaling, Shape};
-use crate::backend::{Backend, Buf::*, Linear, RopeMode};
+use super::{Binder, HParams, Layers, RopeParams, RopeScaling, Shape};
+use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};
 use crate::error::Error;
 
 /// Layers of the model of 27 billion parameters, whose scores have a factor of their own that files do not state.
@@ -11,6 +11,7 @@ const LAYERS_27B: usize = 62;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
+    hp.embedding_scale = (hp.n_embd as f32).sqrt();
     if let Some(window) = k.optional_window()? {
         let local = RopeParams {
             freq_base: k.positive("rope.freq_base_swa", Some(10_000.0))?,
@@ -30,9 +31,8 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct Model<W> {
     eps: f32,
-    embedding_scale: f32,
-    token_embd: W,
-    layers: Vec<Layer<W>>,
+    token_embd: Embedding<W>,
+    layers: Layers<Layer<W>>,
     output_norm: W,
     output: Linear<W>,
 }
@@ -82,8 +82,7 @@ impl<W> Model<W> {
         })?;
         Ok(Self {
             eps: hp.eps,
-            embedding_scale: (n_embd as f32).sqrt(),
-            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            token_embd: b.embedding(hp)?,
             layers,
             output_norm: b.vector("output_norm", n_embd)?,
             output: b.output(n_embd, n_vocab)?,
@@ -93,8 +92,7 @@ impl<W> Model<W> {
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
         let eps = self.eps;
         b.embed(X, &self.token_embd);
-        b.scale(X, self.embedding_scale);
-        for (il, l) in self.layers.iter().enumerate() {
+        for (il, l) in self.layers.iter() {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
             b.mul_mats([(Q, &l.attn_q), (K, &l.attn_k), (V, &l.attn_v)], Xn);

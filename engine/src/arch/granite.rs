@@ -4,8 +4,8 @@
 use super::ffn::Ffn;
 use super::keys::Keys;
 use super::mamba2::Mamba2;
-use super::{Binder, HParams, Shape};
-use crate::backend::{Backend, Buf::*, Linear, RopeMode};
+use super::{Binder, HParams, Layers, Shape};
+use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
@@ -59,10 +59,9 @@ pub(super) fn factors(
 #[derive(Debug)]
 pub struct Model<W> {
     eps: f32,
-    embedding_scale: f32,
     residual_scale: f32,
-    token_embd: W,
-    layers: Vec<Layer<W>>,
+    token_embd: Embedding<W>,
+    layers: Layers<Layer<W>>,
     output_norm: W,
     output: Linear<W>,
 }
@@ -109,9 +108,8 @@ impl<W> Model<W> {
         })?;
         Ok(Self {
             eps: hp.eps,
-            embedding_scale: hp.embedding_scale,
             residual_scale: hp.residual_scale,
-            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            token_embd: b.embedding(hp)?,
             layers,
             output_norm: b.vector("output_norm", n_embd)?,
             output: b.output(n_embd, n_vocab)?,
@@ -121,8 +119,7 @@ impl<W> Model<W> {
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
         let eps = self.eps;
         b.embed(X, &self.token_embd);
-        b.scale(X, self.embedding_scale);
-        for (il, l) in self.layers.iter().enumerate() {
+        for (il, l) in self.layers.iter() {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
             l.mixer.forward(b, il, eps);

@@ -3,6 +3,8 @@
 //! Keys are `<arch>.<name>` of the GGUF specification. What every architecture has is read here, what is its own by its file's
 //! `hparams`. Everything that sizes a buffer or divides something is checked, so the rest of the engine can trust it.
 
+use std::ops::Range;
+
 use super::keys::{Keys, MAX_DIM, MAX_HEADS, MAX_LAYERS};
 use super::{RopeParams, Routing, ShortConv, StateSpace};
 use crate::backend::{Activation, RopeMode};
@@ -490,6 +492,15 @@ impl HParams {
             Some(n) => n,
             None => unreachable!("layer {il} has no pages"),
         }
+    }
+
+    /// Of layers that lie side by side, those that have pages, as the pool counts them.
+    pub fn layers_of_pool(&self, layers: &Range<usize>) -> Range<usize> {
+        let before = |il: usize| {
+            let all = self.layers[..il].iter();
+            all.filter(|l| l.past.pages().is_some()).count()
+        };
+        before(layers.start)..before(layers.end)
     }
 
     /// The first element of a head that rotates: latent keys rotate at their end.

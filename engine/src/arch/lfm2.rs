@@ -4,8 +4,8 @@
 use super::decoder::Norms;
 use super::ffn::Ffn;
 use super::keys::Keys;
-use super::{Binder, HParams, QkNorm, Shape, ShortConv};
-use crate::backend::{Backend, Buf::*, Linear, RopeMode};
+use super::{Binder, HParams, Layers, QkNorm, Shape, ShortConv};
+use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};
 use crate::error::Error;
 use crate::report;
 
@@ -40,8 +40,8 @@ pub(super) fn conv_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct Model<W> {
     eps: f32,
-    token_embd: W,
-    layers: Vec<Layer<W>>,
+    token_embd: Embedding<W>,
+    layers: Layers<Layer<W>>,
     token_embd_norm: W,
     output: Linear<W>,
 }
@@ -100,7 +100,7 @@ impl<W> Model<W> {
         })?;
         Ok(Self {
             eps: hp.eps,
-            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            token_embd: b.embedding(hp)?,
             layers,
             // It is the norm of the output, whatever files call it.
             token_embd_norm: b.vector("token_embd_norm", n_embd)?,
@@ -111,7 +111,7 @@ impl<W> Model<W> {
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
         let eps = self.eps;
         b.embed(X, &self.token_embd);
-        for (il, l) in self.layers.iter().enumerate() {
+        for (il, l) in self.layers.iter() {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
             l.mixer.forward(b, il, eps);

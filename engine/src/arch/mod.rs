@@ -69,6 +69,7 @@ mod smollm3;
 mod stablelm;
 mod starcoder2;
 
+use bind::Layers;
 pub use bind::{Binder, Shape};
 pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past, QkNorm, Temperature};
 pub use recurrent::{ShortConv, StateShape, StateSpace};

@@ -4,8 +4,8 @@
 use super::ffn::Ffn;
 use super::keys::Keys;
 use super::mamba2::Mamba2;
-use super::{Binder, HParams, Past, Shape, StateSpace};
-use crate::backend::{Activation, Backend, Buf::*, Linear};
+use super::{Binder, HParams, Layers, Past, Shape, StateSpace};
+use crate::backend::{Activation, Backend, Buf::*, Embedding, Linear};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
@@ -35,8 +35,8 @@ pub(super) fn mixed_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> 
 #[derive(Debug)]
 pub struct Model<W> {
     eps: f32,
-    token_embd: W,
-    layers: Vec<Layer<W>>,
+    token_embd: Embedding<W>,
+    layers: Layers<Layer<W>>,
     output_norm: W,
     output: Linear<W>,
 }
@@ -81,7 +81,7 @@ impl<W> Model<W> {
         })?;
         Ok(Self {
             eps: hp.eps,
-            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            token_embd: b.embedding(hp)?,
             layers,
             output_norm: b.vector("output_norm", n_embd)?,
             output: b.output(n_embd, n_vocab)?,
@@ -91,7 +91,7 @@ impl<W> Model<W> {
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
         let eps = self.eps;
         b.embed(X, &self.token_embd);
-        for (il, l) in self.layers.iter().enumerate() {
+        for (il, l) in self.layers.iter() {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
             match &l.block {

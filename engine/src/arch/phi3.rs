@@ -5,8 +5,8 @@
 //! them without a window as well.
 
 use super::keys::Keys;
-use super::{Binder, HParams, Shape};
-use crate::backend::{Backend, Buf::*, Linear, RopeMode};
+use super::{Binder, HParams, Layers, Shape};
+use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(_: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
@@ -19,8 +19,8 @@ pub(super) fn hparams(_: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct Model<W> {
     eps: f32,
-    token_embd: W,
-    layers: Vec<Layer<W>>,
+    token_embd: Embedding<W>,
+    layers: Layers<Layer<W>>,
     output_norm: W,
     output: Linear<W>,
 }
@@ -57,7 +57,7 @@ impl<W> Model<W> {
         })?;
         Ok(Self {
             eps: hp.eps,
-            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            token_embd: b.embedding(hp)?,
             layers,
             output_norm: b.vector("output_norm", n_embd)?,
             output: b.output(n_embd, n_vocab)?,
@@ -67,7 +67,7 @@ impl<W> Model<W> {
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
         let eps = self.eps;
         b.embed(X, &self.token_embd);
-        for (il, l) in self.layers.iter().enumerate() {
+        for (il, l) in self.layers.iter() {
             let [attn_q, attn_k, attn_v] = &l.attn_qkv;
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);

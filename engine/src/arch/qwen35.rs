@@ -6,8 +6,8 @@ use super::ffn::Ffn;
 use super::hparams::DeltaNet;
 use super::keys::{Keys, MAX_DIM, MAX_HEADS};
 use super::recurrent::d_conv;
-use super::{Binder, HParams, Shape};
-use crate::backend::{Backend, Buf::*, Linear, RopeMode};
+use super::{Binder, HParams, Layers, Shape};
+use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
@@ -74,8 +74,8 @@ fn delta_net(k: &Keys<'_>) -> Result<DeltaNet, Error> {
 pub struct Model<W> {
     eps: f32,
     delta: DeltaNet,
-    token_embd: W,
-    layers: Vec<Layer<W>>,
+    token_embd: Embedding<W>,
+    layers: Layers<Layer<W>>,
     output_norm: W,
     output: Linear<W>,
 }
@@ -164,7 +164,7 @@ impl<W> Model<W> {
         Ok(Self {
             eps: hp.eps,
             delta: d,
-            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            token_embd: b.embedding(hp)?,
             layers,
             output_norm: b.vector("output_norm", n_embd)?,
             output: b.output(n_embd, n_vocab)?,
@@ -174,7 +174,7 @@ impl<W> Model<W> {
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
         let eps = self.eps;
         b.embed(X, &self.token_embd);
-        for (il, l) in self.layers.iter().enumerate() {
+        for (il, l) in self.layers.iter() {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
             l.mixer.forward(b, il, self.delta, eps);

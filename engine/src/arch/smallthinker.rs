@@ -3,8 +3,8 @@
 
 use super::keys::Keys;
 use super::routing::expert_width;
-use super::{Binder, HParams, Routing, Shape};
-use crate::backend::{Act, Backend, Buf::*, Gating, Linear, Moe, RopeMode};
+use super::{Binder, HParams, Layers, Routing, Shape};
+use crate::backend::{Act, Backend, Buf::*, Embedding, Gating, Linear, Moe, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
@@ -37,8 +37,8 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct Model<W> {
     eps: f32,
-    token_embd: W,
-    layers: Vec<Layer<W>>,
+    token_embd: Embedding<W>,
+    layers: Layers<Layer<W>>,
     output_norm: W,
     output: Linear<W>,
 }
@@ -76,7 +76,7 @@ impl<W> Model<W> {
         })?;
         Ok(Self {
             eps: hp.eps,
-            token_embd: b.matrix("token_embd", n_embd, n_vocab)?,
+            token_embd: b.embedding(hp)?,
             layers,
             output_norm: b.vector("output_norm", n_embd)?,
             output: b.output(n_embd, n_vocab)?,
@@ -86,7 +86,7 @@ impl<W> Model<W> {
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B) {
         let eps = self.eps;
         b.embed(X, &self.token_embd);
-        for (il, l) in self.layers.iter().enumerate() {
+        for (il, l) in self.layers.iter() {
             let [attn_q, attn_k, attn_v] = &l.attn_qkv;
             b.mul_mats([(Route, &l.ffn_gate_inp)], X);
             b.note("ffn_moe_logits", il, Route);

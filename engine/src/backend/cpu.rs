@@ -6,6 +6,8 @@ mod recurrent;
 mod state;
 mod weight;
 
+use std::ops::Range;
+
 use lemma_cpu::{
     Attention, Estimate, KeyBounds, KvLayer, KvShape, Limits, Move, Ops, PageRef, Pass, Place,
     Shared, allocating,
@@ -18,7 +20,7 @@ use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, n_bounds};
 use self::recurrent::States;
 pub use self::weight::CpuWeight;
 use self::weight::{activation, moe_ffn, product};
-use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Scan};
+use super::{Activation, Backend, Buf, Embedding, Linear, Moe, Outputs, RopeMode, Runner, Scan};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -40,6 +42,8 @@ struct State {
     rope: Rope,
     bufs: [Shared<f32>; Buf::ALL.len()],
     layout: Layout,
+    /// The layers of the pool that this backend runs.
+    layers: Range<usize>,
     /// Regions of the pool, each with its tiers: `[region, tier]`.
     kv: Vec<KvLayer>,
     /// What layers without pages keep.
@@ -82,10 +86,10 @@ struct Step {
 }
 
 impl CpuRunner {
-    /// Binds a file's tensors, starts the team and allocates the pool and the scratch of batches of `n_ubatch` tokens.
+    /// [`CpuRunner::part`] that is all of a model.
     ///
     /// # Errors
-    /// Those of [`ArchModel::bind`]; [`Error::Usage`] for an instruction set that the machine does not have.
+    /// As there.
     pub fn new(
         file: &GgufFile,
         hp: &HParams,
@@ -93,12 +97,29 @@ impl CpuRunner {
         layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Self, Error> {
+        Self::part(file, hp, o, layout, n_ubatch, 0..hp.n_layer)
+    }
+
+    /// Binds the tensors of some layers, starts the team and allocates the pool and the scratch of batches of `n_ubatch` tokens.
+    ///
+    /// # Errors
+    /// Those of [`ArchModel::bind`]; [`Error::Usage`] for an instruction set that the machine does not have.
+    pub fn part(
+        file: &GgufFile,
+        hp: &HParams,
+        o: &LoadOptions,
+        layout: &Layout,
+        n_ubatch: usize,
+        part: Range<usize>,
+    ) -> Result<Self, Error> {
+        let layers = hp.layers_of_pool(&part);
         let isa = isa(o.isa.as_deref())?;
         let n_threads = o
             .n_threads
             .filter(|&n| n > 0)
             .unwrap_or_else(lemma_cpu::default_threads);
-        let model = ArchModel::bind(hp, &mut Binder::new(file, &mut |t| Ok(CpuWeight::new(t))))?;
+        let mut make = |t| Ok(CpuWeight::new(t));
+        let model = ArchModel::bind(hp, &mut Binder::new(file, &mut make).part(part))?;
         let widths = Widths::of(hp);
         let n_ubatch = n_ubatch.max(1);
         let limits = Limits {
@@ -175,6 +196,7 @@ impl CpuRunner {
                 states: States::new(hp),
                 memory: Memory::new(layout),
                 layout: layout.clone(),
+                layers,
                 logits: Shared::zeroed(hp.n_vocab),
                 n_outputs: 0,
                 step,
@@ -182,6 +204,13 @@ impl CpuRunner {
                 hp: hp.clone(),
             },
         })
+    }
+
+    /// The residual stream as the last pass has left it, `[n_tokens, n_embd]`.
+    pub(super) fn rows(&mut self) -> &[f32] {
+        let s = &mut self.state;
+        let n = s.step.tokens.len() * s.hp.n_embd;
+        &s.bufs[Buf::X as usize].as_mut_slice()[..n]
     }
 }
 
@@ -322,9 +351,13 @@ impl CpuPass<'_> {
 impl Backend for CpuPass<'_> {
     type Weight = CpuWeight;
 
-    fn embed(&mut self, out: Buf, w: &CpuWeight) {
+    fn embed(&mut self, out: Buf, e: &Embedding<CpuWeight>) {
+        let Some(w) = &e.w else { return };
         self.pass
             .embed(self.s.buf(out), w.mat(), &self.s.step.tokens);
+        if e.scale != 1.0 {
+            self.scale(out, e.scale);
+        }
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &CpuWeight, eps: f32) {

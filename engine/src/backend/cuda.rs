@@ -23,7 +23,7 @@ mod upload;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lemma_cuda::ops::{self, Half, Heads};
+use lemma_cuda::ops::{self, Half};
 use lemma_cuda::step::{Clocks, Program};
 use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, View, Weight};
 
@@ -31,7 +31,7 @@ use self::ahead::Ahead;
 use self::buffers::{Moe, Pool};
 use self::pass::{Pass, Pending};
 use self::recurrent::States;
-use self::upload::{check_memory, upload};
+use self::upload::{Need, upload};
 use super::{Buf, Outputs, Runner};
 use crate::arch::{ArchModel, HParams, Rope, Widths};
 use crate::error::Error;
@@ -122,16 +122,17 @@ struct Host {
     logits: Pinned,
     /// Live pages of each layer as the device knows them.
     n_pages: Vec<usize>,
+    /// The residual stream of layers that are not on the device.
+    rows: Pinned,
     /// Cosines and sines of a pass.
     angles: Vec<f32>,
 }
 
 impl CudaRunner {
-    /// Uploads a file's tensors and allocates the pool and the scratch of batches of `n_ubatch` tokens.
+    /// [`CudaRunner::part`] that is all of a model.
     ///
     /// # Errors
-    /// Those of [`ArchModel::bind`]; [`Error::Usage`] for a pool of types that have no kernels; [`Error::Memory`] when the device cannot hold
-    /// the model; those of the driver.
+    /// As there.
     pub fn new(
         gpu: &Gpu,
         file: &GgufFile,
@@ -140,20 +141,52 @@ impl CudaRunner {
         layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Self, Error> {
-        supports::check(file, hp, o, layout)?;
-        let heads = Heads {
-            n_head: hp.n_head,
-            n_head_kv: hp.n_head_kv,
-            head_dim: hp.head_dim,
-        };
-        let n_part = if hp.latent.is_some() { 1 } else { 2 };
-        let types = buffers::types(&o.kv, layout, heads, n_part)?;
+        Self::part(gpu, file, hp, o, layout, n_ubatch, 0)
+    }
+
+    /// The first layer that can be on a device if all that follow are: none before it if the whole model fits, `n_layer` if nothing does.
+    ///
+    /// # Errors
+    /// As [`CudaRunner::part`], but for memory.
+    pub fn first_that_fits(
+        gpu: &Gpu,
+        file: &GgufFile,
+        hp: &HParams,
+        o: &LoadOptions,
+        layout: &Layout,
+        n_ubatch: usize,
+    ) -> Result<usize, Error> {
+        let (heads, types, n_part) = supports::check(file, hp, o, layout)?;
+        gpu.bind()?;
+        let pool = buffers::pool_bytes(gpu, &types, heads, n_part, layout);
+        let (free, _) = gpu.memory()?;
+        let fits =
+            |&il: &usize| Need::new(file, hp, pool, n_ubatch.max(1), il).bytes() <= free as u64;
+        Ok((0..hp.n_layer).find(fits).unwrap_or(hp.n_layer))
+    }
+
+    /// Uploads the tensors of the layers from `first` on and allocates the pool and the scratch of batches of `n_ubatch` tokens.
+    ///
+    /// # Errors
+    /// Those of [`ArchModel::bind`]; [`Error::Usage`] for a pool of types that have no kernels; [`Error::Memory`] when the device cannot hold
+    /// the model; those of the driver.
+    pub fn part(
+        gpu: &Gpu,
+        file: &GgufFile,
+        hp: &HParams,
+        o: &LoadOptions,
+        layout: &Layout,
+        n_ubatch: usize,
+        first: usize,
+    ) -> Result<Self, Error> {
+        let (heads, types, n_part) = supports::check(file, hp, o, layout)?;
         gpu.bind()?;
         let widths = Widths::of(hp);
         let n_ubatch = n_ubatch.max(1);
         let pool = buffers::pool_bytes(gpu, &types, heads, n_part, layout);
-        check_memory(gpu, file, hp, &widths, pool, n_ubatch)?;
-        let model = upload(gpu, file, hp, o.on_upload)?;
+        let need = Need::new(file, hp, pool, n_ubatch, first);
+        need.check(gpu)?;
+        let model = upload(gpu, file, hp, &need, o.on_upload)?;
         let bytes = StepLayout::new(hp, n_ubatch).bytes();
         let pool = Pool::new(gpu, heads, types, n_part, layout)?;
         let host = Host {
@@ -161,6 +194,11 @@ impl CudaRunner {
             tables: gpu.pinned(pool.tables.view().bytes())?,
             masses: gpu.pinned(pool.masses.view().bytes())?,
             logits: gpu.pinned(hp.n_vocab * 4)?,
+            rows: gpu.pinned(if first > 0 {
+                n_ubatch * hp.n_embd * 4
+            } else {
+                0
+            })?,
             n_pages: vec![0; layout.n_layer],
             angles: vec![0.0; n_ubatch * hp.head_dim],
         };
@@ -192,6 +230,7 @@ impl CudaRunner {
         let pass = Pass {
             half,
             rope: Rope::from_file(hp, file, layout.n_ctx)?,
+            layers: hp.layers_of_pool(&(first..hp.n_layer)),
             hp: hp.clone(),
             heads,
             widths,
@@ -248,7 +287,7 @@ impl CudaRunner {
     }
 
     /// Brings the data of a pass to the device.
-    fn prepare(&mut self, tokens: &[u32], cache: &Cache) -> Result<(), Error> {
+    fn prepare(&mut self, rows: &[f32], tokens: &[u32], cache: &Cache) -> Result<(), Error> {
         let (p, host) = (&mut self.pass, &mut self.host);
         let (n, l) = (tokens.len(), p.layout);
         let first = cache.pos() - n as u32;
@@ -275,6 +314,11 @@ impl CudaRunner {
             put(step, l.rope(table), angles.iter().map(|x| x.to_bits()));
         }
         host.step.upload(0, p.step.view().slice(0, l.bytes()))?;
+        if !rows.is_empty() {
+            let bytes = size_of_val(rows);
+            put(host.rows.bytes_mut()?, 0, rows.iter().map(|x| x.to_bits()));
+            host.rows.upload(0, p.view(Buf::X).slice(0, bytes))?;
+        }
         host.send_tables(p, cache)
     }
 
@@ -342,7 +386,7 @@ impl CudaRunner {
         host.logits.bytes()?;
         if p.wants_mass {
             let max_pages = p.pool.max_pages;
-            for il in 0..cache.n_layer() {
+            for il in p.layers.clone() {
                 let n = cache.layer(il).pages.len();
                 cache.end_layer(il, &host.masses.settled_f32()[il * max_pages..][..n], 1);
             }
@@ -380,14 +424,21 @@ impl Host {
     }
 }
 
-impl Runner for CudaRunner {
-    fn run(&mut self, tokens: &[u32], cache: &mut Cache, outputs: Outputs) -> Result<(), Error> {
+impl CudaRunner {
+    /// Runs a pass; `rows`, `[n_tokens, n_embd]`, are what the layers before those on the device have left, if there are some.
+    pub(super) fn run_behind(
+        &mut self,
+        rows: &[f32],
+        tokens: &[u32],
+        cache: &mut Cache,
+        outputs: Outputs,
+    ) -> Result<(), Error> {
         self.pass.gpu.bind()?;
         self.begin(tokens.len(), cache, outputs)?;
         let p = &mut self.pass;
         p.states.as_mut().map_or(Ok(()), States::check)?;
         p.pool.follow(p.heads, cache)?;
-        p.pool.moves.run(&p.gpu, p.heads, cache)?;
+        p.pool.moves.run(&p.gpu, p.heads, cache, &p.layers)?;
         let kind = Kind {
             masses: p.wants_mass,
             tiered: p.tiered,
@@ -404,7 +455,7 @@ impl Runner for CudaRunner {
             }
             _ => self.ahead.forget(),
         }
-        self.prepare(tokens, cache)?;
+        self.prepare(rows, tokens, cache)?;
         match &self.step {
             Some((Decode::Graph(graph), _)) if decode => graph.replay()?,
             _ => self.pass.forward(&self.model)?,
@@ -413,6 +464,12 @@ impl Runner for CudaRunner {
             self.warm = Some(kind);
         }
         self.fetch(cache)
+    }
+}
+
+impl Runner for CudaRunner {
+    fn run(&mut self, tokens: &[u32], cache: &mut Cache, outputs: Outputs) -> Result<(), Error> {
+        self.run_behind(&[], tokens, cache, outputs)
     }
 
     fn best(&mut self) -> Option<u32> {

@@ -4,7 +4,8 @@
 //!
 //! * [`cpu`]: every worker of a team runs the same pass, each verb takes its share of the rows and ends in a barrier;
 //! * [`trace`]: scalar f32 reference that keeps every named intermediate, the oracle of the others;
-//! * CUDA: the pass is recorded once as a graph and replayed.
+//! * CUDA: the pass is recorded once as a graph and replayed;
+//! * a model that a GPU cannot hold is divided between the two: its first layers run on the CPU.
 //!
 //! What changes from step to step — tokens, positions, page tables, places of keys and values — is data of the backend, set before
 //! the pass by [`Runner::run`], never an argument of a verb: a verb can be recorded once and replayed. Nothing in a pass waits for the
@@ -13,6 +14,8 @@
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "cuda-emulate"))]
 pub mod cuda;
+#[cfg(any(feature = "cuda", feature = "cuda-emulate"))]
+pub mod offload;
 pub mod trace;
 
 pub use lemma_cuda::{DeviceInfo, Devices, devices};
@@ -119,6 +122,15 @@ pub struct Linear<W> {
     pub w: W,
     /// `[n_out]`.
     pub bias: Option<W>,
+}
+
+/// What tokens are to a model at first.
+#[derive(Debug)]
+pub struct Embedding<W> {
+    /// `[n_vocab, n_embd]`; nothing in a part of a model that does not begin it.
+    pub w: Option<W>,
+    /// Factor of its rows.
+    pub scale: f32,
 }
 
 /// Experts of a mixture-of-experts block.
@@ -235,8 +247,8 @@ pub trait Backend {
     /// A bound weight.
     type Weight;
 
-    /// `out[i] = w[token[i]]`; rows of the embedding matrix `[n_vocab, n_embd]`.
-    fn embed(&mut self, out: Buf, w: &Self::Weight);
+    /// `out[i] = scale * w[token[i]]`; rows of the embedding matrix. Without one, `out` is what another part of the model has left.
+    fn embed(&mut self, out: Buf, e: &Embedding<Self::Weight>);
 
     /// `out = x / rms(x) * w` over each row, `rms(x) = sqrt(mean(x²) + eps)`. Behind `w` comes what is added then, if there is something.
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &Self::Weight, eps: f32);

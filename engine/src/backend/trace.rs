@@ -13,7 +13,9 @@ mod recurrent;
 use std::collections::BTreeMap;
 
 use self::math::{activation, affine, dot, gelu, norm, sigmoid, silu, softcap};
-use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Scan, Tensor};
+use super::{
+    Activation, Backend, Buf, Embedding, Linear, Moe, Outputs, RopeMode, Runner, Scan, Tensor,
+};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -248,12 +250,10 @@ impl TracePass {
 impl Backend for TracePass {
     type Weight = TraceWeight;
 
-    fn embed(&mut self, out: Buf, w: &TraceWeight) {
-        self.bufs[out as usize] = self
-            .tokens
-            .iter()
-            .flat_map(|&id| w.row(id as usize))
-            .collect();
+    fn embed(&mut self, out: Buf, e: &Embedding<TraceWeight>) {
+        let Some(w) = &e.w else { return };
+        let rows = self.tokens.iter().flat_map(|&id| w.row(id as usize));
+        self.bufs[out as usize] = rows.map(|x| x * e.scale).collect();
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &TraceWeight, eps: f32) {

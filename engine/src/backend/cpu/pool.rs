@@ -1,5 +1,7 @@
 //! How large the parts of a pool are, and what a step says about pages that move and about pages whose keys are bounded.
 
+use std::ops::Range;
+
 use lemma_cpu::{KvLayer, Move, Place};
 
 use crate::arch::HParams;
@@ -26,25 +28,29 @@ pub(super) fn masses(layout: &Layout, il: usize, hp: &HParams) -> usize {
     layer_spans(layout, il) * (hp.n_head / layout.groups)
 }
 
-/// What a demotion moves, for kernels: the page, and then the one that takes its place, if there is one. Regions stand one after the
-/// other, each with its tiers.
-pub(super) fn moved(layout: &Layout, d: &Demoted) -> impl Iterator<Item = Move> {
+/// What a demotion moves within some layers, for kernels: the page, and then the one that takes its place, if there is one. Regions stand
+/// one after the other, each with its tiers.
+pub(super) fn moved(
+    layout: &Layout,
+    layers: &Range<usize>,
+    d: &Demoted,
+) -> impl Iterator<Item = Move> {
     let page = layout.page as u32;
-    let down = Move {
+    let down = layers.contains(&d.il).then(|| Move {
         from: at(layout, d.il, d.page.tier),
         to: at(layout, d.il, d.tier),
         from_token: d.page.slot * page,
         to_token: d.slot * page,
         planes: planes(layout, d.il, d.group),
-    };
-    let heir = d.heir.map(|h| Move {
+    });
+    let heir = d.heir.filter(|h| layers.contains(&h.il)).map(|h| Move {
         from: at(layout, h.il, 0),
         to: at(layout, h.il, 0),
         from_token: h.slot * page,
         to_token: d.page.slot * page,
         planes: planes(layout, h.il, h.group),
     });
-    std::iter::once(down).chain(heir)
+    down.into_iter().chain(heir)
 }
 
 /// Where a tier of a layer stands.

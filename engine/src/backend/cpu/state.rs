@@ -45,7 +45,8 @@ impl State {
         }
         self.memory.follow(&mut self.kv, cache);
         step.moves.clear();
-        let moves = cache.demoted().iter().flat_map(|d| moved(&self.layout, d));
+        let demoted = cache.demoted().iter();
+        let moves = demoted.flat_map(|d| moved(&self.layout, &self.layers, d));
         step.moves.extend(moves);
         for (il, b) in step.bounds.iter_mut().enumerate() {
             b.fill(cache, il);
@@ -83,7 +84,8 @@ impl State {
     /// Hands the page masses of the step to the cache.
     pub(super) fn leave_masses(&mut self, cache: &mut Cache) {
         let n_head = self.hp.n_head / self.layout.groups;
-        for (il, mass) in self.mass.iter_mut().enumerate() {
+        for il in self.layers.clone() {
+            let mass = &mut self.mass[il];
             let mut rest: &[f32] = mass.as_mut_slice();
             for t in self.layout.tables_of(il) {
                 let (mine, more) = rest.split_at(cache.tables()[t].n_spans() * n_head);

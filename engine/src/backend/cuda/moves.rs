@@ -3,6 +3,8 @@
 //! [`Cache::demoted`] lists moves in order: one may go where another has just left. Those that have nothing in common are
 //! launched together, so that a step which takes a page in every layer waits for two or three launches and not for one a page.
 
+use std::ops::Range;
+
 use lemma_cuda::ops::{self, Heads, TierTable, Tiers};
 use lemma_cuda::{Buffer, CudaError, Gpu, Pinned};
 
@@ -57,12 +59,18 @@ impl Moves {
         })
     }
 
-    /// Makes the moves of the step that begins.
-    pub(super) fn run(&mut self, gpu: &Gpu, h: Heads, cache: &Cache) -> Result<(), CudaError> {
-        if cache.demoted().is_empty() {
+    /// Makes the moves of the step that begins, within some layers.
+    pub(super) fn run(
+        &mut self,
+        gpu: &Gpu,
+        h: Heads,
+        cache: &Cache,
+        layers: &Range<usize>,
+    ) -> Result<(), CudaError> {
+        self.plan(cache, layers);
+        if self.list.is_empty() {
             return Ok(());
         }
-        self.plan(cache);
         let bytes = self.list.len() * SIZE;
         if self.device.view().bytes() < bytes {
             self.host = gpu.pinned(2 * bytes)?;
@@ -84,13 +92,15 @@ impl Moves {
     }
 
     /// Lists the moves of a step, launch after launch.
-    fn plan(&mut self, cache: &Cache) {
+    fn plan(&mut self, cache: &Cache, layers: &Range<usize>) {
         let layout = cache.layout();
         self.list.clear();
         for d in cache.demoted() {
-            let down = [(d.page.tier, d.page.slot), (d.tier, d.slot)];
-            self.add(layout, d.il, down);
-            if let Some(h) = d.heir {
+            if layers.contains(&d.il) {
+                let down = [(d.page.tier, d.page.slot), (d.tier, d.slot)];
+                self.add(layout, d.il, down);
+            }
+            if let Some(h) = d.heir.filter(|h| layers.contains(&h.il)) {
                 self.add(layout, h.il, [(0, h.slot), (0, d.page.slot)]);
             }
         }
@@ -175,7 +185,7 @@ mod tests {
                     1
                 };
                 cache.begin(n, false).unwrap();
-                moves.plan(&cache);
+                moves.plan(&cache, &(0..4));
                 let mut want = slots.clone();
                 for d in cache.demoted() {
                     let region = layout.region_of(d.il) as u32;

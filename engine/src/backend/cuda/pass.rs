@@ -4,12 +4,15 @@ mod attention;
 pub(super) mod experts;
 mod recurrent;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use lemma_cuda::ops::{self, Glu, Half, Heads, MatVec, Mode, Pairs, Quant, RopeStore, Store};
 use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
 
-use super::super::{Activation, Backend, Buf, Linear, Moe as MoeWeights, RopeMode, Scan};
+use super::super::{
+    Activation, Backend, Buf, Embedding, Linear, Moe as MoeWeights, RopeMode, Scan,
+};
 use super::buffers::{Moe, Pool};
 use super::recurrent::States;
 use super::{CudaWeight, StepLayout};
@@ -39,6 +42,8 @@ type OwnedPart = (Arc<Weight>, Option<View>, Buf);
 pub(super) struct Pass {
     pub(super) gpu: Gpu,
     pub(super) hp: HParams,
+    /// The layers of the pool that are on the device.
+    pub(super) layers: Range<usize>,
     pub(super) heads: Heads,
     pub(super) widths: Widths,
     pub(super) rope: Rope,
@@ -323,11 +328,16 @@ impl Pass {
 impl Backend for Pass {
     type Weight = CudaWeight;
 
-    fn embed(&mut self, out: Buf, w: &CudaWeight) {
+    fn embed(&mut self, out: Buf, e: &Embedding<CudaWeight>) {
         self.fresh[out as usize] = false;
+        // Without embeddings the rows have been uploaded.
+        let Some(w) = &e.w else { return };
         let tokens = self.step_words(self.layout.tokens(), self.n);
         let done = ops::embed(&self.gpu, self.view(out), w.mat(), tokens, self.n);
         self.note_failure(done);
+        if e.scale != 1.0 {
+            self.scale(out, e.scale);
+        }
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &CudaWeight, eps: f32) {

@@ -10,7 +10,7 @@ use lemma_cuda::ops::{Attention, Glu, Mode, Part, RopeStore, Store};
 use lemma_cuda::step::{Builder, Mixture, Products, Program, Shape};
 use lemma_cuda::{CudaError, View, Weight};
 
-use super::super::{self as backend, Activation, Backend, Buf, Linear};
+use super::super::{self as backend, Activation, Backend, Buf, Embedding, Linear};
 use super::CudaWeight;
 use super::pass::{Pass, experts};
 use crate::arch::ArchModel;
@@ -106,8 +106,12 @@ impl Phases<'_> {
 impl Backend for Phases<'_> {
     type Weight = CudaWeight;
 
-    fn embed(&mut self, out: Buf, w: &CudaWeight) {
-        self.builder.embed(self.pass.view(out), w.mat());
+    fn embed(&mut self, out: Buf, e: &Embedding<CudaWeight>) {
+        match &e.w {
+            Some(w) if e.scale == 1.0 => self.builder.embed(self.pass.view(out), w.mat()),
+            Some(_) => self.builder.refuse("scaled embeddings"),
+            None => self.builder.refuse("layers that are not on the device"),
+        }
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &CudaWeight, eps: f32) {

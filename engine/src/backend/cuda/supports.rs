@@ -1,7 +1,9 @@
 //! What has no kernels on a GPU.
 
-use lemma_cuda::ops;
+use lemma_cuda::ops::{self, Heads};
+use lemma_quant::pages::KvType;
 
+use super::buffers;
 use crate::arch::HParams;
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -9,13 +11,14 @@ use crate::kv::{Layout, PAGE};
 use crate::options::LoadOptions;
 use crate::report;
 
-/// Refuses models and options of the pool that have no kernels here.
+/// Refuses models and options of the pool that have no kernels here. The heads of a model, how keys and values are stored in each tier,
+/// and of how many parts a page is made.
 pub(super) fn check(
     file: &GgufFile,
     hp: &HParams,
     o: &LoadOptions,
     layout: &Layout,
-) -> Result<(), Error> {
+) -> Result<(Heads, Vec<[KvType; 2]>, usize), Error> {
     let kv = &o.kv;
     let asked = [
         (hp.cpu_only.is_some(), hp.cpu_only.unwrap_or_default()),
@@ -33,10 +36,17 @@ pub(super) fn check(
         let found = format!("{flag} on a GPU");
         return Err(report::usage(found, "--device cpu with it"));
     }
-    match too_wide(hp) {
-        Some((found, expected)) => Err(report::unsupported(file.name(), found, expected)),
-        None => Ok(()),
+    if let Some((found, expected)) = too_wide(hp) {
+        return Err(report::unsupported(file.name(), found, expected));
     }
+    let heads = Heads {
+        n_head: hp.n_head,
+        n_head_kv: hp.n_head_kv,
+        head_dim: hp.head_dim,
+    };
+    let n_part = if hp.latent.is_some() { 1 } else { 2 };
+    let types = buffers::types(kv, layout, heads, n_part)?;
+    Ok((heads, types, n_part))
 }
 
 /// Heads of a width that kernels do not have, and what they have.

@@ -1,0 +1,210 @@
+//! Models that are divided between the CPU and a CUDA device, and the emulator where it was built, against the reference backend.
+#![cfg(any(feature = "cuda", feature = "cuda-emulate"))]
+#![allow(clippy::print_stdout, reason = "what was compared")]
+
+use lemma_cuda::Gpu;
+use lemma_engine::arch::HParams;
+use lemma_engine::backend::cpu::CpuRunner;
+use lemma_engine::backend::cuda::CudaRunner;
+use lemma_engine::backend::offload::OffloadRunner;
+use lemma_engine::backend::trace::TraceRunner;
+use lemma_engine::backend::{Outputs, Runner};
+use lemma_engine::gguf::GgufFile;
+use lemma_engine::kv::{Cache, Layout, policy};
+use lemma_engine::options::LoadOptions;
+use lemma_tests::cuda::{gpus, is_slow};
+use lemma_tests::{data, made, nmse};
+
+/// A runner with its books.
+struct Side {
+    runner: Box<dyn Runner>,
+    cache: Cache,
+}
+
+impl Side {
+    fn run(&mut self, tokens: &[u32], outputs: Outputs) -> Vec<f32> {
+        self.cache.begin(tokens.len(), false).unwrap();
+        self.runner.run(tokens, &mut self.cache, outputs).unwrap();
+        self.runner.logits().to_vec()
+    }
+
+    /// What went or moved in the last step: layer, first position, tier.
+    fn gone(&self) -> Vec<(usize, u32, Option<u8>)> {
+        let deleted = self.cache.recycled().iter();
+        let deleted = deleted.map(|r| (r.il, r.page.first_pos, None));
+        let moved = self.cache.demoted().iter();
+        let moved = moved.map(|d| (d.il, d.page.first_pos, Some(d.tier)));
+        deleted.chain(moved).collect()
+    }
+}
+
+/// A model with its layers of delta nets, or one of the fixtures.
+fn open(model: &str) -> GgufFile {
+    match model {
+        "delta" => made::delta_net("qwen35", [1, 2, 32], 6, &[]),
+        _ => GgufFile::open(&data().join(format!("arch/{model}.gguf"))).unwrap(),
+    }
+}
+
+/// The reference, and a model whose layers from `first` on are on a device.
+fn sides(
+    gpu: &Gpu,
+    file: &GgufFile,
+    spec: &str,
+    n_slots: usize,
+    first: usize,
+) -> (HParams, Side, Side) {
+    let hp = HParams::read(file).unwrap();
+    let mut o = LoadOptions {
+        n_threads: Some(2),
+        ..LoadOptions::default()
+    };
+    o.kv.apply(spec).unwrap();
+    o.kv.recent = 2;
+    let policy = policy::find(&o.kv.policy).unwrap();
+    let layout = Layout {
+        head_dim: hp.head_dim,
+        ..Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, n_slots, 2048)
+    };
+    let side = |runner| {
+        let mut cache = Cache::with_layout(&o.kv, policy, layout.clone());
+        cache.watch();
+        Side { runner, cache }
+    };
+    let trace = TraceRunner::new(file, &hp, &layout).unwrap();
+    let front = CpuRunner::part(file, &hp, &o, &layout, 64, 0..first).unwrap();
+    let back = CudaRunner::part(gpu, file, &hp, &o, &layout, 64, first).unwrap();
+    let divided = OffloadRunner::new(front, back, first..hp.n_layer);
+    let (want, got) = (side(Box::new(trace)), side(Box::new(divided)));
+    (hp, want, got)
+}
+
+fn tokens(range: std::ops::Range<usize>, n_vocab: usize) -> Vec<u32> {
+    let token = |i: usize| ((i * 7919 + i * i * 31 + 13) % n_vocab) as u32;
+    range.map(token).collect()
+}
+
+/// Embeddings that are the output's too, embeddings that are scaled, experts, states and latent keys, cut at every layer.
+#[test]
+fn a_divided_model_is_the_whole_one() {
+    for gpu in gpus() {
+        for name in [
+            "llama-gqa-tied",
+            "gemma2",
+            "gpt-oss-f32experts",
+            "deepseek2-v3",
+            "delta",
+        ] {
+            let file = open(name);
+            let n_layer = HParams::read(&file).unwrap().n_layer;
+            for first in 1..n_layer {
+                let n = if is_slow(&gpu) { 20 } else { 60 };
+                let (hp, mut want, mut got) = sides(&gpu, &file, "full", n + 6, first);
+                let prompt = tokens(0..n, hp.n_vocab);
+                let batch = [&mut want, &mut got].map(|s| s.run(&prompt, Outputs::All));
+                let mut worst = nmse(&batch[1], &batch[0]);
+                // The second step is recorded, the others repeat it.
+                for at in n..n + 5 {
+                    let one = tokens(at..at + 1, hp.n_vocab);
+                    let step = [&mut want, &mut got].map(|s| s.run(&one, Outputs::Last));
+                    worst = worst.max(nmse(&step[1], &step[0]));
+                    for il in 0..hp.n_layer_kv() {
+                        let of = |s: &Side| -> Vec<f32> {
+                            s.cache.layer(il).pages.iter().map(|p| p.w).collect()
+                        };
+                        let masses = nmse(&of(&got), &of(&want));
+                        assert!(masses < 1e-4, "{name} at {first}, layer {il}: {masses:.1e}");
+                    }
+                }
+                println!("{name}, layers from {first} of {n_layer} on: {worst:.1e}");
+                assert!(worst < 1e-4, "{name} at {first}: {worst:.1e}");
+            }
+        }
+    }
+}
+
+/// All layers share one pool: a slot that a layer on one side gives up may go to one on the other, and pages move in it.
+#[test]
+fn slots_go_from_side_to_side() {
+    for gpu in gpus() {
+        for (model, spec) in [
+            ("qwen3-tied", "raas"),
+            ("qwen3-tied", "raas:demote=q8_0:0.15+k4/v2:0.75"),
+            ("qwen3-tied", "h2o:demote=q8_0+q4_0,budget_scope=layer"),
+            ("delta", "raas:demote=q8_0:0.15+k4/v2:0.75"),
+        ] {
+            let file = open(model);
+            let n_layer = HParams::read(&file).unwrap().n_layer;
+            let first = n_layer / 2;
+            let n_slots = if is_slow(&gpu) { 4 } else { 8 };
+            let (hp, mut want, mut got) = sides(&gpu, &file, spec, n_slots, first);
+            let (mut at, mut gone, mut sides_of) = (0, 0, [false; 2]);
+            while at < if is_slow(&gpu) { 150 } else { 400 } {
+                let n = match at {
+                    0 => 41,
+                    110 => 7,
+                    _ => 1,
+                };
+                let some = tokens(at..at + n, hp.n_vocab);
+                at += n;
+                let [w, g] = [&mut want, &mut got].map(|s| s.run(&some, Outputs::Last));
+                let these = want.gone();
+                // From a tie that was rounded the other way on, the two hold different pages.
+                if these != got.gone() {
+                    break;
+                }
+                gone += these.len();
+                let cut = hp.layers_of_pool(&(0..first)).end;
+                these.iter().for_each(|p| sides_of[usize::from(p.0 >= cut)] = true);
+                let e = nmse(&g, &w);
+                assert!(e < 3e-2, "{model} {spec}, position {at}: {e:.1e}");
+            }
+            println!("{model} {spec}: {gone} pages up to {at}");
+            assert!(gone > 10 && sides_of == [true; 2], "{model} {spec}: {gone}");
+        }
+    }
+}
+
+#[test]
+fn states_of_both_sides_come_back_and_pools_grow() {
+    for gpu in gpus() {
+        let file = open("delta");
+        let (hp, _, mut got) = sides(&gpu, &file, "full", 4, 3);
+        got.run(&tokens(0..20, hp.n_vocab), Outputs::Last);
+        got.runner.save_state();
+        let steps = |side: &mut Side| -> Vec<Vec<f32>> {
+            let ids = tokens(20..25, hp.n_vocab);
+            let step = |&id: &u32| side.run(&[id], Outputs::Last);
+            ids.iter().map(step).collect()
+        };
+        let before = steps(&mut got);
+        assert!(got.cache.rewind(20));
+        got.runner.restore_state();
+        got.cache.grow(9);
+        got.runner.grow(got.cache.layout()).unwrap();
+        assert!(steps(&mut got) == before);
+    }
+}
+
+/// As the pool takes more, fewer layers fit, from all down to none.
+#[test]
+fn as_many_layers_as_fit() {
+    for gpu in gpus().into_iter().filter(is_slow) {
+        let file = open("qwen3-tied");
+        let hp = HParams::read(&file).unwrap();
+        let o = LoadOptions::default();
+        let first = |n_slots: usize| {
+            let layout = Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, n_slots, 16 * n_slots);
+            CudaRunner::first_that_fits(&gpu, &file, &hp, &o, &layout, 64).unwrap()
+        };
+        let (mut fits, mut not) = (1, 1 << 30);
+        assert_eq!((first(fits), first(not)), (0, hp.n_layer));
+        while not - fits > 1 {
+            let n = fits.midpoint(not);
+            *(if first(n) == 0 { &mut fits } else { &mut not }) = n;
+        }
+        let all: Vec<usize> = (fits..fits + 1000).map(first).collect();
+        assert!(all.is_sorted());
+        assert!(all.iter().any(|&n| n > 0 && n < hp.n_layer), "{all:?}");
+    }
+}
