@@ -292,23 +292,17 @@ impl Model {
         if o.gpu_layers == Some(0) {
             return self.cpu(o, layout, n_ubatch);
         }
-        let first = match o.gpu_layers {
-            Some(n) => hp.n_layer.saturating_sub(n as usize),
-            None => CudaRunner::first_that_fits(&gpu, file, hp, o, layout, n_ubatch)?,
-        };
-        // Where not one layer fits, this says what all of them would take.
-        let first = if first < hp.n_layer { first } else { 0 };
-        let back = CudaRunner::part(&gpu, file, hp, o, layout, n_ubatch, first);
+        let split = CudaRunner::what_fits(&gpu, file, hp, o, layout, n_ubatch)?;
+        let back = CudaRunner::part(&gpu, file, hp, o, layout, n_ubatch, split);
         let back = back.map_err(|e| match (&e, o.gpu_layers) {
             (Error::Memory(_), Some(_)) => e.with_hint("-ngl auto takes as many layers as fit"),
             _ => e,
         })?;
-        if first == 0 {
+        if split.first == 0 {
             return Ok(Box::new(back));
         }
-        let front = CpuRunner::part(file, hp, o, layout, n_ubatch, 0..first)?;
-        let layers = first..hp.n_layer;
-        Ok(Box::new(OffloadRunner::new(front, back, layers)))
+        let front = CpuRunner::part(file, hp, o, layout, n_ubatch, 0..split.first)?;
+        Ok(Box::new(OffloadRunner::new(front, back, split.layers(hp))))
     }
 
     #[cfg(not(feature = "cuda"))]

@@ -317,6 +317,8 @@ pub struct LoadOptions {
     pub backend: BackendKind,
     /// Layers that are on a GPU, counted from the last; `None` takes as many as fit. Those before them run on the CPU.
     pub gpu_layers: Option<u32>,
+    /// Layers, counted from the first, whose routed experts the CPU runs though the layers are on a GPU; `None` takes as many as must.
+    pub cpu_experts: Option<u32>,
     /// Cap of positions; `None` takes the trained context.
     pub n_ctx: Option<u32>,
     /// Tokens of a prompt between two progress reports.
@@ -340,6 +342,7 @@ impl Default for LoadOptions {
             isa: None,
             backend: BackendKind::Auto,
             gpu_layers: None,
+            cpu_experts: None,
             n_ctx: None,
             n_batch: 2048,
             n_ubatch: 512,

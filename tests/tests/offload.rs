@@ -5,7 +5,7 @@
 use lemma_cuda::Gpu;
 use lemma_engine::arch::HParams;
 use lemma_engine::backend::cpu::CpuRunner;
-use lemma_engine::backend::cuda::CudaRunner;
+use lemma_engine::backend::cuda::{CudaRunner, Split};
 use lemma_engine::backend::offload::OffloadRunner;
 use lemma_engine::backend::trace::TraceRunner;
 use lemma_engine::backend::{Outputs, Runner};
@@ -46,13 +46,13 @@ fn open(model: &str) -> GgufFile {
     }
 }
 
-/// The reference, and a model whose layers from `first` on are on a device.
+/// The reference, and a model of which a part is on a device.
 fn sides(
     gpu: &Gpu,
     file: &GgufFile,
     spec: &str,
     n_slots: usize,
-    first: usize,
+    split: Split,
 ) -> (HParams, Side, Side) {
     let hp = HParams::read(file).unwrap();
     let mut o = LoadOptions {
@@ -72,11 +72,21 @@ fn sides(
         Side { runner, cache }
     };
     let trace = TraceRunner::new(file, &hp, &layout).unwrap();
-    let front = CpuRunner::part(file, &hp, &o, &layout, 64, 0..first).unwrap();
-    let back = CudaRunner::part(gpu, file, &hp, &o, &layout, 64, first).unwrap();
-    let divided = OffloadRunner::new(front, back, first..hp.n_layer);
-    let (want, got) = (side(Box::new(trace)), side(Box::new(divided)));
+    let back = CudaRunner::part(gpu, file, &hp, &o, &layout, 64, split).unwrap();
+    let divided: Box<dyn Runner> = match split.first {
+        0 => Box::new(back),
+        first => {
+            let front = CpuRunner::part(file, &hp, &o, &layout, 64, 0..first).unwrap();
+            Box::new(OffloadRunner::new(front, back, split.layers(&hp)))
+        }
+    };
+    let (want, got) = (side(Box::new(trace)), side(divided));
     (hp, want, got)
+}
+
+/// The layers from `first` on.
+fn from(first: usize) -> Split {
+    Split { first, experts: 0 }
 }
 
 fn tokens(range: std::ops::Range<usize>, n_vocab: usize) -> Vec<u32> {
@@ -98,29 +108,47 @@ fn a_divided_model_is_the_whole_one() {
             let file = open(name);
             let n_layer = HParams::read(&file).unwrap().n_layer;
             for first in 1..n_layer {
-                let n = if is_slow(&gpu) { 20 } else { 60 };
-                let (hp, mut want, mut got) = sides(&gpu, &file, "full", n + 6, first);
-                let prompt = tokens(0..n, hp.n_vocab);
-                let batch = [&mut want, &mut got].map(|s| s.run(&prompt, Outputs::All));
-                let mut worst = nmse(&batch[1], &batch[0]);
-                // The second step is recorded, the others repeat it.
-                for at in n..n + 5 {
-                    let one = tokens(at..at + 1, hp.n_vocab);
-                    let step = [&mut want, &mut got].map(|s| s.run(&one, Outputs::Last));
-                    worst = worst.max(nmse(&step[1], &step[0]));
-                    for il in 0..hp.n_layer_kv() {
-                        let of = |s: &Side| -> Vec<f32> {
-                            s.cache.layer(il).pages.iter().map(|p| p.w).collect()
-                        };
-                        let masses = nmse(&of(&got), &of(&want));
-                        assert!(masses < 1e-4, "{name} at {first}, layer {il}: {masses:.1e}");
-                    }
-                }
-                println!("{name}, layers from {first} of {n_layer} on: {worst:.1e}");
-                assert!(worst < 1e-4, "{name} at {first}: {worst:.1e}");
+                compare(&gpu, name, &file, from(first));
             }
         }
     }
+}
+
+/// Experts with biases, in groups, beside a shared one; those of some layers, of all, and of layers that are not on the device anyway.
+#[test]
+fn experts_that_the_cpu_runs() {
+    for gpu in gpus() {
+        for name in ["gpt-oss-f32experts", "glm4moe", "deepseek2-v3"] {
+            let file = open(name);
+            let n_layer = HParams::read(&file).unwrap().n_layer;
+            for (first, experts) in [(0, n_layer - 1), (0, n_layer), (1, n_layer)] {
+                compare(&gpu, name, &file, Split { first, experts });
+            }
+        }
+    }
+}
+
+/// A prompt and steps of a divided model beside the reference.
+fn compare(gpu: &Gpu, name: &str, file: &GgufFile, split: Split) {
+    let n = if is_slow(gpu) { 20 } else { 60 };
+    let (hp, mut want, mut got) = sides(gpu, file, "full", n + 6, split);
+    let prompt = tokens(0..n, hp.n_vocab);
+    let batch = [&mut want, &mut got].map(|s| s.run(&prompt, Outputs::All));
+    let mut worst = nmse(&batch[1], &batch[0]);
+    // The second step is recorded, the others repeat it.
+    for at in n..n + 5 {
+        let one = tokens(at..at + 1, hp.n_vocab);
+        let step = [&mut want, &mut got].map(|s| s.run(&one, Outputs::Last));
+        worst = worst.max(nmse(&step[1], &step[0]));
+        for il in 0..hp.n_layer_kv() {
+            let of =
+                |s: &Side| -> Vec<f32> { s.cache.layer(il).pages.iter().map(|p| p.w).collect() };
+            let masses = nmse(&of(&got), &of(&want));
+            assert!(masses < 1e-4, "{name}, {split:?}, layer {il}: {masses:.1e}");
+        }
+    }
+    println!("{name}, {split:?} of {} layers: {worst:.1e}", hp.n_layer);
+    assert!(worst < 1e-4, "{name}, {split:?}: {worst:.1e}");
 }
 
 /// All layers share one pool: a slot that a layer on one side gives up may go to one on the other, and pages move in it.
@@ -137,7 +165,7 @@ fn slots_go_from_side_to_side() {
             let n_layer = HParams::read(&file).unwrap().n_layer;
             let first = n_layer / 2;
             let n_slots = if is_slow(&gpu) { 4 } else { 8 };
-            let (hp, mut want, mut got) = sides(&gpu, &file, spec, n_slots, first);
+            let (hp, mut want, mut got) = sides(&gpu, &file, spec, n_slots, from(first));
             let (mut at, mut gone, mut sides_of) = (0, 0, [false; 2]);
             while at < if is_slow(&gpu) { 150 } else { 400 } {
                 let n = match at {
@@ -155,7 +183,9 @@ fn slots_go_from_side_to_side() {
                 }
                 gone += these.len();
                 let cut = hp.layers_of_pool(&(0..first)).end;
-                these.iter().for_each(|p| sides_of[usize::from(p.0 >= cut)] = true);
+                these
+                    .iter()
+                    .for_each(|p| sides_of[usize::from(p.0 >= cut)] = true);
                 let e = nmse(&g, &w);
                 assert!(e < 3e-2, "{model} {spec}, position {at}: {e:.1e}");
             }
@@ -169,7 +199,7 @@ fn slots_go_from_side_to_side() {
 fn states_of_both_sides_come_back_and_pools_grow() {
     for gpu in gpus() {
         let file = open("delta");
-        let (hp, _, mut got) = sides(&gpu, &file, "full", 4, 3);
+        let (hp, _, mut got) = sides(&gpu, &file, "full", 4, from(3));
         got.run(&tokens(0..20, hp.n_vocab), Outputs::Last);
         got.runner.save_state();
         let steps = |side: &mut Side| -> Vec<Vec<f32>> {
@@ -186,25 +216,79 @@ fn states_of_both_sides_come_back_and_pools_grow() {
     }
 }
 
-/// As the pool takes more, fewer layers fit, from all down to none.
+/// The larger the pool, the less fits, from all down to nothing; of mixtures the experts leave first.
 #[test]
-fn as_many_layers_as_fit() {
+fn as_much_as_fits() {
+    for name in ["qwen3-tied", "glm4moe"] {
+        let hp = HParams::read(&open(name)).unwrap();
+        let (n, experts) = (hp.n_layer, if hp.n_expert > 0 { hp.n_layer } else { 0 });
+        // A layer takes 10, of which its experts are 8.
+        let takes = |s: Split| {
+            let experts = s.experts.saturating_sub(s.first).min(n - s.first);
+            10 * (n - s.first) - 8 * experts
+        };
+        let o = LoadOptions::default();
+        let fitting = |o: &LoadOptions, room| Split::that_fits(&hp, o, |s| takes(s) <= room);
+        let all: Vec<Split> = (1..=10 * n).map(|room| fitting(&o, room)).collect();
+        // Where nothing fits, all is asked for, and refused.
+        assert_eq!(
+            (all[0], all[10 * n - 1]),
+            (Split::default(), Split::default())
+        );
+        for (split, room) in all.iter().zip(1..) {
+            assert!(takes(*split) <= room || *split == Split::default());
+            // Nothing that would fit is left out.
+            let more = match (split.first, split.experts) {
+                (0, 0) => continue,
+                (0, experts) => Split {
+                    first: 0,
+                    experts: experts - 1,
+                },
+                (first, e) => {
+                    assert_eq!(e, experts, "experts leave first");
+                    Split {
+                        first: first - 1,
+                        experts,
+                    }
+                }
+            };
+            assert!(takes(more) > room, "{split:?} in {room}");
+        }
+        assert!(all.iter().any(|s| s.first > 0));
+        assert_eq!(
+            all.iter().any(|s| s.first == 0 && s.experts > 0),
+            experts > 0
+        );
+        // What is asked for is not looked at again.
+        let asked = LoadOptions {
+            gpu_layers: Some(1),
+            cpu_experts: Some(0),
+            ..o
+        };
+        assert_eq!(fitting(&asked, 1), from(n - 1));
+    }
     for gpu in gpus().into_iter().filter(is_slow) {
         let file = open("qwen3-tied");
         let hp = HParams::read(&file).unwrap();
         let o = LoadOptions::default();
-        let first = |n_slots: usize| {
-            let layout = Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, n_slots, 16 * n_slots);
-            CudaRunner::first_that_fits(&gpu, &file, &hp, &o, &layout, 64).unwrap()
+        let fits = |n_slots: usize| {
+            let layout = Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, n_slots, 1 << 30);
+            CudaRunner::what_fits(&gpu, &file, &hp, &o, &layout, 64).unwrap()
         };
-        let (mut fits, mut not) = (1, 1 << 30);
-        assert_eq!((first(fits), first(not)), (0, hp.n_layer));
-        while not - fits > 1 {
-            let n = fits.midpoint(not);
-            *(if first(n) == 0 { &mut fits } else { &mut not }) = n;
-        }
-        let all: Vec<usize> = (fits..fits + 1000).map(first).collect();
-        assert!(all.is_sorted());
-        assert!(all.iter().any(|&n| n > 0 && n < hp.n_layer), "{all:?}");
+        assert_eq!(fits(1), Split::default());
+        let e = CudaRunner::part(
+            &gpu,
+            &file,
+            &hp,
+            &o,
+            &Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, 1 << 26, 1 << 30),
+            64,
+            fits(1 << 26),
+        );
+        let said = e.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(
+            said.contains("a KV pool of") && !said.contains('\n'),
+            "{said}"
+        );
     }
 }

@@ -15,12 +15,14 @@ use crate::fail::{Failure, Result};
 
 /// Single-dash names of more than one letter.
 const SHORT_NAMES: &[(&str, &str)] = &[
+    ("-cmoe", "--cpu-moe"),
     ("-cnv", "--conversation"),
     ("-co", "--color"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-dev", "--device"),
     ("-jf", "--json-schema-file"),
+    ("-ncmoe", "--n-cpu-moe"),
     ("-ngl", "--gpu-layers"),
     ("-no-cnv", "--no-conversation"),
     ("-rea", "--reasoning"),
@@ -52,10 +54,6 @@ const IGNORED: &[(&str, Values)] = &[
     ("--cont-batching", Values::None),
     ("-nocb", Values::None),
     ("--no-cont-batching", Values::None),
-    ("-cmoe", Values::None),
-    ("--cpu-moe", Values::None),
-    ("-ncmoe", Values::One),
-    ("--n-cpu-moe", Values::One),
     ("--cpu-mask", Values::One),
     ("-C", Values::One),
     ("--cpu-range", Values::One),
@@ -503,7 +501,10 @@ mod tests {
         );
         // Neither a flag nor a value is a command.
         assert_eq!(run(&["-p", "run"]).unwrap(), ["--prompt=run"]);
-        assert_eq!(run(&["-ncmoe", "4", "-p", "x"]).unwrap(), ["--prompt=x"]);
+        assert_eq!(
+            run(&["-ncmoe", "4", "-C", "ff", "-p", "x"]).unwrap(),
+            ["--n-cpu-moe=4", "--prompt=x"]
+        );
     }
 
     #[test]

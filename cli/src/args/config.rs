@@ -218,6 +218,10 @@ pub(crate) fn load_options(
         isa: compute.isa.clone(),
         backend: backend(compute.device.as_deref(), gpu_layers)?,
         gpu_layers,
+        cpu_experts: match compute.cpu_moe {
+            true => Some(u32::MAX),
+            false => compute.n_cpu_moe,
+        },
         n_ctx: kv.ctx_size.filter(|&n| n > 0),
         // A smaller -b makes smaller passes, as in llama.cpp; the keyboard is looked at after each of them.
         n_batch: compute.batch_size.min(compute.ubatch_size).max(1),

@@ -21,6 +21,9 @@ pub struct Binder<'a, W> {
     dry: bool,
     /// The layers that are bound.
     part: Range<usize>,
+    /// The layer that is being bound, while its routed experts are.
+    experts_of: Option<usize>,
+    il: usize,
 }
 
 /// The layers of a model that are bound to a backend: all, or those that it has of a model that is divided.
@@ -46,6 +49,8 @@ impl<'a, W> Binder<'a, W> {
             prefix: String::new(),
             dry: false,
             part: 0..usize::MAX,
+            experts_of: None,
+            il: 0,
         }
     }
 
@@ -85,7 +90,7 @@ impl<'a, W> Binder<'a, W> {
         let first = self.part.start;
         let bound = (first..self.part.end.min(n))
             .map(|il| {
-                self.prefix = format!("blk.{il}.");
+                (self.prefix, self.il) = (format!("blk.{il}."), il);
                 each(self, il)
             })
             .collect::<Result<_, Error>>();
@@ -327,6 +332,7 @@ impl<'a, W> Binder<'a, W> {
             n_in: n_k,
             n_out: n_head * n_in,
             vector,
+            experts_of: None,
             bytes: Bytes::owned(k),
         };
         let v = Tensor {
@@ -334,6 +340,7 @@ impl<'a, W> Binder<'a, W> {
             n_in,
             n_out: n_head * n_v,
             vector,
+            experts_of: None,
             bytes: Bytes::owned(v),
         };
         Ok([(self.make)(k)?, (self.make)(v)?])
@@ -382,6 +389,18 @@ impl<'a, W> Binder<'a, W> {
 
     /// Router and experts of a mixture-of-experts block.
     pub(super) fn moe(&mut self, hp: &HParams) -> Result<Moe<W>, Error> {
+        self.routed(|b| b.moe_weights(hp))
+    }
+
+    /// Calls `bind`, whose tensors are those of the layer's routed experts.
+    fn routed<T>(&mut self, bind: impl FnOnce(&mut Self) -> T) -> T {
+        self.experts_of = Some(self.il);
+        let bound = bind(self);
+        self.experts_of = None;
+        bound
+    }
+
+    fn moe_weights(&mut self, hp: &HParams) -> Result<Moe<W>, Error> {
         let (n_ff, n_expert) = (hp.n_ff_exp, hp.n_expert);
         let n_embd = hp.n_expert_latent.unwrap_or(hp.n_embd);
         let routing = hp.routing;
@@ -419,11 +438,13 @@ impl<'a, W> Binder<'a, W> {
     /// Biases of a mixture-of-experts block; all of them.
     pub(super) fn moe_bias(&mut self, hp: &HParams) -> Result<MoeBias<W>, Error> {
         let (n_embd, n_ff, n_expert) = (hp.n_embd, hp.n_ff_exp, hp.n_expert);
-        Ok(MoeBias {
-            gate_inp: self.table("ffn_gate_inp.bias", &[n_expert])?,
-            gate_exps: self.table("ffn_gate_exps.bias", &[n_ff, n_expert])?,
-            up_exps: self.table("ffn_up_exps.bias", &[n_ff, n_expert])?,
-            down_exps: self.table("ffn_down_exps.bias", &[n_embd, n_expert])?,
+        self.routed(|b| {
+            Ok(MoeBias {
+                gate_inp: b.table("ffn_gate_inp.bias", &[n_expert])?,
+                gate_exps: b.table("ffn_gate_exps.bias", &[n_ff, n_expert])?,
+                up_exps: b.table("ffn_up_exps.bias", &[n_ff, n_expert])?,
+                down_exps: b.table("ffn_down_exps.bias", &[n_embd, n_expert])?,
+            })
         })
     }
 
@@ -496,6 +517,7 @@ impl<'a, W> Binder<'a, W> {
             n_in,
             n_out,
             vector,
+            experts_of: self.experts_of,
             bytes: self.file.bytes_of(t.info),
         }))
     }

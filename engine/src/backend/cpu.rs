@@ -13,13 +13,14 @@ use lemma_cpu::{
     Shared, allocating,
 };
 
+pub(super) use self::machine::ops_of;
 pub use self::machine::{default_threads, isas, read_bandwidth};
-use self::machine::{isa, team};
 pub(crate) use self::pool::bound_bytes;
 use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, n_bounds};
 use self::recurrent::States;
 pub use self::weight::CpuWeight;
-use self::weight::{activation, moe_ffn, product};
+pub(super) use self::weight::moe_ffn;
+use self::weight::{activation, product};
 use super::{Activation, Backend, Buf, Embedding, Linear, Moe, Outputs, RopeMode, Runner, Scan};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
@@ -113,11 +114,6 @@ impl CpuRunner {
         part: Range<usize>,
     ) -> Result<Self, Error> {
         let layers = hp.layers_of_pool(&part);
-        let isa = isa(o.isa.as_deref())?;
-        let n_threads = o
-            .n_threads
-            .filter(|&n| n > 0)
-            .unwrap_or_else(lemma_cpu::default_threads);
         let mut make = |t| Ok(CpuWeight::new(t));
         let model = ArchModel::bind(hp, &mut Binder::new(file, &mut make).part(part))?;
         let widths = Widths::of(hp);
@@ -176,7 +172,7 @@ impl CpuRunner {
         };
         Ok(Self {
             model,
-            ops: Ops::new(team(n_threads)?, isa, limits),
+            ops: ops_of(o, limits)?,
             state: State {
                 rope,
                 bufs: Buf::ALL.map(|b| Shared::zeroed(n_ubatch * widths.get(b))),

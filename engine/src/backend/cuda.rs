@@ -13,7 +13,9 @@
 
 mod ahead;
 mod buffers;
+mod host;
 mod moves;
+mod need;
 mod pass;
 mod recurrent;
 mod step;
@@ -23,20 +25,25 @@ mod upload;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lemma_cuda::ops::{self, Half};
+use lemma_cuda::ops::Half;
 use lemma_cuda::step::{Clocks, Program};
-use lemma_cuda::{Buffer, CudaError, Gpu, Graph, Pinned, View, Weight};
+use lemma_cuda::{Buffer, CudaError, Gpu, Graph, View, Weight};
 
 use self::ahead::Ahead;
 use self::buffers::{Moe, Pool};
+use self::host::{Host, StepLayout};
+use self::need::Need;
+pub use self::need::Split;
+use self::pass::hosted::Hosted;
 use self::pass::{Pass, Pending};
 use self::recurrent::States;
-use self::upload::{Need, upload};
+use self::upload::upload;
+use super::cpu::CpuWeight;
 use super::{Buf, Outputs, Runner};
 use crate::arch::{ArchModel, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
-use crate::kv::{Cache, Layout, PAGE};
+use crate::kv::{Cache, Layout};
 use crate::options::{Aggregate, LoadOptions};
 use crate::report;
 use crate::sampling::{self, Candidate, Choice};
@@ -54,20 +61,22 @@ pub enum CudaWeight {
     Mat(Arc<Weight>),
     /// A vector, in f32.
     Vec(Arc<Buffer>),
+    /// Of experts that the CPU runs: in the file.
+    Host(Arc<CpuWeight>),
 }
 
 impl CudaWeight {
     fn mat(&self) -> &Arc<Weight> {
         match self {
             Self::Mat(w) => w,
-            Self::Vec(_) => unreachable!("bound as a matrix"),
+            Self::Vec(_) | Self::Host(_) => unreachable!("bound as a matrix"),
         }
     }
 
     fn vec(&self) -> View {
         match self {
             Self::Vec(b) => b.view(),
-            Self::Mat(_) => unreachable!("bound as a vector"),
+            Self::Mat(_) | Self::Host(_) => unreachable!("bound as a vector"),
         }
     }
 }
@@ -114,20 +123,6 @@ struct Kind {
     tiered: bool,
 }
 
-/// Page-locked memory that steps travel through.
-struct Host {
-    step: Pinned,
-    tables: Pinned,
-    masses: Pinned,
-    logits: Pinned,
-    /// Live pages of each layer as the device knows them.
-    n_pages: Vec<usize>,
-    /// The residual stream of layers that are not on the device.
-    rows: Pinned,
-    /// Cosines and sines of a pass.
-    angles: Vec<f32>,
-}
-
 impl CudaRunner {
     /// [`CudaRunner::part`] that is all of a model.
     ///
@@ -141,31 +136,31 @@ impl CudaRunner {
         layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Self, Error> {
-        Self::part(gpu, file, hp, o, layout, n_ubatch, 0)
+        Self::part(gpu, file, hp, o, layout, n_ubatch, Split::default())
     }
 
-    /// The first layer that can be on a device if all that follow are: none before it if the whole model fits, `n_layer` if nothing does.
+    /// As much of a model as a device can hold and as the options say; all of it where nothing fits.
     ///
     /// # Errors
     /// As [`CudaRunner::part`], but for memory.
-    pub fn first_that_fits(
+    pub fn what_fits(
         gpu: &Gpu,
         file: &GgufFile,
         hp: &HParams,
         o: &LoadOptions,
         layout: &Layout,
         n_ubatch: usize,
-    ) -> Result<usize, Error> {
+    ) -> Result<Split, Error> {
         let (heads, types, n_part) = supports::check(file, hp, o, layout)?;
         gpu.bind()?;
         let pool = buffers::pool_bytes(gpu, &types, heads, n_part, layout);
         let (free, _) = gpu.memory()?;
-        let fits =
-            |&il: &usize| Need::new(file, hp, pool, n_ubatch.max(1), il).bytes() <= free as u64;
-        Ok((0..hp.n_layer).find(fits).unwrap_or(hp.n_layer))
+        let need = |split| Need::new(file, hp, pool, n_ubatch.max(1), split);
+        let fits = |split| need(split).is_ok_and(|n| n.bytes() <= free as u64);
+        Ok(Split::that_fits(hp, o, fits))
     }
 
-    /// Uploads the tensors of the layers from `first` on and allocates the pool and the scratch of batches of `n_ubatch` tokens.
+    /// Uploads a part of a model and allocates the pool and the scratch of batches of `n_ubatch` tokens.
     ///
     /// # Errors
     /// Those of [`ArchModel::bind`]; [`Error::Usage`] for a pool of types that have no kernels; [`Error::Memory`] when the device cannot hold
@@ -177,31 +172,18 @@ impl CudaRunner {
         o: &LoadOptions,
         layout: &Layout,
         n_ubatch: usize,
-        first: usize,
+        split: Split,
     ) -> Result<Self, Error> {
         let (heads, types, n_part) = supports::check(file, hp, o, layout)?;
         gpu.bind()?;
         let widths = Widths::of(hp);
         let n_ubatch = n_ubatch.max(1);
         let pool = buffers::pool_bytes(gpu, &types, heads, n_part, layout);
-        let need = Need::new(file, hp, pool, n_ubatch, first);
+        let need = Need::new(file, hp, pool, n_ubatch, split)?;
         need.check(gpu)?;
         let model = upload(gpu, file, hp, &need, o.on_upload)?;
-        let bytes = StepLayout::new(hp, n_ubatch).bytes();
         let pool = Pool::new(gpu, heads, types, n_part, layout)?;
-        let host = Host {
-            step: gpu.pinned(bytes)?,
-            tables: gpu.pinned(pool.tables.view().bytes())?,
-            masses: gpu.pinned(pool.masses.view().bytes())?,
-            logits: gpu.pinned(hp.n_vocab * 4)?,
-            rows: gpu.pinned(if first > 0 {
-                n_ubatch * hp.n_embd * 4
-            } else {
-                0
-            })?,
-            n_pages: vec![0; layout.n_layer],
-            angles: vec![0.0; n_ubatch * hp.head_dim],
-        };
+        let host = Host::new(gpu, hp, &pool, n_ubatch, split.first > 0)?;
         let scratch = |b: Buf| gpu.alloc(n_ubatch * widths.get(b) * 4);
         let mut bufs = Vec::new();
         let mut q8 = Vec::new();
@@ -230,7 +212,8 @@ impl CudaRunner {
         let pass = Pass {
             half,
             rope: Rope::from_file(hp, file, layout.n_ctx)?,
-            layers: hp.layers_of_pool(&(first..hp.n_layer)),
+            layers: hp.layers_of_pool(&split.layers(hp)),
+            hosted: Hosted::of(gpu, hp, o, n_ubatch, split)?,
             hp: hp.clone(),
             heads,
             widths,
@@ -239,7 +222,7 @@ impl CudaRunner {
             q8,
             pool,
             states: States::new(gpu, hp, n_ubatch)?,
-            step: gpu.alloc(bytes)?,
+            step: gpu.alloc(StepLayout::new(hp, n_ubatch).bytes())?,
             layout: StepLayout::new(hp, 1),
             logits: [gpu.alloc(hp.n_vocab * 4)?, gpu.alloc(hp.n_vocab * 4)?],
             moe,
@@ -286,42 +269,6 @@ impl CudaRunner {
         Ok(())
     }
 
-    /// Brings the data of a pass to the device.
-    fn prepare(&mut self, rows: &[f32], tokens: &[u32], cache: &Cache) -> Result<(), Error> {
-        let (p, host) = (&mut self.pass, &mut self.host);
-        let (n, l) = (tokens.len(), p.layout);
-        let first = cache.pos() - n as u32;
-        let step = &mut host.step.bytes_mut()?[..l.bytes()];
-        put(step, 0, [first]);
-        put(
-            step,
-            1,
-            (0..l.n_layer).map(|il| cache.layer(il).pages.len() as u32),
-        );
-        put(step, l.tokens(), tokens.iter().copied());
-        for il in 0..l.n_layer {
-            let places = cache.layer(il).places.iter();
-            put(
-                step,
-                l.places(il),
-                places.map(|p| p.slot * PAGE as u32 + p.row),
-            );
-        }
-        // The rotations go where the device reads them; computing them in f64 here is what every backend does.
-        let angles = &mut host.angles[..n * p.hp.head_dim];
-        for table in 0..l.n_rope {
-            p.rope.fill(table, first, n, p.hp.head_dim, angles);
-            put(step, l.rope(table), angles.iter().map(|x| x.to_bits()));
-        }
-        host.step.upload(0, p.step.view().slice(0, l.bytes()))?;
-        if !rows.is_empty() {
-            let bytes = size_of_val(rows);
-            put(host.rows.bytes_mut()?, 0, rows.iter().map(|x| x.to_bits()));
-            host.rows.upload(0, p.view(Buf::X).slice(0, bytes))?;
-        }
-        host.send_tables(p, cache)
-    }
-
     /// Seconds of a recorded decode step, the mean of `n` that repeat the last one without the host in between.
     ///
     /// # Errors
@@ -353,6 +300,10 @@ impl CudaRunner {
 
     /// A decode step that can be repeated; nothing while the kernels of one that would be recorded have not been loaded by running it.
     fn make_step(&mut self, kind: Kind) -> Result<Option<Decode>, Error> {
+        if self.pass.hosted.is_some() {
+            // The host has its part in each step.
+            return Ok(None);
+        }
         if std::env::var_os("LEMMA_CUDA_STEP").is_none_or(|v| v != "0") && self.whole {
             match step::program(&self.model, &self.pass, self.ahead.masses())? {
                 Ok(program) => return Ok(Some(Decode::Whole(Box::new(program)))),
@@ -395,35 +346,6 @@ impl CudaRunner {
     }
 }
 
-impl Host {
-    /// Uploads the page tables if any page came or went.
-    fn send_tables(&mut self, p: &Pass, cache: &Cache) -> Result<(), Error> {
-        let max_pages = p.pool.max_pages;
-        let tables = self.tables.bytes_mut()?;
-        let mut changed = false;
-        for (il, n_pages) in self.n_pages.iter_mut().enumerate() {
-            let pages = &cache.layer(il).pages;
-            changed |= *n_pages != pages.len();
-            *n_pages = pages.len();
-            let row = &mut tables[il * max_pages * 8..][..pages.len() * 8];
-            for (entry, page) in row.chunks_exact_mut(8).zip(pages) {
-                let mut new = [0; 8];
-                let slot = ops::slot_of(page.tier, page.slot);
-                new[..4].copy_from_slice(&slot.to_le_bytes());
-                new[4..].copy_from_slice(&page.first_pos.to_le_bytes());
-                if entry != new {
-                    entry.copy_from_slice(&new);
-                    changed = true;
-                }
-            }
-        }
-        if changed {
-            self.tables.upload(0, p.pool.tables.view())?;
-        }
-        Ok(())
-    }
-}
-
 impl CudaRunner {
     /// Runs a pass; `rows`, `[n_tokens, n_embd]`, are what the layers before those on the device have left, if there are some.
     pub(super) fn run_behind(
@@ -455,7 +377,7 @@ impl CudaRunner {
             }
             _ => self.ahead.forget(),
         }
-        self.prepare(rows, tokens, cache)?;
+        self.host.prepare(&self.pass, rows, tokens, cache)?;
         match &self.step {
             Some((Decode::Graph(graph), _)) if decode => graph.replay()?,
             _ => self.pass.forward(&self.model)?,
@@ -534,7 +456,11 @@ impl Runner for CudaRunner {
     }
 
     fn describe(&self) -> String {
-        self.pass.gpu.info().to_string()
+        let device = self.pass.gpu.info();
+        match &self.pass.hosted {
+            Some(hosted) => format!("{device}, {hosted}"),
+            None => device.to_string(),
+        }
     }
 }
 
@@ -552,49 +478,4 @@ fn is_tiered(cache: &Cache) -> bool {
     let layout = cache.layout();
     let mut lower = 1..layout.n_tiers();
     lower.any(|tier| (0..layout.n_regions()).any(|r| cache.open(tier, r) > 0))
-}
-
-/// Writes words into the step's data, from word `at` on.
-fn put(step: &mut [u8], at: usize, words: impl IntoIterator<Item = u32>) {
-    for (to, w) in step[at * 4..].chunks_exact_mut(4).zip(words) {
-        to.copy_from_slice(&w.to_le_bytes());
-    }
-}
-
-/// Where the data of a pass of `n` tokens lies, in words of 32 bits: position, live pages of each layer, tokens, places of each layer,
-/// rotations of each kind.
-#[derive(Clone, Copy, Debug)]
-struct StepLayout {
-    n: usize,
-    n_layer: usize,
-    head_dim: usize,
-    n_rope: usize,
-}
-
-impl StepLayout {
-    fn new(hp: &HParams, n: usize) -> Self {
-        Self {
-            n,
-            n_layer: hp.n_layer_kv(),
-            head_dim: hp.head_dim,
-            n_rope: hp.n_rope_tables(),
-        }
-    }
-
-    fn tokens(&self) -> usize {
-        1 + self.n_layer
-    }
-
-    fn places(&self, il: usize) -> usize {
-        self.tokens() + self.n + il * self.n
-    }
-
-    /// Pairs of floats of a kind of rotation: at an even word, since heads have an even width.
-    fn rope(&self, table: usize) -> usize {
-        self.places(self.n_layer).next_multiple_of(2) + table * self.n * self.head_dim
-    }
-
-    fn bytes(&self) -> usize {
-        self.rope(self.n_rope) * 4
-    }
 }

@@ -370,6 +370,8 @@ pub struct Tensor {
     pub n_out: usize,
     /// Whether it is a vector: a norm, a bias.
     pub vector: bool,
+    /// The layer whose experts it belongs to, or to the choice of them.
+    pub experts_of: Option<usize>,
     /// Its data, row after row.
     pub bytes: Bytes,
 }
@@ -393,6 +395,13 @@ impl Tensor {
                 ..part
             },
         }
+    }
+
+    /// Bytes of its data, also where that has not been read.
+    pub fn n_bytes(&self) -> usize {
+        self.ty
+            .row_size(self.n_in)
+            .map_or(0, |row| row * self.n_out)
     }
 
     /// Row `i`, dequantized into `out`, `[n_in]`.

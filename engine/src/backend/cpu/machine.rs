@@ -1,8 +1,9 @@
 //! What the machine has: instruction sets, cores, memory.
 
-use lemma_cpu::{Isa, Team};
+use lemma_cpu::{Isa, Limits, Ops, Team};
 
 use crate::error::Error;
+use crate::options::LoadOptions;
 use crate::report;
 
 pub use lemma_cpu::default_threads;
@@ -19,8 +20,16 @@ pub fn read_bandwidth(n_threads: Option<usize>) -> f64 {
     lemma_cpu::ceiling::read_gbps(&team, 1 << 30)
 }
 
+/// The operations that options ask for: their workers and instruction set.
+pub(in super::super) fn ops_of(o: &LoadOptions, limits: Limits) -> Result<Ops, Error> {
+    let isa = isa(o.isa.as_deref())?;
+    let n_threads = o.n_threads.filter(|&n| n > 0);
+    let team = team(n_threads.unwrap_or_else(lemma_cpu::default_threads))?;
+    Ok(Ops::new(team, isa, limits))
+}
+
 /// Workers of a session.
-pub(super) fn team(n_threads: usize) -> Result<Team, Error> {
+fn team(n_threads: usize) -> Result<Team, Error> {
     Team::try_new(n_threads).map_err(|e| {
         report::memory(
             format!("{n_threads} threads ({e})"),
@@ -31,7 +40,7 @@ pub(super) fn team(n_threads: usize) -> Result<Team, Error> {
 }
 
 /// The instruction set of a name, of the environment, or the best there is.
-pub(super) fn isa(name: Option<&str>) -> Result<Isa, Error> {
+fn isa(name: Option<&str>) -> Result<Isa, Error> {
     let env = std::env::var("LEMMA_ISA").ok().filter(|v| !v.is_empty());
     let Some(name) = name.or(env.as_deref()) else {
         return Ok(Isa::detect());

@@ -24,8 +24,14 @@ pub enum CpuWeight {
     Vec(Vec<f32>),
 }
 
+impl AsRef<CpuWeight> for CpuWeight {
+    fn as_ref(&self) -> &CpuWeight {
+        self
+    }
+}
+
 impl CpuWeight {
-    pub(super) fn new(t: Tensor) -> Self {
+    pub(in super::super) fn new(t: Tensor) -> Self {
         if t.vector {
             Self::Vec(t.to_f32())
         } else {
@@ -88,17 +94,17 @@ pub(super) fn product<'a>(
 }
 
 /// A mixture of experts.
-pub(super) fn moe_ffn(moe: &Moe<CpuWeight>) -> MoeFfn<'_> {
+pub(in super::super) fn moe_ffn<W: AsRef<CpuWeight>>(moe: &Moe<W>) -> MoeFfn<'_> {
     MoeFfn {
-        router: moe.gate_inp.mat(),
-        gate: (moe.gate_exps.as_ref()).map(|w| w.experts(moe.n_expert)),
-        up: moe.up_exps.experts(moe.n_expert),
-        down: moe.down_exps.experts(moe.n_expert),
+        router: moe.gate_inp.as_ref().mat(),
+        gate: (moe.gate_exps.as_ref()).map(|w| w.as_ref().experts(moe.n_expert)),
+        up: moe.up_exps.as_ref().experts(moe.n_expert),
+        down: moe.down_exps.as_ref().experts(moe.n_expert),
         bias: moe.bias.as_ref().map(|b| MoeBias {
-            router: b.gate_inp.vec(),
-            gate: b.gate_exps.vec(),
-            up: b.up_exps.vec(),
-            down: b.down_exps.vec(),
+            router: b.gate_inp.as_ref().vec(),
+            gate: b.gate_exps.as_ref().vec(),
+            up: b.up_exps.as_ref().vec(),
+            down: b.down_exps.as_ref().vec(),
         }),
         act: match moe.act {
             Act::Swiglu => lemma_cpu::Act::Swiglu,
@@ -111,7 +117,7 @@ pub(super) fn moe_ffn(moe: &Moe<CpuWeight>) -> MoeFfn<'_> {
             backend::Gating::Softmax => Gating::Softmax,
             backend::Gating::Sigmoid => Gating::Sigmoid,
         },
-        choice_bias: moe.exp_probs_b.as_ref().map(CpuWeight::vec),
+        choice_bias: (moe.exp_probs_b.as_ref()).map(|b| b.as_ref().vec()),
         n_group: moe.n_group,
         n_group_used: moe.n_group_used,
         norm_topk: moe.norm_topk,

@@ -2,6 +2,7 @@
 
 mod attention;
 pub(super) mod experts;
+pub(super) mod hosted;
 mod recurrent;
 
 use std::ops::Range;
@@ -44,6 +45,8 @@ pub(super) struct Pass {
     pub(super) hp: HParams,
     /// The layers of the pool that are on the device.
     pub(super) layers: Range<usize>,
+    /// Experts that the CPU runs.
+    pub(super) hosted: Option<hosted::Hosted>,
     pub(super) heads: Heads,
     pub(super) widths: Widths,
     pub(super) rope: Rope,
@@ -535,7 +538,10 @@ impl Backend for Pass {
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &MoeWeights<CudaWeight>) {
-        let done = self.experts(acc, x, moe);
+        let done = match &moe.up_exps {
+            CudaWeight::Host(_) => self.hosted_experts(acc, x, moe),
+            _ => self.experts(acc, x, moe),
+        };
         self.note_failure(done);
     }
 

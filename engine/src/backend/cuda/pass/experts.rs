@@ -60,7 +60,7 @@ pub(in super::super) fn choice(moe: &Moe<CudaWeight>) -> Choice {
 }
 
 /// Room is made for what the parameters of a model speak of.
-fn no_room() -> CudaError {
+pub(super) fn no_room() -> CudaError {
     CudaError("experts in a model without any".to_owned())
 }
 
