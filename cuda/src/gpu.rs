@@ -158,6 +158,11 @@ impl Gpu {
         self.device.bind()
     }
 
+    /// Whether kernels run on the CPU, with no memory but the host's.
+    pub fn is_emulated(&self) -> bool {
+        self.info().name == "emulator"
+    }
+
     /// Free and total bytes of device memory.
     ///
     /// # Errors

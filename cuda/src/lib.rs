@@ -16,6 +16,8 @@
 
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 mod args;
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+mod ceiling;
 mod devices;
 #[cfg(feature = "cuda")]
 mod driver;
@@ -34,6 +36,8 @@ mod types;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 mod weight;
 
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+pub use ceiling::{Ceiling, ceiling};
 pub use devices::{DeviceInfo, Devices, devices};
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub use gpu::{Buffer, CudaError, Gpu, Graph, Mark, Pinned, View};

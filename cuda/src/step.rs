@@ -123,7 +123,7 @@ struct Place {
 fn max_shared(gpu: &Gpu) -> usize {
     match gpu.info().sm.0 {
         9..=11 => 227 << 10,
-        _ if gpu.info().name == "emulator" => 227 << 10,
+        _ if gpu.is_emulated() => 227 << 10,
         _ => 99 << 10,
     }
 }
@@ -151,7 +151,7 @@ impl Builder {
             reach: vec![u32::MAX; shape.n_layer],
             refused: None,
         };
-        let (sm, emulated) = (gpu.info().sm, gpu.info().name == "emulator");
+        let (sm, emulated) = (gpu.info().sm, gpu.is_emulated());
         new.want(sm >= (9, 0) || emulated, || {
             "a device older than Hopper".to_owned()
         });
@@ -398,7 +398,7 @@ impl Builder {
         if let Some(why) = self.refused {
             return Ok(Err(why));
         }
-        let emulated = self.gpu.info().name == "emulator";
+        let emulated = self.gpu.is_emulated();
         let n_block = self.gpu.info().n_sm;
         rows::ask_early(&mut self.phases, &self.products, n_block as usize);
         let work = self.work(n_block, BLOCK / 32);

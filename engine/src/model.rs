@@ -208,6 +208,29 @@ impl Model {
         Ok(first as u64)
     }
 
+    /// Bytes of the weights that one token reads: of mixtures the experts that it is sent to, of the embeddings none, unless they are the output
+    /// as well.
+    pub fn token_bytes(&self) -> u64 {
+        let (hp, file) = (&self.hp, &self.file);
+        let bytes = |t: crate::gguf::TensorView<'_>| {
+            let n = t.n_bytes() as u64;
+            let rest = t.name.strip_prefix("blk.").and_then(|r| r.split_once('.'));
+            match rest {
+                // Layers that guess further tokens are not run.
+                Some((il, _)) if il.parse().is_ok_and(|il: usize| il >= hp.n_layer) => 0,
+                Some((_, name)) if name.contains("_exps.") => {
+                    n * hp.n_expert_used as u64 / hp.n_expert.max(1) as u64
+                }
+                None if &*t.name == "token_embd.weight" => match file.tensor("output.weight") {
+                    Some(_) => 0,
+                    None => n,
+                },
+                _ => n,
+            }
+        };
+        file.tensors().map(bytes).sum()
+    }
+
     pub(crate) fn plan_of(&self, kv: u64, n_ubatch: usize) -> MemoryPlan {
         let widths = Widths::of(&self.hp);
         let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();

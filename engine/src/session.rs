@@ -13,7 +13,7 @@ use std::time::Instant;
 use lemma_quant::GgmlType;
 
 use crate::backend::cpu::bound_bytes;
-use crate::backend::{Outputs, Runner};
+use crate::backend::{Ceiling, Outputs, Runner};
 use crate::error::Error;
 use crate::kv::policy::{self, PolicyInfo};
 use crate::kv::{Cache, Demoted, Recycled};
@@ -183,6 +183,14 @@ impl Session {
     /// Time spent since the sequence was last cleared.
     pub fn timings(&self) -> Timings {
         self.timings
+    }
+
+    /// How fast the memory is that the weights lie in ([`Runner::ceiling`]).
+    ///
+    /// # Errors
+    /// [`Error`] of the device.
+    pub fn ceiling(&mut self) -> Result<Option<Ceiling>, Error> {
+        self.runner.ceiling()
     }
 
     /// What runs the passes, for the log.

@@ -19,5 +19,5 @@ pub fn gpus() -> Vec<Gpu> {
 
 /// Whether a device is the emulator, for which less must do.
 pub fn is_slow(gpu: &Gpu) -> bool {
-    gpu.info().name == "emulator"
+    gpu.is_emulated()
 }

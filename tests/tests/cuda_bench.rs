@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use lemma_cuda::step::Clocks;
-use lemma_cuda::{Gpu, ops};
+use lemma_cuda::Gpu;
 use lemma_engine::arch::HParams;
 use lemma_engine::backend::cuda::CudaRunner;
 use lemma_engine::backend::{Outputs, Runner};
@@ -22,23 +22,6 @@ use lemma_engine::synth;
 const MODELS: &str = "r1-distill-qwen-1.5b:q4_k_m llama-3.1-8b:q4_k_m";
 /// Slots of the pool: 4,096 tokens.
 const SLOTS: usize = 256;
-
-/// Bytes per second that a kernel can read, the best of several tries.
-fn ceiling(gpu: &Gpu) -> f64 {
-    let bytes = 4usize << 30;
-    let (src, out) = (gpu.alloc(bytes).unwrap(), gpu.alloc(16).unwrap());
-    let mut best = f64::INFINITY;
-    for _ in 0..8 {
-        gpu.synchronize().unwrap();
-        let start = Instant::now();
-        for _ in 0..4 {
-            ops::read_all(gpu, src.view(), out.view()).unwrap();
-        }
-        gpu.synchronize().unwrap();
-        best = best.min(start.elapsed().as_secs_f64() / 4.0);
-    }
-    bytes as f64 / best
-}
 
 fn models() -> Vec<String> {
     let names = std::env::var("LEMMA_BENCH_MODELS")
@@ -172,7 +155,7 @@ fn speed() {
         return;
     };
     let gpu = Gpu::open(info.ordinal).unwrap();
-    let read = ceiling(&gpu);
+    let read = lemma_cuda::ceiling(&gpu).unwrap().read;
     let mut table = vec![format!("{info}: reads {:.2} TB/s", read / 1e12)];
     for model in models() {
         let path = file_of(&model);

@@ -14,14 +14,16 @@ use lemma_cpu::{
 };
 
 pub(super) use self::machine::ops_of;
-pub use self::machine::{default_threads, isas, read_bandwidth};
+pub use self::machine::{default_threads, isas};
 pub(crate) use self::pool::bound_bytes;
 use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, n_bounds};
 use self::recurrent::States;
 pub use self::weight::CpuWeight;
 pub(super) use self::weight::moe_ffn;
 use self::weight::{activation, product};
-use super::{Activation, Backend, Buf, Embedding, Linear, Moe, Outputs, RopeMode, Runner, Scan};
+use super::{
+    Activation, Backend, Buf, Ceiling, Embedding, Linear, Moe, Outputs, RopeMode, Runner, Scan,
+};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -276,6 +278,14 @@ impl Runner for CpuRunner {
         let shape = self.state.kv[0].shape();
         let row = shape.slot_size() / shape.n_head_kv / PAGE;
         layout.bytes(row as u64, bound_bytes(&self.state.hp))
+    }
+
+    fn ceiling(&mut self) -> Result<Option<Ceiling>, Error> {
+        let gbps = lemma_cpu::ceiling::read_gbps(self.ops.team(), 1 << 30);
+        Ok(Some(Ceiling {
+            read: gbps * 1e9,
+            copy: None,
+        }))
     }
 
     fn describe(&self) -> String {

@@ -39,7 +39,7 @@ use self::pass::{Pass, Pending};
 use self::recurrent::States;
 use self::upload::upload;
 use super::cpu::CpuWeight;
-use super::{Buf, Outputs, Runner};
+use super::{Buf, Ceiling, Outputs, Runner};
 use crate::arch::{ArchModel, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -453,6 +453,17 @@ impl Runner for CudaRunner {
         self.pass
             .pool
             .bytes(&self.pass.gpu, self.pass.heads, layout)
+    }
+
+    fn ceiling(&mut self) -> Result<Option<Ceiling>, Error> {
+        if self.pass.hosted.is_some() {
+            return Ok(None);
+        }
+        let c = lemma_cuda::ceiling(&self.pass.gpu)?;
+        Ok(Some(Ceiling {
+            read: c.read,
+            copy: Some(c.copy),
+        }))
     }
 
     fn describe(&self) -> String {

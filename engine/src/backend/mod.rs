@@ -420,6 +420,15 @@ impl Tensor {
     }
 }
 
+/// What memory can do at most, in bytes a second: the yardstick of decoding, which reads all weights for a token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ceiling {
+    /// Reads by whatever runs the passes.
+    pub read: f64,
+    /// Copies within a device's memory, both directions together.
+    pub copy: Option<f64>,
+}
+
 /// A loaded model on a device: runs passes over batches of tokens.
 ///
 /// The only interface that sessions use; one implementation for each backend.
@@ -465,6 +474,14 @@ pub trait Runner: Send {
 
     /// Bytes of a pool of this layout.
     fn pool_bytes(&self, layout: &Layout) -> u64;
+
+    /// How fast the memory is that weights lie in; nothing where it is not one memory, or nobody has measured it.
+    ///
+    /// # Errors
+    /// [`Error`] of the device.
+    fn ceiling(&mut self) -> Result<Option<Ceiling>, Error> {
+        Ok(None)
+    }
 
     /// One line for the log: what runs the passes.
     fn describe(&self) -> String;

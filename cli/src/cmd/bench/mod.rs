@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lemma_engine::backend::cpu;
+use lemma_engine::backend::Ceiling;
 use lemma_engine::model::Model;
 use lemma_engine::options::LoadOptions;
 use lemma_engine::sampling::Choice;
@@ -142,6 +142,11 @@ pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Resu
         term,
         trace: Trace::open(args.kv.kv_trace.as_deref())?,
     };
+    let ceilings = match args.ceiling {
+        true => bench.ceilings(&threads)?,
+        false => Vec::new(),
+    };
+    table.ceilings = bench.shares(&ceilings);
     match &args.vs {
         Some(command) => vs::alternate(&bench, &tests, command, &mut table)?,
         None => {
@@ -156,10 +161,8 @@ pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Resu
             bench.decode_to(end, n_threads, &mut table)?;
         }
     }
-    if args.ceiling {
-        for &n_threads in &threads {
-            table.row(ceiling_row(n_threads))?;
-        }
+    for (n_threads, ceiling) in ceilings {
+        table.row(ceiling_row(n_threads, &ceiling))?;
     }
     table.finish()
 }
@@ -259,6 +262,28 @@ impl Bench {
         );
         o.kv.beyond_train = true;
         Ok(Session::new(self.model.clone(), &o)?)
+    }
+
+    /// How fast memory is for each number of threads; nothing where weights lie in two.
+    fn ceilings(&self, threads: &[Option<usize>]) -> Result<Vec<(Option<usize>, Ceiling)>> {
+        let mut all = Vec::new();
+        for &n_threads in threads {
+            self.progress("ceiling");
+            let mut session = self.session(1, n_threads)?;
+            match session.ceiling()? {
+                Some(c) => all.push((n_threads, c)),
+                None => out::note("no ceiling: the weights lie in two memories"),
+            }
+            self.progress("");
+        }
+        Ok(all)
+    }
+
+    /// Tokens a second that memory would stream.
+    fn shares(&self, ceilings: &[(Option<usize>, Ceiling)]) -> Vec<(Option<usize>, f64)> {
+        let bytes = self.model.token_bytes().max(1) as f64;
+        let all = ceilings.iter();
+        all.map(|&(n, c)| (n, c.read / bytes)).collect()
     }
 
     fn traced(&self, session: &mut Session, test: String) {
@@ -442,16 +467,16 @@ fn resident() -> Option<u64> {
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
-fn ceiling_row(n_threads: Option<usize>) -> Map<String, Value> {
-    let n = n_threads.unwrap_or_else(cpu::default_threads);
-    Map::from_iter([
+fn ceiling_row(n_threads: Option<usize>, c: &Ceiling) -> Map<String, Value> {
+    let mut row = Map::from_iter([
         ("test".to_owned(), "ceiling".into()),
-        ("n_threads".to_owned(), n.into()),
-        (
-            "read_gb_s".to_owned(),
-            record::number(cpu::read_bandwidth(Some(n))),
-        ),
-    ])
+        ("n_threads".to_owned(), n_threads.into()),
+        ("read_gb_s".to_owned(), record::number(c.read * 1e-9)),
+    ]);
+    if let Some(copy) = c.copy {
+        row.insert("copy_gb_s".to_owned(), record::number(copy * 1e-9));
+    }
+    row
 }
 
 #[cfg(test)]

@@ -8,13 +8,15 @@ use crate::args::tools::BenchFormat;
 use crate::fail::Result;
 use crate::stats::grouped;
 use crate::term::{Term, escape};
-use crate::{out, repl};
+use crate::{out, record, repl};
 
 /// Rows in the form that was asked for, each written when it is there.
 pub(super) struct Table {
     format: BenchFormat,
     term: Term,
     n: usize,
+    /// Tokens a second that memory would stream, for each number of threads, if it was measured.
+    pub(super) ceilings: Vec<(Option<usize>, f64)>,
 }
 
 const CSV: &[&str] = &[
@@ -39,16 +41,35 @@ const CSV: &[&str] = &[
     "stddev_ts",
     "resident_bytes",
     "read_gb_s",
+    "copy_gb_s",
+    "of_ceiling",
     "vs_avg_ts",
     "vs_ratio",
 ];
 
 impl Table {
     pub(super) fn new(format: BenchFormat, term: Term) -> Self {
-        Self { format, term, n: 0 }
+        Self {
+            format,
+            term,
+            n: 0,
+            ceilings: Vec::new(),
+        }
     }
 
-    pub(super) fn row(&mut self, row: Map<String, Value>) -> Result {
+    /// What part of the ceiling a row of decoding comes to.
+    fn share(&self, row: &Map<String, Value>) -> Option<f64> {
+        let n_threads = row.get("n_threads")?.as_u64().map(|n| n as usize);
+        let (_, most) = self.ceilings.iter().find(|(n, _)| *n == n_threads)?;
+        let decodes = row.get("n_gen")?.as_u64()? > 0;
+        let rate = row.get("avg_ts")?.as_f64()?;
+        decodes.then_some(rate / most)
+    }
+
+    pub(super) fn row(&mut self, mut row: Map<String, Value>) -> Result {
+        if let Some(share) = self.share(&row) {
+            row.insert("of_ceiling".into(), record::number(share));
+        }
         if self.term.err_tty {
             out::err("\r\x1b[K");
         }
@@ -86,19 +107,38 @@ impl Table {
         let float = |key: &str| row.get(key).and_then(Value::as_f64).unwrap_or(0.0);
         let int = |key: &str| row.get(key).and_then(Value::as_u64);
         if first {
-            out::line(
-                "| model                          |       size |     params | threads |            test |                  t/s |   resident |",
-            )?;
-            out::line(
-                "| ------------------------------ | ---------: | ---------: | ------: | --------------: | -------------------: | ---------: |",
-            )?;
+            let more = match self.ceilings.is_empty() {
+                true => ["", ""],
+                false => [" of ceiling |", " ---------: |"],
+            };
+            out::line(&format!(
+                "| model                          |       size |     params | threads |            test |                  t/s |   resident |{}",
+                more[0]
+            ))?;
+            out::line(&format!(
+                "| ------------------------------ | ---------: | ---------: | ------: | --------------: | -------------------: | ---------: |{}",
+                more[1]
+            ))?;
         }
         let threads = int("n_threads").map_or("auto".to_owned(), |n| n.to_string());
-        if let Some(gb) = row.get("read_gb_s").and_then(Value::as_f64) {
-            return out::line(&format!(
-                "| {:<30} | {:>10} | {:>10} | {threads:>7} | {:>15} | {gb:>15.2} GB/s | {:>10} |",
-                "memory reads", "", "", "ceiling", ""
-            ));
+        let share = match (self.ceilings.is_empty(), row.get("of_ceiling")) {
+            (true, _) => String::new(),
+            (false, None) => format!(" {:>10} |", ""),
+            (false, Some(s)) => format!(" {:>8.0} % |", 100.0 * s.as_f64().unwrap_or(0.0)),
+        };
+        let gbs = [
+            ("memory reads", "read_gb_s"),
+            ("memory copies", "copy_gb_s"),
+        ];
+        let found = gbs.map(|(name, key)| Some((name, row.get(key)?.as_f64()?)));
+        for (name, gb) in found.into_iter().flatten() {
+            out::line(&format!(
+                "| {name:<30} | {:>10} | {:>10} | {threads:>7} | {:>15} | {gb:>15.2} GB/s | {:>10} |{share}",
+                "", "", "ceiling", ""
+            ))?;
+        }
+        if found[0].is_some() {
+            return Ok(());
         }
         let params = match int("model_n_params").unwrap_or(0) {
             n if n >= 1_000_000_000 => format!("{:.2} B", n as f64 / 1e9),
@@ -117,7 +157,7 @@ impl Table {
             );
         }
         out::line(&format!(
-            "| {:<30} | {:>10} | {params:>10} | {threads:>7} | {:>15} | {rate:>20} | {resident:>10} |",
+            "| {:<30} | {:>10} | {params:>10} | {threads:>7} | {:>15} | {rate:>20} | {resident:>10} |{share}",
             escape(&text("model_type")),
             repl::size(int("model_size").unwrap_or(0)),
             text("test"),

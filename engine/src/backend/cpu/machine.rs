@@ -13,13 +13,6 @@ pub fn isas() -> Vec<String> {
     Isa::available().map(|isa| isa.to_string()).collect()
 }
 
-/// Read bandwidth of `n_threads` workers over a buffer larger than the caches, in GB/s (10⁹ bytes): the ceiling of decoding.
-pub fn read_bandwidth(n_threads: Option<usize>) -> f64 {
-    let n = n_threads.filter(|&n| n > 0);
-    let team = Team::new(n.unwrap_or_else(lemma_cpu::default_threads));
-    lemma_cpu::ceiling::read_gbps(&team, 1 << 30)
-}
-
 /// The operations that options ask for: their workers and instruction set.
 pub(in super::super) fn ops_of(o: &LoadOptions, limits: Limits) -> Result<Ops, Error> {
     let isa = isa(o.isa.as_deref())?;
