@@ -19,6 +19,7 @@ or by hand:
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rustc-check-cfg=cfg(group_products)");
     for name in ["LEMMA_NVCC", "LEMMA_CUDA_ARCHS", "CUDA_HOME"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -47,6 +48,9 @@ fn compile_kernels() {
     };
     let archs = env::var("LEMMA_CUDA_ARCHS").ok().filter(|v| !v.is_empty());
     let archs = archs.unwrap_or_else(|| ARCHS.to_owned());
+    if archs.split_whitespace().any(|arch| arch == "90a") {
+        println!("cargo::rustc-cfg=group_products");
+    }
     let mut command = Command::new(&nvcc);
     command
         .args(["-std=c++17", "-O3", "-fatbin", "--threads", "2", "-o"])

@@ -269,7 +269,9 @@ __device__ __forceinline__ void group_products_end() { asm volatile("wgmma.commi
 __device__ __forceinline__ void group_products_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 // Elements 16 ks .. 16 ks + 16 of rows that begin at `p`: eight rows have 1,024 bytes, the swizzle is that of 128.
 __device__ __forceinline__ uint64_t group_factor(const uint16_t* p, int ks) {
-    return uint64_t((shared_at(p) + 32 * ks) >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+    // Shared memory is too small for the sum to leave its 14 bits.
+    const uint32_t low = (shared_at(p) >> 4 & 0x3fff | 1 << 16) + 2 * ks;
+    return low | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }
 // d[64 x n] = a[64 x 16] b[n x 16]^T, added to what is there if `add`; d as fragments of 16 x 8, 16 rows a warp.
 __device__ __forceinline__ void mma_group(float (&d)[8][4], const uint16_t* a, const uint16_t* b, int ks, bool add) {
@@ -310,6 +312,19 @@ __device__ __forceinline__ void mma_group(float (&d)[16][4], const uint16_t* a, 
 }
 #define HAS_GROUP_PRODUCTS
 #endif
+#endif
+
+// Kernels with Hopper's products have a twin for all other devices. What is compiled for a device has the one that the host asks it for
+// (Gpu::has_group_products), the emulator has both.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define ON_HOPPER(...) __VA_ARGS__
+#define ELSEWHERE(...)
+#elif defined(__CUDACC__)
+#define ON_HOPPER(...)
+#define ELSEWHERE(...) __VA_ARGS__
+#else
+#define ON_HOPPER(...) __VA_ARGS__
+#define ELSEWHERE(...) __VA_ARGS__
 #endif
 
 constexpr int WARP = 32;

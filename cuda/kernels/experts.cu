@@ -75,19 +75,19 @@ template <int TILE, class Sums> __device__ __forceinline__ void mul_mat_experts_
 // Grid: (tiles there may be at most, ceil(n_out / 128)). Block: 256. Dynamic shared memory: 56 KiB, or 80 with tiles of 128 columns.
 KERNEL __launch_bounds__(256, 2) mul_mat_experts_64(const MulMatExperts a) {
     begin();
-    mul_mat_experts_with<64, Fragments<F16_TILE, 64>>(a);
+    ELSEWHERE(mul_mat_experts_with<64, Fragments<F16_TILE, 64>>(a);)
 }
 KERNEL __launch_bounds__(256, 2) mul_mat_experts_128(const MulMatExperts a) {
     begin();
-    mul_mat_experts_with<128, Fragments<F16_TILE, 128>>(a);
+    ELSEWHERE(mul_mat_experts_with<128, Fragments<F16_TILE, 128>>(a);)
 }
 
 // The same for compute capability 9.0.
 KERNEL __launch_bounds__(256, 3) mul_mat_experts_64_hopper(const MulMatExperts a) {
     begin();
-    mul_mat_experts_with<64, Groups<F16_TILE, 64>>(a);
+    ON_HOPPER(mul_mat_experts_with<64, Groups<F16_TILE, 64>>(a);)
 }
 KERNEL __launch_bounds__(256, 2) mul_mat_experts_128_hopper(const MulMatExperts a) {
     begin();
-    mul_mat_experts_with<128, Groups<F16_TILE, 128>>(a);
+    ON_HOPPER(mul_mat_experts_with<128, Groups<F16_TILE, 128>>(a);)
 }

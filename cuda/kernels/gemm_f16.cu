@@ -14,14 +14,20 @@ struct Unpack {
     uint32_t n_row;
 };
 
-// Grid: (ceil(width / 16 / threads), n_row). A thread unpacks 16 elements.
+// Grid: (ceil(width / 16 / threads), n_row). A thread unpacks 16 elements, so that what neighbours write lies together.
 KERNEL unpack(const Unpack a) {
     begin();
     const int k = 16 * (blockIdx.x * blockDim.x + threadIdx.x), row = blockIdx.y;
     if (k >= int(a.width) || row >= int(a.n_row)) return;
-    float v[16] = {};
-    if (k < int(a.n_in)) load16(a.type, a.w + row * a.row_bytes, a.n_in, k, v);
-    store16(a.out + size_t(row) * a.width + k, v);
+    uint4 h[2] = {};
+    if (k < int(a.n_in)) {
+        with_format(a.type, [&](auto of) {
+            using T = typename decltype(of)::Type;
+            halves_of<T, 1>(h, raw_of<T, 1>(a.w + row * a.row_bytes, a.n_in, k), k);
+        });
+    }
+    uint4* out = reinterpret_cast<uint4*>(a.out + size_t(row) * a.width + k);
+    out[0] = h[0], out[1] = h[1];
 }
 
 struct ToHalf {
@@ -95,11 +101,11 @@ template <class Sums> __device__ __forceinline__ void mul_mat_f16_with(const Mul
 // Grid: (ceil(n / 128) * sum over parts of ceil(n_out / 128)). Block: 256. Dynamic shared memory: 96 KiB.
 KERNEL __launch_bounds__(256, 2) mul_mat_f16(const MulMatF16 a) {
     begin();
-    mul_mat_f16_with<Fragments<F16_TILE, F16_TILE>>(a);
+    ELSEWHERE(mul_mat_f16_with<Fragments<F16_TILE, F16_TILE>>(a);)
 }
 
 // The same for compute capability 9.0.
 KERNEL __launch_bounds__(256, 2) mul_mat_f16_hopper(const MulMatF16 a) {
     begin();
-    mul_mat_f16_with<Groups<F16_TILE, F16_TILE>>(a);
+    ON_HOPPER(mul_mat_f16_with<Groups<F16_TILE, F16_TILE>>(a);)
 }

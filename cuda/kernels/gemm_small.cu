@@ -29,21 +29,21 @@ template <int TILE, class Sums> __device__ __forceinline__ void mul_mat_small_wi
 // of 128 tokens.
 KERNEL __launch_bounds__(256, 2) mul_mat_small_64(const MulMatSmall a) {
     begin();
-    mul_mat_small_with<64, Fragments<F16_TILE, 64>>(a);
+    ELSEWHERE(mul_mat_small_with<64, Fragments<F16_TILE, 64>>(a);)
 }
 KERNEL __launch_bounds__(256, 2) mul_mat_small_128(const MulMatSmall a) {
     begin();
-    mul_mat_small_with<128, Fragments<F16_TILE, 128>>(a);
+    ELSEWHERE(mul_mat_small_with<128, Fragments<F16_TILE, 128>>(a);)
 }
 
 // The same for compute capability 9.0.
 KERNEL __launch_bounds__(256, 3) mul_mat_small_64_hopper(const MulMatSmall a) {
     begin();
-    mul_mat_small_with<64, Groups<F16_TILE, 64>>(a);
+    ON_HOPPER(mul_mat_small_with<64, Groups<F16_TILE, 64>>(a);)
 }
 KERNEL __launch_bounds__(256, 2) mul_mat_small_128_hopper(const MulMatSmall a) {
     begin();
-    mul_mat_small_with<128, Groups<F16_TILE, 128>>(a);
+    ON_HOPPER(mul_mat_small_with<128, Groups<F16_TILE, 128>>(a);)
 }
 
 struct JoinParts {

@@ -14,7 +14,8 @@
 //   load     (chunk, n_blocks, piece)  -> Frag: nothing but loads, from global or shared memory; blocks and piece are those of the chunk
 //   dot      (Frag, piece, x)          -> sum over the piece of w * x
 // Pieces of a row are dealt out so that a thread meets only those of its own number modulo 4 (`thread_piece`).
-//   load16   (chunk, n_blocks, k, out) -> elements k .. k + 16 as float, k a multiple of 16
+//   raw      (chunk, n_blocks, k)  -> Raw<N>: what is to be loaded for the 16 N elements from k on, a multiple of that
+//   units    (Raw<N>, k)           -> them as bytes with scales, which are BIAS too large; formats of plain numbers have `load16` and `halves`
 #pragma once
 #include "common.cuh"
 
@@ -111,11 +112,14 @@ template <class F> __device__ __forceinline__ uint4 each(const uint4& a, const u
 }
 __device__ __forceinline__ uint4 low(const uint4& v) { return each(v, [](uint32_t w) { return w & 0x0f0f0f0fu; }); }
 __device__ __forceinline__ uint4 high(const uint4& v) { return each(v, [](uint32_t w) { return (w >> 4) & 0x0f0f0f0fu; }); }
-// 16 signed bytes, scaled and shifted, as floats.
-__device__ __forceinline__ void spread(const uint4& v, float scale, float shift, float (&out)[16]) {
-#pragma unroll
-    for (int i = 0; i < 16; i++) out[i] = scale * float(signed_byte(word(v, i / 4), i % 4)) + shift;
-}
+// 16 elements N times: each is s * (byte - BIAS) + m; bytes have no sign.
+template <int N> struct Units {
+    uint4 v[N];
+    float s[N], m[N];
+};
+// The number of 16 elements among 32, of those that begin at k.
+template <int N> __device__ __forceinline__ int nth16(int k, int i) { return N == 1 ? k / 16 % 2 : i; }
+__device__ __forceinline__ uint4 biased(const uint4& v) { return each(v, [](uint32_t w) { return w ^ 0x80808080u; }); }
 
 // --- formats with blocks of 32 ------------------------------------------------------------------------------------------
 
@@ -129,19 +133,33 @@ struct TQ8_0 {
     template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
         return half_to_float(f.d) * x.scale(p).x * float(dot16(f.w0, x.q16(2 * p, 0)) + dot16(f.w1, x.q16(2 * p, 1)));
     }
-    static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
-        spread(ld16(row + k), half_to_float(ld2(row + 32 * nb + 2 * (k / 32))), 0.0f, out);
+    static constexpr int BIAS = 128;
+    template <int N> struct Raw { uint4 q[N]; uint16_t d; };
+    template <int N> static __device__ __forceinline__ Raw<N> raw(const uint8_t* row, int nb, int k) {
+        Raw<N> r;
+#pragma unroll
+        for (int i = 0; i < N; i++) r.q[i] = ld16(row + k + 16 * i);
+        r.d = ld2(row + 32 * nb + 2 * (k / 32));
+        return r;
+    }
+    template <int N> static __device__ __forceinline__ Units<N> units(const Raw<N>& r, int) {
+        Units<N> u = {};
+#pragma unroll
+        for (int i = 0; i < N; i++) u.v[i] = biased(r.q[i]), u.s[i] = half_to_float(r.d);
+        return u;
     }
 };
 
 // Formats whose block holds 16 bytes of nibbles: low nibbles are elements 0..16, high ones 16..32. F says what the rest of the
-// block means: F::Rest is what is loaded of it, F::value(bytes, rest, half) gives signed bytes, F::affine(rest) the affine map.
+// block means: F::Rest is what is loaded of it, F::raw(bytes, rest, half) gives bytes that are F::BIAS too large, F::affine(rest) the affine map.
 template <class F> struct Nibbles32 {
     static constexpr int PIECE = 32, BLOCK = 32, PLANES[4] = {16, F::PLANE1, F::PLANE2, 0};
     struct Frag { uint4 qs; typename F::Rest rest; };
     template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, uint32_t p) { return {L::ld16(row + 16 * p), F::template rest<L>(row, nb, p)}; }
-    // Elements 0..16, or 16..32.
-    static __device__ __forceinline__ uint4 value(const Frag& f, int half) { return F::value(f.qs, f.rest, half); }
+    // Elements 0..16, or 16..32, as signed bytes.
+    static __device__ __forceinline__ uint4 value(const Frag& f, int half) {
+        return each(F::raw(f.qs, f.rest, half), [](uint32_t w) { return F::BIAS == 0 ? w : F::BIAS == 128 ? w ^ 0x80808080u : sub_bytes(w, F::BIAS); });
+    }
     template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
         const uint4 x0 = x.q16(2 * p, 0), x1 = x.q16(2 * p, 1);
         int s;
@@ -153,11 +171,15 @@ template <class F> struct Nibbles32 {
         const float2 ds = x.scale(p), dm = F::affine(f.rest, p);
         return dm.x * ds.x * float(s) + dm.y * ds.y;
     }
-    static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
-        const int b = k / 32, half = (k / 16) % 2;
-        const Frag f = load<Global>(row, nb, b);
-        const float2 dm = F::affine(f.rest, b);
-        spread(value(f, half), dm.x, dm.y, out);
+    static constexpr int BIAS = F::BIAS;
+    template <int N> using Raw = Frag;
+    template <int N> static __device__ __forceinline__ Frag raw(const uint8_t* row, int nb, int k) { return load<Global>(row, nb, k / 32); }
+    template <int N> static __device__ __forceinline__ Units<N> units(const Frag& f, int k) {
+        const float2 dm = F::affine(f.rest, k / 32);
+        Units<N> u;
+#pragma unroll
+        for (int i = 0; i < N; i++) u.v[i] = F::raw(f.qs, f.rest, nth16<N>(k, i)), u.s[i] = dm.x, u.m[i] = dm.y;
+        return u;
     }
 };
 
@@ -170,9 +192,8 @@ struct FQ4_0 {
     static constexpr int PLANE1 = 2, PLANE2 = 0;
     using Rest = uint16_t;
     template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) { return L::ld2(row + 16 * nb + 2 * b); }
-    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int half) {
-        return each(nibbles(v, half), [](uint32_t w) { return sub_bytes(w, 8); });
-    }
+    static constexpr int BIAS = 8;
+    static __device__ __forceinline__ uint4 raw(const uint4& v, Rest, int half) { return nibbles(v, half); }
     static __device__ __forceinline__ float2 affine(Rest d, uint32_t) { return make_float2(half_to_float(d), 0.0f); }
 };
 
@@ -182,7 +203,8 @@ struct FQ4_1 {
     static constexpr int PLANE1 = 4, PLANE2 = 0;
     using Rest = uint32_t;
     template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) { return L::ld4(row + 16 * nb + 4 * b); }
-    static __device__ __forceinline__ uint4 value(const uint4& v, Rest, int half) { return nibbles(v, half); }
+    static constexpr int BIAS = 0;
+    static __device__ __forceinline__ uint4 raw(const uint4& v, Rest, int half) { return nibbles(v, half); }
     static __device__ __forceinline__ float2 affine(Rest dm, uint32_t) { return halves(dm); }
 };
 
@@ -202,9 +224,8 @@ struct FQ5_0 {
     template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) {
         return {L::ld4(row + 16 * nb + 4 * b), L::ld2(row + 16 * nb + pad16(4 * nb) + 2 * b)};
     }
-    static __device__ __forceinline__ uint4 value(const uint4& v, const Rest& r, int half) {
-        return each(with_fifth(nibbles(v, half), r.qh >> (16 * half)), [](uint32_t w) { return sub_bytes(w, 16); });
-    }
+    static constexpr int BIAS = 16;
+    static __device__ __forceinline__ uint4 raw(const uint4& v, const Rest& r, int half) { return with_fifth(nibbles(v, half), r.qh >> (16 * half)); }
     static __device__ __forceinline__ float2 affine(const Rest& r, uint32_t) { return make_float2(half_to_float(r.d), 0.0f); }
 };
 
@@ -216,7 +237,8 @@ struct FQ5_1 {
     template <class L> static __device__ __forceinline__ Rest rest(const uint8_t* row, int nb, uint32_t b) {
         return {L::ld4(row + 16 * nb + 4 * b), L::ld4(row + 16 * nb + pad16(4 * nb) + 4 * b)};
     }
-    static __device__ __forceinline__ uint4 value(const uint4& v, const Rest& r, int half) { return with_fifth(nibbles(v, half), r.qh >> (16 * half)); }
+    static constexpr int BIAS = 0;
+    static __device__ __forceinline__ uint4 raw(const uint4& v, const Rest& r, int half) { return with_fifth(nibbles(v, half), r.qh >> (16 * half)); }
     static __device__ __forceinline__ float2 affine(const Rest& r, uint32_t) { return halves(r.dm); }
 };
 
@@ -274,9 +296,10 @@ struct TableE2M1 {
 template <class Table> struct InTable {
     static constexpr bool IN_ORDER = true;
 
-    template <class R> static __device__ __forceinline__ uint4 value(const uint4& v, const R&, int half) {
+    static constexpr int BIAS = 128;
+    template <class R> static __device__ __forceinline__ uint4 raw(const uint4& v, const R&, int half) {
         const Table table;
-        return each(v, [half, &table](uint32_t w) { return table.look_up(w).half(half); });
+        return biased(each(v, [half, &table](uint32_t w) { return table.look_up(w).half(half); }));
     }
     static __device__ __forceinline__ int dot(const uint4& w, const uint4& x0, const uint4& x1) {
         const Table table;
@@ -326,187 +349,6 @@ using TIQ4_NL = Nibbles32<FIQ4_NL>;
 using TMXFP4 = Nibbles32<FMXFP4>;
 using TIQ4_XS = Nibbles32<FIQ4_XS>;  // its BLOCK is the sub-block
 
-// --- formats with blocks of 256 -----------------------------------------------------------------------------------------
-
-// Scale and minimum (6 bits each) of sub-block i of Q4_K and Q5_K; `h` is the block's header: d, dmin, 12 bytes.
-__device__ __forceinline__ void scale_min(const uint4& h, int i, int& sc, int& m) {
-    if (i < 4) {
-        sc = byte_of(h.y, i) & 63;
-        m = byte_of(h.z, i) & 63;
-    } else {
-        const uint32_t y = byte_of(h.y, i - 4), z = byte_of(h.z, i - 4), w = byte_of(h.w, i - 4);
-        sc = (w & 0xf) | ((y >> 6) << 4);
-        m = (w >> 4) | ((z >> 6) << 4);
-    }
-}
-
-// Q4_K (144 bytes) and Q5_K (176 bytes, FIVE), as in the file: header (16), qh (32, Q5_K only), qs (128).
-// Piece j of a block: bytes 32j .. 32j + 32 of qs, whose low nibbles are sub-block 2j and whose high ones 2j + 1.
-template <bool FIVE> struct K45 {
-    static constexpr int PIECE = 64, BLOCK = 256, BYTES = FIVE ? 176 : 144, QS = FIVE ? 48 : 16, PLANES[4] = {BYTES, 0, 0, 0};
-    static __device__ __forceinline__ uint4 add_high(const uint4& v, const uint4& qh, int bit) {
-        return each(v, qh, [bit](uint32_t w, uint32_t h) { return w | (((h >> bit) & 0x01010101u) << 4); });
-    }
-    struct Frag { uint4 h, q0, q1, h0, h1; };
-    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int, uint32_t p) {
-        const uint8_t* blk = row + size_t(BYTES) * (p / 4);
-        const uint32_t j = thread_piece();
-        Frag f;
-        f.h = L::ld16(blk), f.q0 = L::ld16(blk + QS + 32 * j), f.q1 = L::ld16(blk + QS + 32 * j + 16);
-        if (FIVE) f.h0 = L::ld16(blk + 16), f.h1 = L::ld16(blk + 32);
-        return f;
-    }
-    template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
-        const uint32_t j = thread_piece();
-        uint4 a0 = low(f.q0), a1 = low(f.q1), b0, b1;
-        if (FIVE) {
-            a0 = add_high(a0, f.h0, 2 * j), a1 = add_high(a1, f.h1, 2 * j);
-            b0 = add_high(high(f.q0), f.h0, 2 * j + 1), b1 = add_high(high(f.q1), f.h1, 2 * j + 1);
-        } else {
-            // High nibbles where they are: 16 times what they mean.
-            b0 = each(f.q0, [](uint32_t w) { return w & 0xf0f0f0f0u; }), b1 = each(f.q1, [](uint32_t w) { return w & 0xf0f0f0f0u; });
-        }
-        const int sa = dot16_unsigned(a1, x.q16(4 * p, 1), dot16_unsigned(a0, x.q16(4 * p, 0), 0));
-        const int sb = dot16_unsigned(b1, x.q16(4 * p, 3), dot16_unsigned(b0, x.q16(4 * p, 2), 0)) >> (FIVE ? 0 : 4);
-        const float2 xa = x.scale(2 * p), xb = x.scale(2 * p + 1);
-        // Scales of sub-blocks 2j and 2j + 1, and their minimums: two bytes each.
-        const bool first = j < 2;
-        const uint32_t up = 16 * (j % 2);
-        const uint32_t low_mask = first ? 0x3f3f : 0x0f0f, top_mask = first ? 0 : 0x3030;
-        const uint32_t sc = ((first ? f.h.y : f.h.w) >> up & low_mask) | (f.h.y >> (up + 2) & top_mask);
-        const uint32_t mn = ((first ? f.h.z : f.h.w) >> (first ? up : up + 4) & low_mask) | (f.h.z >> (up + 2) & top_mask);
-        const float2 d = halves(f.h.x);
-        return d.x * (float(int(sc & 0xff) * sa) * xa.x + float(int(sc >> 8) * sb) * xb.x) -
-               d.y * (float(mn & 0xff) * xa.y + float(mn >> 8) * xb.y);
-    }
-    static __device__ __forceinline__ void load16(const uint8_t* row, int, int k, float (&out)[16]) {
-        const uint8_t* blk = row + size_t(BYTES) * (k / 256);
-        const int sub = (k % 256) / 32, half = (k / 16) % 2, j = sub / 2;
-        const uint4 h = ld16(blk), q = ld16(blk + QS + 32 * j + 16 * half);
-        uint4 v = sub % 2 ? high(q) : low(q);
-        if (FIVE) v = add_high(v, ld16(blk + 16 + 16 * half), sub);
-        int sc, m;
-        scale_min(h, sub, sc, m);
-        spread(v, half_to_float(h.x & 0xffff) * float(sc), -half_to_float(h.x >> 16) * float(m), out);
-    }
-};
-using TQ4_K = K45<false>;
-using TQ5_K = K45<true>;
-
-// Planes: ql (128), qh (64), scales (16 int8), d.
-// A block is two halves of 128 elements; in half n, element 32j + l has its low four bits in ql[64n + l + 32 (j % 2)] (high nibble
-// for j >= 2) and its high two in bits 2j of qh[32n + l]. A piece is 16 values of l with all four j.
-struct TQ6_K {
-    static constexpr int PIECE = 64, BLOCK = 256, PLANES[4] = {128, 64, 16, 2};
-    // Six bits; the value is 32 less.
-    static __device__ __forceinline__ uint4 value(const uint4& l0, const uint4& l1, const uint4& h, int j) {
-        const uint4 l = j % 2 ? l1 : l0;
-        return each(l, h, [j](uint32_t w, uint32_t hi) {
-            const uint32_t two = j < 2 ? hi << (4 - 2 * j) : hi >> (2 * j - 4);
-            return ((j < 2 ? w : w >> 4) & 0x0f0f0f0fu) | (two & 0x30303030u);
-        });
-    }
-    struct Frag { uint4 l0, l1, h; uint2 sc; uint16_t d; };
-    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, uint32_t p) {
-        const uint32_t b = p / 4, n = thread_piece() / 2, is = thread_piece() % 2;
-        const uint8_t *ql = row + 128 * b + 64 * n + 16 * is, *qh = row + 128 * nb + 64 * b + 32 * n + 16 * is;
-        return {L::ld16(ql), L::ld16(ql + 32), L::ld16(qh), L::ld8(row + 192 * nb + 16 * b + 8 * n), L::ld2(row + 208 * nb + 2 * b)};
-    }
-    template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
-        const uint32_t is = thread_piece() % 2, half = p / 2;  // of 128 elements
-        float sum = 0.0f;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const uint4 q = x.q16(8 * half, 2 * j + is);
-            const int s = dot16_unsigned(value(f.l0, f.l1, f.h, j), q, -32 * x.sum_q16(8 * half, 2 * j + is, q));
-            const int c = int8_t((j < 2 ? f.sc.x : f.sc.y) >> (16 * (j % 2) + 8 * is));
-            sum += float(c * s) * x.scale(4 * half + j).x;
-        }
-        return half_to_float(f.d) * sum;
-    }
-    static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
-        const int b = k / 256, n = (k / 128) % 2, j = (k / 32) % 4, is = (k / 16) % 2;
-        const uint8_t* ql = row + 128 * b + 64 * n + 16 * is + 32 * (j % 2);
-        const uint4 l = ld16(ql), h = ld16(row + 128 * nb + 64 * b + 32 * n + 16 * is);
-        const int c = int8_t(row[192 * nb + 16 * b + 8 * n + 2 * j + is]);
-        const float d = half_to_float(ld2(row + 208 * nb + 2 * b)) * float(c);
-        spread(value(l, l, h, j), d, -32.0f * d, out);
-    }
-};
-
-// Planes: qs (64), scales (16: scale in the low nibble, minimum in the high one), (d, dmin).
-// In half n, element 32j + l is in bits 2j of qs[32n + l].
-struct TQ2_K {
-    static constexpr int PIECE = 64, BLOCK = 256, PLANES[4] = {64, 16, 4, 0};
-    static __device__ __forceinline__ uint4 value(const uint4& q, int j) {
-        return each(q, [j](uint32_t w) { return (w >> (2 * j)) & 0x03030303u; });
-    }
-    struct Frag { uint4 q; uint2 sc; uint32_t dm; };
-    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, uint32_t p) {
-        const uint32_t b = p / 4, n = thread_piece() / 2, is = thread_piece() % 2;
-        return {L::ld16(row + 64 * b + 32 * n + 16 * is), L::ld8(row + 64 * nb + 16 * b + 8 * n), L::ld4(row + 80 * nb + 4 * b)};
-    }
-    template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
-        const uint32_t is = thread_piece() % 2, half = p / 2;
-        const float2 d = halves(f.dm);
-        float sum = 0.0f;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const uint4 xq = x.q16(8 * half, 2 * j + is);
-            const uint32_t c = (j < 2 ? f.sc.x : f.sc.y) >> (16 * (j % 2) + 8 * is);
-            const float s = d.x * float(int(c & 0xf) * dot16(value(f.q, j), xq)) - d.y * float(int((c >> 4) & 0xf) * x.sum_q16(8 * half, 2 * j + is, xq));
-            sum += s * x.scale(4 * half + j).x;
-        }
-        return sum;
-    }
-    static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
-        const int b = k / 256, n = (k / 128) % 2, j = (k / 32) % 4, is = (k / 16) % 2;
-        const uint4 q = ld16(row + 64 * b + 32 * n + 16 * is);
-        const uint32_t c = row[64 * nb + 16 * b + 8 * n + 2 * j + is], dm = ld4(row + 80 * nb + 4 * b);
-        spread(value(q, j), half_to_float(dm & 0xffff) * float(c & 0xf), -half_to_float(dm >> 16) * float(c >> 4), out);
-    }
-};
-
-// Planes: qs (64), hmask (32), scales (12), d.
-// As Q2_K, with a third bit in bit 4n + j of hmask[l]; value: three bits - 4. Scale k has its low four bits in byte k % 8 (high nibble
-// for k >= 8) and its high two in bits 2 (k / 4) of byte 8 + k % 4; it is the six bits - 32.
-struct TQ3_K {
-    static constexpr int PIECE = 64, BLOCK = 256, PLANES[4] = {64, 32, 12, 2};
-    static __device__ __forceinline__ uint4 value(const uint4& q, const uint4& hm, int n, int j) {
-        return each(q, hm, [n, j](uint32_t w, uint32_t h) {
-            return sub_bytes(((w >> (2 * j)) & 0x03030303u) | (((h >> (4 * n + j)) & 0x01010101u) << 2), 4);
-        });
-    }
-    static __device__ __forceinline__ int scale(uint32_t lo4, uint32_t hi4, int k) {
-        const uint32_t lo = byte_of(lo4, k & 3), hi = byte_of(hi4, k & 3);
-        return int((k < 8 ? lo & 0xf : lo >> 4) | (((hi >> (2 * (k / 4))) & 3) << 4)) - 32;
-    }
-    static __device__ __forceinline__ int scale(const uint8_t* sc, int k) { return scale(ld4(sc + (k & 4)), ld4(sc + 8), k); }
-    static __device__ __forceinline__ const uint8_t* scales(const uint8_t* row, int nb, int b) { return row + 96 * nb + 12 * b; }
-    static __device__ __forceinline__ const uint8_t* d(const uint8_t* row, int nb, int b) { return row + 96 * nb + pad16(12 * nb) + 2 * b; }
-    struct Frag { uint4 q, hm; uint32_t s0, s1, s2; uint16_t d; };
-    template <class L> static __device__ __forceinline__ Frag load(const uint8_t* row, int nb, uint32_t p) {
-        const uint32_t b = p / 4, n = thread_piece() / 2, is = thread_piece() % 2;
-        const uint8_t* sc = scales(row, nb, b);
-        return {L::ld16(row + 64 * b + 32 * n + 16 * is), L::ld16(row + 64 * nb + 32 * b + 16 * is), L::ld4(sc), L::ld4(sc + 4), L::ld4(sc + 8), L::ld2(d(row, nb, b))};
-    }
-    template <class X> static __device__ __forceinline__ float dot(const Frag& f, uint32_t p, const X& x) {
-        const uint32_t is = p % 2, half = p / 2, n = thread_piece() / 2;
-        float sum = 0.0f;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const int s = dot16(value(f.q, f.hm, n, j), x.q16(8 * half, 2 * j + is));
-            sum += float(scale(j < 2 ? f.s0 : f.s1, f.s2, 8 * n + 2 * j + is) * s) * x.scale(4 * half + j).x;
-        }
-        return half_to_float(f.d) * sum;
-    }
-    static __device__ __forceinline__ void load16(const uint8_t* row, int nb, int k, float (&out)[16]) {
-        const int b = k / 256, n = (k / 128) % 2, j = (k / 32) % 4, is = (k / 16) % 2;
-        const uint4 q = ld16(row + 64 * b + 32 * n + 16 * is), hm = ld16(row + 64 * nb + 32 * b + 16 * is);
-        spread(value(q, hm, n, j), half_to_float(ld2(d(row, nb, b))) * float(scale(scales(row, nb, b), 8 * n + 2 * j + is)), 0.0f, out);
-    }
-};
-
 // --- plain numbers: rows of n_in elements padded to 16 bytes, zeros behind the last element ------------------------------
 
 // BITS 32: f32; 16: f16 or bf16 (BF).
@@ -547,6 +389,38 @@ template <int BITS, bool BF> struct Plain {
     static __device__ __forceinline__ void load16(const uint8_t* row, int n, int k, float (&out)[16]) {
 #pragma unroll
         for (int i = 0; i < 16; i++) out[i] = k + i < n ? at(row, k + i) : 0.0f;
+    }
+    template <int N> struct Raw { uint4 w[N * BITS / 8]; };
+    template <int N> static __device__ __forceinline__ Raw<N> raw(const uint8_t* row, int n, int k) {
+        Raw<N> r = {};
+#pragma unroll
+        for (int i = 0; i < N * BITS / 8; i++) {
+            // Rows are padded with zeros to whole words of this size.
+            if (k + 128 / BITS * i < n) r.w[i] = ld16(row + k * (BITS / 8) + 16 * i);
+        }
+        return r;
+    }
+    template <int N> static __device__ __forceinline__ void halves(const Raw<N>& r, uint4 (&h)[2 * N]) {
+        if constexpr (BITS == 16 && !BF) {
+#pragma unroll
+            for (int i = 0; i < 2 * N; i++) h[i] = r.w[i];
+        } else {
+#pragma unroll
+            for (int i = 0; i < 2 * N; i++) {
+                uint32_t w[4];
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    if constexpr (BF) {
+                        const uint32_t two = word(r.w[i], j);
+                        w[j] = ::halves(bf16_to_float(two), bf16_to_float(two >> 16));
+                    } else {
+                        const uint4& four = r.w[2 * i + j / 2];
+                        w[j] = ::halves(__uint_as_float(word(four, 2 * (j % 2))), __uint_as_float(word(four, 2 * (j % 2) + 1)));
+                    }
+                }
+                h[i] = make_uint4(w[0], w[1], w[2], w[3]);
+            }
+        }
     }
 };
 using TF32 = Plain<32, false>;

@@ -163,6 +163,11 @@ impl Gpu {
         self.info().name == "emulator"
     }
 
+    /// Whether four warps multiply together, straight from shared memory: on compute capability 9.0, where kernels were compiled for that.
+    pub(crate) fn has_group_products(&self) -> bool {
+        self.info().sm == (9, 0) && (cfg!(group_products) || self.is_emulated())
+    }
+
     /// Free and total bytes of device memory.
     ///
     /// # Errors

@@ -8,8 +8,8 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use lemma_cuda::step::Clocks;
 use lemma_cuda::Gpu;
+use lemma_cuda::step::Clocks;
 use lemma_engine::arch::HParams;
 use lemma_engine::backend::cuda::CudaRunner;
 use lemma_engine::backend::{Outputs, Runner};

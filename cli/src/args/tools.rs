@@ -130,7 +130,7 @@ pub(crate) struct BenchArgs {
     /// Form of the results
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     pub(crate) output: BenchFormat,
-    /// Also measure how fast memory can be read: the ceiling of decoding
+    /// Also measure how fast the memory of the weights can be read, and show what part of that decoding comes to
     #[arg(long)]
     pub(crate) ceiling: bool,
     /// Alternate with another program, a test of ours and a run of it in turn, and show ratios: a shell command that prints

@@ -291,11 +291,11 @@ impl Grouped {
         let tile = tile(columns, self.n_expert);
         let grid = [tiles(columns, self.n_expert, tile), n_out.div_ceil(TILE), 1];
         let launch = launch(grid, 256, shared_packed(tile));
-        match (tile, gpu.info().sm) {
-            (64, (9, 0)) => gpu.launch(launch, &args::MulMatExpertsHopper(a)),
-            (64, _) => gpu.launch(launch, &a),
-            (_, (9, 0)) => gpu.launch(launch, &args::MulMatExperts128Hopper(a)),
-            _ => gpu.launch(launch, &args::MulMatExperts128(a)),
+        match (tile, gpu.has_group_products()) {
+            (64, true) => gpu.launch(launch, &args::MulMatExpertsHopper(a)),
+            (64, false) => gpu.launch(launch, &a),
+            (_, true) => gpu.launch(launch, &args::MulMatExperts128Hopper(a)),
+            (_, false) => gpu.launch(launch, &args::MulMatExperts128(a)),
         }
     }
 }

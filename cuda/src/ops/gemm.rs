@@ -205,11 +205,11 @@ impl Half {
         };
         let tile = if n > 64 { 128 } else { 64 };
         let grid = launch([tiles, parts, 1], 256, shared_packed(tile));
-        match (tile, gpu.info().sm) {
-            (64, (9, 0)) => gpu.launch(grid, &args::MulMatSmallHopper(a))?,
-            (64, _) => gpu.launch(grid, &a)?,
-            (_, (9, 0)) => gpu.launch(grid, &args::MulMatSmall128Hopper(a))?,
-            _ => gpu.launch(grid, &args::MulMatSmall128(a))?,
+        match (tile, gpu.has_group_products()) {
+            (64, true) => gpu.launch(grid, &args::MulMatSmallHopper(a))?,
+            (64, false) => gpu.launch(grid, &a)?,
+            (_, true) => gpu.launch(grid, &args::MulMatSmall128Hopper(a))?,
+            (_, false) => gpu.launch(grid, &args::MulMatSmall128(a))?,
         }
         let a = args::JoinParts {
             part: self.w.view().at,
@@ -247,7 +247,7 @@ impl Half {
             .sum();
         let shared = SHARED;
         let launch = launch([n.div_ceil(TILE) * tiles, 1, 1], 256, shared);
-        if gpu.info().sm == (9, 0) {
+        if gpu.has_group_products() {
             gpu.launch(launch, &args::MulMatF16Hopper(a))
         } else {
             gpu.launch(launch, &a)
