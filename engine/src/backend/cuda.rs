@@ -486,6 +486,9 @@ fn is_multiplied(hp: &HParams, b: Buf) -> bool {
     match b {
         Buf::Xn | Buf::Att | Buf::Gate | Buf::GateSh | Buf::Z | Buf::Ql | Buf::Qh | Buf::Vh => true,
         Buf::Up => !hp.activations.is_empty(),
+        Buf::Qkv => hp.short_conv.is_some(),
+        // Routers apart from their experts may read the residual stream.
+        Buf::X | Buf::Lat | Buf::Y => hp.routes_apart,
         _ => false,
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Pending {
     delta: recurrent::Before,
     /// The norm over heads of what a delta net gives, and its epsilon.
     delta_norm: Option<(View, f32)>,
+    /// What gates what a state space gives, and that.
+    scan_gate: Option<[Buf; 2]>,
 }
 
 /// A matrix, its bias, where its product goes.
@@ -94,10 +96,6 @@ impl Pass {
         }
     }
 
-    fn refuse(&mut self, what: &str) {
-        self.note_failure(Err(CudaError(format!("{what} have no kernel"))));
-    }
-
     pub(super) fn pairs(&self) -> Pairs {
         match self.rope.mode {
             RopeMode::Norm => Pairs::Neighbours,
@@ -152,6 +150,10 @@ impl Pass {
             self.mat_vec(&parts, x, Mode::Store)?;
         }
         self.flush_delta()?;
+        if let Some([gate, up]) = self.pending.scan_gate.take() {
+            let n = self.n * self.widths.get(gate);
+            ops::glu(&self.gpu, Glu::Swiglu, self.view(gate), self.view(up), n)?;
+        }
         if self.pending.q_norm.is_some()
             || self.pending.k_norm.is_some()
             || self.pending.rope.is_some()
@@ -302,6 +304,11 @@ impl Pass {
         if let (Glu::Swiglu, Buf::Dn, Some(norm)) = (kind, up, self.pending.delta_norm) {
             self.pending.delta_norm = None;
             return self.gated_norm(gate, up, norm);
+        }
+        if let (Glu::Swiglu, Buf::Dn, Some(_)) = (kind, up, self.hp.ssm) {
+            self.flush()?;
+            self.pending.scan_gate = Some([gate, up]);
+            return Ok(());
         }
         match self.pending.ffn.take() {
             Some(([(g, gb, Buf::Gate), (u, ub, Buf::Up)], x))
@@ -463,26 +470,28 @@ impl Backend for Pass {
     }
 
     fn ssm_conv(&mut self, x: Buf, w: &CudaWeight, il: usize) {
-        let done = self.conv(x, w.vec(), il);
+        let done = self.conv(x, None, w.vec(), il);
         self.note_failure(done);
     }
 
-    // Models that ask for these are refused before they are bound: `HParams::cpu_only`.
-
-    fn short_conv(&mut self, _: Buf, _: [Buf; 2], _: &CudaWeight, _: usize) {
-        self.refuse("short convolutions");
+    fn short_conv(&mut self, x: Buf, bc: [Buf; 2], w: &CudaWeight, il: usize) {
+        let done = self.conv(x, Some(bc), w.vec(), il);
+        self.note_failure(done);
     }
 
-    fn ssm_scan(&mut self, _: Buf, _: [Buf; 2], _: &Scan<CudaWeight>, _: usize) {
-        self.refuse("state spaces");
+    fn ssm_scan(&mut self, out: Buf, xbc_dt: [Buf; 2], w: &Scan<CudaWeight>, il: usize) {
+        let done = self.scan(out, xbc_dt, w, il);
+        self.note_failure(done);
     }
 
-    fn rms_norm_groups(&mut self, _: Buf, _: &CudaWeight, _: usize, _: f32) {
-        self.refuse("state spaces");
+    fn rms_norm_groups(&mut self, x: Buf, w: &CudaWeight, n_group: usize, eps: f32) {
+        let done = self.group_norm(x, w.vec(), n_group, eps);
+        self.note_failure(done);
     }
 
-    fn moe_ffn_routed(&mut self, _: Buf, _: [Buf; 2], _: &MoeWeights<CudaWeight>) {
-        self.refuse("routers apart from their experts");
+    fn moe_ffn_routed(&mut self, out: Buf, [x, route]: [Buf; 2], moe: &MoeWeights<CudaWeight>) {
+        let done = self.experts(out, x, Some(route), moe);
+        self.note_failure(done);
     }
 
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
@@ -525,7 +534,7 @@ impl Backend for Pass {
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &MoeWeights<CudaWeight>) {
-        let done = self.experts(acc, x, moe);
+        let done = self.experts(acc, x, None, moe);
         self.note_failure(done);
     }
 

@@ -18,7 +18,6 @@ pub(super) fn check(
 ) -> Result<(), Error> {
     let kv = &o.kv;
     let asked = [
-        (hp.cpu_only.is_some(), hp.cpu_only.unwrap_or_default()),
         (layout.page != PAGE, "--kv-page other than 16"),
         (layout.groups > 1, "--kv-scope head"),
         (layout.dense > 0, "--kv-dense-layers"),
