@@ -170,7 +170,8 @@ impl CudaRunner {
         for b in Buf::ALL {
             bufs.push(scratch(b)?);
             q8.push(
-                if is_multiplied(hp, b) && widths.get(b).is_multiple_of(32) {
+                // What is multiplied may be narrower: a layer's, or a head's.
+                if is_multiplied(hp, b) && widths.get(b) >= 32 {
                     let n = n_ubatch * widths.get(b);
                     Some((gpu.alloc(n)?, gpu.alloc(n / 4)?))
                 } else {

@@ -134,7 +134,8 @@ impl Pass {
             return Ok(None);
         };
         if !self.fresh[b as usize] {
-            ops::quantize(&self.gpu, q, self.view(b), self.n * self.widths.get(b))?;
+            let n = self.n * self.widths.get(b);
+            ops::quantize(&self.gpu, q, self.view(b), n - n % 32)?;
             self.fresh[b as usize] = true;
         }
         Ok(Some(q))
@@ -247,18 +248,12 @@ impl Pass {
 
     fn norm(&mut self, out: Buf, x: View, w: View, n: usize, eps: f32) -> Done {
         // One token's norm feeds mat-vecs, which may want it quantized; a batch goes to tensor cores.
-        let quant = self.quant(out).filter(|_| n == 1);
+        let width = self.widths.get(out);
+        let quant = self.quant(out);
+        let quant = quant.filter(|_| n == 1 && width.is_multiple_of(32));
         self.fresh[out as usize] = quant.is_some() && self.n == 1;
-        ops::rms_norm(
-            &self.gpu,
-            self.view(out),
-            x,
-            w,
-            quant,
-            n,
-            self.widths.get(out),
-            eps,
-        )
+        let (gpu, out) = (&self.gpu, self.view(out));
+        ops::rms_norm(gpu, out, x, w, quant, n, width, eps)
     }
 
     fn logits(&mut self, w: &Linear<CudaWeight>, norm: &CudaWeight, x: Buf, eps: f32) -> Done {
