@@ -413,3 +413,39 @@ pub fn routed_experts(types: &[GgmlType]) -> GgufFile {
     }
     d.write(types, |_| {})
 }
+
+/// `deci`: layers with attention, without, or with a matrix in its place, and feed-forward blocks of different widths, or none.
+pub fn layers_of_different_widths(types: &[GgmlType]) -> GgufFile {
+    let (head, n_ff) = (64, [96, 64, 32, 0, 128]);
+    let numbers = [("rope.dimension_count", head)];
+    let mut d = Draft::new("deci", n_ff.len(), &numbers);
+    let key = "feed_forward_length";
+    d.numbers.retain(|(name, _)| *name != key);
+    for (il, n_ff) in n_ff.into_iter().enumerate() {
+        match il {
+            1 => {}
+            2 => {
+                let matrix: [(&str, &[usize]); 2] = [
+                    ("attn_norm.weight", &[N_EMBD]),
+                    ("attn_output.weight", &[N_EMBD, N_EMBD]),
+                ];
+                d.add(il, &matrix);
+            }
+            _ => d.add_attention(il, [4, 2, head]),
+        }
+        if n_ff > 0 {
+            let block: [(&str, &[usize]); 4] = [
+                ("ffn_norm.weight", &[N_EMBD]),
+                ("ffn_gate.weight", &[N_EMBD, n_ff]),
+                ("ffn_up.weight", &[N_EMBD, n_ff]),
+                ("ffn_down.weight", &[n_ff, N_EMBD]),
+            ];
+            d.add(il, &block);
+        }
+    }
+    d.write(types, |b| {
+        b.i32s(&format!("deci.{key}"), n_ff.iter().map(|n| *n as i32))
+            .i32s("deci.attention.head_count", [4, 0, 4, 4, 4].into_iter())
+            .i32s("deci.attention.head_count_kv", [2, 0, 0, 2, 2].into_iter());
+    })
+}

@@ -188,6 +188,8 @@ pub enum Columns {
 impl Grouped {
     /// Columns that one call takes at most: rows of a grid.
     pub const MAX_COLUMNS: usize = 32768;
+    /// Rows of an expert's matrix at most: tiles of them are rows of a grid too.
+    pub const MAX_ROWS: usize = 65535 * TILE;
 
     /// Columns from which tensor cores are faster than a mat-vec for each column (measured on an H200, 32 and 128 experts).
     pub fn min_columns(n_expert: usize) -> usize {

@@ -120,8 +120,14 @@ impl Pass {
         self.step.view().slice(at * 4, n * 4)
     }
 
-    /// The quantized form of a buffer, as it is.
+    /// The quantized form of a buffer, as it is: for those of whole blocks.
     fn quant(&self, b: Buf) -> Option<Quant> {
+        let whole = self.widths.get(b).is_multiple_of(32);
+        self.quant_room(b).filter(|_| whole)
+    }
+
+    /// Where the quantized form goes of what a buffer holds, which may be narrower.
+    fn quant_room(&self, b: Buf) -> Option<Quant> {
         self.q8[b as usize].as_ref().map(|(q, ds)| Quant {
             q: q.view(),
             ds: ds.view(),
@@ -130,7 +136,7 @@ impl Pass {
 
     /// The quantized form of a buffer, made if need be.
     fn fresh_quant(&mut self, b: Buf) -> Result<Option<Quant>, CudaError> {
-        let Some(q) = self.quant(b) else {
+        let Some(q) = self.quant_room(b) else {
             return Ok(None);
         };
         if !self.fresh[b as usize] {
@@ -249,8 +255,7 @@ impl Pass {
     fn norm(&mut self, out: Buf, x: View, w: View, n: usize, eps: f32) -> Done {
         // One token's norm feeds mat-vecs, which may want it quantized; a batch goes to tensor cores.
         let width = self.widths.get(out);
-        let quant = self.quant(out);
-        let quant = quant.filter(|_| n == 1 && width.is_multiple_of(32));
+        let quant = self.quant(out).filter(|_| n == 1);
         self.fresh[out as usize] = quant.is_some() && self.n == 1;
         let (gpu, out) = (&self.gpu, self.view(out));
         ops::rms_norm(gpu, out, x, w, quant, n, width, eps)

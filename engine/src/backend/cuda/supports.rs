@@ -1,6 +1,6 @@
 //! What has no kernels on a GPU.
 
-use lemma_cuda::ops;
+use lemma_cuda::ops::{self, Grouped};
 
 use crate::arch::HParams;
 use crate::error::Error;
@@ -38,7 +38,7 @@ pub(super) fn check(
     }
 }
 
-/// Heads of a width that kernels do not have, and what they have.
+/// Heads or experts of a width that kernels do not have, and what they have.
 fn too_wide(hp: &HParams) -> Option<(String, String)> {
     let ([most_k, most_v], d) = (ops::MAX_LATENT, hp.head_dim);
     if hp.latent.is_some() {
@@ -57,6 +57,11 @@ fn too_wide(hp: &HParams) -> Option<(String, String)> {
     if !d.is_multiple_of(2) || d > ops::MAX_HEAD_DIM {
         let expected = format!("an even number of at most {}", ops::MAX_HEAD_DIM);
         return Some((format!("heads of {d} elements on a GPU"), expected));
+    }
+    let widest = hp.n_ff_exp.max(hp.n_expert_latent.unwrap_or(hp.n_embd));
+    if hp.n_expert > 0 && widest > Grouped::MAX_ROWS {
+        let expected = format!("at most {}", Grouped::MAX_ROWS);
+        return Some((format!("experts of {widest} rows on a GPU"), expected));
     }
     let delta = hp.delta.filter(|d| d.head_dim > ops::MAX_DELTA_DIM)?;
     let found = format!(

@@ -59,8 +59,7 @@ impl Pass {
         match gates {
             None => ops::ssm_conv(gpu, &call, n, width, d_conv)?,
             Some(gates) => {
-                let quant = self.quant(x);
-                let quant = quant.filter(|_| n == 1 && width.is_multiple_of(32));
+                let quant = self.quant(x).filter(|_| n == 1);
                 fresh = quant.is_some();
                 let gates = gates.map(|b| self.view(b));
                 ops::short_conv(gpu, &call, gates, quant, n, width, d_conv)?;
