@@ -9,7 +9,7 @@
 //! Some things are fused behind the verbs' backs: norms write their result once more quantized, for the products that follow;
 //! norms over heads and the rotation wait for [`Backend::attention`], which does them while it stores keys and values; gate and up wait
 //! for [`Backend::swiglu`] and become one launch; norms and gates of a delta net wait, for one token, for
-//! [`Backend::gated_delta_net`], and the norm of what it gives waits for its gate.
+//! [`Backend::gated_delta_net`], and the norm of what it gives waits for its gate; what gates a state space waits for the norm behind it.
 
 mod ahead;
 mod buffers;
