@@ -118,9 +118,9 @@ impl Draft {
         let mut seed = 1u64;
         for (name, shape) in &self.tensors {
             let (n_in, n) = (shape[0], shape.iter().product::<usize>());
-            let is_table = |part: &&str| name.contains(*part);
             let tables = ["conv1d", "conv.conv", "ssm_norm", "ssm_a", "ssm_d"];
-            let matrix = shape.len() > 1 && !tables.iter().any(|part| is_table(&part));
+            let is_table = tables.iter().any(|part| name.contains(part));
+            let matrix = shape.len() > 1 && !is_table;
             let mut fitting = types.iter().filter(|t| n_in.is_multiple_of(t.block_size()));
             let ty = *fitting.next().filter(|_| matrix).unwrap_or(&GgmlType::F32);
             let dims: Vec<u64> = shape.iter().map(|n| *n as u64).collect();

@@ -26,6 +26,8 @@ pub(super) struct Pending {
     rope: Option<usize>,
     /// Gate and up, and their input.
     ffn: Option<([OwnedPart; 2], Buf)>,
+    /// What goes up in a block whose activation may be part of the product, and its input.
+    up: Option<(OwnedPart, Buf)>,
     /// What comes before the rule of a delta net, for one token.
     delta: recurrent::Before,
     /// The norm over heads of what a delta net gives, and its epsilon.
@@ -156,6 +158,9 @@ impl Pass {
                 .collect();
             self.mat_vec(&parts, x, Mode::Store)?;
         }
+        if let Some((part, x)) = self.pending.up.take() {
+            self.up_product(part, x, Mode::Store)?;
+        }
         self.flush_delta()?;
         if let Some([gate, up]) = self.pending.scan_gate.take() {
             let n = self.n * self.widths.get(gate);
@@ -173,16 +178,22 @@ impl Pass {
         Ok(())
     }
 
+    fn up_product(&mut self, (w, bias, out): OwnedPart, x: Buf, mode: Mode) -> Done {
+        self.mat_vec(&[(&w, bias, self.view(out))], x, mode)
+    }
+
     fn rope_store(&mut self, q: Buf, k: Buf, v: Buf, store: Option<Store>) -> Done {
-        let pending = std::mem::take(&mut self.pending);
+        let pending = &mut self.pending;
+        let [q_norm, k_norm] = [pending.q_norm.take(), pending.k_norm.take()];
+        let rope = pending.rope.take();
         let rotations = |table| self.step_words(self.layout.rope(table), self.n * self.hp.head_dim);
         let call = RopeStore {
             q: self.view(q),
             k: self.view(k),
             v: self.view(v),
-            q_norm: pending.q_norm,
-            k_norm: pending.k_norm,
-            rope: (pending.rope).map(|kind| [self.rope.of_queries(kind), kind].map(rotations)),
+            q_norm,
+            k_norm,
+            rope: rope.map(|kind| [self.rope.of_queries(kind), kind].map(rotations)),
             pairs: self.pairs(),
             store,
         };
@@ -242,6 +253,12 @@ impl Pass {
             self.pending.ffn = Some(([part(Buf::Gate, g), part(Buf::Up, u)], x));
             return Ok(());
         }
+        if let [(out @ (Buf::Up | Buf::GateSh), w)] = outs
+            && self.hp.activations.contains(&Activation::ReluSqr)
+        {
+            self.pending.up = Some(((Arc::clone(w.w.mat()), bias(w), *out), x));
+            return Ok(());
+        }
         for four in outs.chunks(4) {
             let parts: Vec<_> = four
                 .iter()
@@ -296,6 +313,34 @@ impl Pass {
             None => Ok(()),
             Some(cap) => ops::soft_cap(&self.gpu, out, cap, n),
         }
+    }
+
+    /// What a block without a gate makes of each element, with the product if that waits for it.
+    fn activation(&mut self, x: Buf, by: Activation) -> Done {
+        self.fresh[x as usize] = false;
+        let by = match by {
+            Activation::ReluSqr => ops::Activation::ReluSqr,
+            Activation::Gelu => ops::Activation::Gelu,
+            Activation::Xielu {
+                alpha_n,
+                alpha_p,
+                beta,
+                eps,
+            } => ops::Activation::Xielu {
+                alpha_n,
+                alpha_p,
+                beta,
+                eps,
+            },
+        };
+        let waits = self.pending.up.take_if(|(part, _)| part.2 == x);
+        if let (Some((part, input)), ops::Activation::ReluSqr) = (&waits, by) {
+            return self.up_product(part.clone(), *input, Mode::ReluSqr);
+        }
+        self.pending.up = waits.or(self.pending.up.take());
+        self.flush()?;
+        let n = self.n * self.widths.get(x);
+        ops::activate(&self.gpu, self.view(x), by, n)
     }
 
     /// What becomes of gate and up, with their products if those wait for it.
@@ -510,26 +555,7 @@ impl Backend for Pass {
     }
 
     fn activate(&mut self, x: Buf, by: Activation) {
-        self.fresh[x as usize] = false;
-        let by = match by {
-            Activation::ReluSqr => ops::Activation::ReluSqr,
-            Activation::Gelu => ops::Activation::Gelu,
-            Activation::Xielu {
-                alpha_n,
-                alpha_p,
-                beta,
-                eps,
-            } => ops::Activation::Xielu {
-                alpha_n,
-                alpha_p,
-                beta,
-                eps,
-            },
-        };
-        let n = self.n * self.widths.get(x);
-        let done = self
-            .flush()
-            .and_then(|()| ops::activate(&self.gpu, self.view(x), by, n));
+        let done = self.activation(x, by);
         self.note_failure(done);
     }
 

@@ -49,7 +49,7 @@ impl Pass {
         il: usize,
         sinks: Option<View>,
     ) -> Done {
-        if self.pending.ffn.is_some() || self.pending.scan_gate.is_some() {
+        if self.pending.ffn.is_some() {
             self.flush()?;
         }
         let window = self.hp.layers[il].window;
