@@ -37,6 +37,7 @@ fn main() {
         .flag("-fno-strict-aliasing")
         .flag("-ffp-contract=off")
         .flag("-Wno-clobbered")
+        .flag("-Wno-maybe-uninitialized")
         .file("kernels/emulate.cpp")
         .compile("lemma_emulate");
 }

@@ -361,6 +361,9 @@ __device__ __forceinline__ float warp_max(float x) {
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
 
+// log(1 + exp(x)). Far out it is the number itself, and its exponential none.
+__device__ __forceinline__ float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+
 // x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), written as x times a sigmoid.
 __device__ __forceinline__ float gelu(float x) { return x / (1.0f + __expf(-1.5957691216f * (x + 0.044715f * x * x * x))); }
 
@@ -369,10 +372,12 @@ enum Glu : uint32_t {
     SWIGLU = 0,      // silu(gate) * up
     SWIGLU_OAI = 1,  // of a gate of at most 7 and up within 7 of zero: gate * sigmoid(1.702 gate) * (up + 1)
     GEGLU = 2,       // gelu(gate) * up
+    REGLU = 3,       // max(gate, 0) * up
 };
 __device__ __forceinline__ float glu(uint32_t kind, float g, float u) {
     if (kind == SWIGLU) return silu(g) * u;
     if (kind == GEGLU) return gelu(g) * u;
+    if (kind == REGLU) return fmaxf(g, 0.0f) * u;
     g = fminf(g, 7.0f), u = fminf(fmaxf(u, -7.0f), 7.0f);
     return g / (1.0f + __expf(-1.702f * g)) * (u + 1.0f);
 }

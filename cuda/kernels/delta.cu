@@ -1,4 +1,4 @@
-// Gated delta nets (arXiv 2412.06464): a short convolution along the tokens, norms and gates, and the rule that corrects a state.
+// Gated delta nets (arXiv 2412.06464): norms and gates, and the rule that corrects a state. Their convolution is in conv.cu.
 //
 // What a layer keeps of the tokens before lies in device memory and is renewed in place. Where a pass begins at position 0 nothing came before
 // it; since the position is read from device memory, one recorded launch serves every step.
@@ -20,61 +20,6 @@ KERNEL split_heads(const SplitHeads a) {
     if (i >= a.n_elem) return;
     const uint64_t d = a.head_dim, at = i / d * 2 * d + i % d;
     a.first[i] = a.x[at], a.second[i] = a.x[at + d];
-}
-
-struct SsmConv {
-    const float* x;       // (n, width)
-    const float* w;       // (d_conv, width), the oldest token first
-    float* past;          // (d_conv - 1, width) inputs of before the pass, the oldest first; its last ones when it is over
-    const uint32_t* pos;  // (1) position of the first token
-    float* out;           // (n, width), other memory than x
-    uint32_t n;
-    uint32_t width;
-    uint32_t d_conv;      // 2 to MAX_CONV
-    uint32_t pad;
-};
-
-constexpr int MAX_CONV = 8;     // tokens that a convolution sees
-constexpr int CONV_TOKENS = 8;  // tokens of a thread
-static_assert(CONV_TOKENS >= MAX_CONV - 1, "only the first tokens look back to before the pass");
-
-// A causal convolution, every channel by itself, and silu of the result. Grid: (ceil(width / threads), ceil(n / CONV_TOKENS)).
-// A thread has a channel of some tokens; that of the first keeps the last inputs as well.
-KERNEL __launch_bounds__(128) ssm_conv(const SsmConv a) {
-    begin();
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, t0 = blockIdx.y * CONV_TOKENS, n = a.n, d = a.d_conv;
-    const size_t width = a.width;
-    if (c >= int(width)) return;
-    const bool fresh = *a.pos == 0;
-    const auto input = [&](int t) { return t >= 0 ? a.x[t * width + c] : fresh ? 0.0f : a.past[(t + d - 1) * width + c]; };
-    // Weights, and inputs behind the one before the first token; those that the convolution does not see are zero.
-    float w[MAX_CONV], seen[MAX_CONV];
-#pragma unroll
-    for (int i = 0; i < MAX_CONV; i++) {
-        const int tap = i - (MAX_CONV - d);
-        w[i] = tap >= 0 ? a.w[tap * width + c] : 0.0f;
-        seen[i] = tap > 0 ? input(t0 - (MAX_CONV - i)) : 0.0f;
-    }
-#pragma unroll
-    for (int j = 0; j < CONV_TOKENS; j++) {
-        const int t = t0 + j;
-        if (t >= n) break;
-#pragma unroll
-        for (int i = 0; i + 1 < MAX_CONV; i++) seen[i] = seen[i + 1];
-        seen[MAX_CONV - 1] = a.x[t * width + c];
-        float sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < MAX_CONV; i++) sum += w[i] * seen[i];
-        a.out[t * width + c] = silu(sum);
-    }
-    if (blockIdx.y != 0) return;
-    float last[MAX_CONV - 1];
-#pragma unroll
-    for (int i = 0; i < MAX_CONV - 1; i++) last[i] = i < d - 1 ? input(n - (d - 1) + i) : 0.0f;
-#pragma unroll
-    for (int i = 0; i < MAX_CONV - 1; i++) {
-        if (i < d - 1) a.past[i * width + c] = last[i];
-    }
 }
 
 struct L2Norm {
@@ -102,9 +47,7 @@ KERNEL l2_norm_first(const L2Norm a) {
 
 // What is kept of a state, and how much of a correction is made.
 __device__ __forceinline__ float kept(float alpha, float a, float dt) {
-    const float x = alpha + dt;
-    // Far out it is the number itself, and its exponential none.
-    return expf(a * (x > 20.0f ? x : log1pf(expf(x))));
+    return expf(a * softplus(alpha + dt));
 }
 __device__ __forceinline__ float corrected(float beta) { return 1.0f / (1.0f + expf(-beta)); }
 

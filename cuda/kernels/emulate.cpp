@@ -193,7 +193,7 @@ const Entry entries[] = {
     ENTRY(step_tiers), ENTRY(step_any), ENTRY(step_any_tiers), ENTRY(store_rows), ENTRY(move_pages), ENTRY(moe_sort), ENTRY(mul_mat_experts_64),
     ENTRY(mul_mat_experts_128), ENTRY(mul_mat_experts_64_hopper), ENTRY(mul_mat_experts_128_hopper),
     ENTRY(mul_mat_small_64), ENTRY(mul_mat_small_128), ENTRY(mul_mat_small_64_hopper), ENTRY(mul_mat_small_128_hopper), ENTRY(join_parts),
-    ENTRY(activate), ENTRY(split_heads), ENTRY(ssm_conv), ENTRY(l2_norm_first), ENTRY(delta_gates),
+    ENTRY(activate), ENTRY(split_heads), ENTRY(ssm_conv), ENTRY(short_conv), ENTRY(ssm_scan), ENTRY(rms_norm_groups), ENTRY(moe_choose), ENTRY(l2_norm_first), ENTRY(delta_gates),
     ENTRY(gated_delta_net), ENTRY(gated_delta_step), ENTRY(gated_norm), ENTRY(copy_heads), ENTRY(mul_mat_vec_heads), ENTRY(rotate_ends), ENTRY(attention_latent), ENTRY(attention_wide),
 };
 }  // namespace

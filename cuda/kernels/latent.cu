@@ -17,8 +17,8 @@ struct CopyHeads {
 // Parts of heads to where other heads have them. Grid: (ceil(units * n / threads)).
 KERNEL copy_heads(const CopyHeads a) {
     begin();
-    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, unit = i / a.n, e = i % a.n;
-    if (unit < a.units) a.out[size_t(unit) * a.out_next + a.out_at + e] = a.x[size_t(unit) * a.x_next + a.x_at + e];
+    const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x, unit = i / a.n, e = i % a.n;
+    if (unit < a.units) a.out[unit * a.out_next + a.out_at + e] = a.x[unit * a.x_next + a.x_at + e];
 }
 
 struct HeadsVec {

@@ -1,6 +1,7 @@
 // Every kernel in one module.
 #include "attention.cu"
 #include "attention_batch.cu"
+#include "conv.cu"
 #include "delta.cu"
 #include "draw.cu"
 #include "experts.cu"
@@ -12,4 +13,5 @@
 #include "moe.cu"
 #include "pages.cu"
 #include "rows.cu"
+#include "scan.cu"
 #include "step.cu"

@@ -51,5 +51,6 @@ KERNEL __launch_bounds__(WARP* MAX_WARPS, 4) mul_mat_vec(const MatVec a) {
     float v = threadIdx.x == 0 ? y[0] : y[1];
     if (g.bias) v += g.bias[expert * g.n_out + r];
     float* out = g.out + size_t(col) * g.n_out + r;
+    if (a.mode == SQUARE) v = fmaxf(v, 0.0f), v *= v;
     *out = a.mode == ADD ? *out + v : v;
 }

@@ -11,7 +11,8 @@ constexpr int MAX_WARPS = 8;  // warps of a block
 enum Mode : uint32_t {
     STORE = 0,   // out = w x (+ bias)
     ADD = 1,     // out += w x (+ bias)
-    GATED = 2,   // out = glu(kind, seg[0] x (+ bias), seg[1] x (+ bias)), both of one type and shape; the kind of `Glu` is added
+    SQUARE = 2,  // out = max(w x (+ bias), 0)^2
+    GATED = 3,   // out = glu(kind, seg[0] x (+ bias), seg[1] x (+ bias)), both of one type and shape; the kind of `Glu` is added
 };
 
 struct Segment {

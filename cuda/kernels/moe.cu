@@ -133,14 +133,21 @@ KERNEL __launch_bounds__(WARP* MAX_WARPS) moe_router(const MoeRouter a) {
     choose(a, logits, token, left);
 }
 
+// Experts by logits that are there already, those of the segment. Grid: (n). Block: 32. Dynamic shared memory: n_expert floats.
+KERNEL __launch_bounds__(WARP) moe_choose(const MoeRouter a) {
+    begin();
+    DYNAMIC_SHARED(float, left);
+    choose(a, a.m.seg[0].out + size_t(blockIdx.x) * a.m.seg[0].n_out, blockIdx.x, left);
+}
+
 struct MoeDown {
     MatVec m;              // of the experts: one segment, whose outputs are sums (n, n_out); a column is a token and a chosen expert
     const float* weights;  // (n, n_used)
     uint32_t n_used;
-    uint32_t pad;
+    uint32_t add;          // sums are added to what is there
 };
 
-// out += sum over the chosen experts of weight * (w x + bias).
+// out = sum over the chosen experts of weight * (w x + bias), or added to it.
 // Grid: (ceil(n_out / ROWS), n). Block: 32 * (1 .. MAX_WARPS).
 KERNEL __launch_bounds__(WARP* MAX_WARPS, 4) moe_down(const MoeDown a) {
     begin();
@@ -165,7 +172,8 @@ KERNEL __launch_bounds__(WARP* MAX_WARPS, 4) moe_down(const MoeDown a) {
         const size_t col = size_t(token) * a.n_used + u;
         sum += a.weights[col] * g.bias[size_t(a.m.ids[col]) * n + r];
     }
-    g.out[size_t(token) * n + r] += sum;
+    float* out = g.out + size_t(token) * n + r;
+    *out = a.add ? *out + sum : sum;
 }
 
 struct MoeSum {
@@ -174,9 +182,11 @@ struct MoeSum {
     float* acc;            // (n, width)
     uint32_t n_used;
     uint32_t width;
+    uint32_t add;          // sums are added to what is there
+    uint32_t pad;
 };
 
-// acc += sum over the chosen experts of weight * y. Grid: (ceil(width / threads), n).
+// acc = sum over the chosen experts of weight * y, or added to it. Grid: (ceil(width / threads), n).
 KERNEL moe_sum(const MoeSum a) {
     begin();
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -186,5 +196,6 @@ KERNEL moe_sum(const MoeSum a) {
         const size_t c = size_t(blockIdx.y) * a.n_used + u;
         sum += a.weights[c] * a.y[c * a.width + i];
     }
-    a.acc[size_t(blockIdx.y) * a.width + i] += sum;
+    float* acc = a.acc + size_t(blockIdx.y) * a.width + i;
+    *acc = a.add ? *acc + sum : sum;
 }

@@ -60,18 +60,19 @@ KERNEL embed(const Embed a) {
 }
 
 struct RmsNorm {
-    const float* x;   // (n, width), rows `stride` apart
-    const float* w;   // (width)
-    float* out;       // likewise
-    int8_t* q;        // (n, width) or null
-    float2* ds;       // (n, width / 32)
-    uint32_t width;   // a multiple of 32 if q is not null
+    const float* x;     // (n, width), rows `stride` apart
+    const float* w;     // (width)
+    const float* bias;  // (width) or null
+    float* out;         // as x
+    int8_t* q;          // (n, width) or null
+    float2* ds;         // (n, width / 32)
+    uint32_t width;     // a multiple of 32 if q is not null
     uint32_t stride;
     float eps;
     uint32_t pad;
 };
 
-// out = x / rms(x) * w, and the same quantized. Grid: (n). Block: a multiple of 32 threads.
+// out = x / rms(x) * w + bias, and the same quantized. Grid: (n). Block: a multiple of 32 threads.
 KERNEL __launch_bounds__(1024) rms_norm(const RmsNorm a) {
     begin();
     __shared__ float scratch[WARP];
@@ -84,8 +85,8 @@ KERNEL __launch_bounds__(1024) rms_norm(const RmsNorm a) {
     // A warp takes 32 elements at a time, all lanes together, so that it can quantize them.
     for (int i0 = warp * WARP; i0 < n; i0 += blockDim.x) {
         const int i = i0 + lane;
-        const float v = i < n ? x[i] * scale * a.w[i] : 0.0f;
-        if (i < n) out[i] = v;
+        float v = 0.0f;
+        if (i < n) out[i] = v = x[i] * scale * a.w[i] + (a.bias ? a.bias[i] : 0.0f);
         if (a.q) quantize_block(v, a.q + size_t(blockIdx.x) * n + i0, a.ds + (size_t(blockIdx.x) * n + i0) / WARP);
     }
 }

@@ -35,7 +35,7 @@ args! {
     /// `rows.cu`
     Embed => embed { w: u64, tokens: u64, out: u64, row_bytes: u64, ty: u32, n_embd: u32 }
     /// `rows.cu`
-    RmsNorm => rms_norm { x: u64, w: u64, out: u64, q: u64, ds: u64, width: u32, stride: u32, eps: f32, pad: u32 }
+    RmsNorm => rms_norm { x: u64, w: u64, bias: u64, out: u64, q: u64, ds: u64, width: u32, stride: u32, eps: f32, pad: u32 }
     /// `rows.cu`
     Quantize => quantize_rows { x: u64, q: u64, ds: u64, n_block: u64, per_row: u32, stride: u32 }
     /// `rows.cu`
@@ -108,8 +108,18 @@ args! {
     }
     /// `delta.cu`
     SplitHeads => split_heads { x: u64, first: u64, second: u64, n_elem: u64, head_dim: u32, pad: u32 }
-    /// `delta.cu`
-    SsmConv => ssm_conv { x: u64, w: u64, past: u64, pos: u64, out: u64, n: u32, width: u32, d_conv: u32, pad: u32 }
+    /// `conv.cu`
+    SsmConv => ssm_conv, short_conv {
+        x: u64, w: u64, bias: u64, past: u64, pos: u64, before: u64, behind: u64, out: u64, q: u64, ds: u64, n: u32, width: u32, d_conv: u32,
+        pad: u32,
+    }
+    /// `scan.cu`
+    SsmScan => ssm_scan {
+        xbc: u64, dt: u64, state: u64, out: u64, pos: u64, a: u64, bias: u64, d: u64, n: u32, n_head: u32, head_dim: u32, n_group: u32,
+        d_state: u32, width: u32, each: u32, pad: u32,
+    }
+    /// `scan.cu`
+    RmsNormGroups => rms_norm_groups { x: u64, up: u64, w: u64, q: u64, ds: u64, width: u32, eps: f32 }
     /// `delta.cu`
     L2Norm => l2_norm_first { x: u64, units: u32, n_head: u32, head_dim: u32, stride: u32, eps: f32, pad: u32 }
     /// `delta.cu`
@@ -137,14 +147,14 @@ args! {
     /// `draw.cu`
     Draw => draw { logits: u64, next: u64, out: u64, n_vocab: u32, top_k: u32, top_p: f32, min_p: f32, inv_temp: f32, lot: f32 }
     /// `moe.cu`
-    MoeRouter => moe_router {
+    MoeRouter => moe_router, moe_choose {
         m: MatVec, ids: u64, weights: u64, arrived: u64, bias: u64, n_used: u32, norm: u32, sigmoid: u32, n_group: u32, n_group_used: u32,
         scale: f32,
     }
     /// `moe.cu`
-    MoeDown => moe_down { m: MatVec, weights: u64, n_used: u32, pad: u32 }
+    MoeDown => moe_down { m: MatVec, weights: u64, n_used: u32, add: u32 }
     /// `moe.cu`
-    MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32 }
+    MoeSum => moe_sum { y: u64, weights: u64, acc: u64, n_used: u32, width: u32, add: u32, pad: u32 }
     /// `step.cu`
     Step => step, step_tiers, step_any, step_any_tiers {
         phases: u64, work: u64, unused: u64, arrived: u64, left: u64, part: u64, top: u64, best: u64, told: u64, follows: u64, trace: u64,
@@ -354,6 +364,16 @@ pub(crate) struct AttentionBatchBoundedTiers(pub(crate) AttentionBatch);
 #[derive(Clone, Copy)]
 pub(crate) struct AttentionWide(pub(crate) AttentionBatch);
 
+/// [`SsmConv`] between two gates.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct ShortConv(pub(crate) SsmConv);
+
+/// [`MoeRouter`] whose logits are there already.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct MoeChoose(pub(crate) MoeRouter);
+
 /// [`DeltaNet`] for one token whose inputs are as products have left them.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -395,7 +415,7 @@ kernels! {
     MulMatExpertsHopper "mul_mat_experts_64_hopper", MulMatExperts128Hopper "mul_mat_experts_128_hopper",
     StoreRows "store_rows", MovePages "move_pages", AttentionTiers "attention_tiers", AttentionBatchTiers "attention_batch_tiers",
     AttentionBatchBounded "attention_batch_bounded", AttentionBatchBoundedTiers "attention_batch_bounded_tiers", StepTiers "step_tiers",
-    StepAny "step_any", StepAnyTiers "step_any_tiers", Activate "activate", SplitHeads "split_heads", SsmConv "ssm_conv", L2Norm "l2_norm_first",
+    StepAny "step_any", StepAnyTiers "step_any_tiers", Activate "activate", SplitHeads "split_heads", SsmConv "ssm_conv", ShortConv "short_conv", SsmScan "ssm_scan", RmsNormGroups "rms_norm_groups", MoeChoose "moe_choose", L2Norm "l2_norm_first",
     DeltaGates "delta_gates", DeltaNet "gated_delta_net", DeltaStep "gated_delta_step", GatedNorm "gated_norm", CopyHeads "copy_heads", HeadsVec "mul_mat_vec_heads", RotateEnds "rotate_ends",
     LatentAttention "attention_latent", AttentionWide "attention_wide",
 }

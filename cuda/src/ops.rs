@@ -3,6 +3,7 @@
 //! Views hold f32 unless said otherwise; shapes are written row by row, the last index running fastest.
 
 mod attention;
+mod conv;
 mod delta;
 mod draw;
 mod elements;
@@ -10,8 +11,10 @@ mod experts;
 mod gemm;
 mod latent;
 mod pages;
+mod scan;
 
 pub use attention::*;
+pub use conv::*;
 pub use delta::*;
 pub use draw::*;
 pub use elements::*;
@@ -19,6 +22,7 @@ pub use experts::*;
 pub use gemm::*;
 pub use latent::*;
 pub use pages::*;
+pub use scan::*;
 
 use lemma_quant::GgmlType;
 
@@ -82,7 +86,7 @@ pub fn embed(gpu: &Gpu, out: View, w: &Weight, tokens: View, n: usize) -> Result
     gpu.launch(launch([w.n_in().div_ceil(16 * 64), n, 1], 64, 0), &a)
 }
 
-/// Root-mean-square norm of `n` rows; `quant` gets the result once more, quantized.
+/// Root-mean-square norm of `n` rows; behind `w` may be what is added then. `quant` gets the result once more, quantized.
 ///
 /// # Errors
 /// Those of the driver.
@@ -104,9 +108,11 @@ pub fn rms_norm(
         q.check(n * width);
         assert!(width.is_multiple_of(32));
     }
+    let rest = w.slice(width * 4, w.bytes() - width * 4);
     let a = args::RmsNorm {
         x: x.at,
         w: w.at,
+        bias: at((rest.bytes() >= width * 4).then_some(rest)),
         out: out.at,
         q: at(quant.map(|q| q.q)),
         ds: at(quant.map(|q| q.ds)),
@@ -191,6 +197,8 @@ pub enum Glu {
     SwigluOai,
     /// `gelu(gate) * up`, gelu by the tanh formula (arXiv 1606.08415).
     Geglu,
+    /// `max(gate, 0) * up`
+    Reglu,
 }
 
 /// `gate = glu(gate, up)`.
@@ -217,6 +225,8 @@ pub enum Mode {
     Store,
     /// Every matrix adds to its own output.
     Add,
+    /// Every matrix writes `max(w x, 0)²` to its own output.
+    ReluSqr,
     /// `out[0] = glu(w[0] x, w[1] x)` of two matrices of one format and shape.
     Gated(Glu),
 }
@@ -227,7 +237,8 @@ impl Mode {
         match self {
             Self::Store => 0,
             Self::Add => 1,
-            Self::Gated(kind) => 2 + kind as u32,
+            Self::ReluSqr => 2,
+            Self::Gated(kind) => 3 + kind as u32,
         }
     }
 

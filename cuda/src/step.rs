@@ -277,6 +277,7 @@ impl Builder {
             Mode::Store | Mode::Add => false,
             Mode::Gated(Glu::Swiglu) => true,
             Mode::Gated(_) => return self.refuse("gates that are not SwiGLU"),
+            Mode::ReluSqr => return self.refuse("products that are squared"),
         };
         let mut phase = self.input(p.src, n_in, p.norm);
         phase.gated = u32::from(gated);

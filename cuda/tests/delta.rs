@@ -1,18 +1,10 @@
-//! Gated delta nets: the convolution, norms and gates, the rule.
+//! Gated delta nets: norms and gates, the rule.
 #![cfg(any(feature = "cuda", feature = "emulate"))]
 
 mod common;
 
 use common::*;
-use lemma_cuda::ops::{self, DeltaHeads, DeltaNet, Quant, RawDelta, SsmConv};
-
-fn f64s(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|v| f64::from(*v)).collect()
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
+use lemma_cuda::ops::{self, DeltaHeads, DeltaNet, Quant, RawDelta};
 
 #[test]
 fn heads_are_taken_apart() {
@@ -31,59 +23,6 @@ fn heads_are_taken_apart() {
                     .flat_map(|h| h[part * d..][..d].to_vec())
                     .collect();
                 assert_eq!(read(&gpu, got.view()), want);
-            }
-        }
-    }
-}
-
-/// Passes of different lengths, one after the other, from a position on: the last inputs of a pass are seen by the next.
-#[test]
-fn convolutions_look_back_over_passes() {
-    for gpu in gpus() {
-        let mut rng = Rng::new(32);
-        for (width, d_conv, pos, passes) in [
-            (7, 2, 0, vec![1, 1, 3]),
-            (130, 4, 0, vec![2, 1, 1, 1, 20]),
-            (256, 4, 5, vec![9, 1, 40]),
-            (40, 8, 0, vec![3, 17, 2]),
-            (64, 8, 100, vec![1, 8, 9]),
-            (300, 3, 0, vec![33]),
-        ] {
-            let w = rng.normals(d_conv * width);
-            let mut past = rng.normals((d_conv - 1) * width);
-            let (wb, state) = (upload(&gpu, &w), upload(&gpu, &past));
-            if pos == 0 {
-                past.fill(0.0);
-            }
-            let mut at = pos;
-            for n in passes {
-                let x = rng.normals(n * width);
-                let (xb, out) = (upload(&gpu, &x), poisoned(&gpu, n * width));
-                let pos = upload_u32(&gpu, &[at]);
-                let call = SsmConv {
-                    out: out.view(),
-                    x: xb.view(),
-                    w: wb.view(),
-                    past: state.view(),
-                    pos: pos.view(),
-                };
-                ops::ssm_conv(&gpu, &call, n, width, d_conv).expect("ssm_conv");
-                past.extend(&x);
-                let want: Vec<f64> = (0..n * width)
-                    .map(|i| {
-                        let (t, c) = (i / width, i % width);
-                        let taps = (0..d_conv).map(|j| {
-                            f64::from(past[(t + j) * width + c]) * f64::from(w[j * width + c])
-                        });
-                        let sum: f64 = taps.sum();
-                        sum * sigmoid(sum)
-                    })
-                    .collect();
-                let e = nmse(&read(&gpu, out.view()), &want);
-                assert!(e < 1e-11, "{gpu:?} {width} x {n} at {at}: {e:e}");
-                past.drain(..n * width);
-                assert_eq!(read(&gpu, state.view()), past, "{gpu:?} {width} x {n}");
-                at += n as u32;
             }
         }
     }

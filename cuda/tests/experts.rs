@@ -59,6 +59,12 @@ fn experts_are_chosen_by_column() {
                     let e = nmse(&read(&gpu, out.view()), y);
                     assert!(e < 1e-10, "{gpu:?} {ty:?} biased {biased}: {e:e}");
                 }
+                run(Mode::ReluSqr);
+                for (out, y) in outs.iter().zip(&y) {
+                    let want: Vec<f64> = y.iter().map(|y| y.max(0.0).powi(2)).collect();
+                    let e = nmse(&read(&gpu, out.view()), &want);
+                    assert!(e < 1e-10, "{gpu:?} {ty:?} squared, biased {biased}: {e:e}");
+                }
                 for kind in GLUS {
                     run(Mode::Gated(kind));
                     let pairs = y[0].iter().zip(&y[1]);
@@ -273,11 +279,21 @@ fn experts_are_chosen_in_other_ways() {
                 },
             };
             ops::moe_router(&gpu, (&w, None), xb.view(), None, &chosen, n).expect("moe_router");
-            let ids: Vec<usize> = read(&gpu, ids.view())
-                .iter()
-                .map(|v| v.to_bits() as usize)
-                .collect();
-            let got = read(&gpu, weights.view());
+            let said = [&ids, &weights].map(|b| read(&gpu, b.view()));
+            // The same of products that are there already.
+            let again = [0; 2].map(|_| poisoned(&gpu, n * n_used));
+            let chosen = Chosen {
+                ids: again[0].view(),
+                weights: again[1].view(),
+                ..chosen
+            };
+            ops::moe_choose(&gpu, &chosen, n, n_expert).expect("moe_choose");
+            let bits = |x: &[f32]| -> Vec<u32> { x.iter().map(|v| v.to_bits()).collect() };
+            for (said, again) in said.iter().zip(&again) {
+                assert_eq!(bits(&read(&gpu, again.view())), bits(said), "{gpu:?}");
+            }
+            let ids: Vec<usize> = said[0].iter().map(|v| v.to_bits() as usize).collect();
+            let got = &said[1];
             let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
             for t in 0..n {
                 let row: Vec<f64> = values
@@ -389,12 +405,16 @@ fn what_experts_say_is_weighed_and_added() {
                     let bias = biased.then(|| &bias[at..][..n_out]);
                     said.extend(reference(&x[c * n_in..][..n_in], rows, bias, n_in));
                 }
-                let mut want: Vec<f64> = old.iter().map(|v| f64::from(*v)).collect();
-                for (c, y) in said.chunks_exact(n_out).enumerate() {
-                    for (i, y) in y.iter().enumerate() {
-                        want[c / n_used * n_out + i] += f64::from(weights[c]) * y;
+                let want = |add: bool| -> Vec<f64> {
+                    let from = |v: &f32| if add { f64::from(*v) } else { 0.0 };
+                    let mut want: Vec<f64> = old.iter().map(from).collect();
+                    for (c, y) in said.chunks_exact(n_out).enumerate() {
+                        for (i, y) in y.iter().enumerate() {
+                            want[c / n_used * n_out + i] += f64::from(weights[c]) * y;
+                        }
                     }
-                }
+                    want
+                };
                 // In one launch, and of results that are there.
                 let experts = Experts {
                     ids: idb.view(),
@@ -402,18 +422,26 @@ fn what_experts_say_is_weighed_and_added() {
                 };
                 let down = (&w, biased.then(|| bb.view()));
                 let quant = q8.as_ref().map(Q8::quant);
-                let acc = upload(&gpu, &old);
                 let (input, shape) = ((xb.view(), quant), (n, n_used));
-                ops::moe_down(&gpu, down, input, acc.view(), wb.view(), experts, shape)
-                    .expect("moe_down");
-                let e = nmse(&read(&gpu, acc.view()), &want);
-                assert!(e < 1e-10, "{gpu:?} {ty:?}: {e:e}");
-                let said: Vec<f32> = said.iter().map(|v| *v as f32).collect();
-                let (acc, y) = (upload(&gpu, &old), upload(&gpu, &said));
-                ops::moe_sum(&gpu, acc.view(), y.view(), wb.view(), n, n_used, n_out)
-                    .expect("moe_sum");
-                let e = nmse(&read(&gpu, acc.view()), &want);
-                assert!(e < 1e-10, "{gpu:?} {ty:?}: {e:e}");
+                let rounded: Vec<f32> = said.iter().map(|v| *v as f32).collect();
+                let y = upload(&gpu, &rounded);
+                for add in [false, true] {
+                    let want = want(add);
+                    let room = || match add {
+                        true => upload(&gpu, &old),
+                        false => poisoned(&gpu, n * n_out),
+                    };
+                    let (down_to, sum_to) = (room(), room());
+                    let to = (down_to.view(), add);
+                    ops::moe_down(&gpu, down, input, to, wb.view(), experts, shape)
+                        .expect("moe_down");
+                    let e = nmse(&read(&gpu, down_to.view()), &want);
+                    assert!(e < 1e-10, "{gpu:?} {ty:?}: {e:e}");
+                    let to = (sum_to.view(), add);
+                    ops::moe_sum(&gpu, to, y.view(), wb.view(), n, n_used, n_out).expect("moe_sum");
+                    let e = nmse(&read(&gpu, sum_to.view()), &want);
+                    assert!(e < 1e-10, "{gpu:?} {ty:?}: {e:e}");
+                }
             }
         }
     }

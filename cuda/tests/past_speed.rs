@@ -1,4 +1,4 @@
-//! Speed of delta nets and of latent attention by themselves, in the shapes of models that people run. Ignored: it measures.
+//! Speed of delta nets, state spaces, short convolutions and latent attention by themselves, in the shapes of models that people run. Ignored: it measures.
 #![cfg(feature = "cuda")]
 #![allow(clippy::print_stdout, reason = "what was measured")]
 
@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use common::*;
 use lemma_cuda::ops::{
-    self, Attention, DeltaHeads, DeltaNet, Heads, Masses, Parts, RawDelta, SsmConv, Tier,
+    self, Attention, DeltaHeads, DeltaNet, Heads, Masses, Parts, Quant, RawDelta, ScanHeads,
+    SsmConv, SsmScan, Tier,
 };
 use lemma_cuda::{Gpu, PAGE};
 
@@ -89,6 +90,116 @@ fn delta_nets() {
                 bytes / rule / 1e6
             );
         }
+    }
+}
+
+/// A layer of Nemotron Nano 9B v2, of Granite 4.0-H-Tiny and of Falcon-H1-7B. Launches take turns on the states of 24 layers, since those of a
+/// model do not stay in the cache, and since a state is read ahead of the launch before.
+#[test]
+#[ignore = "it measures"]
+fn state_spaces() {
+    let Some(gpu) = gpus().pop() else {
+        return;
+    };
+    let mut rng = Rng::new(3);
+    for (n_head, head_dim, n_group, d_state) in
+        [(128, 80, 8, 128), (48, 64, 1, 128), (24, 128, 1, 256)]
+    {
+        let h = ScanHeads {
+            n_head,
+            head_dim,
+            n_group,
+            d_state,
+        };
+        let inner = n_head * head_dim;
+        let width = inner + 2 * n_group * d_state;
+        let numbers = rng.normals(inner * d_state);
+        let states: Vec<_> = (0..24).map(|_| upload(&gpu, &numbers)).collect();
+        let [a, bias, d] = [-1.0, 0.5, 1.0].map(|x| upload(&gpu, &vec![x; n_head]));
+        let (past, w) = (
+            upload(&gpu, &rng.normals(3 * width)),
+            upload(&gpu, &rng.normals(5 * width)),
+        );
+        let norm = upload(&gpu, &rng.normals(inner));
+        let pos = upload_u32(&gpu, &[5]);
+        for n in [1, 512] {
+            let [x, to] = [0; 2].map(|_| rng.normals(n * width));
+            let [x, to] = [x, to].map(|x| upload(&gpu, &x));
+            let dt = upload(&gpu, &rng.normals(n * n_head));
+            let [out, z] = [0; 2].map(|_| upload(&gpu, &rng.normals(n * inner)));
+            let (q, ds) = (
+                poisoned(&gpu, n * inner / 4),
+                poisoned(&gpu, n * inner / 16),
+            );
+            let turn = std::cell::Cell::new(0);
+            let scan = time(&gpu, || {
+                turn.set((turn.get() + 1) % states.len());
+                let call = SsmScan {
+                    out: out.view(),
+                    xbc: x.view(),
+                    dt: dt.view(),
+                    state: states[turn.get()].view(),
+                    pos: pos.view(),
+                    a: a.view(),
+                    bias: bias.view(),
+                    d: d.view(),
+                };
+                ops::ssm_scan(&gpu, &call, h, n).expect("ssm_scan");
+            });
+            let call = SsmConv {
+                out: to.view(),
+                x: x.view(),
+                w: w.view(),
+                past: past.view(),
+                pos: pos.view(),
+            };
+            let conv = time(&gpu, || {
+                ops::ssm_conv(&gpu, &call, n, width, 4).expect("ssm_conv");
+            });
+            let quant = (n == 1).then(|| Quant {
+                q: q.view(),
+                ds: ds.view(),
+            });
+            let norm = time(&gpu, || {
+                let (z, up) = (z.view(), Some(out.view()));
+                ops::rms_norm_groups(&gpu, z, up, norm.view(), quant, n, n_group, 1e-5)
+                    .expect("rms_norm_groups");
+            });
+            let bytes = (inner * d_state * 4) as f64;
+            println!(
+                "state space, {n_head} heads of {head_dim} x {d_state}, {n} tokens: the scan {scan:.1} µs ({:.2} TB/s of state read, as much written), the convolution {conv:.1} µs, gate and norm {norm:.1} µs",
+                bytes / scan / 1e6
+            );
+        }
+    }
+}
+
+/// A layer of LFM2-1.2B.
+#[test]
+#[ignore = "it measures"]
+fn short_convolutions() {
+    let Some(gpu) = gpus().pop() else {
+        return;
+    };
+    let mut rng = Rng::new(4);
+    let (width, d_conv) = (2048, 3);
+    let past = upload(&gpu, &rng.normals(2 * width));
+    let w = upload(&gpu, &rng.normals(d_conv * width));
+    let pos = upload_u32(&gpu, &[5]);
+    for n in [1, 512] {
+        let [x, b, c, out] = [0; 4].map(|_| upload(&gpu, &rng.normals(n * width)));
+        let call = SsmConv {
+            out: out.view(),
+            x: x.view(),
+            w: w.view(),
+            past: past.view(),
+            pos: pos.view(),
+        };
+        let us = time(&gpu, || {
+            ops::short_conv(&gpu, &call, [b.view(), c.view()], None, n, width, d_conv)
+                .expect("short_conv");
+        });
+        println!("short convolution, {width} channels, {n} tokens: {us:.1} µs");
     }
 }
 

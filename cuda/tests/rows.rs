@@ -39,19 +39,21 @@ fn dequantized(q: &[u8], ds: &[f32]) -> Vec<f32> {
 fn rms_norm_and_its_quantized_twin() {
     for gpu in gpus() {
         let mut rng = Rng::new(11);
-        for (n, width) in [
-            (1, 32),
-            (3, 96),
-            (2, 1536),
-            (1, 8192),
-            (4, 1),
-            (2, 50),
-            (1, 333),
+        for (n, width, biased) in [
+            (1, 32, false),
+            (3, 96, true),
+            (2, 1536, false),
+            (1, 8192, true),
+            (4, 1, true),
+            (2, 50, false),
+            (1, 333, true),
         ] {
             let (x, w) = (rng.normals(n * width), rng.normals(width));
+            // What is added stands behind the weights.
+            let bias = rng.normals(if biased { width } else { 0 });
             let (xb, wb, out) = (
                 upload(&gpu, &x),
-                upload(&gpu, &w),
+                upload(&gpu, &[w.clone(), bias.clone()].concat()),
                 poisoned(&gpu, n * width),
             );
             let quantized = width % 32 == 0;
@@ -74,10 +76,13 @@ fn rms_norm_and_its_quantized_twin() {
                 1e-5,
             )
             .expect("rms_norm");
-            let want: Vec<f64> = x
+            let mut want: Vec<f64> = x
                 .chunks_exact(width)
                 .flat_map(|r| norm(&f64s(r), &w, 1e-5))
                 .collect();
+            for (i, v) in want.iter_mut().enumerate().filter(|_| biased) {
+                *v += f64::from(bias[i % width]);
+            }
             let e = nmse(&read(&gpu, out.view()), &want);
             assert!(e < 1e-10, "{gpu:?} {n} x {width}: {e:e}");
             if quantized {

@@ -68,6 +68,35 @@ impl Draft {
         }
     }
 
+    /// Attention of `n_head` heads over `n_kv`, `head` wide, and its norm.
+    fn add_attention(&mut self, il: usize, [n_head, n_kv, head]: [usize; 3]) {
+        let attention: [(&str, &[usize]); 5] = [
+            ("attn_norm.weight", &[N_EMBD]),
+            ("attn_q.weight", &[N_EMBD, n_head * head]),
+            ("attn_k.weight", &[N_EMBD, n_kv * head]),
+            ("attn_v.weight", &[N_EMBD, n_kv * head]),
+            ("attn_output.weight", &[n_head * head, N_EMBD]),
+        ];
+        self.add(il, &attention);
+    }
+
+    /// A state space, without the norm ahead of it.
+    fn add_mamba2(&mut self, il: usize, [n_head, dim, n_group, d_state]: [usize; 4]) {
+        let inner = n_head * dim;
+        let xbc = inner + 2 * n_group * d_state;
+        let tensors: [(&str, &[usize]); 8] = [
+            ("ssm_in.weight", &[N_EMBD, inner + xbc + n_head]),
+            ("ssm_conv1d.weight", &[4, xbc]),
+            ("ssm_conv1d.bias", &[xbc]),
+            ("ssm_dt.bias", &[n_head]),
+            ("ssm_a", &[1, n_head]),
+            ("ssm_d", &[1, n_head]),
+            ("ssm_norm.weight", &[inner / n_group, n_group]),
+            ("ssm_out.weight", &[inner, N_EMBD]),
+        ];
+        self.add(il, &tensors);
+    }
+
     /// The file: matrices in the first of `types` whose blocks rows are made of, else in f32.
     fn write(&self, types: &[GgmlType], more: impl Fn(&mut Builder)) -> GgufFile {
         let vocab = GgufFile::open(&data().join("arch/qwen35.gguf")).unwrap();
@@ -89,7 +118,9 @@ impl Draft {
         let mut seed = 1u64;
         for (name, shape) in &self.tensors {
             let (n_in, n) = (shape[0], shape.iter().product::<usize>());
-            let matrix = shape.len() > 1 && !name.contains("conv1d");
+            let tables = ["conv1d", "conv.conv", "ssm_norm", "ssm_a", "ssm_d"];
+            let is_table = tables.iter().any(|part| name.contains(part));
+            let matrix = shape.len() > 1 && !is_table;
             let mut fitting = types.iter().filter(|t| n_in.is_multiple_of(t.block_size()));
             let ty = *fitting.next().filter(|_| matrix).unwrap_or(&GgmlType::F32);
             let dims: Vec<u64> = shape.iter().map(|n| *n as u64).collect();
@@ -248,5 +279,173 @@ pub fn latent(
     d.write(types, |b| {
         b.f32("deepseek2.expert_weights_scale", 1.0)
             .bool("deepseek2.expert_weights_norm", true);
+    })
+}
+
+/// `falcon-h1` of two layers: attention beside a state space of `n_head` heads in `n_group` groups, `dim` wide, over `d_state` columns.
+pub fn state_space([n_head, dim, n_group, d_state]: [usize; 4], types: &[GgmlType]) -> GgufFile {
+    let numbers = [
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", 64),
+        ("attention.value_length", 64),
+        ("rope.dimension_count", 64),
+        ("ssm.conv_kernel", 4),
+        ("ssm.state_size", d_state),
+        ("ssm.group_count", n_group),
+        ("ssm.time_step_rank", n_head),
+        ("ssm.inner_size", n_head * dim),
+    ];
+    let mut d = Draft::new("falcon-h1", 2, &numbers);
+    for il in 0..2 {
+        d.add_attention(il, [2, 1, 64]);
+        d.add(il, &[("ffn_norm.weight", &[N_EMBD])]);
+        d.add_mamba2(il, [n_head, dim, n_group, d_state]);
+        d.add_ffn(il, 0, false);
+    }
+    d.write(types, |_| {})
+}
+
+/// `nemotron_h_moe`: a state space, experts without gates that read and give `latent` numbers, attention, experts again.
+pub fn hybrid_experts(latent: usize, types: &[GgmlType]) -> GgufFile {
+    let ssm = [4, 32, 2, 64];
+    let numbers = [
+        ("attention.head_count", 2),
+        ("attention.key_length", 64),
+        ("attention.value_length", 64),
+        ("ssm.conv_kernel", 4),
+        ("ssm.state_size", ssm[3]),
+        ("ssm.group_count", ssm[2]),
+        ("ssm.time_step_rank", ssm[0]),
+        ("ssm.inner_size", ssm[0] * ssm[1]),
+        ("expert_count", 6),
+        ("expert_used_count", 2),
+        ("expert_feed_forward_length", 64),
+        ("expert_shared_feed_forward_length", 96),
+        ("moe_latent_size", latent),
+    ];
+    let arch = "nemotron_h_moe";
+    let mut d = Draft::new(arch, 4, &numbers);
+    let n = "feed_forward_length";
+    d.numbers.retain(|(name, _)| *name != n);
+    d.add(0, &[("attn_norm.weight", &[N_EMBD])]);
+    d.add_mamba2(0, ssm);
+    d.add_attention(2, [2, 1, 64]);
+    for il in [1, 3] {
+        let experts: [(&str, &[usize]); 8] = [
+            ("attn_norm.weight", &[N_EMBD]),
+            ("ffn_gate_inp.weight", &[N_EMBD, 6]),
+            ("ffn_latent_down.weight", &[N_EMBD, latent]),
+            ("ffn_latent_up.weight", &[latent, N_EMBD]),
+            ("ffn_up_exps.weight", &[latent, 64, 6]),
+            ("ffn_down_exps.weight", &[64, latent, 6]),
+            ("ffn_up_shexp.weight", &[N_EMBD, 96]),
+            ("ffn_down_shexp.weight", &[96, N_EMBD]),
+        ];
+        d.add(il, &experts);
+    }
+    d.write(types, |b| {
+        b.i32s(&format!("{arch}.{n}"), [0, 64, 0, 64].into_iter())
+            .i32s(
+                &format!("{arch}.attention.head_count_kv"),
+                [0, 0, 1, 0].into_iter(),
+            )
+            .bool(&format!("{arch}.expert_weights_norm"), true);
+    })
+}
+
+/// `lfm2`: short convolutions over `d_conv` tokens in all layers but the second.
+pub fn short_conv(d_conv: usize, types: &[GgmlType]) -> GgufFile {
+    let numbers = [
+        ("attention.head_count", 2),
+        ("rope.dimension_count", N_EMBD / 2),
+        ("shortconv.l_cache", d_conv),
+    ];
+    let mut d = Draft::new("lfm2", 4, &numbers);
+    d.tensors[1].0 = "token_embd_norm.weight".to_owned();
+    let head = N_EMBD / 2;
+    for il in 0..4 {
+        if il == 1 {
+            d.add_attention(il, [2, 1, head]);
+            let norms: [(&str, &[usize]); 2] = [
+                ("attn_q_norm.weight", &[head]),
+                ("attn_k_norm.weight", &[head]),
+            ];
+            d.add(il, &norms);
+        } else {
+            let conv: [(&str, &[usize]); 4] = [
+                ("attn_norm.weight", &[N_EMBD]),
+                ("shortconv.in_proj.weight", &[N_EMBD, 3 * N_EMBD]),
+                ("shortconv.conv.weight", &[d_conv, N_EMBD]),
+                ("shortconv.out_proj.weight", &[N_EMBD, N_EMBD]),
+            ];
+            d.add(il, &conv);
+        }
+        d.add(il, &[("ffn_norm.weight", &[N_EMBD])]);
+        d.add_ffn(il, 0, false);
+    }
+    d.write(types, |b| {
+        b.i32s("lfm2.attention.head_count_kv", [0, 1, 0, 0].into_iter());
+    })
+}
+
+/// `smallthinker`, whose routers read what comes into a layer.
+pub fn routed_experts(types: &[GgmlType]) -> GgufFile {
+    let numbers = [
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 1),
+        ("rope.dimension_count", N_EMBD / 2),
+        ("expert_count", 6),
+        ("expert_used_count", 2),
+        ("expert_feed_forward_length", 64),
+    ];
+    let mut d = Draft::new("smallthinker", 2, &numbers);
+    for il in 0..2 {
+        d.add_attention(il, [2, 1, N_EMBD / 2]);
+        let experts: [(&str, &[usize]); 5] = [
+            ("ffn_norm.weight", &[N_EMBD]),
+            ("ffn_gate_inp.weight", &[N_EMBD, 6]),
+            ("ffn_gate_exps.weight", &[N_EMBD, 64, 6]),
+            ("ffn_up_exps.weight", &[N_EMBD, 64, 6]),
+            ("ffn_down_exps.weight", &[64, N_EMBD, 6]),
+        ];
+        d.add(il, &experts);
+    }
+    d.write(types, |_| {})
+}
+
+/// `deci`: layers with attention, without, or with a matrix in its place, and feed-forward blocks of different widths, or none.
+pub fn layers_of_different_widths(types: &[GgmlType]) -> GgufFile {
+    let (head, n_ff) = (64, [96, 64, 32, 0, 128]);
+    let numbers = [("rope.dimension_count", head)];
+    let mut d = Draft::new("deci", n_ff.len(), &numbers);
+    let key = "feed_forward_length";
+    d.numbers.retain(|(name, _)| *name != key);
+    for (il, n_ff) in n_ff.into_iter().enumerate() {
+        match il {
+            1 => {}
+            2 => {
+                let matrix: [(&str, &[usize]); 2] = [
+                    ("attn_norm.weight", &[N_EMBD]),
+                    ("attn_output.weight", &[N_EMBD, N_EMBD]),
+                ];
+                d.add(il, &matrix);
+            }
+            _ => d.add_attention(il, [4, 2, head]),
+        }
+        if n_ff > 0 {
+            let block: [(&str, &[usize]); 4] = [
+                ("ffn_norm.weight", &[N_EMBD]),
+                ("ffn_gate.weight", &[N_EMBD, n_ff]),
+                ("ffn_up.weight", &[N_EMBD, n_ff]),
+                ("ffn_down.weight", &[n_ff, N_EMBD]),
+            ];
+            d.add(il, &block);
+        }
+    }
+    d.write(types, |b| {
+        b.i32s(&format!("deci.{key}"), n_ff.iter().map(|n| *n as i32))
+            .i32s("deci.attention.head_count", [4, 0, 4, 4, 4].into_iter())
+            .i32s("deci.attention.head_count_kv", [2, 0, 0, 2, 2].into_iter());
     })
 }

@@ -1,4 +1,4 @@
-//! Delta nets and latent attention with quantized matrices and in the widths of real models, on CUDA devices and on the emulator where it was
+//! Delta nets, state spaces, short convolutions, latent attention and experts of other kinds with quantized matrices and in the widths of real models, on CUDA devices and on the emulator where it was
 //! built, against the reference backend. The models are made here.
 #![cfg(any(feature = "cuda", feature = "cuda-emulate"))]
 #![allow(clippy::print_stdout, reason = "what was compared")]
@@ -94,7 +94,7 @@ fn delta_nets_of_any_type() {
 fn latent_attention_of_any_type() {
     for gpu in gpus() {
         for (types, limits) in TYPES {
-            for (n_head, shape) in [(4, [64, 32, 64]), (16, [512, 64, 0])] {
+            for (n_head, shape) in [(4, [64, 32, 64]), (16, [512, 64, 0]), (3, [64, 16, 64])] {
                 if is_slow(&gpu) && n_head == 16 && types.len() == 1 {
                     continue;
                 }
@@ -106,6 +106,70 @@ fn latent_attention_of_any_type() {
                     limits,
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn state_spaces_of_any_type() {
+    for gpu in gpus() {
+        for (types, limits) in TYPES {
+            for shape in [[8, 80, 2, 128], [3, 64, 1, 256], [4, 16, 4, 40]] {
+                if is_slow(&gpu) && shape[3] == 256 && !types.is_empty() {
+                    continue;
+                }
+                let file = made::state_space(shape, types);
+                check(
+                    &gpu,
+                    &file,
+                    &format!("falcon-h1 {shape:?} {types:?}"),
+                    limits,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn short_convolutions_of_any_type() {
+    for gpu in gpus() {
+        for (types, limits) in TYPES {
+            for d_conv in [3, 8] {
+                let file = made::short_conv(d_conv, types);
+                check(&gpu, &file, &format!("lfm2 {d_conv} {types:?}"), limits);
+            }
+        }
+    }
+}
+
+/// Without gates and apart from the width of the stream, and with routers that read the stream.
+#[test]
+fn experts_of_other_kinds_of_any_type() {
+    for gpu in gpus() {
+        for (types, limits) in TYPES {
+            // A token goes to another expert where a number is rounded the other way.
+            let limits = limits.map(|most| if types.is_empty() { most } else { 1e-1 });
+            for latent in [64, 128] {
+                let file = made::hybrid_experts(latent, types);
+                check(
+                    &gpu,
+                    &file,
+                    &format!("nemotron_h_moe {latent} {types:?}"),
+                    limits,
+                );
+            }
+            let file = made::routed_experts(types);
+            check(&gpu, &file, &format!("smallthinker {types:?}"), limits);
+        }
+    }
+}
+
+#[test]
+fn layers_of_different_widths_of_any_type() {
+    for gpu in gpus() {
+        for (types, limits) in TYPES {
+            let file = made::layers_of_different_widths(types);
+            check(&gpu, &file, &format!("deci {types:?}"), limits);
         }
     }
 }

@@ -114,11 +114,17 @@ fn a_divided_model_is_the_whole_one() {
     }
 }
 
-/// Experts with biases, in groups, beside a shared one; those of some layers, of all, and of layers that are not on the device anyway.
+/// Experts with biases, in groups, beside a shared one, with a router apart; those of some layers, of all, and of layers that are not on the device anyway.
 #[test]
 fn experts_that_the_cpu_runs() {
     for gpu in gpus() {
-        for name in ["gpt-oss-f32experts", "glm4moe", "deepseek2-v3"] {
+        for name in [
+            "gpt-oss-f32experts",
+            "glm4moe",
+            "deepseek2-v3",
+            "smallthinker",
+            "nemotron_h_moe",
+        ] {
             let file = open(name);
             let n_layer = HParams::read(&file).unwrap().n_layer;
             for (first, experts) in [(0, n_layer - 1), (0, n_layer), (1, n_layer)] {

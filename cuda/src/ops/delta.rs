@@ -4,12 +4,8 @@ use super::{Quant, at, check, launch};
 use crate::args;
 use crate::gpu::{Gpu, Result, View};
 
-/// Tokens that a convolution sees at most.
-pub const MAX_CONV: usize = 8;
 /// The widest head of a delta net.
 pub const MAX_DELTA_DIM: usize = 256;
-/// Tokens of a thread of the convolution.
-const CONV_TOKENS: usize = 8;
 /// Rows of a state that a block has.
 const ROWS: usize = 16;
 
@@ -37,47 +33,6 @@ pub fn split_heads(
         pad: 0,
     };
     gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
-}
-
-/// A convolution along the tokens.
-#[derive(Clone, Copy, Debug)]
-pub struct SsmConv {
-    /// `[n, width]`, other memory than the input.
-    pub out: View,
-    /// `[n, width]`
-    pub x: View,
-    /// `[d_conv, width]`, the oldest token first.
-    pub w: View,
-    /// `[d_conv - 1, width]`: inputs of before, the oldest first; the last ones of the pass when it is over.
-    pub past: View,
-    /// `[1]` u32: position of the first token. At 0 nothing came before.
-    pub pos: View,
-}
-
-/// A causal convolution over `d_conv` tokens, each of `width` elements by itself, and silu of the result.
-///
-/// # Errors
-/// Those of the driver.
-pub fn ssm_conv(gpu: &Gpu, c: &SsmConv, n: usize, width: usize, d_conv: usize) -> Result<()> {
-    check(c.x, n * width);
-    check(c.out, n * width);
-    check(c.w, d_conv * width);
-    assert!((2..=MAX_CONV).contains(&d_conv) && c.x.at != c.out.at);
-    check(c.past, (d_conv - 1) * width);
-    check(c.pos, 1);
-    let a = args::SsmConv {
-        x: c.x.at,
-        w: c.w.at,
-        past: c.past.at,
-        pos: c.pos.at,
-        out: c.out.at,
-        n: n as u32,
-        width: width as u32,
-        d_conv: d_conv as u32,
-        pad: 0,
-    };
-    let grid = [width.div_ceil(128), n.div_ceil(CONV_TOKENS), 1];
-    gpu.launch(launch(grid, 128, 0), &a)
 }
 
 /// `x / sqrt(|x|² + eps)`, in place over each of the `n_head` heads of `head_dim` elements that rows of x, `[n, stride]`, begin with.

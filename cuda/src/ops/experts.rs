@@ -80,9 +80,27 @@ pub fn moe_router(
         mode: Mode::Store,
     };
     let (mut launch, m) = mat_vec_args(&call, n)?;
+    check(c.arrived, n);
+    launch.shared = n_expert as u32 * 4;
+    gpu.launch(launch, &choice_args(m, c, n, n_expert))
+}
+
+/// Chooses the experts of `n` tokens by the `n_expert` products of a router that are there already, [`Chosen::logits`].
+///
+/// # Errors
+/// Those of the driver.
+pub fn moe_choose(gpu: &Gpu, c: &Chosen, n: usize, n_expert: usize) -> Result<()> {
+    check(c.logits, n * n_expert);
+    let mut m = args::MatVec::default();
+    m.seg[0].out = c.logits.at;
+    m.seg[0].n_out = n_expert as u32;
+    let a = choice_args(m, c, n, n_expert);
+    gpu.launch(launch([n, 1, 1], 32, n_expert * 4), &args::MoeChoose(a))
+}
+
+fn choice_args(m: args::MatVec, c: &Chosen, n: usize, n_expert: usize) -> args::MoeRouter {
     check(c.ids, n * c.n_used);
     check(c.weights, n * c.n_used);
-    check(c.arrived, n);
     assert!(c.n_used <= n_expert);
     let o = c.choice;
     assert!((1..=64).contains(&o.n_group) && n_expert.is_multiple_of(o.n_group));
@@ -91,8 +109,7 @@ pub fn moe_router(
     if let Some(b) = o.bias {
         check(b, n_expert);
     }
-    launch.shared = n_expert as u32 * 4;
-    let a = args::MoeRouter {
+    args::MoeRouter {
         m,
         ids: c.ids.at,
         weights: c.weights.at,
@@ -104,11 +121,11 @@ pub fn moe_router(
         n_group: o.n_group as u32,
         n_group_used: groups as u32,
         scale: o.scale,
-    };
-    gpu.launch(launch, &a)
+    }
 }
 
-/// `acc[n, rows] += sum over the chosen experts of weight * (w x + bias)`: x `[n, n_used, n_in]`, weights and experts `[n, n_used]`.
+/// `out[n, rows] = sum over the chosen experts of weight * (w x + bias)`, added to what is there if `add`: x `[n, n_used, n_in]`, weights and
+/// experts `[n, n_used]`.
 ///
 /// # Errors
 /// Those of the driver; quantized activations that are missing.
@@ -116,7 +133,7 @@ pub fn moe_down(
     gpu: &Gpu,
     (w, bias): (&Weight, Option<View>),
     x: (View, Option<Quant>),
-    acc: View,
+    (out, add): (View, bool),
     weights: View,
     experts: Experts,
     (n, n_used): (usize, usize),
@@ -124,7 +141,7 @@ pub fn moe_down(
     check(weights, n * n_used);
     // A mat-vec of all columns, but for what becomes of its results.
     let call = MatVec {
-        parts: &[(w, bias, acc)],
+        parts: &[(w, bias, out)],
         x: x.0,
         quant: x.1,
         columns: n * n_used,
@@ -138,7 +155,7 @@ pub fn moe_down(
         m,
         weights: weights.at,
         n_used: n_used as u32,
-        pad: 0,
+        add: u32::from(add),
     };
     gpu.launch(launch, &a)
 }
@@ -171,6 +188,8 @@ pub enum Columns {
 impl Grouped {
     /// Columns that one call takes at most: rows of a grid.
     pub const MAX_COLUMNS: usize = 32768;
+    /// Rows of an expert's matrix at most: tiles of them are rows of a grid too.
+    pub const MAX_ROWS: usize = 65535 * TILE;
 
     /// Columns from which tensor cores are faster than a mat-vec for each column (measured on an H200, 32 and 128 experts).
     pub fn min_columns(n_expert: usize) -> usize {
@@ -305,28 +324,30 @@ fn tiles(columns: usize, n_expert: usize, tile: usize) -> usize {
     columns / tile + n_expert.min(columns)
 }
 
-/// `acc[n, width] += sum over n_used of weights * y[n, n_used, width]`.
+/// `out[n, width] = sum over n_used of weights * y[n, n_used, width]`, added to what is there if `add`.
 ///
 /// # Errors
 /// Those of the driver.
 pub fn moe_sum(
     gpu: &Gpu,
-    acc: View,
+    (out, add): (View, bool),
     y: View,
     weights: View,
     n: usize,
     n_used: usize,
     width: usize,
 ) -> Result<()> {
-    check(acc, n * width);
+    check(out, n * width);
     check(y, n * n_used * width);
     check(weights, n * n_used);
     let a = args::MoeSum {
         y: y.at,
         weights: weights.at,
-        acc: acc.at,
+        acc: out.at,
         n_used: n_used as u32,
         width: width as u32,
+        add: u32::from(add),
+        pad: 0,
     };
     gpu.launch(launch([width.div_ceil(128), n, 1], 128, 0), &a)
 }

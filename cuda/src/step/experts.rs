@@ -48,6 +48,7 @@ impl Builder {
         let gates = match e.glu {
             Glu::Swiglu | Glu::SwigluOai => 1 + e.glu as u32,
             Glu::Geglu => return self.refuse("experts with GELU"),
+            Glu::Reglu => return self.refuse("experts with ReLU"),
         };
         let same = |a: &Weight, b: &Weight| (a.ty(), a.n_row()) == (b.ty(), b.n_row());
         let fits = n_expert <= MAX_EXPERTS && (1..=MAX_USED).contains(&n_used);

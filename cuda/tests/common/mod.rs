@@ -73,6 +73,14 @@ pub fn nmse(got: &[f32], want: &[f64]) -> f64 {
     if e.is_finite() { e } else { f64::INFINITY }
 }
 
+pub fn f64s(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|v| f64::from(*v)).collect()
+}
+
+pub fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
 pub fn bytes_of(x: &[f32]) -> Vec<u8> {
     x.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
@@ -100,7 +108,7 @@ pub fn read(gpu: &Gpu, view: View) -> Vec<f32> {
 }
 
 /// Every kind of gate.
-pub const GLUS: [Glu; 3] = [Glu::Swiglu, Glu::SwigluOai, Glu::Geglu];
+pub const GLUS: [Glu; 4] = [Glu::Swiglu, Glu::SwigluOai, Glu::Geglu, Glu::Reglu];
 
 /// What a kind makes of a gate and of what goes up beside it.
 pub fn gated(kind: Glu, g: f64, u: f64) -> f64 {
@@ -115,5 +123,6 @@ pub fn gated(kind: Glu, g: f64, u: f64) -> f64 {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3));
             0.5 * g * (1.0 + inner.tanh()) * u
         }
+        Glu::Reglu => g.max(0.0) * u,
     }
 }

@@ -9,7 +9,6 @@ use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Norm;
-    hp.cpu_only = Some("layers of different widths");
     k.no_experts(hp)?;
     let n_head = k.layer_counts("attention.head_count", hp.n_layer)?;
     let name = "attention.head_count_kv";

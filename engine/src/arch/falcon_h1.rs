@@ -11,7 +11,6 @@ use crate::error::Error;
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     k.no_experts(hp)?;
     hp.rope_mode = RopeMode::Neox;
-    hp.cpu_only = Some("state spaces");
     hp.ssm = Some(StateSpace::read(k)?);
     hp.keep(k, "block_count", std::iter::repeat([true; 2]))
 }

@@ -16,7 +16,6 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     if hp.n_expert > 0 {
         shared_expert(k, hp)?;
     }
-    hp.cpu_only = Some("state spaces");
     hp.ssm = Some(StateSpace::read(k)?);
     let name = "attention.head_count_kv";
     let n_head_kv = k.layer_counts(name, hp.n_layer)?;

@@ -71,8 +71,6 @@ pub struct HParams {
     pub attn_softcap: Option<f32>,
     /// Bound of the logits, likewise.
     pub logit_softcap: Option<f32>,
-    /// What the model needs that only the CPU has, in words for an error.
-    pub cpu_only: Option<&'static str>,
     /// Factor of the embeddings.
     pub embedding_scale: f32,
     /// Factor of what a block adds to the residual stream.
@@ -375,7 +373,6 @@ impl HParams {
             attn_scale,
             attn_softcap: None,
             logit_softcap: None,
-            cpu_only: None,
             embedding_scale: 1.0,
             residual_scale: 1.0,
             logit_scale: 1.0,
@@ -446,7 +443,6 @@ impl HParams {
     /// Norms that take the mean off first.
     pub(super) fn centered_norms(&mut self) {
         self.centers = true;
-        self.cpu_only = Some("norms that add something");
     }
 
     /// Gives layers a window, and lets no others rotate.

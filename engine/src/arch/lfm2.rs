@@ -23,7 +23,6 @@ pub(super) fn conv_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     }
     hp.rope_mode = RopeMode::Neox;
     hp.qk_norm = QkNorm::Heads;
-    hp.cpu_only = Some("short convolutions");
     hp.short_conv = Some(ShortConv::read(k, hp.n_embd)?);
     let name = "attention.head_count_kv";
     let n_head_kv = k.layer_counts(name, hp.n_layer)?;

@@ -16,7 +16,6 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
 /// What is said of layers of three kinds.
 pub(super) fn mixed_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.without_gates(vec![Activation::ReluSqr; hp.n_layer]);
-    hp.cpu_only = Some("state spaces");
     hp.ssm = Some(StateSpace::read(k)?);
     hp.partial_rotary = true;
     for l in &mut hp.layers {

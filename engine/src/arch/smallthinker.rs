@@ -11,7 +11,6 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     k.only_experts(hp)?;
     hp.routes_apart = true;
-    hp.cpu_only = Some("routers apart from their experts");
     hp.n_ff_exp = expert_width(k)?;
     hp.routing = Routing {
         norm_topk: true,

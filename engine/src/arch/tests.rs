@@ -305,7 +305,6 @@ fn glm_4_5_air() {
         (Gating::Sigmoid, QkNorm::None)
     );
     assert_eq!((hp.routing.n_dense, hp.routing.n_group), (1, 1));
-    assert!(hp.cpu_only.is_none());
     // Pictures have positions of their own, text has not.
     let sections = |all: [i32; 4]| {
         read_more("glm4moe", &shape, &scale, |b| {
@@ -394,7 +393,7 @@ fn ministral_3() {
         assert!((length(1, pos) - factor).abs() < 1e-6, "{pos}");
     }
     let hp = read("mistral3", &shape, &[]).unwrap();
-    assert_eq!((hp.temperature, hp.cpu_only), (None, None));
+    assert_eq!(hp.temperature, None);
     assert_eq!(Rope::new(&hp, None).of_queries(0), 0);
     let bad = [("attention.temperature_scale", f32::NAN)];
     let said = read("mistral3", &shape, &bad).unwrap_err().to_string();

@@ -9,7 +9,7 @@
 //! Some things are fused behind the verbs' backs: norms write their result once more quantized, for the products that follow;
 //! norms over heads and the rotation wait for [`Backend::attention`], which does them while it stores keys and values; gate and up wait
 //! for [`Backend::swiglu`] and become one launch; norms and gates of a delta net wait, for one token, for
-//! [`Backend::gated_delta_net`], and the norm of what it gives waits for its gate.
+//! [`Backend::gated_delta_net`], and the norm of what it gives waits for its gate; what gates a state space waits for the norm behind it.
 
 mod ahead;
 mod buffers;
@@ -190,7 +190,8 @@ impl CudaRunner {
         for b in Buf::ALL {
             bufs.push(scratch(b)?);
             q8.push(
-                if is_multiplied(hp, b) && widths.get(b).is_multiple_of(32) {
+                // What is multiplied may be narrower: a layer's, or a head's.
+                if is_multiplied(hp, b) && widths.get(b) >= 32 {
                     let n = n_ubatch * widths.get(b);
                     Some((gpu.alloc(n)?, gpu.alloc(n / 4)?))
                 } else {
@@ -480,6 +481,9 @@ fn is_multiplied(hp: &HParams, b: Buf) -> bool {
     match b {
         Buf::Xn | Buf::Att | Buf::Gate | Buf::GateSh | Buf::Z | Buf::Ql | Buf::Qh | Buf::Vh => true,
         Buf::Up => !hp.activations.is_empty(),
+        Buf::Qkv => hp.short_conv.is_some(),
+        // Routers apart from their experts may read the residual stream.
+        Buf::X | Buf::Lat | Buf::Y => hp.routes_apart,
         _ => false,
     }
 }

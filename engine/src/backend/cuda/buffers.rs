@@ -305,7 +305,7 @@ pub(super) struct Moe {
 /// Scratch of columns that are sorted by expert.
 pub(super) struct Sorted {
     pub(super) grouped: Grouped,
-    /// `[columns, n_embd]`
+    /// `[columns, width]`: what experts give.
     pub(super) y: Buffer,
     /// Tokens whose columns are sorted at once.
     pub(super) tokens: usize,
@@ -326,6 +326,11 @@ fn grouped_tokens(hp: &HParams, n_ubatch: usize) -> Option<usize> {
     enough.then_some(tokens)
 }
 
+/// Width of what experts read and give.
+fn width(hp: &HParams) -> usize {
+    hp.n_expert_latent.unwrap_or(hp.n_embd)
+}
+
 impl Moe {
     /// Bytes of the scratch, about.
     pub(super) fn bytes(hp: &HParams, n_ubatch: usize) -> usize {
@@ -334,7 +339,7 @@ impl Moe {
         }
         let small = tokens(hp, n_ubatch, COLUMNS[0]);
         let columns = grouped_tokens(hp, n_ubatch).unwrap_or(small) * hp.n_expert_used;
-        columns * (12 * hp.n_ff_exp + 8 * hp.n_embd) + n_ubatch * hp.n_expert * 4
+        columns * (12 * hp.n_ff_exp + 8 * width(hp)) + n_ubatch * hp.n_expert * 4
     }
 
     pub(super) fn new(gpu: &Gpu, hp: &HParams, n_ubatch: usize) -> Result<Self, CudaError> {
@@ -352,8 +357,8 @@ impl Moe {
         if let Some(tokens) = grouped_tokens(hp, n_ubatch) {
             columns = columns.max(tokens * hp.n_expert_used);
             sorted = Some(Sorted {
-                grouped: Grouped::new(gpu, columns, hp.n_expert, hp.n_embd.max(hp.n_ff_exp))?,
-                y: gpu.alloc(columns * hp.n_embd * 4)?,
+                grouped: Grouped::new(gpu, columns, hp.n_expert, width(hp).max(hp.n_ff_exp))?,
+                y: gpu.alloc(columns * width(hp) * 4)?,
                 tokens,
             });
         }

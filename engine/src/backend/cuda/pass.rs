@@ -30,10 +30,14 @@ pub(super) struct Pending {
     rope: Option<usize>,
     /// Gate and up, and their input.
     ffn: Option<([OwnedPart; 2], Buf)>,
+    /// What goes up in a block whose activation may be part of the product, and its input.
+    up: Option<(OwnedPart, Buf)>,
     /// What comes before the rule of a delta net, for one token.
     delta: recurrent::Before,
     /// The norm over heads of what a delta net gives, and its epsilon.
     delta_norm: Option<(View, f32)>,
+    /// What gates what a state space gives, and that.
+    scan_gate: Option<[Buf; 2]>,
 }
 
 /// A matrix, its bias, where its product goes.
@@ -102,10 +106,6 @@ impl Pass {
         }
     }
 
-    fn refuse(&mut self, what: &str) {
-        self.note_failure(Err(CudaError(format!("{what} have no kernel"))));
-    }
-
     pub(super) fn pairs(&self) -> Pairs {
         match self.rope.mode {
             RopeMode::Norm => Pairs::Neighbours,
@@ -130,8 +130,14 @@ impl Pass {
         self.step.view().slice(at * 4, n * 4)
     }
 
-    /// The quantized form of a buffer, as it is.
+    /// The quantized form of a buffer, as it is: for those of whole blocks.
     fn quant(&self, b: Buf) -> Option<Quant> {
+        let whole = self.widths.get(b).is_multiple_of(32);
+        self.quant_room(b).filter(|_| whole)
+    }
+
+    /// Where the quantized form goes of what a buffer holds, which may be narrower.
+    fn quant_room(&self, b: Buf) -> Option<Quant> {
         self.q8[b as usize].as_ref().map(|(q, ds)| Quant {
             q: q.view(),
             ds: ds.view(),
@@ -140,11 +146,12 @@ impl Pass {
 
     /// The quantized form of a buffer, made if need be.
     fn fresh_quant(&mut self, b: Buf) -> Result<Option<Quant>, CudaError> {
-        let Some(q) = self.quant(b) else {
+        let Some(q) = self.quant_room(b) else {
             return Ok(None);
         };
         if !self.fresh[b as usize] {
-            ops::quantize(&self.gpu, q, self.view(b), self.n * self.widths.get(b))?;
+            let n = self.n * self.widths.get(b);
+            ops::quantize(&self.gpu, q, self.view(b), n - n % 32)?;
             self.fresh[b as usize] = true;
         }
         Ok(Some(q))
@@ -159,7 +166,14 @@ impl Pass {
                 .collect();
             self.mat_vec(&parts, x, Mode::Store)?;
         }
+        if let Some((part, x)) = self.pending.up.take() {
+            self.up_product(part, x, Mode::Store)?;
+        }
         self.flush_delta()?;
+        if let Some([gate, up]) = self.pending.scan_gate.take() {
+            let n = self.n * self.widths.get(gate);
+            ops::glu(&self.gpu, Glu::Swiglu, self.view(gate), self.view(up), n)?;
+        }
         if self.pending.q_norm.is_some()
             || self.pending.k_norm.is_some()
             || self.pending.rope.is_some()
@@ -172,16 +186,22 @@ impl Pass {
         Ok(())
     }
 
+    fn up_product(&mut self, (w, bias, out): OwnedPart, x: Buf, mode: Mode) -> Done {
+        self.mat_vec(&[(&w, bias, self.view(out))], x, mode)
+    }
+
     fn rope_store(&mut self, q: Buf, k: Buf, v: Buf, store: Option<Store>) -> Done {
-        let pending = std::mem::take(&mut self.pending);
+        let pending = &mut self.pending;
+        let [q_norm, k_norm] = [pending.q_norm.take(), pending.k_norm.take()];
+        let rope = pending.rope.take();
         let rotations = |table| self.step_words(self.layout.rope(table), self.n * self.hp.head_dim);
         let call = RopeStore {
             q: self.view(q),
             k: self.view(k),
             v: self.view(v),
-            q_norm: pending.q_norm,
-            k_norm: pending.k_norm,
-            rope: (pending.rope).map(|kind| [self.rope.of_queries(kind), kind].map(rotations)),
+            q_norm,
+            k_norm,
+            rope: rope.map(|kind| [self.rope.of_queries(kind), kind].map(rotations)),
             pairs: self.pairs(),
             store,
         };
@@ -241,6 +261,12 @@ impl Pass {
             self.pending.ffn = Some(([part(Buf::Gate, g), part(Buf::Up, u)], x));
             return Ok(());
         }
+        if let [(out @ (Buf::Up | Buf::GateSh), w)] = outs
+            && self.hp.activations.contains(&Activation::ReluSqr)
+        {
+            self.pending.up = Some(((Arc::clone(w.w.mat()), bias(w), *out), x));
+            return Ok(());
+        }
         for four in outs.chunks(4) {
             let parts: Vec<_> = four
                 .iter()
@@ -253,18 +279,11 @@ impl Pass {
 
     fn norm(&mut self, out: Buf, x: View, w: View, n: usize, eps: f32) -> Done {
         // One token's norm feeds mat-vecs, which may want it quantized; a batch goes to tensor cores.
+        let width = self.widths.get(out);
         let quant = self.quant(out).filter(|_| n == 1);
         self.fresh[out as usize] = quant.is_some() && self.n == 1;
-        ops::rms_norm(
-            &self.gpu,
-            self.view(out),
-            x,
-            w,
-            quant,
-            n,
-            self.widths.get(out),
-            eps,
-        )
+        let (gpu, out) = (&self.gpu, self.view(out));
+        ops::rms_norm(gpu, out, x, w, quant, n, width, eps)
     }
 
     fn logits(&mut self, w: &Linear<CudaWeight>, norm: &CudaWeight, x: Buf, eps: f32) -> Done {
@@ -304,12 +323,45 @@ impl Pass {
         }
     }
 
+    /// What a block without a gate makes of each element, with the product if that waits for it.
+    fn activation(&mut self, x: Buf, by: Activation) -> Done {
+        self.fresh[x as usize] = false;
+        let by = match by {
+            Activation::ReluSqr => ops::Activation::ReluSqr,
+            Activation::Gelu => ops::Activation::Gelu,
+            Activation::Xielu {
+                alpha_n,
+                alpha_p,
+                beta,
+                eps,
+            } => ops::Activation::Xielu {
+                alpha_n,
+                alpha_p,
+                beta,
+                eps,
+            },
+        };
+        let waits = self.pending.up.take_if(|(part, _)| part.2 == x);
+        if let (Some((part, input)), ops::Activation::ReluSqr) = (&waits, by) {
+            return self.up_product(part.clone(), *input, Mode::ReluSqr);
+        }
+        self.pending.up = waits.or(self.pending.up.take());
+        self.flush()?;
+        let n = self.n * self.widths.get(x);
+        ops::activate(&self.gpu, self.view(x), by, n)
+    }
+
     /// What becomes of gate and up, with their products if those wait for it.
     fn glu(&mut self, kind: Glu, gate: Buf, up: Buf) -> Done {
         self.fresh[gate as usize] = false;
         if let (Glu::Swiglu, Buf::Dn, Some(norm)) = (kind, up, self.pending.delta_norm) {
             self.pending.delta_norm = None;
             return self.gated_norm(gate, up, norm);
+        }
+        if let (Glu::Swiglu, Buf::Dn, Some(_)) = (kind, up, self.hp.ssm) {
+            self.flush()?;
+            self.pending.scan_gate = Some([gate, up]);
+            return Ok(());
         }
         match self.pending.ffn.take() {
             Some(([(g, gb, Buf::Gate), (u, ub, Buf::Up)], x))
@@ -476,26 +528,28 @@ impl Backend for Pass {
     }
 
     fn ssm_conv(&mut self, x: Buf, w: &CudaWeight, il: usize) {
-        let done = self.conv(x, w.vec(), il);
+        let done = self.conv(x, None, w.vec(), il);
         self.note_failure(done);
     }
 
-    // Models that ask for these are refused before they are bound: `HParams::cpu_only`.
-
-    fn short_conv(&mut self, _: Buf, _: [Buf; 2], _: &CudaWeight, _: usize) {
-        self.refuse("short convolutions");
+    fn short_conv(&mut self, x: Buf, bc: [Buf; 2], w: &CudaWeight, il: usize) {
+        let done = self.conv(x, Some(bc), w.vec(), il);
+        self.note_failure(done);
     }
 
-    fn ssm_scan(&mut self, _: Buf, _: [Buf; 2], _: &Scan<CudaWeight>, _: usize) {
-        self.refuse("state spaces");
+    fn ssm_scan(&mut self, out: Buf, xbc_dt: [Buf; 2], w: &Scan<CudaWeight>, il: usize) {
+        let done = self.scan(out, xbc_dt, w, il);
+        self.note_failure(done);
     }
 
-    fn rms_norm_groups(&mut self, _: Buf, _: &CudaWeight, _: usize, _: f32) {
-        self.refuse("state spaces");
+    fn rms_norm_groups(&mut self, x: Buf, w: &CudaWeight, n_group: usize, eps: f32) {
+        let done = self.group_norm(x, w.vec(), n_group, eps);
+        self.note_failure(done);
     }
 
-    fn moe_ffn_routed(&mut self, _: Buf, _: [Buf; 2], _: &MoeWeights<CudaWeight>) {
-        self.refuse("routers apart from their experts");
+    fn moe_ffn_routed(&mut self, out: Buf, [x, route]: [Buf; 2], moe: &MoeWeights<CudaWeight>) {
+        let done = self.experts(out, x, Some(route), moe);
+        self.note_failure(done);
     }
 
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
@@ -514,34 +568,12 @@ impl Backend for Pass {
     }
 
     fn activate(&mut self, x: Buf, by: Activation) {
-        self.fresh[x as usize] = false;
-        let by = match by {
-            Activation::ReluSqr => ops::Activation::ReluSqr,
-            Activation::Gelu => ops::Activation::Gelu,
-            Activation::Xielu {
-                alpha_n,
-                alpha_p,
-                beta,
-                eps,
-            } => ops::Activation::Xielu {
-                alpha_n,
-                alpha_p,
-                beta,
-                eps,
-            },
-        };
-        let n = self.n * self.widths.get(x);
-        let done = self
-            .flush()
-            .and_then(|()| ops::activate(&self.gpu, self.view(x), by, n));
+        let done = self.activation(x, by);
         self.note_failure(done);
     }
 
     fn moe_ffn(&mut self, acc: Buf, x: Buf, moe: &MoeWeights<CudaWeight>) {
-        let done = match &moe.up_exps {
-            CudaWeight::Host(_) => self.hosted_experts(acc, x, moe),
-            _ => self.experts(acc, x, moe),
-        };
+        let done = self.experts(acc, x, None, moe);
         self.note_failure(done);
     }
 

@@ -5,18 +5,18 @@
 
 use lemma_cuda::{Buffer, CudaError, Gpu, View};
 
-use crate::arch::{DeltaNet, HParams};
+use crate::arch::{HParams, StateShape};
 
 /// The states of a sequence.
 pub(super) struct States {
-    pub(super) shape: DeltaNet,
-    /// `[n_layer_state, state_len]` of [`DeltaNet`]: last inputs of the convolution, then the matrices.
+    pub(super) shape: StateShape,
+    /// `[n_layer_state, n_all]` of [`StateShape`]: last inputs of the convolution, then the matrices.
     now: Buffer,
     /// A copy of all, to go back to.
     saved: Buffer,
-    /// `[n_ubatch, n_qkv]`: what the convolution gives. Blocks read inputs of which others would write the results.
+    /// `[n_ubatch, width]`: what the convolution gives. Blocks read inputs of which others would write the results.
     conv: Buffer,
-    /// Whether queries, keys and values have been through it.
+    /// Whether [`Buf::Qkv`](super::super::Buf::Qkv) has been through it.
     pub(super) convolved: bool,
     /// What went wrong when states were kept or brought back, until a pass can say it.
     lost: Option<CudaError>,
@@ -25,15 +25,15 @@ pub(super) struct States {
 impl States {
     /// Nothing for models without states.
     pub(super) fn new(gpu: &Gpu, hp: &HParams, n_ubatch: usize) -> Result<Option<Self>, CudaError> {
-        let Some(shape) = hp.delta else {
+        let Some(shape) = hp.state() else {
             return Ok(None);
         };
-        let bytes = hp.n_layer_state() * shape.state_len() * 4;
+        let bytes = hp.n_layer_state() * shape.n_all() * 4;
         Ok(Some(Self {
             shape,
             now: gpu.alloc(bytes)?,
             saved: gpu.alloc(bytes)?,
-            conv: gpu.alloc(n_ubatch * shape.n_qkv() * 4)?,
+            conv: gpu.alloc(n_ubatch * shape.width * 4)?,
             convolved: false,
             lost: None,
         }))
@@ -41,7 +41,7 @@ impl States {
 
     /// Bytes of all of it.
     pub(super) fn bytes(hp: &HParams, n_ubatch: usize) -> u64 {
-        let conv = hp.delta.map_or(0, |d| n_ubatch * d.n_qkv() * 4);
+        let conv = hp.state().map_or(0, |s| n_ubatch * s.width * 4);
         hp.state_bytes() + conv as u64
     }
 
@@ -49,8 +49,8 @@ impl States {
     pub(super) fn of(&self, hp: &HParams, il: usize) -> [View; 2] {
         let i = hp.layer_of_state(il);
         let (all, past) = (
-            self.shape.state_len() * 4,
-            (self.shape.d_conv - 1) * self.shape.n_qkv() * 4,
+            self.shape.n_all() * 4,
+            (self.shape.d_conv - 1) * self.shape.width * 4,
         );
         let state = self.now.view().slice(i * all, all);
         [state.slice(0, past), state.slice(past, all - past)]

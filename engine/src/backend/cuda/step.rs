@@ -119,6 +119,9 @@ impl Backend for Phases<'_> {
             return self.builder.refuse("a norm of what is wanted without too");
         }
         let bytes = self.pass.widths.get(x) * 4;
+        if w.vec().bytes() > bytes {
+            return self.builder.refuse("norms that add something");
+        }
         let view = self.written(x);
         let from = self.builder.hold(view, bytes);
         self.norm = Some((out, from, w.vec(), eps));
@@ -292,16 +295,19 @@ impl Backend for Phases<'_> {
             return self.builder.refuse("experts in a model without any");
         };
         let m = experts::Parts::of(moe);
+        let Some((gate, glu)) = m.gate else {
+            return self.builder.refuse("experts without gates");
+        };
         let (src, norm) = self.input(x);
         let to = self.written(acc);
         self.builder.experts(&Mixture {
             src,
             norm,
             router: m.router,
-            gate: m.gate,
+            gate,
             up: m.up,
             down: m.down,
-            glu: m.kind,
+            glu,
             n_used: m.used,
             choice: experts::choice(moe),
             logits: room.logits.view(),

@@ -1,6 +1,6 @@
 //! What has no kernels on a GPU.
 
-use lemma_cuda::ops::{self, Heads};
+use lemma_cuda::ops::{self, Grouped, Heads};
 use lemma_quant::pages::KvType;
 
 use super::buffers;
@@ -21,7 +21,6 @@ pub(super) fn check(
 ) -> Result<(Heads, Vec<[KvType; 2]>, usize), Error> {
     let kv = &o.kv;
     let asked = [
-        (hp.cpu_only.is_some(), hp.cpu_only.unwrap_or_default()),
         (layout.page != PAGE, "--kv-page other than 16"),
         (layout.groups > 1, "--kv-scope head"),
         (layout.dense > 0, "--kv-dense-layers"),
@@ -49,7 +48,7 @@ pub(super) fn check(
     Ok((heads, types, n_part))
 }
 
-/// Heads of a width that kernels do not have, and what they have.
+/// Heads or experts of a width that kernels do not have, and what they have.
 fn too_wide(hp: &HParams) -> Option<(String, String)> {
     let ([most_k, most_v], d) = (ops::MAX_LATENT, hp.head_dim);
     if hp.latent.is_some() {
@@ -68,6 +67,11 @@ fn too_wide(hp: &HParams) -> Option<(String, String)> {
     if !d.is_multiple_of(2) || d > ops::MAX_HEAD_DIM {
         let expected = format!("an even number of at most {}", ops::MAX_HEAD_DIM);
         return Some((format!("heads of {d} elements on a GPU"), expected));
+    }
+    let widest = hp.n_ff_exp.max(hp.n_expert_latent.unwrap_or(hp.n_embd));
+    if hp.n_expert > 0 && widest > Grouped::MAX_ROWS {
+        let expected = format!("at most {}", Grouped::MAX_ROWS);
+        return Some((format!("experts of {widest} rows on a GPU"), expected));
     }
     let delta = hp.delta.filter(|d| d.head_dim > ops::MAX_DELTA_DIM)?;
     let found = format!(

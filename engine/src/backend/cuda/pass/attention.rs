@@ -130,7 +130,7 @@ impl Pass {
             x: self.view(x),
             width,
             out: self.view(out),
-            quant: self.quant(x).filter(|_| w.n_in().is_multiple_of(32)),
+            quant: self.quant_room(x).filter(|_| w.n_in().is_multiple_of(32)),
             fresh,
         };
         ops::mul_mat_heads(&self.gpu, &call, self.n)

@@ -14,10 +14,10 @@ pub(in super::super) type Biased<'a> = (&'a Weight, Option<View>);
 /// What a mixture is made of.
 pub(in super::super) struct Parts<'a> {
     pub(in super::super) router: Biased<'a>,
-    pub(in super::super) gate: Biased<'a>,
+    /// And what becomes of it and what goes up. Without one what is positive there is squared.
+    pub(in super::super) gate: Option<(Biased<'a>, Glu)>,
     pub(in super::super) up: Biased<'a>,
     pub(in super::super) down: Biased<'a>,
-    pub(in super::super) kind: Glu,
     n_expert: usize,
     pub(in super::super) used: usize,
     n_ff: usize,
@@ -27,19 +27,19 @@ impl<'a> Parts<'a> {
     pub(in super::super) fn of(moe: &'a Moe<CudaWeight>) -> Self {
         let bias = moe.bias.as_ref();
         let with = |w: &'a CudaWeight, b: Option<&CudaWeight>| (&**w.mat(), b.map(CudaWeight::vec));
+        let kind = match moe.act {
+            Act::Swiglu => Some(Glu::Swiglu),
+            Act::SwigluOai => Some(Glu::SwigluOai),
+            Act::Reglu => Some(Glu::Reglu),
+            Act::ReluSqr => None,
+        };
         Self {
             router: with(&moe.gate_inp, bias.map(|b| &b.gate_inp)),
-            gate: with(
-                moe.gate_exps.as_ref().unwrap_or(&moe.up_exps),
-                bias.map(|b| &b.gate_exps),
-            ),
+            gate: kind
+                .zip(moe.gate_exps.as_ref())
+                .map(|(kind, w)| (with(w, bias.map(|b| &b.gate_exps)), kind)),
             up: with(&moe.up_exps, bias.map(|b| &b.up_exps)),
             down: with(&moe.down_exps, bias.map(|b| &b.down_exps)),
-            kind: match moe.act {
-                Act::Swiglu => Glu::Swiglu,
-                Act::SwigluOai => Glu::SwigluOai,
-                Act::ReluSqr | Act::Reglu => unreachable!("refused before it is bound"),
-            },
             n_expert: moe.n_expert,
             used: moe.n_expert_used,
             n_ff: moe.n_ff,
@@ -64,7 +64,7 @@ pub(super) fn no_room() -> CudaError {
     CudaError("experts in a model without any".to_owned())
 }
 
-/// Some tokens of a batch: their inputs, expert and weight of each of their columns, and what is added to.
+/// Some tokens of a batch: their inputs, expert and weight of each of their columns, and where it goes or what it is added to.
 struct Chunk {
     tokens: usize,
     columns: usize,
@@ -72,21 +72,32 @@ struct Chunk {
     quant: Option<Quant>,
     ids: View,
     weights: View,
-    acc: View,
+    out: View,
+    add: bool,
 }
 
 impl Pass {
-    /// `acc += experts(x)`
-    pub(super) fn experts(&mut self, acc: Buf, x: Buf, moe: &Moe<CudaWeight>) -> Done {
+    /// `out += experts(x)`, or `out = experts(x)` where a router's products are there already: `route`.
+    pub(super) fn experts(
+        &mut self,
+        out: Buf,
+        x: Buf,
+        route: Option<Buf>,
+        moe: &Moe<CudaWeight>,
+    ) -> Done {
         self.flush()?;
-        self.fresh[acc as usize] = false;
+        self.fresh[out as usize] = false;
+        if matches!(moe.up_exps, CudaWeight::Host(_)) {
+            return self.hosted_experts(out, x, route, moe);
+        }
         let m = Parts::of(moe);
         let (n, used, width) = (self.n, m.used, self.widths.get(x));
         let many = self.moe.as_ref().map_or(0, |s| s.many(n, &m));
         // What is left of a batch behind large chunks may be for mat-vecs.
         let all_large = many > 0 && (n % many == 0 || (n % many) * used >= least(&m));
-        let wants_q8 =
-            m.router.0.wants_q8() || !all_large && (m.gate.0.wants_q8() || m.up.0.wants_q8());
+        let gate_wants = m.gate.is_some_and(|(gate, _)| gate.0.wants_q8());
+        let wants_q8 = route.is_none() && m.router.0.wants_q8()
+            || !all_large && (gate_wants || m.up.0.wants_q8());
         let quant = if wants_q8 { self.fresh_quant(x)? } else { None };
         let Some(s) = &self.moe else {
             return Err(no_room());
@@ -95,14 +106,17 @@ impl Pass {
 
         // The router is not rounded to f16, whatever the batch: its decisions are the same for any batch.
         let chosen = Chosen {
-            logits: s.logits.view(),
+            logits: route.map_or(s.logits.view(), |b| self.view(b)),
             ids: s.ids.view(),
             weights: s.weights.view(),
             arrived: s.arrived.view(),
             n_used: used,
             choice: choice(moe),
         };
-        ops::moe_router(gpu, m.router, self.view(x), quant, &chosen, n)?;
+        match route {
+            None => ops::moe_router(gpu, m.router, self.view(x), quant, &chosen, n)?,
+            Some(_) => ops::moe_choose(gpu, &chosen, n, m.n_expert)?,
+        }
 
         let mut first = 0;
         while first < n {
@@ -113,7 +127,8 @@ impl Pass {
             let chunk = Chunk {
                 tokens,
                 columns,
-                acc: self.rows(acc, first, tokens),
+                out: self.rows(out, first, tokens),
+                add: route.is_none(),
                 x: self.rows(x, first, tokens),
                 quant: quant.map(|q| Quant {
                     q: q.q.slice(first * width, tokens * width),
@@ -142,8 +157,15 @@ impl Pass {
             ids: c.ids,
             n: m.n_expert,
         };
-        let fused = (m.gate.0.ty(), m.gate.0.n_row()) == (m.up.0.ty(), m.up.0.n_row());
-        let parts = [(m.gate.0, m.gate.1, hidden), (m.up.0, m.up.1, other)];
+        let up = (m.up.0, m.up.1, other);
+        let same = |gate: &Weight| (gate.ty(), gate.n_row()) == (m.up.0.ty(), m.up.0.n_row());
+        let (parts, mode) = match m.gate {
+            None => (vec![(up.0, up.1, hidden)], Mode::ReluSqr),
+            Some(((gate, bias), kind)) if same(gate) => {
+                (vec![(gate, bias, hidden), up], Mode::Gated(kind))
+            }
+            Some(((gate, bias), _)) => (vec![(gate, bias, hidden), up], Mode::Store),
+        };
         let call = MatVec {
             parts: &parts,
             x: c.x,
@@ -151,14 +173,11 @@ impl Pass {
             columns: c.columns,
             per_input: m.used,
             experts: Some(experts),
-            mode: match fused {
-                true => Mode::Gated(m.kind),
-                false => Mode::Store,
-            },
+            mode,
         };
         ops::mat_vec(gpu, &call)?;
-        if !fused {
-            ops::glu(gpu, m.kind, hidden, other, c.columns * m.n_ff)?;
+        if let (Mode::Store, Some((_, kind))) = (mode, m.gate) {
+            ops::glu(gpu, kind, hidden, other, c.columns * m.n_ff)?;
         }
         let q8 = s.q8.as_ref().filter(|_| m.down.0.wants_q8());
         let quant = q8.map(|(q, ds)| Quant {
@@ -169,7 +188,7 @@ impl Pass {
             ops::quantize(gpu, q, hidden, c.columns * m.n_ff)?;
         }
         let (x, shape) = ((hidden, quant), (c.tokens, m.used));
-        ops::moe_down(gpu, m.down, x, c.acc, c.weights, experts, shape)
+        ops::moe_down(gpu, m.down, x, (c.out, c.add), c.weights, experts, shape)
     }
 
     /// The same of columns sorted by expert, on tensor cores.
@@ -184,14 +203,23 @@ impl Pass {
         let (n, given) = (c.columns, Columns::Given(m.used));
         let (grouped, y) = (&sorted.grouped, sorted.y.view());
         grouped.sort(gpu, c.ids, n)?;
-        let parts = [(m.gate.0, m.gate.1, hidden), (m.up.0, m.up.1, other)];
-        grouped.mul_mats(gpu, &parts, c.x, n, given, Columns::Sorted)?;
-        ops::glu(gpu, m.kind, hidden, other, n * m.n_ff)?;
+        match m.gate {
+            Some(((gate, bias), kind)) => {
+                let parts = [(gate, bias, hidden), (m.up.0, m.up.1, other)];
+                grouped.mul_mats(gpu, &parts, c.x, n, given, Columns::Sorted)?;
+                ops::glu(gpu, kind, hidden, other, n * m.n_ff)?;
+            }
+            None => {
+                let parts = [(m.up.0, m.up.1, hidden)];
+                grouped.mul_mats(gpu, &parts, c.x, n, given, Columns::Sorted)?;
+                ops::activate(gpu, hidden, ops::Activation::ReluSqr, n * m.n_ff)?;
+            }
+        }
         let parts = [(m.down.0, m.down.1, y)];
         let given = Columns::Given(1);
         grouped.mul_mats(gpu, &parts, hidden, n, Columns::Sorted, given)?;
         let width = m.down.0.n_row() / m.n_expert;
-        ops::moe_sum(gpu, c.acc, y, c.weights, c.tokens, m.used, width)
+        ops::moe_sum(gpu, (c.out, c.add), y, c.weights, c.tokens, m.used, width)
     }
 }
 

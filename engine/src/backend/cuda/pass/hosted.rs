@@ -19,9 +19,11 @@ pub(in super::super) struct Hosted {
     ops: Ops,
     /// Layers that have such experts.
     n_layer: usize,
-    /// `[n_ubatch, n_embd]` of what experts read, and of what they say.
+    /// `[n_ubatch, width]` of what experts read, and of what they say.
     x: Shared<f32>,
     y: Shared<f32>,
+    /// `[n_ubatch, n_expert]`, products of a router apart from the experts.
+    route: Shared<f32>,
     down: Pinned,
     up: Pinned,
     said: Buffer,
@@ -39,22 +41,24 @@ impl Hosted {
         if !split.has_experts(hp) {
             return Ok(None);
         }
+        let width = hp.n_expert_latent.unwrap_or(hp.n_embd);
+        let (n, n_route) = (n_ubatch * width, n_ubatch * hp.n_expert);
         let limits = Limits {
             max_tokens: n_ubatch,
             max_width: hp.n_embd.max(hp.n_ff_exp),
             n_ff_expert: hp.n_ff_exp,
-            n_embd_expert: hp.n_embd,
+            n_embd_expert: width,
             n_expert: hp.n_expert,
             n_expert_used: hp.n_expert_used,
             ..Limits::default()
         };
-        let n = n_ubatch * hp.n_embd;
         Ok(Some(Self {
             ops: ops_of(o, limits)?,
             n_layer: split.experts - split.first.max(hp.routing.n_dense),
             x: Shared::zeroed(n),
             y: Shared::zeroed(n),
-            down: gpu.pinned(n * 4)?,
+            route: Shared::zeroed(n_route),
+            down: gpu.pinned((n + n_route) * 4)?,
             up: gpu.pinned(n * 4)?,
             said: gpu.alloc(n * 4)?,
         }))
@@ -83,29 +87,56 @@ impl AsRef<CpuWeight> for CudaWeight {
 }
 
 impl Pass {
-    /// `acc += experts(x)`
-    pub(super) fn hosted_experts(&mut self, acc: Buf, x: Buf, moe: &Moe<CudaWeight>) -> Done {
-        self.flush()?;
-        self.fresh[acc as usize] = false;
-        let n = self.n * self.widths.get(x);
-        let (from, to) = (self.view(x).slice(0, n * 4), self.view(acc));
+    /// `out += experts(x)`, or `out = experts(x)` where a router's products are there already: `route`.
+    pub(super) fn hosted_experts(
+        &mut self,
+        out: Buf,
+        x: Buf,
+        route: Option<Buf>,
+        moe: &Moe<CudaWeight>,
+    ) -> Done {
+        let n_tokens = self.n;
+        let n = n_tokens * self.widths.get(x);
+        let from = self.view(x).slice(0, n * 4);
+        let routes = route.map(|b| self.view(b).slice(0, n_tokens * moe.n_expert * 4));
+        let to = self.view(out).slice(0, n * 4);
         let Some(h) = &mut self.hosted else {
             return Err(super::experts::no_room());
         };
         h.down.download(0, from)?;
+        if let Some(routes) = routes {
+            h.down.download(n * 4, routes)?;
+        }
         h.down.bytes()?;
-        h.x.as_mut_slice()[..n].copy_from_slice(&h.down.settled_f32()[..n]);
-        h.y.as_mut_slice()[..n].fill(0.0);
-        let (f, n_tokens) = (moe_ffn(moe), self.n);
-        h.ops
-            .run_some(n_tokens, |pass| pass.moe_ffn(&h.y, &h.x, &f, n_tokens));
+        let (read, routed) = h.down.settled_f32().split_at(n);
+        h.x.as_mut_slice()[..n].copy_from_slice(read);
+        let f = moe_ffn(moe);
+        match routes {
+            Some(_) => {
+                let n_route = n_tokens * moe.n_expert;
+                h.route.as_mut_slice()[..n_route].copy_from_slice(&routed[..n_route]);
+                h.ops.run_some(n_tokens, |pass| {
+                    pass.moe_ffn_routed(&h.y, [&h.x, &h.route], &f, n_tokens);
+                });
+            }
+            None => {
+                h.y.as_mut_slice()[..n].fill(0.0);
+                h.ops
+                    .run_some(n_tokens, |pass| pass.moe_ffn(&h.y, &h.x, &f, n_tokens));
+            }
+        }
         let said = &h.y.as_mut_slice()[..n];
         let bytes = h.up.bytes_mut()?.as_chunks_mut::<4>().0;
         for (to, x) in bytes.iter_mut().zip(said) {
             *to = x.to_ne_bytes();
         }
-        let at = h.said.view().slice(0, n * 4);
-        h.up.upload(0, at)?;
-        ops::add_scaled(&self.gpu, to, 1.0, Some(at), n)
+        match route {
+            Some(_) => h.up.upload(0, to),
+            None => {
+                let at = h.said.view().slice(0, n * 4);
+                h.up.upload(0, at)?;
+                ops::add_scaled(&self.gpu, to, 1.0, Some(at), n)
+            }
+        }
     }
 }

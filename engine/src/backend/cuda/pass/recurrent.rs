@@ -1,9 +1,10 @@
-//! Gated delta nets as launches.
+//! Layers with recurrent states as launches: gated delta nets, state spaces, gated short convolutions.
 
-use lemma_cuda::ops::{self, DeltaHeads, DeltaNet, RawDelta, SsmConv};
+use lemma_cuda::ops::{self, DeltaHeads, DeltaNet, RawDelta, ScanHeads, SsmConv, SsmScan};
 use lemma_cuda::{CudaError, View};
 
-use super::super::super::Buf;
+use super::super::super::{Buf, Scan};
+use super::super::CudaWeight;
 use super::super::recurrent::States;
 use super::{Done, Pass};
 
@@ -42,22 +43,76 @@ impl Pass {
         )
     }
 
-    pub(super) fn conv(&mut self, x: Buf, w: View, il: usize) -> Done {
+    /// Sends [`Buf::Qkv`] through a convolution: what it holds lies elsewhere then. Between two gates for those that have some.
+    pub(super) fn conv(&mut self, x: Buf, gates: Option<[Buf; 2]>, w: View, il: usize) -> Done {
         self.flush()?;
         let states = self.states()?;
         let call = SsmConv {
             out: states.conv(),
-            x: self.view(x),
+            x: self.bufs[x as usize].view(),
             w,
             past: states.of(&self.hp, il)[0],
             pos: self.first_pos(),
         };
-        let shape = states.shape;
-        ops::ssm_conv(&self.gpu, &call, self.n, shape.n_qkv(), shape.d_conv)?;
+        let (gpu, n, width, d_conv) = (&self.gpu, self.n, states.shape.width, states.shape.d_conv);
+        let mut fresh = false;
+        match gates {
+            None => ops::ssm_conv(gpu, &call, n, width, d_conv)?,
+            Some(gates) => {
+                let quant = self.quant(x).filter(|_| n == 1);
+                fresh = quant.is_some();
+                let gates = gates.map(|b| self.view(b));
+                ops::short_conv(gpu, &call, gates, quant, n, width, d_conv)?;
+            }
+        }
+        self.fresh[x as usize] = fresh;
         if let Some(states) = &mut self.states {
             states.convolved = true;
         }
         Ok(())
+    }
+
+    pub(super) fn scan(
+        &mut self,
+        out: Buf,
+        [xbc, dt]: [Buf; 2],
+        w: &Scan<CudaWeight>,
+        il: usize,
+    ) -> Done {
+        self.flush()?;
+        self.fresh[out as usize] = false;
+        let (states, Some(s)) = (self.states()?, self.hp.ssm) else {
+            return Err(CudaError("a model without state spaces".to_owned()));
+        };
+        let heads = ScanHeads {
+            n_head: s.n_head,
+            head_dim: s.head_dim,
+            n_group: s.n_group,
+            d_state: s.d_state,
+        };
+        let call = SsmScan {
+            out: self.view(out),
+            xbc: self.view(xbc),
+            dt: self.view(dt),
+            state: states.of(&self.hp, il)[1],
+            pos: self.first_pos(),
+            a: w.a.vec(),
+            bias: w.dt.vec(),
+            d: w.d.vec(),
+        };
+        ops::ssm_scan(&self.gpu, &call, heads, self.n)
+    }
+
+    /// Norms parts of the rows of a buffer, and gates them first where that waits for it.
+    pub(super) fn group_norm(&mut self, x: Buf, w: View, n_group: usize, eps: f32) -> Done {
+        let gated = self.pending.scan_gate.take_if(|gate| gate[0] == x);
+        self.flush()?;
+        let part = self.widths.get(x) / n_group;
+        let quant = self.quant(x);
+        let quant = quant.filter(|_| self.n == 1 && part.is_multiple_of(32));
+        self.fresh[x as usize] = quant.is_some();
+        let (gpu, up) = (&self.gpu, gated.map(|[_, up]| self.view(up)));
+        ops::rms_norm_groups(gpu, self.view(x), up, w, quant, self.n, n_group, eps)
     }
 
     /// Norms the first heads of a buffer; for one token that waits for the rule.
@@ -123,7 +178,9 @@ impl Pass {
 
     pub(super) fn delta_rule(&mut self, out: Buf, qkv: Buf, gates: [Buf; 2], il: usize) -> Done {
         let before = std::mem::take(&mut self.pending.delta);
-        let d = self.states()?.shape;
+        let Some(d) = self.hp.delta else {
+            return Err(CudaError("a model without delta nets".to_owned()));
+        };
         let raw = match (before.norm, before.gates) {
             (Some((x, heads, eps)), Some((made, [a, dt])))
                 if x == qkv && made == gates && heads == [2 * d.n_head_k, d.head_dim] =>
