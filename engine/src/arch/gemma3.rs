@@ -2,7 +2,7 @@
 //! rotate with a base of their own, and only the others are stretched to long contexts. Source: arXiv 2503.19786.
 
 use super::keys::Keys;
-use super::{Binder, HParams, RopeParams, RopeScaling, Shape};
+use super::{Binder, HParams, RopeParams, Shape};
 use crate::backend::{Backend, Buf::*, Linear, RopeMode};
 use crate::error::Error;
 
@@ -12,11 +12,7 @@ const LAYERS_27B: usize = 62;
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     if let Some(window) = k.optional_window()? {
-        let local = RopeParams {
-            freq_base: k.positive("rope.freq_base_swa", Some(10_000.0))?,
-            scaling: RopeScaling::None,
-            magnitude: 1.0,
-        };
+        let local = RopeParams::plain(k.positive("rope.freq_base_swa", Some(10_000.0))?);
         hp.windows(window, &k.window_pattern(hp.n_layer, 6)?, local);
     }
     hp.logit_softcap = k.softcap("final_logit_softcapping", 0.0)?;

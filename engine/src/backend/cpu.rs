@@ -18,11 +18,11 @@ use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, n_bounds};
 use self::recurrent::States;
 pub use self::weight::CpuWeight;
 use self::weight::{activation, moe_ffn, product};
-use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Scan};
+use super::{Activation, Backend, Buf, Linear, Moe, Outputs, RopeMode, Runner, Scan, Selective};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
-use crate::kv::{Cache, Layout, PAGE};
+use crate::kv::{Cache, Layout};
 use crate::memory::make_room;
 use crate::options::LoadOptions;
 
@@ -66,6 +66,8 @@ struct Step {
     positions: Vec<u32>,
     /// Cosines and sines of each kind of rotation, `[n_tokens, n_rot / 2, 2]`.
     angles: Vec<Vec<f32>>,
+    /// How much larger queries are, `[n_tokens]`, where [`Backend::heat`] is asked for.
+    heat: Vec<f32>,
     /// Live pages of each layer, table after table.
     pages: Vec<Vec<PageRef>>,
     /// Where in them the tables are, if there are several.
@@ -105,7 +107,7 @@ impl CpuRunner {
             max_tokens: n_ubatch,
             max_width: widths.widest_input(hp),
             n_head: hp.n_head,
-            head_dim: hp.head_dim,
+            head_dim: hp.head_dim.max(hp.head_dim_v),
             max_pages: max_spans(layout),
             head_product: hp.latent.map_or(0, |l| l.widest_product()),
             n_ff_expert: hp.n_ff_exp,
@@ -119,13 +121,16 @@ impl CpuRunner {
         let region = |r, tier| {
             let region = layout.region(tier, r);
             let lower = tier.checked_sub(1).map(|i| layout.tiers[i].stored);
+            let n_heads = region.n_head_kv;
+            // Layers of different heads have regions of their own.
+            let own = hp.has_unlike_heads().then(|| hp.heads_of_pool(r));
             let shape = KvShape {
                 ty_k: lower.map_or(o.kv.ty_k.into(), |d| d.ty_k),
                 ty_v: lower.map_or(o.kv.ty_v.into(), |d| d.ty_v),
                 values_in_keys: hp.latent.is_some(),
-                n_head_kv: region.n_head_kv,
-                head_dim_k: hp.head_dim,
-                head_dim_v: hp.head_dim_v,
+                n_head_kv: own.map_or(n_heads, |h| h.n_kv),
+                head_dim_k: own.map_or(hp.head_dim, |h| h.dim),
+                head_dim_v: own.map_or(hp.head_dim_v, |h| h.dim_v),
             };
             KvLayer::new(shape, region.n_blocks)
         };
@@ -134,6 +139,7 @@ impl CpuRunner {
             tokens: Vec::with_capacity(n_ubatch),
             positions: Vec::with_capacity(n_ubatch),
             angles: vec![vec![0.0; n_ubatch * hp.n_rot]; hp.n_rope_tables()],
+            heat: Vec::with_capacity(n_ubatch),
             pages: (0..layout.n_layer)
                 .map(|il| Vec::with_capacity(layer_spans(layout, il)))
                 .collect(),
@@ -248,9 +254,11 @@ impl Runner for CpuRunner {
     }
 
     fn pool_bytes(&self, layout: &Layout) -> u64 {
-        let shape = self.state.kv[0].shape();
-        let row = shape.slot_size() / shape.n_head_kv / PAGE;
-        layout.bytes(row as u64, bound_bytes(&self.state.hp))
+        let regions = (0..layout.n_regions()).map(|r| {
+            let shape = self.state.kv[r * layout.n_tiers()].shape();
+            (layout.region(0, r).n_blocks * shape.slot_size()) as u64
+        });
+        regions.sum::<u64>() + layout.bytes(0, bound_bytes(&self.state.hp))
     }
 
     fn describe(&self) -> String {
@@ -383,6 +391,28 @@ impl Backend for CpuPass<'_> {
         self.pass.center(x, width, self.n());
     }
 
+    fn center_heads(&mut self, x: Buf) {
+        let (x, width, dim) = (self.s.buf(x), self.s.widths.get(x), self.s.hp.head_dim);
+        self.pass.center(x, dim, self.n() * width / dim);
+    }
+
+    fn heat(&mut self, x: Buf) {
+        let (x, width) = (self.s.buf(x), self.s.widths.get(x));
+        self.pass.scale_rows(x, &self.s.step.heat, width);
+    }
+
+    fn place(&mut self, out: Buf, x: Buf, i: usize, n: usize) {
+        let (s, width) = (self.s, self.s.widths.get(x));
+        self.pass
+            .place(s.buf(out), s.buf(x), [i, n], width, self.n());
+    }
+
+    fn part(&mut self, out: Buf, x: Buf, i: usize, n: usize) {
+        let (s, width) = (self.s, self.s.widths.get(x) / n);
+        self.pass
+            .part(s.buf(out), s.buf(x), [i, n], width, self.n());
+    }
+
     fn rope(&mut self, q: Buf, k: Buf, il: usize) {
         let s = self.s;
         let Some(kind) = s.hp.layers[il].rope else {
@@ -392,15 +422,17 @@ impl Backend for CpuPass<'_> {
             RopeMode::Norm => lemma_cpu::RopeMode::Norm,
             RopeMode::Neox => lemma_cpu::RopeMode::NeoX,
         };
-        for (b, kind) in [(q, s.rope.of_queries(kind)), (k, kind)] {
-            let n_head = s.widths.get(b) / s.hp.head_dim;
+        let (heads, borrows) = (s.hp.heads(il), s.hp.layers[il].borrows);
+        let queries = (q, s.rope.of_queries(kind), heads.n);
+        let keys = (!borrows).then_some((k, kind, heads.n_kv));
+        for (b, kind, n_head) in [Some(queries), keys].into_iter().flatten() {
             self.pass.rope(
                 s.buf(b),
                 self.n(),
                 n_head,
-                s.hp.head_dim,
+                heads.dim,
                 s.hp.rope_from(),
-                s.rope.n_rot,
+                s.rope.n_rot_of(kind),
                 &s.step.angles[kind],
                 mode,
             );
@@ -409,21 +441,23 @@ impl Backend for CpuPass<'_> {
 
     fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, sinks: Option<&CpuWeight>) {
         let (s, window) = (self.s, self.s.hp.layers[il].window);
+        let (heads, borrows) = (s.hp.heads(il), s.hp.layers[il].borrows);
         let il = s.hp.layer_of_pool(il);
         let tiers = s.tiers(il);
         // New tokens go to the first tier.
         let layer = &tiers[0];
         let chosen = self.bound(q, k, il);
         let (k, v, places) = (s.buf(k), s.buf(v), &s.step.places[il]);
-        if s.layout.groups > 1 {
+        if borrows {
+        } else if s.layout.groups > 1 {
             self.pass
                 .kv_store_heads(layer, k, v, places, s.hp.n_head_kv);
         } else {
             self.pass.kv_store(layer, k, v, places);
         }
         let a = Attention {
-            n_head: s.hp.n_head,
-            n_head_kv: s.hp.n_head_kv,
+            n_head: heads.n,
+            n_head_kv: heads.n_kv,
             pages: &s.step.pages[il],
             tables: &s.step.tables[il],
             keep: chosen.then_some(&s.keep),
@@ -472,6 +506,14 @@ impl Backend for CpuPass<'_> {
             .ssm_scan(s.buf(out), xbc_dt, &scan, state, self.n(), fresh);
     }
 
+    fn selective_scan(&mut self, out: Buf, x: [Buf; 4], w: &Selective<CpuWeight>, il: usize) {
+        let (s, state) = (self.s, self.s.states.of(&self.s.hp, il));
+        let (w, fresh) = (recurrent::selective(w), s.states.fresh);
+        let x = x.map(|b| s.buf(b));
+        self.pass
+            .selective_scan(s.buf(out), x, &w, state, self.n(), fresh);
+    }
+
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
         let (x, width) = (self.s.buf(x), self.s.widths.get(x));
         self.pass
@@ -479,9 +521,10 @@ impl Backend for CpuPass<'_> {
     }
 
     fn delta_gates(&mut self, alpha: Buf, beta: Buf, a: &CpuWeight, dt: &CpuWeight) {
+        let n_beta = self.s.widths.get(beta);
         let [alpha, beta] = [alpha, beta].map(|b| self.s.buf(b));
         self.pass
-            .delta_gates(alpha, beta, a.vec(), dt.vec(), self.n());
+            .delta_gates(alpha, (beta, n_beta), a.vec(), dt.vec(), self.n());
     }
 
     fn gated_delta_net(&mut self, out: Buf, qkv: Buf, gates: [Buf; 2], il: usize) {
@@ -494,6 +537,11 @@ impl Backend for CpuPass<'_> {
     fn swiglu(&mut self, gate: Buf, up: Buf) {
         let (s, n) = (self.s, self.n() * self.s.widths.get(gate));
         self.pass.swiglu(s.buf(gate), s.buf(gate), s.buf(up), n);
+    }
+
+    fn swiglu_clamped(&mut self, gate: Buf, up: Buf, clamp: f32) {
+        let (s, n) = (self.s, self.n() * self.s.widths.get(gate));
+        self.pass.swiglu_clamped(s.buf(gate), s.buf(up), clamp, n);
     }
 
     fn geglu(&mut self, gate: Buf, up: Buf) {

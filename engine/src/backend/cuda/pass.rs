@@ -9,7 +9,9 @@ use std::sync::Arc;
 use lemma_cuda::ops::{self, Glu, Half, Heads, MatVec, Mode, Pairs, Quant, RopeStore, Store};
 use lemma_cuda::{Buffer, CudaError, Gpu, View, Weight};
 
-use super::super::{Activation, Backend, Buf, Linear, Moe as MoeWeights, RopeMode, Scan};
+use super::super::{
+    Activation, Backend, Buf, Linear, Moe as MoeWeights, RopeMode, Scan, Selective,
+};
 use super::buffers::{Moe, Pool};
 use super::recurrent::States;
 use super::{CudaWeight, StepLayout};
@@ -479,6 +481,30 @@ impl Backend for Pass {
 
     fn rms_norm_groups(&mut self, _: Buf, _: &CudaWeight, _: usize, _: f32) {
         self.refuse("state spaces");
+    }
+
+    fn swiglu_clamped(&mut self, _: Buf, _: Buf, _: f32) {
+        self.refuse("bounded gates");
+    }
+
+    fn selective_scan(&mut self, _: Buf, _: [Buf; 4], _: &Selective<CudaWeight>, _: usize) {
+        self.refuse("state spaces");
+    }
+
+    fn center_heads(&mut self, _: Buf) {
+        self.refuse("norms of heads that take the mean off");
+    }
+
+    fn heat(&mut self, _: Buf) {
+        self.refuse("queries that grow apart from their rotation");
+    }
+
+    fn place(&mut self, _: Buf, _: Buf, _: usize, _: usize) {
+        self.refuse("delta nets that forget elements apart");
+    }
+
+    fn part(&mut self, _: Buf, _: Buf, _: usize, _: usize) {
+        self.refuse("embeddings of layers");
     }
 
     fn moe_ffn_routed(&mut self, _: Buf, _: [Buf; 2], _: &MoeWeights<CudaWeight>) {

@@ -38,7 +38,9 @@ impl<'a> Parts<'a> {
             kind: match moe.act {
                 Act::Swiglu => Glu::Swiglu,
                 Act::SwigluOai => Glu::SwigluOai,
-                Act::ReluSqr | Act::Reglu => unreachable!("refused before it is bound"),
+                Act::ReluSqr | Act::Reglu | Act::Geglu => {
+                    unreachable!("refused before it is bound")
+                }
             },
             n_expert: moe.n_expert,
             used: moe.n_expert_used,
