@@ -26,6 +26,7 @@ mod ffn;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm4;
 mod glm4moe;
 mod gpt_oss;
@@ -139,6 +140,7 @@ archs! {
     "smollm3" => smollm3::SmolLm3,
     "gemma2" => gemma2::Gemma2,
     "gemma3" => gemma3::Gemma3,
+    "gemma4" => gemma4::Gemma4,
     "deepseek2" => deepseek2::DeepSeek2,
     "seed_oss" => seed_oss::SeedOss,
     "qwen3vl" => qwen3vl::Qwen3Vl,
