@@ -44,6 +44,7 @@ mod lfm2;
 mod lfm2moe;
 mod llama;
 mod mamba2;
+mod mimo2;
 mod minicpm;
 mod minimax_m2;
 mod mistral3;
@@ -70,6 +71,7 @@ mod smallthinker;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod step35;
 
 pub use bind::{Binder, Shape};
 pub use heads::Heads;
@@ -141,6 +143,8 @@ archs! {
     "gemma2" => gemma2::Gemma2,
     "gemma3" => gemma3::Gemma3,
     "gemma4" => gemma4::Gemma4,
+    "mimo2" => mimo2::MiMo2,
+    "step35" => step35::Step35,
     "deepseek2" => deepseek2::DeepSeek2,
     "seed_oss" => seed_oss::SeedOss,
     "qwen3vl" => qwen3vl::Qwen3Vl,
