@@ -40,6 +40,7 @@ mod hunyuan_moe;
 mod hy_v3;
 mod internlm2;
 mod keys;
+mod kimi_linear;
 mod lfm2;
 mod lfm2moe;
 mod llama;
@@ -48,6 +49,7 @@ mod mimo2;
 mod minicpm;
 mod minimax_m2;
 mod mistral3;
+mod mistral4;
 mod nemotron;
 mod nemotron_h;
 mod nemotron_h_moe;
@@ -145,6 +147,8 @@ archs! {
     "gemma4" => gemma4::Gemma4,
     "mimo2" => mimo2::MiMo2,
     "step35" => step35::Step35,
+    "kimi-linear" => kimi_linear::KimiLinear,
+    "mistral4" => mistral4::Mistral4,
     "deepseek2" => deepseek2::DeepSeek2,
     "seed_oss" => seed_oss::SeedOss,
     "qwen3vl" => qwen3vl::Qwen3Vl,
