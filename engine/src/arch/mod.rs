@@ -39,6 +39,7 @@ mod hunyuan_dense;
 mod hunyuan_moe;
 mod hy_v3;
 mod internlm2;
+mod jamba;
 mod keys;
 mod kimi_linear;
 mod lfm2;
@@ -147,6 +148,7 @@ archs! {
     "gemma4" => gemma4::Gemma4,
     "mimo2" => mimo2::MiMo2,
     "step35" => step35::Step35,
+    "jamba" => jamba::Jamba,
     "kimi-linear" => kimi_linear::KimiLinear,
     "mistral4" => mistral4::Mistral4,
     "deepseek2" => deepseek2::DeepSeek2,
