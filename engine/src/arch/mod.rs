@@ -10,6 +10,7 @@ mod bailingmoe;
 mod bailingmoe2;
 mod bind;
 mod cohere2;
+mod cohere2moe;
 mod command_r;
 mod deci;
 mod decoder;
@@ -31,6 +32,7 @@ mod glm4;
 mod glm4moe;
 mod gpt_oss;
 mod granite;
+mod granite_swa;
 mod granitehybrid;
 mod granitemoe;
 mod heads;
@@ -151,6 +153,8 @@ archs! {
     "jamba" => jamba::Jamba,
     "kimi-linear" => kimi_linear::KimiLinear,
     "mistral4" => mistral4::Mistral4,
+    "granite_swa" => granite_swa::GraniteSwa,
+    "cohere2moe" => cohere2moe::Cohere2Moe,
     "deepseek2" => deepseek2::DeepSeek2,
     "seed_oss" => seed_oss::SeedOss,
     "qwen3vl" => qwen3vl::Qwen3Vl,
