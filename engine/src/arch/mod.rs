@@ -47,20 +47,26 @@ mod kimi_linear;
 mod lfm2;
 mod lfm2moe;
 mod llama;
+mod maincoder;
 mod mamba2;
+mod mellum;
 mod mimo2;
 mod minicpm;
 mod minimax_m2;
 mod mistral3;
 mod mistral4;
+mod nanbeige;
 mod nemotron;
 mod nemotron_h;
 mod nemotron_h_moe;
 mod olmo2;
 mod olmoe;
+mod pangu_embed;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen2moe;
+mod qwen2vl;
 mod qwen3;
 mod qwen35;
 mod qwen35moe;
@@ -150,11 +156,17 @@ archs! {
     "gemma4" => gemma4::Gemma4,
     "mimo2" => mimo2::MiMo2,
     "step35" => step35::Step35,
+    "nanbeige" => nanbeige::Nanbeige,
     "jamba" => jamba::Jamba,
     "kimi-linear" => kimi_linear::KimiLinear,
+    "qwen2vl" => qwen2vl::Qwen2Vl,
     "mistral4" => mistral4::Mistral4,
     "granite_swa" => granite_swa::GraniteSwa,
     "cohere2moe" => cohere2moe::Cohere2Moe,
+    "phimoe" => phimoe::PhiMoe,
+    "mellum" => mellum::Mellum,
+    "maincoder" => maincoder::Maincoder,
+    "pangu-embedded" => pangu_embed::PanguEmbed,
     "deepseek2" => deepseek2::DeepSeek2,
     "seed_oss" => seed_oss::SeedOss,
     "qwen3vl" => qwen3vl::Qwen3Vl,
