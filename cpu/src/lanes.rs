@@ -242,6 +242,14 @@ multiversion! {
         }
     }
 
+    /// `gate[i] = min(silu(gate[i]), most) * up[i]`, `up[i]` within `most` of zero.
+    pub(crate) fn swiglu_clamped(gate: &mut [f32], up: &[f32], most: f32) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            let silu = *g / (1.0 + exp::<FMA>(-*g));
+            *g = silu.min(most) * u.clamp(-most, most);
+        }
+    }
+
     /// `gate[i] = g * sigmoid(1.702 g) * (u + 1)`, `g` at most 7 and `u` within 7 of zero: what gpt-oss has for `swiglu`.
     pub(crate) fn swiglu_oai(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {

@@ -27,7 +27,11 @@ pub struct Experts<'a> {
     pub n_out: usize,
     /// Matrices.
     pub n_expert: usize,
-    /// The matrices, one after the other.
+    /// The first row of the first of them.
+    pub first: usize,
+    /// Rows from the first of one to the first of the next.
+    pub stride: usize,
+    /// The matrices, one after the other, and what lies between them.
     pub data: &'a [u8],
 }
 
@@ -80,13 +84,20 @@ impl<'a> Mat<'a> {
 impl<'a> Experts<'a> {
     /// The matrix of expert `i`.
     pub fn expert(&self, i: usize) -> Mat<'a> {
-        let size = self.n_out * row_size(self.ty, self.n_in);
-        Mat::new(
-            self.ty,
-            self.n_in,
-            self.n_out,
-            &self.data[i * size..(i + 1) * size],
-        )
+        let row = row_size(self.ty, self.n_in);
+        let at = (self.first + i * self.stride) * row;
+        let data = &self.data[at..at + self.n_out * row];
+        Mat::new(self.ty, self.n_in, self.n_out, data)
+    }
+
+    /// The first or the second half of the rows of each expert.
+    pub fn half(self, i: usize) -> Self {
+        let n_out = self.n_out / 2;
+        Self {
+            n_out,
+            first: self.first + i * n_out,
+            ..self
+        }
     }
 }
 

@@ -5,13 +5,24 @@ use common::*;
 use lemma_cpu::{DeltaShape, Isa, Limits, RecurrentState, Shared};
 
 /// Layers, and tokens that their convolutions see.
-const SHAPES: [(DeltaShape, usize); 4] = [
+const SHAPES: [(DeltaShape, usize); 5] = [
+    (
+        DeltaShape {
+            n_head_k: 3,
+            n_head_v: 3,
+            dim: 32,
+            side_by_side: false,
+            apart: true,
+        },
+        3,
+    ),
     (
         DeltaShape {
             n_head_k: 2,
             n_head_v: 4,
             dim: 32,
             side_by_side: false,
+            apart: false,
         },
         4,
     ),
@@ -21,6 +32,7 @@ const SHAPES: [(DeltaShape, usize); 4] = [
             n_head_v: 3,
             dim: 16,
             side_by_side: false,
+            apart: false,
         },
         2,
     ),
@@ -30,6 +42,7 @@ const SHAPES: [(DeltaShape, usize); 4] = [
             n_head_v: 2,
             dim: 128,
             side_by_side: false,
+            apart: false,
         },
         8,
     ),
@@ -39,6 +52,7 @@ const SHAPES: [(DeltaShape, usize); 4] = [
             n_head_v: 6,
             dim: 16,
             side_by_side: true,
+            apart: false,
         },
         3,
     ),
@@ -57,18 +71,23 @@ struct Inputs {
     dt: Vec<f32>,
 }
 
+/// Numbers that say what is kept.
+fn n_alpha(s: DeltaShape) -> usize {
+    s.n_head_v * if s.apart { s.dim } else { 1 }
+}
+
 fn inputs((s, d_conv): (DeltaShape, usize), random: &mut Random) -> Inputs {
-    let width = (2 * s.n_head_k + s.n_head_v) * s.dim;
+    let (width, n_alpha) = ((2 * s.n_head_k + s.n_head_v) * s.dim, n_alpha(s));
     Inputs {
         x: random.vec(N * width),
         w: random.vec(d_conv * width),
         // Some where the softplus is as good as its argument.
-        alpha: (random.vec(N * s.n_head_v).iter())
+        alpha: (random.vec(N * n_alpha).iter())
             .map(|x| if *x > 1.2 { 30.0 * x } else { *x })
             .collect(),
         beta: random.vec(N * s.n_head_v),
-        a: (random.vec(s.n_head_v).iter()).map(|x| -x.abs()).collect(),
-        dt: random.vec(s.n_head_v),
+        a: (random.vec(n_alpha).iter()).map(|x| -x.abs()).collect(),
+        dt: random.vec(n_alpha),
     }
 }
 
@@ -98,7 +117,7 @@ fn run(
                 |x: &[f32], each: usize| Shared::from_slice(&x[done * each..(done + n) * each]);
             let (x, alpha, beta) = (
                 part(&i.x, width),
-                part(&i.alpha, s.n_head_v),
+                part(&i.alpha, n_alpha(s)),
                 part(&i.beta, s.n_head_v),
             );
             let mut out = Shared::zeroed(n * s.n_head_v * s.dim);
@@ -106,7 +125,7 @@ fn run(
             ops.run(|p| {
                 p.ssm_conv(&x, &i.w, &state, n, fresh);
                 p.l2_norm_first(&x, (2 * s.n_head_k, s.dim), 1e-3, width, n);
-                p.delta_gates(&alpha, &beta, &i.a, &i.dt, n);
+                p.delta_gates(&alpha, (&beta, s.n_head_v), &i.a, &i.dt, n);
                 p.gated_delta_net(&out, &x, [&alpha, &beta], (s, &state), n, fresh);
             });
             all.extend_from_slice(out.as_mut_slice());
@@ -160,11 +179,16 @@ fn reference((s, d_conv): (DeltaShape, usize), i: &Inputs) -> Vec<f64> {
             };
             let (q, k) = (unit(head_k), unit(s.n_head_k + head_k));
             let v = &x[(2 * s.n_head_k + h) * dim..][..dim];
-            let softplus = (f64::from(i.alpha[at]) + f64::from(i.dt[h])).exp().ln_1p();
-            let alpha = (f64::from(i.a[h]) * softplus).exp();
+            let alpha = |j: usize| {
+                let each = n_alpha(s) / s.n_head_v;
+                let j = h * each + j % each;
+                let x = f64::from(i.alpha[t * n_alpha(s) + j]) + f64::from(i.dt[j]);
+                (f64::from(i.a[j]) * x.exp().ln_1p()).exp()
+            };
             let beta = sigmoid(i.beta[at].into());
             for (row, v) in state.iter_mut().zip(v) {
-                row.iter_mut().for_each(|s| *s *= alpha);
+                let columns = row.iter_mut().enumerate();
+                columns.for_each(|(j, s)| *s *= alpha(j));
                 let said: f64 = row.iter().zip(&k).map(|(s, k)| s * k).sum();
                 for (s, k) in row.iter_mut().zip(&k) {
                     *s += beta * (v - said) * k;

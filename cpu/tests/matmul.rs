@@ -393,6 +393,8 @@ fn heads_have_matrices() {
             n_in,
             n_out,
             n_expert: n_head,
+            first: 0,
+            stride: n_out,
             data: &data,
         };
         for (n_tokens, rest) in [(1, 8), (1, 0), (2, 5), (7, 0), (19, 3)] {

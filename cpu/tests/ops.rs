@@ -267,12 +267,28 @@ fn mixtures_of_experts() {
             (Gating::Softmax, false, false, Act::Swiglu, 12, (3, 1)),
             (Gating::Sigmoid, true, true, Act::ReluSqr, 7, (1, 1)),
             (Gating::Softmax, true, false, Act::Reglu, 7, (1, 1)),
+            (Gating::Softmax, true, false, Act::Geglu, 7, (1, 1)),
         ] {
             let ty = GgmlType::F16;
             let router = quantize(GgmlType::F32, &random.vec(n_expert * n_embd));
             let [gate, up, down] =
                 [0; 3].map(|_| quantize(ty, &random.vec(n_expert * n_ff * n_embd)));
             let choice_bias = random.vec(n_expert);
+            let scales = random.vec(n_expert);
+            // Gates and what goes up, expert by expert.
+            let size = gate.len() / n_expert;
+            let halves = gate.chunks(size).zip(up.chunks(size));
+            let both: Vec<u8> = halves.flat_map(|(g, u)| [g, u].concat()).collect();
+            let both = Experts {
+                ty,
+                n_in: n_embd,
+                n_out: 2 * n_ff,
+                n_expert,
+                first: 0,
+                stride: 2 * n_ff,
+                data: &both,
+            };
+            let in_one = act == Act::Geglu;
             let [r, g, u, d] = [1, n_ff, n_ff, n_embd].map(|n| random.vec(n_expert * n));
             let bias = (act == Act::SwigluOai).then_some(MoeBias {
                 router: &r,
@@ -287,13 +303,23 @@ fn mixtures_of_experts() {
                 n_in,
                 n_out,
                 n_expert,
+                first: 0,
+                stride: n_out,
                 data,
             };
             let f = MoeFfn {
                 router: Mat::new(GgmlType::F32, n_embd, n_expert, &router),
-                gate: (act != Act::ReluSqr).then_some(experts(n_embd, n_ff, &gate)),
-                up: experts(n_embd, n_ff, &up),
+                gate: match in_one {
+                    true => Some(both.half(0)),
+                    false => (act != Act::ReluSqr).then_some(experts(n_embd, n_ff, &gate)),
+                },
+                up: match in_one {
+                    true => both.half(1),
+                    false => experts(n_embd, n_ff, &up),
+                },
                 down: experts(n_ff, n_embd, &down),
+                down_scale: in_one.then_some(&scales),
+                clamp: (act == Act::Swiglu && n_expert == 12).then_some(0.3),
                 bias,
                 act,
                 n_expert_used: n_used,
@@ -385,6 +411,7 @@ fn moe(f: &MoeFfn<'_>, x: &[f32], start: &[f32]) -> Vec<f64> {
         let sum: f64 = chosen.iter().map(|e| p[*e]).sum();
         for e in chosen {
             let weight = p[*e] / if f.norm_topk { sum } else { 1.0 } * f64::from(f.weights_scale);
+            let weight = weight * f.down_scale.map_or(1.0, |s| f64::from(s[*e]));
             let part = |i: usize| {
                 let all = f.bias.map(|b| [b.gate, b.up, b.down][i])?;
                 let n = all.len() / f.up.n_expert;
@@ -396,7 +423,14 @@ fn moe(f: &MoeFfn<'_>, x: &[f32], start: &[f32]) -> Vec<f64> {
                 None => vec![f64::NAN; up.len()],
             };
             let act = |(g, u): (&f64, &f64)| match f.act {
-                Act::Swiglu => silu(*g) * u,
+                Act::Swiglu => {
+                    let most = f.clamp.map_or(f64::INFINITY, f64::from);
+                    silu(*g).min(most) * u.clamp(-most, most)
+                }
+                Act::Geglu => {
+                    let inner = 0.797_884_560_802_865_4 * g * (1.0 + 0.044_715 * g * g);
+                    0.5 * g * (1.0 + inner.tanh()) * u
+                }
                 Act::ReluSqr => u.max(0.0).powi(2),
                 Act::Reglu => g.max(0.0) * u,
                 Act::SwigluOai => {

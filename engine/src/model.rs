@@ -19,7 +19,7 @@ use crate::gguf::{Entering, GgufFile};
 use crate::grammar::Vocabulary;
 use crate::kv::Layout;
 use crate::memory::{self, MemoryPlan};
-use crate::options::{BackendKind, DEFAULT_BUDGET, KvOptions, LoadOptions};
+use crate::options::{BackendKind, BudgetScope, DEFAULT_BUDGET, KvOptions, LoadOptions, Scope};
 use crate::report;
 use crate::tokenizer::{Tokenizer, TokenizerOptions};
 
@@ -167,19 +167,28 @@ impl Model {
     /// [`Error::Usage`] for a type that the pool cannot hold, and for types to demote to that do not become smaller.
     pub fn kv_row_bytes(&self, kv: &KvOptions) -> Result<u64, Error> {
         let names = || KV_TYPES.map(GgmlType::name).join(", ");
-        let row = |flag: &str, ty: GgmlType| match ty.row_size(self.hp.head_dim) {
+        let row = |flag: &str, ty: GgmlType, dim: usize| match ty.row_size(dim) {
             _ if !KV_TYPES.contains(&ty) => {
                 Err(report::usage(format!("{flag} {}", ty.name()), names()))
             }
             Some(bytes) => Ok(bytes),
             None => Err(report::usage(
-                format!("{flag} {} with heads of {}", ty.name(), self.hp.head_dim),
+                format!("{flag} {} with heads of {dim}", ty.name()),
                 format!("a type whose blocks of {} divide a head", ty.block_size()),
             )),
         };
+        if self.hp.has_unlike_heads() {
+            return self.unlike_row_bytes(kv, row);
+        }
         // Latent keys hold the values.
         let latent = self.hp.latent.is_some();
-        let first = row("-ctk", kv.ty_k)? + if latent { 0 } else { row("-ctv", kv.ty_v)? };
+        let dim = self.hp.head_dim;
+        let first = row("-ctk", kv.ty_k, dim)?
+            + if latent {
+                0
+            } else {
+                row("-ctv", kv.ty_v, dim)?
+            };
         let mut least = first * PAGE;
         for d in kv.demotions() {
             let bytes = |ty: KvType| {
@@ -231,6 +240,36 @@ impl Model {
         file.tensors().map(bytes).sum()
     }
 
+    /// The same of layers whose heads are not alike: the mean of all, so that they come to what the pool has together.
+    fn unlike_row_bytes(
+        &self,
+        kv: &KvOptions,
+        row: impl Fn(&str, GgmlType, usize) -> Result<usize, Error>,
+    ) -> Result<u64, Error> {
+        let asked = [
+            (kv.scope == Scope::Head, "--kv-scope head"),
+            (
+                kv.budget_scope == BudgetScope::Model,
+                "--kv-budget-scope model",
+            ),
+            (!kv.demotions().is_empty(), "--kv-demote"),
+            (kv.redundancy < 1.0, "--kv-redundancy"),
+            (kv.guard > 0.0, "--kv-guard"),
+        ];
+        if let Some((_, flag)) = asked.iter().find(|(asked, _)| *asked) {
+            let found = format!("{flag} with a model whose layers have different heads");
+            return Err(report::usage(found, "a pool without it"));
+        }
+        let n = self.hp.n_layer_kv();
+        let mut all = 0;
+        for il in 0..n {
+            let h = self.hp.heads_of_pool(il);
+            let bytes = row("-ctk", kv.ty_k, h.dim)? + row("-ctv", kv.ty_v, h.dim_v)?;
+            all += h.n_kv * bytes;
+        }
+        Ok(all.div_ceil(n * self.hp.n_head_kv) as u64)
+    }
+
     pub(crate) fn plan_of(&self, kv: u64, n_ubatch: usize) -> MemoryPlan {
         let widths = Widths::of(&self.hp);
         let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();
@@ -256,13 +295,31 @@ impl Model {
             BackendKind::Auto if lemma_cuda::devices().list.is_empty() => u32::MAX,
             BackendKind::Auto => DEFAULT_BUDGET,
         };
-        (self.hp.head_dim.is_multiple_of(32) && self.hp.latent.is_none()).then_some(most)
+        let can = self.hp.latent.is_none() && !self.hp.has_unlike_heads();
+        (self.hp.head_dim.is_multiple_of(32) && can).then_some(most)
     }
 
     /// What `auto` stands for in the pool's options when a session of this model is made with a policy that recycles, as a specification
     /// says it: `budget_scope=model,demote=k4/v2:0.95`.
     pub fn what_auto_means(&self, o: &LoadOptions) -> String {
-        o.kv.what_auto_means(self.demotes(o.backend))
+        self.decided(&o.kv.open(), o.backend, true).decision()
+    }
+
+    /// [`KvOptions::decided`] for this model: layers whose heads are not alike have budgets of their own.
+    pub(crate) fn decided(
+        &self,
+        kv: &KvOptions,
+        backend: BackendKind,
+        ever_recycled: bool,
+    ) -> KvOptions {
+        let decided = kv.decided(ever_recycled, self.demotes(backend));
+        match kv.budget_scope {
+            BudgetScope::Auto if self.hp.has_unlike_heads() => KvOptions {
+                budget_scope: BudgetScope::Layer,
+                ..decided
+            },
+            _ => decided,
+        }
     }
 
     pub(crate) fn runner(

@@ -236,16 +236,19 @@ impl KvOptions {
         o
     }
 
-    /// What `auto` means for a policy that recycles, in the words of the options: what a record of a measurement needs beside the
-    /// options as they were given. `demotes`: as for [`Self::decided`].
-    pub(crate) fn what_auto_means(&self, demotes: Option<u32>) -> String {
-        let auto = Self {
+    /// The options with everything open that can be left open.
+    pub(crate) fn open(&self) -> Self {
+        Self {
             budget_scope: BudgetScope::Auto,
             demote: Demote::Auto,
             ..self.clone()
-        };
-        let decided = auto.decided(true, demotes);
-        let tiers = decided.demotions().iter();
+        }
+    }
+
+    /// What was [decided](Self::decided), in the words of the options: what a record of a measurement needs beside the options as they
+    /// were given.
+    pub(crate) fn decision(&self) -> String {
+        let tiers = self.demotions().iter();
         let tiers: Vec<String> = tiers
             .map(|d| format!("{}:{}", d.name(), f64::from(d.share) / 1e6))
             .collect();
@@ -253,13 +256,9 @@ impl KvOptions {
             true => "none".to_owned(),
             false => tiers.join("+"),
         };
-        let most = decided.most_held().map(|n| format!("@{n}"));
+        let most = self.most_held().map(|n| format!("@{n}"));
         let most = most.unwrap_or_default();
-        format!(
-            "budget_scope={:?},demote={demote}{most}",
-            decided.budget_scope
-        )
-        .to_lowercase()
+        format!("budget_scope={:?},demote={demote}{most}", self.budget_scope).to_lowercase()
     }
 
     /// Where pages go before they are forgotten, once that is [decided](Self::decided).

@@ -113,7 +113,7 @@ impl Session {
             .with_hint("--beyond-train allows more"));
         }
         let n_ubatch = (o.n_ubatch.max(1) as usize).min(n_ctx as usize);
-        let kv = (o.kv).decided(!policy.whole_context, model.demotes(o.backend));
+        let kv = model.decided(&o.kv, o.backend, !policy.whole_context);
         let row = model.kv_row_bytes(&kv)?;
         let layout = first_layout(policy, &kv, hp, n_ctx, row)?;
         let plan = model.plan_of(layout.bytes(row, bound_bytes(hp)), n_ubatch);

@@ -36,7 +36,14 @@ pub fn copy_key(b: &mut Builder, key: &str, value: gguf::Value<'_>) {
             (Some(s), ..) => b.strings(key, s.collect::<Vec<_>>().into_iter()),
             (_, Some(f), _) => b.f32s(key, f),
             (.., Some(i)) => b.i32s(key, i.map(|i| i as i32)),
-            _ => panic!("{key}"),
+            // Flags as numbers, which are read as well.
+            _ => match a.bools() {
+                Some(all) => {
+                    let all: Vec<i32> = all.map(i32::from).collect();
+                    b.i32s(key, all.into_iter())
+                }
+                None => panic!("{key}"),
+            },
         },
         other => panic!("{key}: {other:?}"),
     };

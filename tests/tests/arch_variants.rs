@@ -6,7 +6,7 @@ use lemma_engine::error::Error;
 use lemma_engine::gguf::GgufFile;
 use lemma_engine::gguf::write::Builder;
 use lemma_engine::model::Model;
-use lemma_engine::options::{BackendKind, LoadOptions};
+use lemma_engine::options::{BackendKind, KvBudget, LoadOptions};
 use lemma_engine::session::Session;
 use lemma_quant::GgmlType;
 use lemma_tests::{copy_key, data, nmse};
@@ -220,6 +220,56 @@ fn windows_of_olmo2() {
     assert!(by_period == by_list && nmse(&by_list, &plain) > 1e-3);
 }
 
+/// Layers of different heads, some of which look at the pages of others: small pools whose pages are recycled say what the reference says.
+#[test]
+fn small_pools_of_unlike_heads() {
+    for file in ["gemma4", "gemma4-moe", "mimo2", "step35", "deci-kv"] {
+        for policy in ["raas", "window", "h2o"] {
+            let all = [BackendKind::Trace, BackendKind::Cpu].map(|backend| {
+                let bytes = changed(&format!("{file}.gguf"), &Change::default());
+                let mut o = options(backend);
+                o.kv.apply(policy).unwrap();
+                o.kv.budget = KvBudget::Tokens(64);
+                let model = Arc::new(Model::load_static(bytes, "unlike.gguf", &o).unwrap());
+                let mut session = Session::new(model, &o).unwrap();
+                session.score(&[3, 1, 4, 1, 5], &mut |_, _| Ok(())).unwrap();
+                for t in 0..110 {
+                    session.decode((t * 37 + 5) % 250).unwrap();
+                }
+                assert!(session.first_recycle().is_some(), "{file} {policy}");
+                session.logits().to_vec()
+            });
+            let [want, got] = &all;
+            let error = nmse(got, want);
+            assert!(error < 1e-9, "{file} {policy}: {error:e}");
+        }
+    }
+}
+
+/// What such pools cannot do is said in a line.
+#[test]
+fn options_that_unlike_heads_do_not_have() {
+    for (options, names) in [
+        ("raas:scope=head", "--kv-scope head"),
+        ("raas:budget_scope=model", "--kv-budget-scope model"),
+        ("raas:demote=q8_0", "--kv-demote"),
+        ("raas:score=bound", "--kv-score"),
+        ("raas:redundancy=0.5", "--kv-redundancy"),
+        ("raas:guard=0.1", "--kv-guard"),
+        ("quest", "--kv-policy quest"),
+    ] {
+        let bytes = changed("gemma4.gguf", &Change::default());
+        let mut o = LoadOptions::default();
+        o.kv.apply(options).unwrap();
+        let model = Arc::new(Model::load_static(bytes, "unlike.gguf", &o).unwrap());
+        let Err(e) = Session::new(model, &o) else {
+            panic!("{options} is taken");
+        };
+        let line = e.to_string();
+        assert!(line.contains(names) && !line.contains('\n'), "{line}");
+    }
+}
+
 /// Every mistake has one line that names what is wrong.
 #[test]
 fn mistakes_are_named() {
@@ -294,6 +344,9 @@ fn mistakes_are_named() {
         };
         refused(file, &change, names);
     };
+    // What is added where experts are chosen may be missing elsewhere, but not here.
+    let bias = "blk.3.exp_probs_b.bias";
+    tensor("nemotron_h_moe.gguf", bias, &[], bias);
     let name = "rope_factors_long.weight";
     let of = |values: &[f32]| vec![(name.to_owned(), vec![values.len() as u64], values.to_vec())];
     tensor("phi3-longrope-partial.gguf", name, &of(&[1.0; 8]), name);

@@ -146,6 +146,11 @@ fn what_has_no_kernels_is_refused_in_a_line() {
                 "{name}: {said}"
             );
         };
+        let said = |what: &str| format!("{what} on a GPU, expected --device cpu with it");
+        refused("gemma4", |_| {}, &said("Gemma 4"));
+        refused("step35", |_| {}, &said("layers of different heads"));
+        let in_one = "experts whose gates and what goes up are one tensor";
+        refused("granite_swa-moe", |_| {}, &said(in_one));
         refused(
             "llama-mha",
             |hp| hp.head_dim = 258,

@@ -78,6 +78,61 @@ impl Pass<'_> {
         self.barrier();
     }
 
+    /// Each row of `width` numbers times a factor of its own.
+    pub fn scale_rows(&self, x: &Shared<f32>, factors: &[f32], width: usize) {
+        self.check("scale_rows", &[id(x), width, factors.len()]);
+        for i in self.w.range(factors.len(), 1) {
+            // SAFETY: row i is this worker's.
+            let row = unsafe { x.slice_mut(i * width..(i + 1) * width) };
+            lanes::scale(self.isa, row, factors[i]);
+        }
+        self.barrier();
+    }
+
+    /// Part `i` of the `n` parts of `width` numbers that each of `n_rows` rows of `out` has becomes `x`, `[n_rows, width]`, another buffer.
+    pub fn place(
+        &self,
+        out: &Shared<f32>,
+        x: &Shared<f32>,
+        [i, n]: [usize; 2],
+        width: usize,
+        n_rows: usize,
+    ) {
+        self.check("place", &[id(out), id(x), i, n, width, n_rows]);
+        assert!(!out.is(x) && i < n);
+        for t in self.w.range(n_rows, 1) {
+            let to = (t * n + i) * width;
+            // SAFETY: `x` is only read, part i of row t is this worker's.
+            unsafe {
+                out.slice_mut(to..to + width)
+                    .copy_from_slice(x.slice(t * width..(t + 1) * width));
+            }
+        }
+        self.barrier();
+    }
+
+    /// Part `i` of the `n` parts of `width` numbers that each of `n_rows` rows of `x` has: `out` is `[n_rows, width]`, another buffer.
+    pub fn part(
+        &self,
+        out: &Shared<f32>,
+        x: &Shared<f32>,
+        [i, n]: [usize; 2],
+        width: usize,
+        n_rows: usize,
+    ) {
+        self.check("part", &[id(out), id(x), i, n, width, n_rows]);
+        assert!(!out.is(x) && i < n);
+        for t in self.w.range(n_rows, 1) {
+            let from = (t * n + i) * width;
+            // SAFETY: `x` is only read, row t of `out` is this worker's.
+            unsafe {
+                out.slice_mut(t * width..(t + 1) * width)
+                    .copy_from_slice(x.slice(from..from + width));
+            }
+        }
+        self.barrier();
+    }
+
     /// [`Pass::rms_norm`] in place for what rows of `stride` begin with: the first `weight.len()` numbers of each.
     pub fn rms_norm_first(
         &self,
@@ -167,6 +222,17 @@ impl Pass<'_> {
         // SAFETY: `up` is only read.
         let up = unsafe { up.slice(range.clone()) };
         lanes::swiglu(self.isa, self.start_from(out, gate, range), up);
+        self.barrier();
+    }
+
+    /// `gate = min(silu(gate), clamp) * up`, `up` within `clamp` of zero, for `n` elements; different buffers.
+    pub fn swiglu_clamped(&self, gate: &Shared<f32>, up: &Shared<f32>, clamp: f32, n: usize) {
+        self.check("swiglu_clamped", &[id(gate), id(up), n]);
+        assert!(!gate.is(up), "swiglu_clamped: two buffers");
+        let range = self.w.range(n, LANES);
+        // SAFETY: `up` is only read, the range is this worker's.
+        let (gate, up) = unsafe { (gate.slice_mut(range.clone()), up.slice(range)) };
+        lanes::swiglu_clamped(self.isa, gate, up, clamp);
         self.barrier();
     }
 

@@ -33,6 +33,7 @@ mod pages;
 mod products;
 mod recurrent;
 mod scan;
+mod selective;
 
 pub use attention::Attention;
 pub use bounds::{Estimate, KeyBounds};
@@ -41,6 +42,7 @@ pub use elementwise::{Activation, RopeMode};
 pub use moe::{Act, Gating, MoeBias, MoeFfn};
 pub use recurrent::RecurrentState;
 pub use scan::{Scan, ScanShape};
+pub use selective::Selective;
 
 use crate::{Isa, Shared, Team, Worker};
 use std::cell::Cell;

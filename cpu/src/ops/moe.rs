@@ -19,6 +19,8 @@ pub enum Gating {
 /// What an expert makes of its gate and what goes up, or of what goes up alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
+    /// [`Pass::geglu`]
+    Geglu,
     /// [`Pass::reglu`]
     Reglu,
     /// [`Activation::ReluSqr`], of experts without gates.
@@ -53,10 +55,14 @@ pub struct MoeFfn<'a> {
     pub up: Experts<'a>,
     /// `n_ff` to `n_embd`.
     pub down: Experts<'a>,
+    /// Factors of what experts give, `[n_expert]`.
+    pub down_scale: Option<&'a [f32]>,
     /// Added to products.
     pub bias: Option<MoeBias<'a>>,
     /// Between them.
     pub act: Act,
+    /// The bound of [`Pass::swiglu_clamped`], in its place.
+    pub clamp: Option<f32>,
     /// Experts that a token uses.
     pub n_expert_used: usize,
     /// From logits to weights.
@@ -220,7 +226,11 @@ impl Pass<'_> {
                 }
             };
             match f.act {
-                Act::Swiglu => self.swiglu(hidden, hidden, &s.up, n * n_ff),
+                Act::Geglu => self.geglu(hidden, hidden, &s.up, n * n_ff),
+                Act::Swiglu => match f.clamp {
+                    Some(clamp) => self.swiglu_clamped(hidden, &s.up, clamp, n * n_ff),
+                    None => self.swiglu(hidden, hidden, &s.up, n * n_ff),
+                },
                 Act::SwigluOai => self.swiglu_oai(hidden, hidden, &s.up, n * n_ff),
                 Act::Reglu => self.reglu(hidden, &s.up, n * n_ff),
                 Act::ReluSqr => self.activate(hidden, Activation::ReluSqr, n * n_ff),
@@ -359,12 +369,12 @@ fn choose(logits: &mut [f32], chosen: &mut [u32], weights: &mut [f32], f: &MoeFf
         weights[j] = logits[best];
         total += logits[best];
     }
-    for w in weights {
+    for (w, e) in weights.iter_mut().zip(chosen) {
         if f.norm_topk {
             // What a half-precision number can just hold, as in ggml: all sigmoids may be as good as zero.
             *w /= total.max(6.103_515_6e-5);
         }
-        *w *= f.weights_scale;
+        *w *= f.weights_scale * f.down_scale.map_or(1.0, |s| s[*e as usize]);
     }
 }
 

@@ -1,11 +1,13 @@
 //! Finds the tensors of a model by name, checks their shapes and hands them to a backend.
 
+mod made;
+
 use std::ops::Range;
 
 use lemma_quant::GgmlType;
 
-use super::HParams;
 pub use super::hparams::Shape;
+use super::{HParams, Heads};
 use crate::backend::{Act, Embedding, Linear, Moe, MoeBias, Tensor};
 use crate::error::Error;
 use crate::gguf::{Bytes, GgufFile};
@@ -31,6 +33,8 @@ pub struct Binder<'a, W> {
 pub(super) struct Layers<L> {
     first: usize,
     bound: Vec<L>,
+    /// Layers of the model.
+    pub(super) n: usize,
 }
 
 impl<L> Layers<L> {
@@ -87,10 +91,20 @@ impl<'a, W> Binder<'a, W> {
         n: usize,
         mut each: impl FnMut(&mut Self, usize) -> Result<L, Error>,
     ) -> Result<Layers<L>, Error> {
+        self.rounds(n, n, &mut each)
+    }
+
+    /// The same where the layers that a file has, `n_round`, are bound again and again until there are `n`.
+    pub(super) fn rounds<L>(
+        &mut self,
+        n: usize,
+        n_round: usize,
+        mut each: impl FnMut(&mut Self, usize) -> Result<L, Error>,
+    ) -> Result<Layers<L>, Error> {
         let first = self.part.start;
         let bound = (first..self.part.end.min(n))
             .map(|il| {
-                (self.prefix, self.il) = (format!("blk.{il}."), il);
+                (self.prefix, self.il) = (format!("blk.{}.", il % n_round), il);
                 each(self, il)
             })
             .collect::<Result<_, Error>>();
@@ -98,6 +112,7 @@ impl<'a, W> Binder<'a, W> {
         Ok(Layers {
             first,
             bound: bound?,
+            n,
         })
     }
 
@@ -202,7 +217,7 @@ impl<'a, W> Binder<'a, W> {
     /// The weights of a norm: those of [`Binder::vector`], and behind them, in models whose norms may add something, `<name>.bias` where
     /// the file has one.
     pub(super) fn norm(&mut self, hp: &HParams, name: &str, n: usize) -> Result<W, Error> {
-        let bias = match hp.centers {
+        let bias = match hp.centers || hp.norms_add {
             true => self.find(&format!("{name}.bias"), &[n], true)?,
             false => None,
         };
@@ -352,6 +367,13 @@ impl<'a, W> Binder<'a, W> {
         self.file.tensor(&name).is_some()
     }
 
+    /// Whether the file has a matrix of `n_out` rows.
+    pub(super) fn has_rows(&self, name: &str, n_out: usize) -> bool {
+        let name = format!("{}{name}.weight", self.prefix);
+        let found = self.file.tensor(&name);
+        found.is_some_and(|t| t.dims[1] == n_out as u64)
+    }
+
     /// The output matrix, which is the embedding where the file has none (tied).
     pub(super) fn output(&mut self, n_embd: usize, n_vocab: usize) -> Result<Linear<W>, Error> {
         let w = match self.optional("output.weight", &[n_embd, n_vocab])? {
@@ -364,16 +386,19 @@ impl<'a, W> Binder<'a, W> {
 
     /// Queries, keys and values: three matrices, or the rows of one, `attn_qkv`.
     pub(super) fn qkv(&mut self, hp: &HParams) -> Result<[Linear<W>; 3], Error> {
-        let Shape {
-            n_embd, n_q, n_kv, ..
-        } = hp.shape();
+        self.qkv_of(hp, hp.heads(0))
+    }
+
+    /// The same of a layer that has heads of its own.
+    pub(super) fn qkv_of(&mut self, hp: &HParams, h: Heads) -> Result<[Linear<W>; 3], Error> {
+        let (n_embd, [n_q, n_k, n_v]) = (hp.n_embd, [h.n_q(), h.n_k(), h.n_v()]);
         if self.has("attn_qkv") && !self.has("attn_q") {
-            return self.fused("attn_qkv", n_embd, [n_q, n_kv, n_kv]);
+            return self.fused("attn_qkv", n_embd, [n_q, n_k, n_v]);
         }
         Ok([
             self.linear("attn_q", n_embd, n_q)?,
-            self.linear("attn_k", n_embd, n_kv)?,
-            self.linear("attn_v", n_embd, n_kv)?,
+            self.linear("attn_k", n_embd, n_k)?,
+            self.linear("attn_v", n_embd, n_v)?,
         ])
     }
 
@@ -387,7 +412,7 @@ impl<'a, W> Binder<'a, W> {
         self.norm(hp, name, hp.n_embd)
     }
 
-    /// Router and experts of a mixture-of-experts block.
+    /// Router and experts of a mixture-of-experts block; gates and what goes up may be one tensor, `ffn_gate_up_exps`.
     pub(super) fn moe(&mut self, hp: &HParams) -> Result<Moe<W>, Error> {
         self.routed(|b| b.moe_weights(hp))
     }
@@ -401,17 +426,35 @@ impl<'a, W> Binder<'a, W> {
     }
 
     fn moe_weights(&mut self, hp: &HParams) -> Result<Moe<W>, Error> {
+        let all = [hp.n_embd, 2 * hp.n_ff_exp, hp.n_expert];
+        if let Some(t) = self.find("ffn_gate_up_exps.weight", &all, false)? {
+            let (gates, ups) = ((self.make)(t.clone())?, (self.make)(t)?);
+            return Ok(Moe {
+                gates_and_ups: true,
+                ..self.moe_of(hp, Some(gates), ups)?
+            });
+        }
+        let n_embd = hp.n_expert_latent.unwrap_or(hp.n_embd);
+        let dims = [n_embd, hp.n_ff_exp, hp.n_expert];
+        let gate_exps = match hp.activations.is_empty() {
+            true => Some(self.required("ffn_gate_exps.weight", &dims)?),
+            false => None,
+        };
+        let up_exps = self.required("ffn_up_exps.weight", &dims)?;
+        self.moe_of(hp, gate_exps, up_exps)
+    }
+
+    fn moe_of(&mut self, hp: &HParams, gate_exps: Option<W>, up_exps: W) -> Result<Moe<W>, Error> {
         let (n_ff, n_expert) = (hp.n_ff_exp, hp.n_expert);
         let n_embd = hp.n_expert_latent.unwrap_or(hp.n_embd);
         let routing = hp.routing;
         Ok(Moe {
             gate_inp: self.matrix("ffn_gate_inp", hp.n_embd, n_expert)?,
-            gate_exps: match hp.activations.is_empty() {
-                true => Some(self.required("ffn_gate_exps.weight", &[n_embd, n_ff, n_expert])?),
-                false => None,
-            },
-            up_exps: self.required("ffn_up_exps.weight", &[n_embd, n_ff, n_expert])?,
+            gate_exps,
+            up_exps,
+            gates_and_ups: false,
             down_exps: self.required("ffn_down_exps.weight", &[n_ff, n_embd, n_expert])?,
+            down_exps_s: None,
             n_expert,
             n_expert_used: hp.n_expert_used,
             n_ff,
@@ -427,6 +470,7 @@ impl<'a, W> Binder<'a, W> {
             n_group_used: routing.n_group_used,
             norm_topk: routing.norm_topk,
             weights_scale: routing.weights_scale,
+            clamp: None,
             bias: None,
             act: match hp.activations.is_empty() {
                 true => Act::Swiglu,

@@ -4,6 +4,7 @@
 //! A norm that takes the mean off does not see a number that is added to all elements. So the mean is taken off the residual stream itself,
 //! which is otherwise only added to.
 
+use super::decoder::Norms;
 use super::ffn::Ffn;
 use super::keys::Keys;
 use super::{Binder, HParams, Layers, Shape};
@@ -36,6 +37,7 @@ pub struct Model<W> {
 struct Layer<W> {
     attn_norm: W,
     attn_qkv: [Linear<W>; 3],
+    qk_norm: Norms<W>,
     attn_output: Linear<W>,
     ffn: Ffn<W>,
 }
@@ -52,6 +54,7 @@ impl<W> Model<W> {
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,
                 attn_qkv: b.qkv(hp)?,
+                qk_norm: Norms::bind(hp, b)?,
                 attn_output: b.linear("attn_output", n_q, n_embd)?,
                 ffn: Ffn::bind(hp, b, il)?,
             })
@@ -74,7 +77,7 @@ impl<W> Model<W> {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
             b.mul_mats([(Q, attn_q), (K, attn_k), (V, attn_v)], Xn);
-            b.rope(Q, K, il);
+            l.qk_norm.rope(b, il, eps);
             b.note("Qcur", il, Q);
             b.note("Kcur", il, K);
             b.note("Vcur", il, V);

@@ -1,8 +1,9 @@
-//! `command-r`: Command R. The layers of `cohere2` without windows, and all of them rotate.
+//! `command-r`: Command R and R+. The layers of `cohere2` without windows, and all of them rotate; R+ norms each head of queries and keys by
+//! weights of its own.
 
-use super::HParams;
 pub(super) use super::cohere2::Model;
 use super::keys::Keys;
+use super::{HParams, QkNorm};
 use crate::backend::RopeMode;
 use crate::error::Error;
 
@@ -13,7 +14,14 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
         x if x.is_finite() => x,
         x => return Err(k.bad("logit_scale", x, "a number".to_owned())),
     };
-    // Command R+ norms each head by weights of its own.
-    k.no_qk_norms()?;
+    apart(k, hp);
     k.no_experts(hp)
+}
+
+/// Norms of queries and keys over each head, by weights of its own, where a file has them.
+pub(super) fn apart(k: &Keys<'_>, hp: &mut HParams) {
+    if k.has_tensor(0, "attn_q_norm.weight") {
+        hp.qk_norm = QkNorm::Apart;
+        hp.cpu_only = Some("norms of heads by weights of their own");
+    }
 }

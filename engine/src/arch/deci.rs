@@ -1,9 +1,10 @@
 //! `deci`: Llama-Nemotron Super and Ultra (arXiv 2505.00949), Llamas of which a search has taken out what they could spare: layers may lack
-//! attention, or have a matrix in its place, and feed-forward blocks are of different widths, or missing.
+//! attention, or have a matrix in its place, and feed-forward blocks are of different widths, or missing. In Nemotron 51B and DeciLM
+//! layers also have fewer key and value heads than others.
 
 use super::ffn::Ffn;
 use super::keys::Keys;
-use super::{Binder, HParams, Layers, Shape};
+use super::{Binder, HParams, Heads, Layers, Shape};
 use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};
 use crate::error::Error;
 
@@ -17,7 +18,15 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
         .iter()
         .zip(&n_head_kv)
         .map(|(q, kv)| *q > 0 && *kv > 0);
-    hp.keep(k, name, attends.map(|a| [a, false]))
+    hp.keep(k, name, attends.map(|a| [a, false]))?;
+    let heads = |(n, n_kv): (&u32, &u32)| Heads {
+        n: *n as usize,
+        n_kv: *n_kv as usize,
+        dim: hp.head_dim,
+        dim_v: hp.head_dim_v,
+    };
+    let heads: Vec<Heads> = n_head.iter().zip(&n_head_kv).map(heads).collect();
+    hp.unlike_heads(k, &heads)
 }
 
 /// Weights of the model.
@@ -50,10 +59,7 @@ enum Mixer<W> {
 impl<W> Model<W> {
     pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
         let Shape {
-            n_embd,
-            n_q,
-            n_vocab,
-            ..
+            n_embd, n_vocab, ..
         } = hp.shape();
         let k = Keys {
             file: b.file(),
@@ -66,8 +72,8 @@ impl<W> Model<W> {
                 (_, 0) => None,
                 (None, _) => Some(Mixer::Matrix(b.linear("attn_output", n_embd, n_embd)?)),
                 (Some(_), _) => Some(Mixer::Attention {
-                    attn_qkv: b.qkv(hp)?,
-                    attn_output: b.linear("attn_output", n_q, n_embd)?,
+                    attn_qkv: b.qkv_of(hp, hp.heads(il))?,
+                    attn_output: b.linear("attn_output", hp.heads(il).n_att(), n_embd)?,
                 }),
             };
             let ffn = match n_ff[il] {

@@ -12,6 +12,8 @@ use crate::error::Error;
 pub struct Model<W> {
     eps: f32,
     centers: bool,
+    /// Layers of a round, if what it leaves is normed.
+    n_round: Option<usize>,
     token_embd: Embedding<W>,
     layers: Layers<Layer<W>>,
     output_norm: W,
@@ -24,7 +26,8 @@ struct Layer<W> {
     attn_qkv: [Linear<W>; 3],
     qk_norm: Norms<W>,
     attn_output: Linear<W>,
-    ffn_norm: W,
+    /// None where the feed-forward block reads what attention reads.
+    ffn_norm: Option<W>,
     ffn: Ffn<W>,
 }
 
@@ -39,6 +42,8 @@ pub(super) enum Norms<W> {
     RotatedHeads([W; 2]),
     /// Over all heads together.
     Whole([W; 2]),
+    /// Over each of so many heads, by weights of its own, with the mean taken off.
+    Apart([(W, usize); 2]),
 }
 
 impl<W> Model<W> {
@@ -49,19 +54,23 @@ impl<W> Model<W> {
             n_vocab,
             ..
         } = hp.shape();
-        let layers = b.numbered_layers(hp.n_layer, |b, il| {
+        let layers = b.rounds(hp.n_layer, hp.n_round, |b, il| {
             Ok(Layer {
                 attn_norm: b.norm(hp, "attn_norm", n_embd)?,
                 attn_qkv: b.qkv(hp)?,
                 qk_norm: Norms::bind(hp, b)?,
                 attn_output: b.linear("attn_output", n_q, n_embd)?,
-                ffn_norm: b.ffn_norm(hp)?,
+                ffn_norm: match hp.parallel {
+                    true => None,
+                    false => Some(b.ffn_norm(hp)?),
+                },
                 ffn: Ffn::bind(hp, b, il)?,
             })
         })?;
         Ok(Self {
             eps: hp.eps,
             centers: hp.centers,
+            n_round: hp.norms_rounds.then_some(hp.n_round),
             token_embd: b.embedding(hp)?,
             layers,
             output_norm: b.norm(hp, "output_norm", n_embd)?,
@@ -86,10 +95,16 @@ impl<W> Model<W> {
             b.mul_mat_add(X, &l.attn_output, Att);
             b.note("ffn_inp", il, X);
 
-            self.norm(b, &l.ffn_norm);
-            b.note("ffn_norm", il, Xn);
+            if let Some(ffn_norm) = &l.ffn_norm {
+                self.norm(b, ffn_norm);
+                b.note("ffn_norm", il, Xn);
+            }
             l.ffn.forward(b, il);
             b.note("l_out", il, X);
+            let next = il + 1;
+            if self.n_round.is_some_and(|n| next % n == 0) && next < self.layers.n {
+                b.rms_norm(X, X, &self.output_norm, eps);
+            }
         }
         if self.centers {
             b.center(X);
@@ -109,12 +124,19 @@ impl<W> Model<W> {
 
 impl<W> Norms<W> {
     pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
+        if hp.qk_norm == QkNorm::Apart {
+            let mut norm = |name: &str, n| -> Result<(W, usize), Error> {
+                Ok((b.table(&format!("{name}.weight"), &[hp.head_dim, n])?, n))
+            };
+            let q = norm("attn_q_norm", hp.n_head)?;
+            return Ok(Self::Apart([q, norm("attn_k_norm", hp.n_head_kv)?]));
+        }
         let mut norms = |n_q, n_k| -> Result<[W; 2], Error> {
             Ok([b.vector("attn_q_norm", n_q)?, b.vector("attn_k_norm", n_k)?])
         };
         let d = hp.head_dim;
         Ok(match hp.qk_norm {
-            QkNorm::None => Self::None,
+            QkNorm::None | QkNorm::Apart => Self::None,
             QkNorm::Heads => Self::Heads(norms(d, d)?),
             QkNorm::RotatedHeads => Self::RotatedHeads(norms(d, d)?),
             QkNorm::Whole => Self::Whole(norms(hp.n_head * d, hp.n_head_kv * d)?),
@@ -136,6 +158,13 @@ impl<W> Norms<W> {
                 b.rope(Q, K, il);
                 b.rms_norm_heads(Q, q, eps);
                 b.rms_norm_heads(K, k, eps);
+            }
+            Self::Apart([q, k]) => {
+                for (x, (w, n)) in [(Q, q), (K, k)] {
+                    b.center_heads(x);
+                    b.rms_norm_groups(x, w, *n, eps);
+                }
+                b.rope(Q, K, il);
             }
             Self::Whole([q, k]) => {
                 b.rms_norm(Q, Q, q, eps);

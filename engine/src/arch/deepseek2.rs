@@ -11,6 +11,18 @@ use crate::backend::{Backend, Buf::*, Embedding, Gating, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
+    // Mistral's variant makes queries of late positions larger; newer files of it have a name of their own.
+    if let Some(scale) = k
+        .float("attention.temperature_scale")?
+        .filter(|s| *s != 0.0)
+    {
+        return Err(k.bad("attention.temperature_scale", scale, "none".to_owned()));
+    }
+    latent_layers(k, hp)
+}
+
+/// What is said of latent attention and of experts.
+pub(super) fn latent_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Norm;
     hp.partial_rotary = true;
     let kv_lora = k.count("attention.kv_lora_rank", MAX_DIM)?;
@@ -48,13 +60,6 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     (hp.n_head_kv, hp.head_dim, hp.head_dim_v) = (1, kv_lora + hp.n_rot, kv_lora);
     hp.latent = Some(l);
     hp.attn_scale = attn_scale(k, hp, l.head_dim)?;
-    // Mistral's variant makes queries of late positions larger.
-    if let Some(scale) = k
-        .float("attention.temperature_scale")?
-        .filter(|s| *s != 0.0)
-    {
-        return Err(k.bad("attention.temperature_scale", scale, "none".to_owned()));
-    }
     hp.n_ff_exp = expert_width(k)?;
     hp.n_ff_shexp = shared_width(k, hp.n_ff_exp)?;
     // Files of DeepSeek-V2 do not say; nor do some of GLM-4.7-Flash, which is known by its shape.
@@ -110,14 +115,22 @@ pub struct Model<W> {
 #[derive(Debug)]
 struct Layer<W> {
     attn_norm: W,
+    attention: Latents<W>,
+    ffn_norm: W,
+    ffn: Ffn<W>,
+}
+
+/// Latent attention.
+#[derive(Debug)]
+pub(super) struct Latents<W> {
+    /// Whether queries grow with their position.
+    heats: bool,
     queries: Queries<W>,
     attn_kv_a_mqa: Linear<W>,
     attn_kv_a_norm: W,
     attn_k_b: W,
     attn_v_b: W,
     attn_output: Linear<W>,
-    ffn_norm: W,
-    ffn: Ffn<W>,
 }
 
 #[derive(Debug)]
@@ -137,42 +150,10 @@ impl<W> Model<W> {
         let Shape {
             n_embd, n_vocab, ..
         } = hp.shape();
-        let k = Keys {
-            file: b.file(),
-            arch: hp.arch,
-        };
-        let Some(l) = hp.latent else {
-            return Err(k.missing("attention.kv_lora_rank"));
-        };
-        let (n_head, n_q) = (hp.n_head, hp.n_head * l.head_dim);
-        let n_nope = l.head_dim - hp.n_rot;
         let layers = b.numbered_layers(hp.n_layer, |b, il| {
-            let [attn_k_b, attn_v_b] = if b.has("attn_kv_b") && !b.has("attn_k_b") {
-                b.heads_in_one("attn_kv_b", l.kv_lora, [n_nope, l.head_dim_v], n_head)?
-            } else {
-                [
-                    b.heads("attn_k_b", n_nope, l.kv_lora, n_head)?,
-                    b.heads("attn_v_b", l.kv_lora, l.head_dim_v, n_head)?,
-                ]
-            };
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,
-                queries: if l.q_lora > 0 {
-                    Queries::Low {
-                        attn_q_a: b.linear("attn_q_a", n_embd, l.q_lora)?,
-                        attn_q_a_norm: b.vector("attn_q_a_norm", l.q_lora)?,
-                        attn_q_b: b.linear("attn_q_b", l.q_lora, n_q)?,
-                    }
-                } else {
-                    Queries::Full {
-                        attn_q: b.linear("attn_q", n_embd, n_q)?,
-                    }
-                },
-                attn_kv_a_mqa: b.linear("attn_kv_a_mqa", n_embd, hp.head_dim)?,
-                attn_kv_a_norm: b.vector("attn_kv_a_norm", l.kv_lora)?,
-                attn_k_b,
-                attn_v_b,
-                attn_output: b.linear("attn_output", n_head * l.head_dim_v, n_embd)?,
+                attention: Latents::bind(hp, b)?,
                 ffn_norm: b.vector("ffn_norm", n_embd)?,
                 ffn: Ffn::bind(hp, b, il)?,
             })
@@ -192,29 +173,7 @@ impl<W> Model<W> {
         for (il, l) in self.layers.iter() {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
-            match &l.queries {
-                Queries::Full { attn_q } => b.mul_mats([(Qh, attn_q), (K, &l.attn_kv_a_mqa)], Xn),
-                Queries::Low {
-                    attn_q_a,
-                    attn_q_a_norm,
-                    attn_q_b,
-                } => {
-                    b.mul_mats([(Ql, attn_q_a), (K, &l.attn_kv_a_mqa)], Xn);
-                    b.rms_norm(Ql, Ql, attn_q_a_norm, eps);
-                    b.mul_mats([(Qh, attn_q_b)], Ql);
-                }
-            }
-            b.note("q", il, Qh);
-            b.rms_norm_first(K, &l.attn_kv_a_norm, eps);
-            // Queries come to the keys: what would make keys of the latent vector is multiplied with them.
-            b.mul_mat_heads(Q, &l.attn_k_b, Qh);
-            b.rope(Q, K, il);
-            b.note("Qcur", il, Q);
-            b.note("Kcur", il, K);
-            b.attention(Att, [Q, K, K], il, None);
-            b.mul_mat_heads(Vh, &l.attn_v_b, Att);
-            b.note("kqv_out", il, Vh);
-            b.mul_mat_add(X, &l.attn_output, Vh);
+            l.attention.forward(b, il, eps);
             b.note("ffn_inp", il, X);
 
             b.rms_norm(Xn, X, &l.ffn_norm, eps);
@@ -223,5 +182,76 @@ impl<W> Model<W> {
             b.note("l_out", il, X);
         }
         b.output(&self.output, &self.output_norm, X, eps);
+    }
+}
+
+impl<W> Latents<W> {
+    pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>) -> Result<Self, Error> {
+        let k = Keys {
+            file: b.file(),
+            arch: hp.arch,
+        };
+        let Some(l) = hp.latent else {
+            return Err(k.missing("attention.kv_lora_rank"));
+        };
+        let (n_embd, n_head, n_q) = (hp.n_embd, hp.n_head, hp.n_head * l.head_dim);
+        let n_nope = l.head_dim - hp.n_rot;
+        let [attn_k_b, attn_v_b] = if b.has("attn_kv_b") && !b.has("attn_k_b") {
+            b.heads_in_one("attn_kv_b", l.kv_lora, [n_nope, l.head_dim_v], n_head)?
+        } else {
+            [
+                b.heads("attn_k_b", n_nope, l.kv_lora, n_head)?,
+                b.heads("attn_v_b", l.kv_lora, l.head_dim_v, n_head)?,
+            ]
+        };
+        Ok(Self {
+            heats: hp.heat.is_some(),
+            queries: if l.q_lora > 0 {
+                Queries::Low {
+                    attn_q_a: b.linear("attn_q_a", n_embd, l.q_lora)?,
+                    attn_q_a_norm: b.vector("attn_q_a_norm", l.q_lora)?,
+                    attn_q_b: b.linear("attn_q_b", l.q_lora, n_q)?,
+                }
+            } else {
+                Queries::Full {
+                    attn_q: b.linear("attn_q", n_embd, n_q)?,
+                }
+            },
+            attn_kv_a_mqa: b.linear("attn_kv_a_mqa", n_embd, hp.head_dim)?,
+            attn_kv_a_norm: b.vector("attn_kv_a_norm", l.kv_lora)?,
+            attn_k_b,
+            attn_v_b,
+            attn_output: b.linear("attn_output", n_head * l.head_dim_v, n_embd)?,
+        })
+    }
+
+    /// `X += attention(Xn)`
+    pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B, il: usize, eps: f32) {
+        match &self.queries {
+            Queries::Full { attn_q } => b.mul_mats([(Qh, attn_q), (K, &self.attn_kv_a_mqa)], Xn),
+            Queries::Low {
+                attn_q_a,
+                attn_q_a_norm,
+                attn_q_b,
+            } => {
+                b.mul_mats([(Ql, attn_q_a), (K, &self.attn_kv_a_mqa)], Xn);
+                b.rms_norm(Ql, Ql, attn_q_a_norm, eps);
+                b.mul_mats([(Qh, attn_q_b)], Ql);
+            }
+        }
+        b.note("q", il, Qh);
+        b.rms_norm_first(K, &self.attn_kv_a_norm, eps);
+        // Queries come to the keys: what would make keys of the latent vector is multiplied with them.
+        b.mul_mat_heads(Q, &self.attn_k_b, Qh);
+        b.rope(Q, K, il);
+        if self.heats {
+            b.heat(Q);
+        }
+        b.note("Qcur", il, Q);
+        b.note("Kcur", il, K);
+        b.attention(Att, [Q, K, K], il, None);
+        b.mul_mat_heads(Vh, &self.attn_v_b, Att);
+        b.note("kqv_out", il, Vh);
+        b.mul_mat_add(X, &self.attn_output, Vh);
     }
 }

@@ -10,6 +10,7 @@ pub(super) enum Ffn<W> {
     Dense {
         ffn_gate: Linear<W>,
         ffn_up: Linear<W>,
+        clamp: Option<f32>,
         ffn_down: Linear<W>,
     },
     /// Without a gate.
@@ -37,11 +38,14 @@ pub(super) struct Latent<W> {
 /// Experts that every token is sent to, as one.
 #[derive(Debug)]
 pub(super) struct Shared<W> {
+    /// Factor of what it gives.
+    scale: f32,
     /// How much of it is taken, where that is not all.
     ffn_gate_inp_shexp: Option<Linear<W>>,
     ffn_up_shexp: Linear<W>,
     /// What becomes of that.
     by: Hidden<W>,
+    clamp: Option<f32>,
     ffn_down_shexp: Linear<W>,
 }
 
@@ -59,6 +63,10 @@ impl<W> Ffn<W> {
     pub(super) fn bind(hp: &HParams, b: &mut Binder<'_, W>, il: usize) -> Result<Self, Error> {
         let (n_embd, n_ff, n_sh) = (hp.n_embd, hp.n_ff, hp.n_ff_shexp);
         let alone = hp.activations.get(il).copied();
+        let [clamp_exp, clamp] = [0, 1].map(|i| {
+            let bound = hp.swiglu_clamp[i].get(il).copied();
+            bound.filter(|b| *b > 1e-6)
+        });
         if hp.n_expert == 0 || il < hp.routing.n_dense {
             return Ok(match alone {
                 Some(by) => Self::Plain {
@@ -66,11 +74,14 @@ impl<W> Ffn<W> {
                     by,
                     ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
                 },
-                None => Self::dense(b, n_embd, n_ff)?,
+                None => Self::dense_clamped(b, n_embd, n_ff, clamp)?,
             });
         }
         Ok(Self::Moe {
-            experts: b.moe(hp)?,
+            experts: Moe {
+                clamp: clamp_exp,
+                ..b.moe(hp)?
+            },
             latent: match hp.n_expert_latent {
                 Some(n) => Some(Latent {
                     ffn_gate_inp: b.linear("ffn_gate_inp", n_embd, hp.n_expert)?,
@@ -80,15 +91,26 @@ impl<W> Ffn<W> {
                 None => None,
             },
             shared: if n_sh > 0 {
+                let fused = alone.is_none() && b.has_rows("ffn_up_shexp", 2 * n_sh);
+                let [gate, up] = match fused {
+                    true => b.fused("ffn_up_shexp", n_embd, [n_sh; 2])?.map(Some),
+                    false => [None, None],
+                };
                 Some(Shared {
+                    scale: hp.routing.shared_scale,
+                    clamp,
                     ffn_gate_inp_shexp: match hp.routing.gates_shared {
                         true => Some(b.row("ffn_gate_inp_shexp", n_embd)?),
                         false => None,
                     },
-                    ffn_up_shexp: b.linear("ffn_up_shexp", n_embd, n_sh)?,
-                    by: match alone {
-                        Some(by) => Hidden::Alone(by),
-                        None => Hidden::Gate(b.linear("ffn_gate_shexp", n_embd, n_sh)?),
+                    ffn_up_shexp: match up {
+                        Some(up) => up,
+                        None => b.linear("ffn_up_shexp", n_embd, n_sh)?,
+                    },
+                    by: match (alone, gate) {
+                        (Some(by), _) => Hidden::Alone(by),
+                        (None, Some(gate)) => Hidden::Gate(gate),
+                        (None, None) => Hidden::Gate(b.linear("ffn_gate_shexp", n_embd, n_sh)?),
                     },
                     ffn_down_shexp: b.linear("ffn_down_shexp", n_sh, n_embd)?,
                 })
@@ -100,7 +122,18 @@ impl<W> Ffn<W> {
 
     /// A block with a gate, `n_ff` wide.
     pub(super) fn dense(b: &mut Binder<'_, W>, n_embd: usize, n_ff: usize) -> Result<Self, Error> {
+        Self::dense_clamped(b, n_embd, n_ff, None)
+    }
+
+    /// The same with a bound of its gate and of what goes up, if there is one.
+    fn dense_clamped(
+        b: &mut Binder<'_, W>,
+        n_embd: usize,
+        n_ff: usize,
+        clamp: Option<f32>,
+    ) -> Result<Self, Error> {
         Ok(Self::Dense {
+            clamp,
             ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
             ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
             ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
@@ -143,10 +176,11 @@ impl<W> Ffn<W> {
             Self::Dense {
                 ffn_gate,
                 ffn_up,
+                clamp,
                 ffn_down,
             } => {
                 b.mul_mats([(Gate, ffn_gate), (Up, ffn_up)], Xn);
-                b.swiglu(Gate, Up);
+                swiglu(b, [Gate, Up], *clamp);
                 b.note("ffn_swiglu", il, Gate);
                 Some((ffn_down, Gate))
             }
@@ -169,7 +203,7 @@ impl<W> Ffn<W> {
                     }
                     (Hidden::Gate(gate), None) => {
                         b.mul_mats([(GateSh, gate), (UpSh, up)], Xn);
-                        b.swiglu(GateSh, UpSh);
+                        swiglu(b, [GateSh, UpSh], s.clamp);
                     }
                     (Hidden::Gate(gate), Some(share)) => {
                         b.mul_mats([(GateSh, gate), (UpSh, up), (Share, share)], Xn);
@@ -178,8 +212,19 @@ impl<W> Ffn<W> {
                         b.sigmoid_mul(GateSh, Share);
                     }
                 }
+                if s.scale != 1.0 {
+                    b.scale(GateSh, s.scale);
+                }
                 Some((&s.ffn_down_shexp, GateSh))
             }
         }
+    }
+}
+
+/// `gate = silu(gate) * up`, both bounded if there is a bound.
+fn swiglu<B: Backend>(b: &mut B, [gate, up]: [Buf; 2], clamp: Option<f32>) {
+    match clamp {
+        Some(clamp) => b.swiglu_clamped(gate, up, clamp),
+        None => b.swiglu(gate, up),
     }
 }

@@ -2,7 +2,7 @@
 //! rotate with a base of their own, and only the others are stretched to long contexts. Source: arXiv 2503.19786.
 
 use super::keys::Keys;
-use super::{Binder, HParams, Layers, RopeParams, RopeScaling, Shape};
+use super::{Binder, HParams, Layers, RopeParams, Shape};
 use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};
 use crate::error::Error;
 
@@ -13,11 +13,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     hp.embedding_scale = (hp.n_embd as f32).sqrt();
     if let Some(window) = k.optional_window()? {
-        let local = RopeParams {
-            freq_base: k.positive("rope.freq_base_swa", Some(10_000.0))?,
-            scaling: RopeScaling::None,
-            magnitude: 1.0,
-        };
+        let local = RopeParams::plain(k.positive("rope.freq_base_swa", Some(10_000.0))?);
         hp.windows(window, &k.window_pattern(hp.n_layer, 6)?, local);
     }
     hp.logit_softcap = k.softcap("final_logit_softcapping", 0.0)?;

@@ -14,7 +14,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     // Models that see pictures rotate sections of a head by other positions, which are all the same in text but for the fourth.
     let sections = "rope.dimension_sections";
     if k.has(sections) {
-        let s = k.rope_sections()?;
+        let s = k.rope_sections()?.pairs;
         if s[3] != 0 || s.iter().sum::<usize>() < hp.n_rot / 2 {
             let expected = format!("three sections of {} pairs", hp.n_rot / 2);
             return Err(k.bad(sections, format!("{s:?}"), expected));

@@ -79,6 +79,7 @@ struct Layer<W> {
 enum Mixer<W> {
     Attention {
         attn_qkv: [Linear<W>; 3],
+        attn_sinks: Option<W>,
         attn_output: Linear<W>,
     },
     Mamba2(Mamba2<W>),
@@ -98,6 +99,7 @@ impl<W> Model<W> {
                 mixer: match hp.layers[il].past.state() {
                     None => Mixer::Attention {
                         attn_qkv: b.qkv(hp)?,
+                        attn_sinks: b.optional_vector("attn_sinks.weight", hp.n_head)?,
                         attn_output: b.linear("attn_output", n_q, n_embd)?,
                     },
                     Some(_) => Mixer::Mamba2(Mamba2::bind(hp, b)?),
@@ -146,6 +148,7 @@ impl<W> Mixer<W> {
         match self {
             Mixer::Attention {
                 attn_qkv: [attn_q, attn_k, attn_v],
+                attn_sinks,
                 attn_output,
             } => {
                 b.mul_mats([(Q, attn_q), (K, attn_k), (V, attn_v)], Xn);
@@ -153,7 +156,7 @@ impl<W> Mixer<W> {
                 b.note("Qcur", il, Q);
                 b.note("Kcur", il, K);
                 b.note("Vcur", il, V);
-                b.attention(Att, [Q, K, V], il, None);
+                b.attention(Att, [Q, K, V], il, attn_sinks.as_ref());
                 b.note("kqv_out", il, Att);
                 b.mul_mats([(Xn, attn_output)], Att);
             }

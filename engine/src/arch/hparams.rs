@@ -5,8 +5,9 @@
 
 use std::ops::Range;
 
+use super::heads::Heads;
 use super::keys::{Keys, MAX_DIM, MAX_HEADS, MAX_LAYERS};
-use super::{RopeParams, Routing, ShortConv, StateSpace};
+use super::{RopeParams, Routing, Sections, SelectiveSpace, ShortConv, StateSpace};
 use crate::backend::{Activation, RopeMode};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -19,6 +20,10 @@ pub struct HParams {
     pub arch: &'static str,
     /// Layers.
     pub n_layer: usize,
+    /// Layers that a file has: fewer, where they are gone through several times.
+    pub n_round: usize,
+    /// Whether what such a round leaves is normed as the output is.
+    pub norms_rounds: bool,
     /// Width of the residual stream.
     pub n_embd: usize,
     /// Query heads.
@@ -35,6 +40,8 @@ pub struct HParams {
     pub delta: Option<DeltaNet>,
     /// Likewise, or beside them.
     pub ssm: Option<StateSpace>,
+    /// Likewise.
+    pub selective: Option<SelectiveSpace>,
     /// Likewise.
     pub short_conv: Option<ShortConv>,
     /// Width of the feed-forward block (of an expert, where there is nothing else).
@@ -71,6 +78,8 @@ pub struct HParams {
     pub attn_softcap: Option<f32>,
     /// Bound of the logits, likewise.
     pub logit_softcap: Option<f32>,
+    /// What the model needs that only the CPU has, in words for an error.
+    pub cpu_only: Option<&'static str>,
     /// Factor of the embeddings.
     pub embedding_scale: f32,
     /// Factor of what a block adds to the residual stream.
@@ -83,16 +92,30 @@ pub struct HParams {
     pub partial_rotary: bool,
     /// Which elements rotate together.
     pub rope_mode: RopeMode,
-    /// Interleaved M-RoPE: how many pairs rotate by each of four coordinates. Those of text are its position three times, and zero.
-    pub rope_sections: Option<[usize; 4]>,
+    /// M-RoPE: which pairs rotate by which coordinate.
+    pub rope_sections: Option<Sections>,
     /// Whether norms take the mean off first, and may add something.
     pub centers: bool,
+    /// Whether norms add something without taking the mean off.
+    pub norms_add: bool,
     /// Whether what attention gives is gated.
     pub gates_attention: bool,
+    /// Whether it is, by one number for each head.
+    pub gates_heads: bool,
+    /// Bounds of gates and of what goes up, of each layer: in experts, and in other blocks. None where it is zero, or empty.
+    pub swiglu_clamp: [Vec<f32>; 2],
     /// Whether what feed-forward blocks give is normed before it is added, experts among them.
     pub norms_ffn: bool,
     /// How much larger queries of late positions are.
     pub temperature: Option<Temperature>,
+    /// The same of [`Backend::heat`](crate::backend::Backend::heat), which is apart from rotation.
+    pub heat: Option<Temperature>,
+    /// Factor of what attention gives.
+    pub value_scale: f32,
+    /// Width of embeddings that tokens have for each layer, 0 where they have none.
+    pub n_embd_layer: usize,
+    /// Whether feed-forward blocks read what attention reads.
+    pub parallel: bool,
     /// Kinds of rotation; the first is what the common keys say.
     pub ropes: Vec<RopeParams>,
     /// What differs between layers, `[n_layer]`.
@@ -110,6 +133,8 @@ pub enum QkNorm {
     RotatedHeads,
     /// Over all heads together.
     Whole,
+    /// Over each head, by weights of its own, with the mean taken off.
+    Apart,
 }
 
 /// Queries at position `p` are multiplied with `1 + scale * ln(1 + floor(p / n_floor))`.
@@ -156,6 +181,8 @@ pub struct DeltaNet {
     pub d_conv: usize,
     /// Whether value heads of a key head lie side by side; otherwise value head `h` goes with key head `h % n_head_k`.
     pub side_by_side: bool,
+    /// Whether each element of a key is forgotten in its own measure.
+    pub apart: bool,
 }
 
 impl DeltaNet {
@@ -224,6 +251,10 @@ pub struct LayerParams {
     pub window: Option<u32>,
     /// Its kind of rotation, of [`HParams::ropes`]; `None` where nothing rotates.
     pub rope: Option<usize>,
+    /// Its heads, where layers are not alike.
+    pub heads: Option<Heads>,
+    /// Whether it looks at the pages of an earlier layer and has no keys and values of its own.
+    pub borrows: bool,
 }
 
 /// Row lengths that the tensors of a layer have.
@@ -256,12 +287,12 @@ impl HParams {
         let n_layer = k.count("block_count", MAX_LAYERS)?;
         let n_embd = k.count("embedding_length", MAX_DIM)?;
         let n_head = k
-            .count_where_any("attention.head_count", MAX_HEADS)?
+            .of_layers("attention.head_count", MAX_HEADS)?
             .ok_or_else(|| k.missing("attention.head_count"))?;
         let n_head_kv = k
-            .count_where_any("attention.head_count_kv", MAX_HEADS)?
+            .of_layers("attention.head_count_kv", MAX_HEADS)?
             .unwrap_or(n_head);
-        if n_head % n_head_kv != 0 {
+        if n_head % n_head_kv != 0 && !k.is_unlike() {
             return Err(k.bad(
                 "attention.head_count_kv",
                 n_head_kv,
@@ -302,17 +333,16 @@ impl HParams {
                 format!("1 to expert_count ({n_expert}, at most 4096)"),
             ));
         }
-        let n_ff = match arch {
-            "deci" => k.largest("feed_forward_length", MAX_DIM)?,
-            _ => k.count_where_any("feed_forward_length", MAX_DIM)?,
-        };
+        let n_ff = k.of_layers("feed_forward_length", MAX_DIM)?;
         // Norms that take the mean off call it differently.
         let (eps, mean_eps) = (
             "attention.layer_norm_rms_epsilon",
             "attention.layer_norm_epsilon",
         );
         let eps = match arch {
-            "cohere2" | "command-r" | "stablelm" | "starcoder2" | "nemotron" => mean_eps,
+            "cohere2" | "cohere2moe" | "command-r" | "stablelm" | "starcoder2" | "nemotron" => {
+                mean_eps
+            }
             "nemotron_h" | "nemotron_h_moe" if !k.has(eps) => mean_eps,
             _ => eps,
         };
@@ -346,6 +376,8 @@ impl HParams {
         let mut hp = Self {
             arch,
             n_layer,
+            n_round: n_layer,
+            norms_rounds: false,
             n_embd,
             n_head,
             n_head_kv,
@@ -354,6 +386,7 @@ impl HParams {
             latent: None,
             delta: None,
             ssm: None,
+            selective: None,
             short_conv: None,
             // Zero stands for none until the architecture has had its say.
             n_ff: n_ff.unwrap_or(0),
@@ -373,6 +406,7 @@ impl HParams {
             attn_scale,
             attn_softcap: None,
             logit_softcap: None,
+            cpu_only: None,
             embedding_scale: 1.0,
             residual_scale: 1.0,
             logit_scale: 1.0,
@@ -381,20 +415,33 @@ impl HParams {
             rope_mode: RopeMode::Norm,
             rope_sections: None,
             centers: false,
+            norms_add: false,
             gates_attention: false,
+            gates_heads: false,
+            swiglu_clamp: [Vec::new(), Vec::new()],
             norms_ffn: false,
             temperature: None,
+            heat: None,
+            value_scale: 1.0,
+            n_embd_layer: 0,
+            parallel: false,
             ropes: vec![k.rope()?],
             layers: (0..n_layer)
                 .map(|il| LayerParams {
                     past: Past::Pages(il),
                     window: None,
                     rope: Some(0),
+                    heads: None,
+                    borrows: false,
                 })
                 .collect(),
         };
         hp.without_guessing_layers(&k)?;
         super::hparams(&k, &mut hp)?;
+        let in_one = |il| k.has_tensor(il, "ffn_gate_up_exps.weight");
+        if hp.cpu_only.is_none() && (0..hp.n_layer).any(in_one) {
+            hp.cpu_only = Some("experts whose gates and what goes up are one tensor");
+        }
         if hp.n_ff == 0 {
             return Err(k.missing("feed_forward_length"));
         }
@@ -402,6 +449,13 @@ impl HParams {
             hp.n_ff_exp = hp.n_ff;
         }
         let head_dim = hp.head_dim;
+        let unlike = hp.has_unlike_heads();
+        if unlike || hp.ropes.iter().any(|r| r.n_rot.is_some()) {
+            hp.check_rotation(&k)?;
+        }
+        if unlike {
+            return Ok(hp);
+        }
         if hp.head_dim_v != head_dim && hp.latent.is_none() {
             return Err(k.bad(
                 "attention.value_length",
@@ -410,7 +464,9 @@ impl HParams {
             ));
         }
         let rotates = hp.layers.iter().any(|l| l.rope.is_some());
-        if !rotates {
+        if !rotates && hp.latent.is_some() {
+            // It is as wide as what would.
+        } else if !rotates {
             // What the file says of it means nothing.
             hp.n_rot = head_dim - head_dim % 2;
         } else if n_rot % 2 != 0 || n_rot > head_dim || (n_rot < head_dim && !hp.partial_rotary) {
@@ -464,8 +520,19 @@ impl HParams {
             return Err(k.bad("nextn_predict_layers", n_guess, expected));
         }
         self.n_layer -= n_guess;
+        self.n_round = self.n_layer;
         self.layers.truncate(self.n_layer);
         Ok(())
+    }
+
+    /// Goes through the layers `n` times.
+    pub(super) fn repeat_layers(&mut self, n: usize) {
+        self.n_layer = n * self.n_round;
+        let of = |il: usize| LayerParams {
+            past: Past::Pages(il),
+            ..self.layers[il % self.n_round]
+        };
+        self.layers = (0..self.n_layer).map(of).collect();
     }
 
     /// Tables of cosines and sines: one of each kind of rotation, and where queries grow with their position another of each.
@@ -476,7 +543,8 @@ impl HParams {
     /// Layers that have pages in the pool.
     pub fn n_layer_kv(&self) -> usize {
         let all = self.layers.iter();
-        all.filter(|l| l.past.pages().is_some()).count()
+        all.filter(|l| l.past.pages().is_some() && !l.borrows)
+            .count()
     }
 
     /// The number of layer `il` in the pool.
@@ -492,9 +560,10 @@ impl HParams {
 
     /// Of layers that lie side by side, those that have pages, as the pool counts them.
     pub fn layers_of_pool(&self, layers: &Range<usize>) -> Range<usize> {
+        // A layer that looks at the pages of an earlier one has its number.
         let before = |il: usize| {
-            let all = self.layers[..il].iter();
-            all.filter(|l| l.past.pages().is_some()).count()
+            let numbers = self.layers[..il].iter().filter_map(|l| l.past.pages());
+            numbers.max().map_or(0, |n| n + 1)
         };
         before(layers.start)..before(layers.end)
     }

@@ -1,6 +1,6 @@
 //! Reads `<arch>.<name>` keys of the metadata, each checked where it is read.
 
-use super::{HParams, RopeParams, RopeScaling};
+use super::{HParams, RopeParams, RopeScaling, Sections};
 use crate::error::Error;
 use crate::gguf::{GgufFile, Value};
 use crate::report;
@@ -17,8 +17,12 @@ const MIXED: &[&str] = &[
     "nemotron_h",
     "nemotron_h_moe",
     "granitehybrid",
-    "deci",
+    "jamba",
+    "kimi-linear",
 ];
+
+/// Architectures whose layers are of different widths; what each has is read where it is bound.
+const UNLIKE: &[&str] = &["deci", "gemma4", "mimo2", "step35"];
 
 const WINDOW: &str = "attention.sliding_window";
 const MAX_WINDOW: u32 = u32::MAX >> 1;
@@ -76,19 +80,6 @@ impl Keys<'_> {
         }
     }
 
-    /// Refuses norms of queries and keys.
-    pub(super) fn no_qk_norms(&self) -> Result<(), Error> {
-        let name = "attn_q_norm.weight";
-        match self.has_tensor(0, name) {
-            false => Ok(()),
-            true => Err(report::unsupported(
-                self.file.name(),
-                format!("tensor blk.0.{name}"),
-                "a model that does not norm its queries",
-            )),
-        }
-    }
-
     /// Refuses a model without experts.
     pub(super) fn only_experts(&self, hp: &HParams) -> Result<(), Error> {
         match hp.n_expert {
@@ -129,6 +120,19 @@ impl Keys<'_> {
     pub(super) fn count(&self, name: &str, max: u32) -> Result<usize, Error> {
         self.optional_count(name, max)?
             .ok_or_else(|| self.missing(name))
+    }
+
+    /// Whether layers are of different widths.
+    pub(super) fn is_unlike(&self) -> bool {
+        UNLIKE.contains(&self.arch)
+    }
+
+    /// What all layers have, or the largest of them where they are of different widths.
+    pub(super) fn of_layers(&self, name: &str, max: u32) -> Result<Option<usize>, Error> {
+        match self.is_unlike() && self.has(name) {
+            true => self.largest(name, max),
+            false => self.count_where_any(name, max),
+        }
     }
 
     /// The number of those layers that have one, where layers are of different kinds: zero stands for none there. Elsewhere
@@ -249,6 +253,18 @@ impl Keys<'_> {
         })
     }
 
+    /// [`Keys::layer_floats`] of an architecture's own key; an array may speak of layers that guess further tokens too.
+    pub(super) fn layer_floats_of(&self, name: &str, n_layer: usize) -> Result<Vec<f32>, Error> {
+        let n_block = self.optional("block_count")?.unwrap_or(0) as usize;
+        let n = match self.file.meta().get(&self.key(name)) {
+            Some(Value::Array(a)) if a.len() == n_block.max(n_layer) => a.len(),
+            _ => n_layer,
+        };
+        let mut all = self.layer_floats(&self.key(name), n)?;
+        all.truncate(n_layer);
+        Ok(all)
+    }
+
     /// A number for each of `n_layer` layers: an array, or the same for all. The key is one that no architecture's name begins.
     pub(super) fn layer_floats(&self, key: &str, n_layer: usize) -> Result<Vec<f32>, Error> {
         let meta = self.file.meta();
@@ -271,7 +287,7 @@ impl Keys<'_> {
     }
 
     /// How many pairs of elements rotate by each coordinate of a position.
-    pub(super) fn rope_sections(&self) -> Result<[usize; 4], Error> {
+    pub(super) fn rope_sections(&self) -> Result<Sections, Error> {
         let name = "rope.dimension_sections";
         let all = self.file.meta().opt_i32s(&self.key(name))?;
         let Some(all) = all else {
@@ -283,7 +299,10 @@ impl Keys<'_> {
         let all: Vec<i32> = all.take(5).collect();
         let sections = all.iter().filter_map(|n| usize::try_from(*n).ok());
         match <[usize; 4]>::try_from(sections.collect::<Vec<_>>()) {
-            Ok(s) if all.len() == 4 && s.iter().any(|&n| n > 0) => Ok(s),
+            Ok(pairs) if all.len() == 4 && pairs.iter().any(|&n| n > 0) => Ok(Sections {
+                pairs,
+                take_turns: true,
+            }),
             _ => {
                 let expected = "four numbers, none negative and not all zero".to_owned();
                 Err(self.bad(name, format!("{all:?}"), expected))
@@ -307,6 +326,7 @@ impl Keys<'_> {
             freq_base: self.positive("rope.freq_base", Some(10_000.0))?,
             scaling,
             magnitude: magnitude * self.positive("rope.scaling.attn_factor", Some(1.0))?,
+            ..RopeParams::plain(1.0)
         })
     }
 

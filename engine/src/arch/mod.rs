@@ -10,6 +10,7 @@ mod bailingmoe;
 mod bailingmoe2;
 mod bind;
 mod cohere2;
+mod cohere2moe;
 mod command_r;
 mod deci;
 mod decoder;
@@ -26,33 +27,46 @@ mod ffn;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm4;
 mod glm4moe;
 mod gpt_oss;
 mod granite;
+mod granite_swa;
 mod granitehybrid;
 mod granitemoe;
+mod heads;
 mod hparams;
 mod hunyuan_dense;
 mod hunyuan_moe;
 mod hy_v3;
 mod internlm2;
+mod jamba;
 mod keys;
+mod kimi_linear;
 mod lfm2;
 mod lfm2moe;
 mod llama;
+mod maincoder;
 mod mamba2;
+mod mellum;
+mod mimo2;
 mod minicpm;
 mod minimax_m2;
 mod mistral3;
+mod mistral4;
+mod nanbeige;
 mod nemotron;
 mod nemotron_h;
 mod nemotron_h_moe;
 mod olmo2;
 mod olmoe;
+mod pangu_embed;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen2moe;
+mod qwen2vl;
 mod qwen3;
 mod qwen35;
 mod qwen35moe;
@@ -68,12 +82,14 @@ mod smallthinker;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod step35;
 
 use bind::Layers;
 pub use bind::{Binder, Shape};
+pub use heads::Heads;
 pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past, QkNorm, Temperature};
-pub use recurrent::{ShortConv, StateShape, StateSpace};
-pub use rope::{Rope, RopeParams, RopeScaling};
+pub use recurrent::{SelectiveSpace, ShortConv, StateShape, StateSpace};
+pub use rope::{Rope, RopeParams, RopeScaling, Sections};
 pub use routing::Routing;
 
 use self::keys::Keys;
@@ -138,6 +154,20 @@ archs! {
     "smollm3" => smollm3::SmolLm3,
     "gemma2" => gemma2::Gemma2,
     "gemma3" => gemma3::Gemma3,
+    "gemma4" => gemma4::Gemma4,
+    "mimo2" => mimo2::MiMo2,
+    "step35" => step35::Step35,
+    "nanbeige" => nanbeige::Nanbeige,
+    "jamba" => jamba::Jamba,
+    "kimi-linear" => kimi_linear::KimiLinear,
+    "qwen2vl" => qwen2vl::Qwen2Vl,
+    "mistral4" => mistral4::Mistral4,
+    "granite_swa" => granite_swa::GraniteSwa,
+    "cohere2moe" => cohere2moe::Cohere2Moe,
+    "phimoe" => phimoe::PhiMoe,
+    "mellum" => mellum::Mellum,
+    "maincoder" => maincoder::Maincoder,
+    "pangu-embedded" => pangu_embed::PanguEmbed,
     "deepseek2" => deepseek2::DeepSeek2,
     "seed_oss" => seed_oss::SeedOss,
     "qwen3vl" => qwen3vl::Qwen3Vl,
@@ -200,17 +230,19 @@ impl Widths {
     pub fn of(hp: &HParams) -> Self {
         Self(Buf::ALL.map(|b| match b {
             Buf::X | Buf::Xn => hp.n_embd,
-            Buf::Q => hp.n_head * hp.head_dim,
-            Buf::Att => hp.n_head * hp.head_dim_v,
-            Buf::K => hp.n_head_kv * hp.head_dim,
+            Buf::Q => hp.widest(|h| h.n_q()),
+            Buf::Att => hp.widest(|h| h.n_att()),
+            Buf::K => hp.widest(|h| h.n_k()),
             Buf::V if hp.latent.is_some() => 0,
-            Buf::V => hp.n_head_kv * hp.head_dim_v,
+            Buf::V => hp.widest(|h| h.n_v()),
             Buf::Gate | Buf::Up => hp.n_ff,
             Buf::Ql => hp.latent.map_or(0, |l| l.q_lora),
             Buf::Qh => hp.latent.map_or(0, |l| hp.n_head * l.head_dim),
             Buf::Vh => hp.latent.map_or(0, |l| hp.n_head * l.head_dim_v),
             Buf::GateSh | Buf::UpSh => hp.n_ff_shexp,
+            Buf::Qg if hp.latent.is_some() => 0,
             Buf::Qg => hp.delta.map_or(0, |_| 2 * hp.n_head * hp.head_dim),
+            Buf::Ag if hp.gates_heads => hp.widest(|h| h.n),
             Buf::Ag if hp.gates_attention => hp.n_head * hp.head_dim,
             Buf::Ag => 0,
             Buf::Y if hp.norms_ffn => hp.n_embd,
@@ -219,7 +251,17 @@ impl Widths {
             Buf::Route if hp.routes_apart => hp.n_expert,
             Buf::Route => 0,
             Buf::Lat => hp.n_expert_latent.unwrap_or(0),
+            Buf::Le | Buf::Li => hp.n_layer * hp.n_embd_layer,
+            Buf::Lp | Buf::Lg => hp.n_embd_layer,
             Buf::Qkv => hp.state().map_or(0, |s| s.width),
+            Buf::Dt | Buf::Sb if hp.delta.is_some_and(|d| d.apart) => {
+                hp.delta.map_or(0, |d| d.head_dim)
+            }
+            Buf::Dt => hp.selective.map_or(0, |s| s.dt_rank),
+            Buf::Sb | Buf::Sc => hp.selective.map_or(0, |s| s.d_state),
+            Buf::Dn | Buf::Z | Buf::Alpha if hp.selective.is_some() => {
+                hp.selective.map_or(0, |s| s.n_inner)
+            }
             Buf::Dn | Buf::Z => match (hp.delta, hp.ssm, hp.short_conv) {
                 (Some(d), ..) => d.n_v(),
                 (_, Some(s), _) => s.n_inner(),
@@ -227,6 +269,7 @@ impl Widths {
             },
             Buf::Share => usize::from(hp.n_ff_shexp > 0 && hp.routing.gates_shared),
             Buf::Alpha if hp.ssm.is_some() => hp.ssm.map_or(0, |s| s.n_head),
+            Buf::Alpha if hp.delta.is_some_and(|d| d.apart) => hp.delta.map_or(0, |d| d.n_v()),
             Buf::Alpha | Buf::Beta => hp.delta.map_or(0, |d| d.n_head_v),
         }))
     }
@@ -236,7 +279,8 @@ impl Widths {
         // Head by head, latent attention is not.
         let apart = |b: &Buf| match b {
             Buf::Q | Buf::Qh | Buf::Att => hp.latent.is_some(),
-            Buf::Qg | Buf::Qkv => true,
+            Buf::Qkv => hp.selective.is_none(),
+            Buf::Qg | Buf::Le | Buf::Li => true,
             _ => false,
         };
         let inputs = Buf::ALL.into_iter().filter(|b| !apart(b));

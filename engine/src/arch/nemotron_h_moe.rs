@@ -4,9 +4,10 @@
 use super::keys::{Keys, MAX_DIM};
 pub(super) use super::nemotron_h::Model;
 use super::nemotron_h::mixed_layers;
-use super::{HParams, Routing};
+use super::{HParams, Past, Routing};
 use crate::backend::Gating;
 use crate::error::Error;
+use crate::report;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     k.only_experts(hp)?;
@@ -24,5 +25,15 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
         is_biased: true,
         ..Routing::read(k, hp, Gating::Sigmoid)?
     };
-    mixed_layers(k, hp)
+    mixed_layers(k, hp)?;
+    // What is added where experts are chosen is not left out.
+    for (il, _) in (hp.layers.iter().enumerate()).filter(|(_, l)| l.past == Past::Nothing) {
+        let names = ["exp_probs_b.bias", "exp_probs_b"];
+        if names.iter().all(|name| !k.has_tensor(il, name)) {
+            let found = format!("tensor blk.{il}.exp_probs_b.bias is missing");
+            let expected = format!("a tensor of shape [{}]", hp.n_expert);
+            return Err(report::malformed(k.file.name(), found, expected));
+        }
+    }
+    Ok(())
 }

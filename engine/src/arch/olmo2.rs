@@ -3,7 +3,7 @@
 
 use super::decoder::Norms;
 use super::keys::Keys;
-use super::{Binder, HParams, Layers, QkNorm, RopeParams, RopeScaling, Shape};
+use super::{Binder, HParams, Layers, QkNorm, RopeParams, Shape};
 use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};
 use crate::error::Error;
 
@@ -13,11 +13,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     let Some(window) = k.optional_window()? else {
         return Ok(());
     };
-    let local = RopeParams {
-        freq_base: k.positive("rope.freq_base_swa", Some(hp.ropes[0].freq_base))?,
-        scaling: RopeScaling::None,
-        magnitude: 1.0,
-    };
+    let local = RopeParams::plain(k.positive("rope.freq_base_swa", Some(hp.ropes[0].freq_base))?);
     hp.windows(window, &k.window_pattern(hp.n_layer, 4)?, local);
     Ok(())
 }

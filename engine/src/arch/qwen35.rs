@@ -47,6 +47,7 @@ fn delta_net(k: &Keys<'_>) -> Result<DeltaNet, Error> {
         head_dim: k.count("ssm.state_size", MAX_DIM)?,
         d_conv: d_conv(k, "ssm.conv_kernel")?,
         side_by_side: false,
+        apart: false,
     };
     if !d.head_dim.is_multiple_of(16) {
         return Err(k.bad("ssm.state_size", d.head_dim, "a multiple of 16".to_owned()));

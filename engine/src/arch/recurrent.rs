@@ -83,6 +83,41 @@ impl StateSpace {
     }
 }
 
+/// Selective state space (Mamba, arXiv 2312.00752): a layer's memory is a few numbers for each channel, of which a token makes it forget each in its own
+/// measure, before it adds its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SelectiveSpace {
+    /// Channels; a multiple of 16.
+    pub n_inner: usize,
+    /// Numbers of each.
+    pub d_state: usize,
+    /// Width of what step sizes are made of.
+    pub dt_rank: usize,
+    /// Tokens that the convolution sees, the current one included.
+    pub d_conv: usize,
+}
+
+impl SelectiveSpace {
+    pub(super) fn read(k: &Keys<'_>) -> Result<Self, Error> {
+        let s = Self {
+            n_inner: k.count("ssm.inner_size", MAX_DIM)?,
+            d_state: k.count("ssm.state_size", MAX_DIM)?,
+            dt_rank: k.count("ssm.time_step_rank", MAX_DIM)?,
+            d_conv: d_conv(k, "ssm.conv_kernel")?,
+        };
+        if !s.n_inner.is_multiple_of(16) {
+            return Err(k.bad("ssm.inner_size", s.n_inner, "a multiple of 16".to_owned()));
+        }
+        // Both factors are bounded, so the product does not overflow.
+        let most = 16 * MAX_DIM as usize;
+        if s.n_inner * s.d_state > most {
+            let expected = format!("a state of {most} numbers at most");
+            return Err(k.bad("ssm.state_size", s.d_state, expected));
+        }
+        Ok(s)
+    }
+}
+
 /// Gated short convolution (LFM2, arXiv 2511.23404): every channel of the residual stream by itself, between two gates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShortConv {
@@ -159,7 +194,12 @@ impl HParams {
             d_conv: c.d_conv,
             n: 0,
         });
-        delta.or(ssm).or(conv)
+        let selective = self.selective.map(|s| StateShape {
+            width: s.n_inner,
+            d_conv: s.d_conv,
+            n: s.n_inner * s.d_state,
+        });
+        delta.or(ssm).or(selective).or(conv)
     }
 
     /// Layers that have a recurrent state.

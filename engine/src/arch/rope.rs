@@ -36,6 +36,15 @@ pub enum RopeScaling {
     },
 }
 
+/// How many pairs rotate by each of the four coordinates of a position (M-RoPE). Those of text are its position three times, and zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sections {
+    /// Pairs of each; not all zero.
+    pub pairs: [usize; 4],
+    /// Whether the first three take turns; otherwise all follow one another.
+    pub take_turns: bool,
+}
+
 /// A kind of rotation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RopeParams {
@@ -45,6 +54,23 @@ pub struct RopeParams {
     pub scaling: RopeScaling,
     /// Magnitude that multiplies cosines and sines.
     pub magnitude: f32,
+    /// Elements of a head that rotate, where they are not those that all layers have.
+    pub n_rot: Option<usize>,
+    /// Whether the divisors that a file may have are for others.
+    pub undivided: bool,
+}
+
+impl RopeParams {
+    /// Rotation that nothing was done to.
+    pub(super) fn plain(freq_base: f32) -> Self {
+        Self {
+            freq_base,
+            scaling: RopeScaling::None,
+            magnitude: 1.0,
+            n_rot: None,
+            undivided: false,
+        }
+    }
 }
 
 /// Frequencies of a model.
@@ -52,7 +78,7 @@ pub struct RopeParams {
 pub struct Rope {
     /// Which elements rotate together.
     pub mode: RopeMode,
-    /// Elements of a head that rotate.
+    /// Elements of a head that rotate at most.
     pub n_rot: usize,
     kinds: Vec<Frequencies>,
     temperature: Option<Temperature>,
@@ -73,7 +99,7 @@ impl Rope {
             mode: hp.rope_mode,
             n_rot: hp.n_rot,
             kinds: (hp.ropes.iter())
-                .map(|r| Frequencies::new(hp, r, factors))
+                .map(|r| Frequencies::new(hp, r, factors.filter(|_| !r.undivided)))
                 .collect(),
             temperature: hp.temperature,
         }
@@ -119,6 +145,11 @@ impl Rope {
         Ok(Self::new(hp, Some(&factors)))
     }
 
+    /// Elements of a head that rotate by a table.
+    pub fn n_rot_of(&self, table: usize) -> usize {
+        2 * self.kinds[table % self.kinds.len()].freq.len()
+    }
+
     /// The table that queries rotate by, where keys do by that of `kind`.
     pub fn of_queries(&self, kind: usize) -> usize {
         match self.temperature {
@@ -151,12 +182,13 @@ impl Rope {
 impl Frequencies {
     fn new(hp: &HParams, rope: &RopeParams, factors: Option<&[f32]>) -> Self {
         let base = f64::from(rope.freq_base);
-        let freq = (0..hp.n_rot / 2)
+        let n_rot = rope.n_rot.unwrap_or(hp.n_rot);
+        let freq = (0..n_rot / 2)
             .map(|i| {
                 if hp.rope_sections.is_some_and(|s| is_still(i, s)) {
                     return 0.0;
                 }
-                let extrapolated = base.powf(-2.0 * i as f64 / hp.n_rot as f64)
+                let extrapolated = base.powf(-2.0 * i as f64 / n_rot as f64)
                     / factors.map_or(1.0, |f| f64::from(f[i]));
                 match rope.scaling {
                     RopeScaling::None => extrapolated,
@@ -170,10 +202,10 @@ impl Frequencies {
                         let dim = |beta: f32| {
                             let turns = f64::from(hp.n_ctx_orig)
                                 / (f64::from(beta) * 2.0 * std::f64::consts::PI);
-                            hp.n_rot as f64 * turns.ln() / (2.0 * base.ln())
+                            n_rot as f64 * turns.ln() / (2.0 * base.ln())
                         };
                         let low = dim(beta_fast).floor().max(0.0);
-                        let high = dim(beta_slow).ceil().min(hp.n_rot as f64 - 1.0);
+                        let high = dim(beta_slow).ceil().min(n_rot as f64 - 1.0);
                         let y = (i as f64 - low) / (high - low).max(0.001);
                         let mix = (1.0 - y.clamp(0.0, 1.0)) * f64::from(ext_factor);
                         extrapolated / f64::from(factor) * (1.0 - mix) + extrapolated * mix
@@ -190,14 +222,17 @@ impl Frequencies {
 
 impl Temperature {
     /// The factor of a query at position `p`.
-    fn at(&self, p: f64) -> f64 {
+    pub(crate) fn at(&self, p: f64) -> f64 {
         1.0 + f64::from(self.scale) * (1.0 + (p / f64::from(self.n_floor)).floor()).ln()
     }
 }
 
-/// Whether pair `i` rotates by the fourth coordinate of interleaved M-RoPE, which is zero in text. The other three take turns; each
-/// has so many turns as its section says.
-fn is_still(i: usize, sections: [usize; 4]) -> bool {
-    let i = i % sections.iter().sum::<usize>();
-    i >= 3 * sections[i % 3]
+/// Whether pair `i` rotates by the fourth coordinate, which is zero in text. Where the other three take turns, each has so many turns as
+/// its section says.
+fn is_still(i: usize, s: Sections) -> bool {
+    let i = i % s.pairs.iter().sum::<usize>();
+    match s.take_turns {
+        true => i >= 3 * s.pairs[i % 3],
+        false => i >= s.pairs[..3].iter().sum(),
+    }
 }

@@ -18,6 +18,8 @@ pub struct Routing {
     pub norm_topk: bool,
     /// Factor of the weights after that.
     pub weights_scale: f32,
+    /// Factor of what the experts give that every token is sent to.
+    pub shared_scale: f32,
     /// Whether something is added to the weights where experts are chosen.
     pub is_biased: bool,
     /// First layers that have a dense block in place of experts.
@@ -34,6 +36,7 @@ impl Routing {
         n_group_used: 1,
         norm_topk: true,
         weights_scale: 1.0,
+        shared_scale: 1.0,
         is_biased: false,
         n_dense: 0,
         gates_shared: false,
@@ -84,6 +87,7 @@ impl Routing {
             n_group_used,
             norm_topk: k.flag("expert_weights_norm")?.unwrap_or(false),
             weights_scale,
+            shared_scale: 1.0,
             is_biased: (n_dense..hp.n_layer).any(|il| {
                 ["exp_probs_b.bias", "exp_probs_b"].map(|n| k.has_tensor(il, n)) != [false; 2]
             }),

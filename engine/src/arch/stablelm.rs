@@ -1,4 +1,5 @@
-//! `stablelm`: StableLM 3B and 2-1.6B. Norms take the mean off and add something; a part of each head rotates.
+//! `stablelm`: StableLM 3B and 2. Norms take the mean off and add something; a part of each head rotates. In the model of 12 billion
+//! parameters feed-forward blocks read what attention reads, and each head of queries and keys is normed by weights of its own.
 
 use super::HParams;
 pub(super) use super::decoder::Model;
@@ -10,7 +11,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     hp.partial_rotary = true;
     hp.centered_norms();
-    // The model of 12 billion parameters norms each head by weights of its own.
-    k.no_qk_norms()?;
+    hp.parallel = !k.has_tensor(0, "ffn_norm.weight");
+    super::command_r::apart(k, hp);
     k.no_experts(hp)
 }

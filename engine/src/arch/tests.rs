@@ -1,6 +1,7 @@
 //! Hyper-parameters that published models have, from headers alone.
 
 mod hybrids;
+mod unlike;
 
 use super::{HParams, Past, QkNorm, Rope, RopeScaling};
 use crate::backend::Gating;

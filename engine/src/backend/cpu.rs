@@ -3,6 +3,7 @@
 mod machine;
 mod pool;
 mod recurrent;
+mod runner;
 mod state;
 mod weight;
 
@@ -10,7 +11,7 @@ use std::ops::Range;
 
 use lemma_cpu::{
     Attention, Estimate, KeyBounds, KvLayer, KvShape, Limits, Move, Ops, PageRef, Pass, Place,
-    Shared, allocating,
+    Shared,
 };
 
 pub(super) use self::machine::ops_of;
@@ -21,14 +22,11 @@ use self::recurrent::States;
 pub use self::weight::CpuWeight;
 pub(super) use self::weight::moe_ffn;
 use self::weight::{activation, product};
-use super::{
-    Activation, Backend, Buf, Ceiling, Embedding, Linear, Moe, Outputs, RopeMode, Runner, Scan,
-};
+use super::{Activation, Backend, Buf, Embedding, Linear, Moe, Outputs, RopeMode, Scan, Selective};
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
-use crate::kv::{Cache, Layout, PAGE};
-use crate::memory::make_room;
+use crate::kv::Layout;
 use crate::options::LoadOptions;
 
 /// A model bound to the CPU.
@@ -73,6 +71,8 @@ struct Step {
     positions: Vec<u32>,
     /// Cosines and sines of each kind of rotation, `[n_tokens, n_rot / 2, 2]`.
     angles: Vec<Vec<f32>>,
+    /// How much larger queries are, `[n_tokens]`, where [`Backend::heat`] is asked for.
+    heat: Vec<f32>,
     /// Live pages of each layer, table after table.
     pages: Vec<Vec<PageRef>>,
     /// Where in them the tables are, if there are several.
@@ -124,7 +124,7 @@ impl CpuRunner {
             max_tokens: n_ubatch,
             max_width: widths.widest_input(hp),
             n_head: hp.n_head,
-            head_dim: hp.head_dim,
+            head_dim: hp.head_dim.max(hp.head_dim_v),
             max_pages: max_spans(layout),
             head_product: hp.latent.map_or(0, |l| l.widest_product()),
             n_ff_expert: hp.n_ff_exp,
@@ -138,13 +138,16 @@ impl CpuRunner {
         let region = |r, tier| {
             let region = layout.region(tier, r);
             let lower = tier.checked_sub(1).map(|i| layout.tiers[i].stored);
+            let n_heads = region.n_head_kv;
+            // Layers of different heads have regions of their own.
+            let own = hp.has_unlike_heads().then(|| hp.heads_of_pool(r));
             let shape = KvShape {
                 ty_k: lower.map_or(o.kv.ty_k.into(), |d| d.ty_k),
                 ty_v: lower.map_or(o.kv.ty_v.into(), |d| d.ty_v),
                 values_in_keys: hp.latent.is_some(),
-                n_head_kv: region.n_head_kv,
-                head_dim_k: hp.head_dim,
-                head_dim_v: hp.head_dim_v,
+                n_head_kv: own.map_or(n_heads, |h| h.n_kv),
+                head_dim_k: own.map_or(hp.head_dim, |h| h.dim),
+                head_dim_v: own.map_or(hp.head_dim_v, |h| h.dim_v),
             };
             KvLayer::new(shape, region.n_blocks)
         };
@@ -153,6 +156,7 @@ impl CpuRunner {
             tokens: Vec::with_capacity(n_ubatch),
             positions: Vec::with_capacity(n_ubatch),
             angles: vec![vec![0.0; n_ubatch * hp.n_rot]; hp.n_rope_tables()],
+            heat: Vec::with_capacity(n_ubatch),
             pages: (0..layout.n_layer)
                 .map(|il| Vec::with_capacity(layer_spans(layout, il)))
                 .collect(),
@@ -209,92 +213,6 @@ impl CpuRunner {
         let s = &mut self.state;
         let n = s.step.tokens.len() * s.hp.n_embd;
         &s.bufs[Buf::X as usize].as_mut_slice()[..n]
-    }
-}
-
-impl Runner for CpuRunner {
-    fn run(&mut self, tokens: &[u32], cache: &mut Cache, outputs: Outputs) -> Result<(), Error> {
-        let s = &mut self.state;
-        allocating(|| s.prepare(tokens, cache, outputs))?;
-        let (model, state) = (&self.model, &self.state);
-        self.ops.run_some(tokens.len(), |pass| {
-            pass.kv_move(&state.kv, &state.step.moves, state.layout.page);
-            model.forward(&mut CpuPass { pass, s: state })
-        });
-        if self.state.step.wants_mass {
-            self.state.leave_masses(cache);
-        }
-        if cache.wants_description() {
-            let s = &mut self.state;
-            cache.describe(tokens.len(), &mut |part, il, head, place, row| {
-                s.read(part, il, head, place, row);
-            });
-        }
-        Ok(())
-    }
-
-    fn logits(&mut self) -> &[f32] {
-        &self.state.logits.as_mut_slice()[..self.state.n_outputs * self.state.hp.n_vocab]
-    }
-
-    fn save_state(&mut self) {
-        self.state.states.save();
-    }
-
-    fn restore_state(&mut self) {
-        self.state.states.restore();
-    }
-
-    fn grow(&mut self, layout: &Layout) -> Result<(), Error> {
-        let s = &mut self.state;
-        for (i, kv) in s.kv.iter_mut().enumerate() {
-            let (r, tier) = (i / layout.n_tiers(), i % layout.n_tiers());
-            kv.grow(layout.region(tier, r).n_blocks);
-        }
-        for (il, (mass, pages)) in s.mass.iter_mut().zip(&mut s.step.pages).enumerate() {
-            mass.grow(masses(layout, il, &s.hp));
-            make_room(pages, layer_spans(layout, il));
-        }
-        for (r, bounds) in s.bounds.iter_mut().enumerate() {
-            bounds.grow(n_bounds(layout, layout.region(0, r)));
-        }
-        for (il, b) in s.step.bounds.iter_mut().enumerate() {
-            let n = layer_spans(layout, il);
-            make_room(&mut b.slots, n);
-            make_room(&mut b.forced, n);
-        }
-        s.keep.grow(max_spans(layout));
-        s.order.grow(max_spans(layout));
-        s.layout = layout.clone();
-        let limits = Limits {
-            max_pages: max_spans(layout),
-            ..*self.ops.limits()
-        };
-        self.ops.set_limits(limits);
-        Ok(())
-    }
-
-    fn pool_bytes(&self, layout: &Layout) -> u64 {
-        let shape = self.state.kv[0].shape();
-        let row = shape.slot_size() / shape.n_head_kv / PAGE;
-        layout.bytes(row as u64, bound_bytes(&self.state.hp))
-    }
-
-    fn ceiling(&mut self) -> Result<Option<Ceiling>, Error> {
-        let gbps = lemma_cpu::ceiling::read_gbps(self.ops.team(), 1 << 30);
-        Ok(Some(Ceiling {
-            read: gbps * 1e9,
-            copy: None,
-        }))
-    }
-
-    fn describe(&self) -> String {
-        let n = self.ops.team().n_threads();
-        format!(
-            "cpu ({}, {n} thread{})",
-            self.ops.isa(),
-            if n == 1 { "" } else { "s" }
-        )
     }
 }
 
@@ -422,6 +340,28 @@ impl Backend for CpuPass<'_> {
         self.pass.center(x, width, self.n());
     }
 
+    fn center_heads(&mut self, x: Buf) {
+        let (x, width, dim) = (self.s.buf(x), self.s.widths.get(x), self.s.hp.head_dim);
+        self.pass.center(x, dim, self.n() * width / dim);
+    }
+
+    fn heat(&mut self, x: Buf) {
+        let (x, width) = (self.s.buf(x), self.s.widths.get(x));
+        self.pass.scale_rows(x, &self.s.step.heat, width);
+    }
+
+    fn place(&mut self, out: Buf, x: Buf, i: usize, n: usize) {
+        let (s, width) = (self.s, self.s.widths.get(x));
+        self.pass
+            .place(s.buf(out), s.buf(x), [i, n], width, self.n());
+    }
+
+    fn part(&mut self, out: Buf, x: Buf, i: usize, n: usize) {
+        let (s, width) = (self.s, self.s.widths.get(x) / n);
+        self.pass
+            .part(s.buf(out), s.buf(x), [i, n], width, self.n());
+    }
+
     fn rope(&mut self, q: Buf, k: Buf, il: usize) {
         let s = self.s;
         let Some(kind) = s.hp.layers[il].rope else {
@@ -431,15 +371,17 @@ impl Backend for CpuPass<'_> {
             RopeMode::Norm => lemma_cpu::RopeMode::Norm,
             RopeMode::Neox => lemma_cpu::RopeMode::NeoX,
         };
-        for (b, kind) in [(q, s.rope.of_queries(kind)), (k, kind)] {
-            let n_head = s.widths.get(b) / s.hp.head_dim;
+        let (heads, borrows) = (s.hp.heads(il), s.hp.layers[il].borrows);
+        let queries = (q, s.rope.of_queries(kind), heads.n);
+        let keys = (!borrows).then_some((k, kind, heads.n_kv));
+        for (b, kind, n_head) in [Some(queries), keys].into_iter().flatten() {
             self.pass.rope(
                 s.buf(b),
                 self.n(),
                 n_head,
-                s.hp.head_dim,
+                heads.dim,
                 s.hp.rope_from(),
-                s.rope.n_rot,
+                s.rope.n_rot_of(kind),
                 &s.step.angles[kind],
                 mode,
             );
@@ -448,21 +390,23 @@ impl Backend for CpuPass<'_> {
 
     fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, sinks: Option<&CpuWeight>) {
         let (s, window) = (self.s, self.s.hp.layers[il].window);
+        let (heads, borrows) = (s.hp.heads(il), s.hp.layers[il].borrows);
         let il = s.hp.layer_of_pool(il);
         let tiers = s.tiers(il);
         // New tokens go to the first tier.
         let layer = &tiers[0];
         let chosen = self.bound(q, k, il);
         let (k, v, places) = (s.buf(k), s.buf(v), &s.step.places[il]);
-        if s.layout.groups > 1 {
+        if borrows {
+        } else if s.layout.groups > 1 {
             self.pass
                 .kv_store_heads(layer, k, v, places, s.hp.n_head_kv);
         } else {
             self.pass.kv_store(layer, k, v, places);
         }
         let a = Attention {
-            n_head: s.hp.n_head,
-            n_head_kv: s.hp.n_head_kv,
+            n_head: heads.n,
+            n_head_kv: heads.n_kv,
             pages: &s.step.pages[il],
             tables: &s.step.tables[il],
             keep: chosen.then_some(&s.keep),
@@ -511,6 +455,14 @@ impl Backend for CpuPass<'_> {
             .ssm_scan(s.buf(out), xbc_dt, &scan, state, self.n(), fresh);
     }
 
+    fn selective_scan(&mut self, out: Buf, x: [Buf; 4], w: &Selective<CpuWeight>, il: usize) {
+        let (s, state) = (self.s, self.s.states.of(&self.s.hp, il));
+        let (w, fresh) = (recurrent::selective(w), s.states.fresh);
+        let x = x.map(|b| s.buf(b));
+        self.pass
+            .selective_scan(s.buf(out), x, &w, state, self.n(), fresh);
+    }
+
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
         let (x, width) = (self.s.buf(x), self.s.widths.get(x));
         self.pass
@@ -518,9 +470,10 @@ impl Backend for CpuPass<'_> {
     }
 
     fn delta_gates(&mut self, alpha: Buf, beta: Buf, a: &CpuWeight, dt: &CpuWeight) {
+        let n_beta = self.s.widths.get(beta);
         let [alpha, beta] = [alpha, beta].map(|b| self.s.buf(b));
         self.pass
-            .delta_gates(alpha, beta, a.vec(), dt.vec(), self.n());
+            .delta_gates(alpha, (beta, n_beta), a.vec(), dt.vec(), self.n());
     }
 
     fn gated_delta_net(&mut self, out: Buf, qkv: Buf, gates: [Buf; 2], il: usize) {
@@ -533,6 +486,11 @@ impl Backend for CpuPass<'_> {
     fn swiglu(&mut self, gate: Buf, up: Buf) {
         let (s, n) = (self.s, self.n() * self.s.widths.get(gate));
         self.pass.swiglu(s.buf(gate), s.buf(gate), s.buf(up), n);
+    }
+
+    fn swiglu_clamped(&mut self, gate: Buf, up: Buf, clamp: f32) {
+        let (s, n) = (self.s, self.n() * self.s.widths.get(gate));
+        self.pass.swiglu_clamped(s.buf(gate), s.buf(up), clamp, n);
     }
 
     fn geglu(&mut self, gate: Buf, up: Buf) {

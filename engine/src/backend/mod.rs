@@ -69,7 +69,8 @@ pub enum Buf {
     Dn,
     /// Gate of that, then their product; as wide. Gated short convolution: its first gate.
     Z,
-    /// Gated delta net: what is kept of the state, `n_head_v` of [`DeltaNet`](crate::arch::DeltaNet). State space: step sizes, `n_head` of
+    /// Gated delta net: what is kept of the state, `n_head_v` of [`DeltaNet`](crate::arch::DeltaNet), or `n_v` where it is said for each element
+    /// of a key. State space: step sizes, `n_head` of
     /// [`StateSpace`](crate::arch::StateSpace).
     Alpha,
     /// Gated delta net: how much of a correction is made, as wide.
@@ -83,11 +84,26 @@ pub enum Buf {
     Route,
     /// What experts read, where it is of another width than the residual stream.
     Lat,
+    /// Embeddings of a token for each layer, `n_layer * n_embd_layer`.
+    Le,
+    /// What layers take in of these and of the residual stream, as wide.
+    Li,
+    /// The part of a layer of that, `n_embd_layer`.
+    Lp,
+    /// How much of it is taken, as wide.
+    Lg,
+    /// Selective state space: what step sizes are made of, `dt_rank` of [`SelectiveSpace`](crate::arch::SelectiveSpace). Delta net: what is made
+    /// into what it keeps for each element, `head_dim`.
+    Dt,
+    /// What it is written with, `d_state`. Delta net: what gates are made of, `head_dim`.
+    Sb,
+    /// What it is read with, as wide.
+    Sc,
 }
 
 impl Buf {
     /// Every buffer, in the order of their discriminants.
-    pub const ALL: [Buf; 24] = [
+    pub const ALL: [Buf; 31] = [
         Buf::X,
         Buf::Xn,
         Buf::Q,
@@ -112,6 +128,13 @@ impl Buf {
         Buf::Y,
         Buf::Route,
         Buf::Lat,
+        Buf::Le,
+        Buf::Li,
+        Buf::Lp,
+        Buf::Lg,
+        Buf::Dt,
+        Buf::Sb,
+        Buf::Sc,
     ];
 }
 
@@ -142,8 +165,12 @@ pub struct Moe<W> {
     pub gate_exps: Option<W>,
     /// `[n_expert, n_ff, n_embd]`.
     pub up_exps: W,
+    /// Whether gates and what goes up are one tensor, `[n_expert, 2 * n_ff, n_embd]`, that both names stand for: gates come first.
+    pub gates_and_ups: bool,
     /// `[n_expert, n_embd, n_ff]`.
     pub down_exps: W,
+    /// Factors of what experts give, `[n_expert]`.
+    pub down_exps_s: Option<W>,
     /// Experts.
     pub n_expert: usize,
     /// Experts that a token is sent to.
@@ -162,6 +189,8 @@ pub struct Moe<W> {
     pub norm_topk: bool,
     /// Factor of the weights after that.
     pub weights_scale: f32,
+    /// The bound of [`Backend::swiglu_clamped`], for experts that have one.
+    pub clamp: Option<f32>,
     /// What is added to the products, for experts that have it.
     pub bias: Option<MoeBias<W>>,
     /// What an expert makes of its gate and what goes up.
@@ -192,6 +221,15 @@ pub struct Scan<W> {
     pub d: W,
 }
 
+/// Weights of a selective state space (Mamba).
+#[derive(Debug)]
+pub struct Selective<W> {
+    /// How fast each number of a channel is forgotten; negative: `[d_state, n_inner]`.
+    pub a: W,
+    /// How much of its own input a channel passes on: `[n_inner]`.
+    pub d: W,
+}
+
 /// How the products of a router become weights of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gating {
@@ -206,6 +244,8 @@ pub enum Gating {
 pub enum Act {
     /// `max(up, 0)²`, of experts without gates.
     ReluSqr,
+    /// `gelu(gate) * up`
+    Geglu,
     /// `max(gate, 0) * up`
     Reglu,
     /// `silu(gate) * up`
@@ -281,6 +321,18 @@ pub trait Backend {
     /// `x -= mean(x)` of each row.
     fn center(&mut self, x: Buf);
 
+    /// The same over each head of `x`, `head_dim` wide.
+    fn center_heads(&mut self, x: Buf);
+
+    /// Each row of `x` times the [`HParams::heat`](crate::arch::HParams::heat) of its position.
+    fn heat(&mut self, x: Buf);
+
+    /// `out` = part `i` of the `n` parts, all as wide, that each row of `x` has side by side.
+    fn part(&mut self, out: Buf, x: Buf, i: usize, n: usize);
+
+    /// Part `i` of the `n` parts, all as wide as `x`, that each row of `out` has side by side = `x`.
+    fn place(&mut self, out: Buf, x: Buf, i: usize, n: usize);
+
     /// Rotates queries and keys by the positions of the pass, as layer `il` does: the first elements of each head, or, of latent keys and
     /// their queries, the last. Queries grow with their position where [`HParams::temperature`](crate::arch::HParams::temperature) says so.
     fn rope(&mut self, q: Buf, k: Buf, il: usize);
@@ -311,19 +363,34 @@ pub trait Backend {
     /// is taken first.
     fn ssm_scan(&mut self, out: Buf, xbc_dt: [Buf; 2], w: &Scan<Self::Weight>, il: usize);
 
+    /// The scan of a selective state space (Mamba, arXiv 2312.00752), token by token and for each channel: `s_j = exp(a_j dt) s_j + dt x b_j;
+    /// out = Σ s_j c_j + d x`, where `s` is the state of layer `il`, zero before position 0. `x_dt_bc`: what went through the convolution, step
+    /// sizes, of which a softplus is taken first, and what the state is written and read with.
+    fn selective_scan(
+        &mut self,
+        out: Buf,
+        x_dt_bc: [Buf; 4],
+        w: &Selective<Self::Weight>,
+        il: usize,
+    );
+
     /// `x / sqrt(|x|² + eps)`, in place over each of the `n_head` heads of `head_dim` elements that rows of `x` begin with.
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32);
 
-    /// The gates of a delta net, in place: `alpha = exp(a * softplus(alpha + dt))`, `beta = sigmoid(beta)`. `a` and `dt`: `[n_head_v]`.
+    /// The gates of a delta net, in place: `alpha = exp(a * softplus(alpha + dt))`, `beta = sigmoid(beta)`. `a` and `dt` are as wide as `alpha`.
     fn delta_gates(&mut self, alpha: Buf, beta: Buf, a: &Self::Weight, dt: &Self::Weight);
 
     /// The gated delta rule (arXiv 2412.06464, section 3), token by token: `S = alpha S; S += beta (v - S k) kᵀ; out = S q / sqrt(head_dim)`, where `S`
-    /// is the state of layer `il`, a matrix for each value head, and zero before position 0. `qkv`: queries, keys and values of
+    /// is the state of layer `il`, a matrix for each value head, and zero before position 0; where each element of a key is forgotten in its own
+    /// measure (arXiv 2510.26692), `alpha` is a diagonal matrix that `S` is multiplied with. `qkv`: queries, keys and values of
     /// [`Buf::Qkv`]; `[alpha, beta]`: what [`Backend::delta_gates`] leaves.
     fn gated_delta_net(&mut self, out: Buf, qkv: Buf, gates: [Buf; 2], il: usize);
 
     /// `gate = silu(gate) * up`.
     fn swiglu(&mut self, gate: Buf, up: Buf);
+
+    /// `gate = min(silu(gate), clamp) * up`, where `up` is kept within `clamp` of zero.
+    fn swiglu_clamped(&mut self, gate: Buf, up: Buf, clamp: f32);
 
     /// `gate = gelu(gate) * up`, gelu by the tanh formula (arXiv 1606.08415).
     fn geglu(&mut self, gate: Buf, up: Buf);

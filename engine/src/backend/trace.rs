@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 
 use self::math::{activation, affine, dot, gelu, norm, sigmoid, silu, softcap};
 use super::{
-    Activation, Backend, Buf, Embedding, Linear, Moe, Outputs, RopeMode, Runner, Scan, Tensor,
+    Activation, Backend, Buf, Embedding, Linear, Moe, Outputs, RopeMode, Runner, Scan, Selective,
+    Tensor,
 };
 use crate::arch::{ArchModel, Binder, HParams, Rope, Widths};
 use crate::error::Error;
@@ -161,7 +162,8 @@ impl Runner for TraceRunner {
         self.model.forward(p);
         if tokens.len() == 1 && cache.wants_mass() {
             for (t, mass) in p.masses.iter().enumerate() {
-                cache.end_table(t, mass, p.hp.n_head / p.layout.groups);
+                let heads = p.hp.heads_of_pool(t / p.layout.groups);
+                cache.end_table(t, mass, heads.n / p.layout.groups);
             }
         }
         if cache.wants_description() {
@@ -192,7 +194,8 @@ impl Runner for TraceRunner {
         for tier in 0..layout.n_tiers() {
             for r in 0..layout.n_regions() {
                 let region = layout.region(tier, r);
-                let n = region.n_blocks * PAGE * region.n_head_kv * p.hp.head_dim;
+                let dim = p.hp.head_dim.max(p.hp.head_dim_v);
+                let n = region.n_blocks * PAGE * region.n_head_kv * dim;
                 p.k[tier * layout.n_regions() + r].resize(n, 0.0);
                 if p.hp.latent.is_none() {
                     p.v[tier * layout.n_regions() + r].resize(n, 0.0);
@@ -205,7 +208,8 @@ impl Runner for TraceRunner {
 
     fn pool_bytes(&self, layout: &Layout) -> u64 {
         let hp = &self.pass.hp;
-        let n = hp.head_dim * if hp.latent.is_some() { 1 } else { 2 };
+        let dim = hp.head_dim.max(hp.head_dim_v);
+        let n = dim * if hp.latent.is_some() { 1 } else { 2 };
         layout.bytes((n * size_of::<f32>()) as u64, 0)
     }
 
@@ -333,6 +337,43 @@ impl Backend for TracePass {
         }
     }
 
+    fn center_heads(&mut self, x: Buf) {
+        let dim = self.hp.head_dim;
+        for head in self.bufs[x as usize].chunks_exact_mut(dim) {
+            let mean = head.iter().map(|x| f64::from(*x)).sum::<f64>() / dim as f64;
+            head.iter_mut()
+                .for_each(|x| *x = (f64::from(*x) - mean) as f32);
+        }
+    }
+
+    fn heat(&mut self, x: Buf) {
+        let width = self.widths.get(x);
+        let rows = self.bufs[x as usize].chunks_exact_mut(width);
+        for (row, p) in rows.zip(self.pos..) {
+            let factor = self.hp.heat.map_or(1.0, |h| h.at(f64::from(p)));
+            row.iter_mut()
+                .for_each(|x| *x = (f64::from(*x) * factor) as f32);
+        }
+    }
+
+    fn place(&mut self, out: Buf, x: Buf, i: usize, n: usize) {
+        let (width, n_tokens) = (self.widths.get(x), self.n());
+        self.bufs[out as usize].resize(n_tokens * n * width, 0.0);
+        let x = self.bufs[x as usize].clone();
+        let rows = self.bufs[out as usize].chunks_exact_mut(n * width);
+        for (to, from) in rows.zip(x.chunks_exact(width)) {
+            to[i * width..][..width].copy_from_slice(from);
+        }
+    }
+
+    fn part(&mut self, out: Buf, x: Buf, i: usize, n: usize) {
+        let width = self.widths.get(x) / n;
+        let rows = self.bufs[x as usize].chunks_exact(width * n);
+        self.bufs[out as usize] = rows
+            .flat_map(|row| row[i * width..][..width].to_vec())
+            .collect();
+    }
+
     fn scale(&mut self, x: Buf, factor: f32) {
         for x in &mut self.bufs[x as usize] {
             *x *= factor;
@@ -343,12 +384,13 @@ impl Backend for TracePass {
         let Some(kind) = self.hp.layers[il].rope else {
             return;
         };
-        let (d, half) = (self.hp.head_dim, self.rope.n_rot / 2);
+        let (heads, n_rot) = (self.hp.heads(il), self.rope.n_rot_of(kind));
+        let (d, half) = (heads.dim, n_rot / 2);
         let mut table = vec![0.0; self.n() * half * 2];
-        let n_rot = self.rope.n_rot;
-        for (b, kind) in [(q, self.rope.of_queries(kind)), (k, kind)] {
+        let queries = (q, self.rope.of_queries(kind), heads.n_q());
+        let keys = (!self.hp.layers[il].borrows).then_some((k, kind, heads.n_k()));
+        for (b, kind, width) in [Some(queries), keys].into_iter().flatten() {
             self.rope.fill(kind, self.pos, self.n(), n_rot, &mut table);
-            let width = self.widths.get(b);
             for (t, row) in self.bufs[b as usize].chunks_exact_mut(width).enumerate() {
                 for head in row.chunks_exact_mut(d) {
                     let head = &mut head[self.hp.rope_from()..];
@@ -368,26 +410,27 @@ impl Backend for TracePass {
 
     fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, sinks: Option<&TraceWeight>) {
         let sinks = sinks.map(TraceWeight::vector);
-        let (d, window) = (self.hp.head_dim, self.hp.layers[il].window);
+        let (heads, layer) = (self.hp.heads(il), self.hp.layers[il]);
+        let (d, dim_v) = (heads.dim, heads.dim_v);
         let il = self.hp.layer_of_pool(il);
-        for t in 0..self.n() {
-            for kv in 0..self.hp.n_head_kv {
+        for t in (0..self.n()).filter(|_| !layer.borrows) {
+            for kv in 0..heads.n_kv {
                 let p = self.tables[self.table(il, kv)].1[t];
                 let (region, at) = self.at(0, il, kv, p.slot, p.row);
                 let key = self.row(k, t)[kv * d..][..d].to_vec();
                 self.k[region][at..][..d].copy_from_slice(&key);
                 if self.hp.latent.is_none() {
-                    let value = self.row(v, t)[kv * d..][..d].to_vec();
-                    self.v[region][at..][..d].copy_from_slice(&value);
+                    let value = self.row(v, t)[kv * dim_v..][..dim_v].to_vec();
+                    self.v[region][at..][..dim_v].copy_from_slice(&value);
                 }
             }
         }
-        let width = self.widths.get(out);
+        let width = heads.n_att();
         let mut all = vec![0.0; self.n() * width];
         for (t, row) in all.chunks_exact_mut(width).enumerate() {
             let next = self.pos + t as u32 + 1;
-            let first = window.map_or(0, |w| next.saturating_sub(w));
-            self.attend(q, t, (il, first), sinks.as_deref(), row);
+            let first = layer.window.map_or(0, |w| next.saturating_sub(w));
+            self.attend(q, t, (il, first), heads, sinks.as_deref(), row);
         }
         self.bufs[out as usize] = all;
     }
@@ -426,6 +469,10 @@ impl Backend for TracePass {
         self.scan(out, xbc_dt, w, il);
     }
 
+    fn selective_scan(&mut self, out: Buf, x: [Buf; 4], w: &Selective<TraceWeight>, il: usize) {
+        self.selective(out, x, [&w.a, &w.d].map(TraceWeight::vector), il);
+    }
+
     fn l2_norm_first(&mut self, x: Buf, n_head: usize, head_dim: usize, eps: f32) {
         let width = self.widths.get(x);
         for row in self.bufs[x as usize].chunks_exact_mut(width) {
@@ -459,6 +506,13 @@ impl Backend for TracePass {
         let up = self.bufs[up as usize].clone();
         for (g, u) in self.bufs[gate as usize].iter_mut().zip(up) {
             *g = silu(*g) * u;
+        }
+    }
+
+    fn swiglu_clamped(&mut self, gate: Buf, up: Buf, clamp: f32) {
+        let up = self.bufs[up as usize].clone();
+        for (g, u) in self.bufs[gate as usize].iter_mut().zip(up) {
+            *g = silu(*g).min(clamp) * u.clamp(-clamp, clamp);
         }
     }
 

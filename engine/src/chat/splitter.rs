@@ -35,6 +35,8 @@ pub struct ThinkSplitter {
     part: Part,
     /// The header so far, while `part` is `Tag`.
     header: String,
+    /// Whether the header is one line.
+    in_line: bool,
     /// Text that may turn out to be the beginning of a tag.
     held: String,
     /// At the beginning of a part, where white space is dropped.
@@ -49,6 +51,7 @@ impl ThinkSplitter {
             tags: tags.map(|t| t.tags.clone()).unwrap_or_default(),
             part: Part::Answer,
             header: String::new(),
+            in_line: false,
             held: String::new(),
             at_start: tags.is_some(),
         };
@@ -145,6 +148,17 @@ impl ThinkSplitter {
     fn emit(&mut self, text: &str, out: &mut Vec<Piece>) {
         if self.part == Part::Tag {
             self.header.push_str(text);
+            if self.in_line
+                && let Some((name, rest)) = self.header.split_once('\n')
+            {
+                self.part = match name.trim() {
+                    "thought" => Part::Thinking,
+                    _ => Part::Answer,
+                };
+                let rest = rest.to_owned();
+                (self.in_line, self.at_start) = (false, true);
+                self.emit(&rest, out);
+            }
             return;
         }
         let text = if self.at_start {
@@ -171,11 +185,17 @@ impl ThinkSplitter {
     }
 
     fn enter_keeping_held(&mut self, tag: usize) {
+        self.in_line = false;
         match self.tags[tag].effect {
             Effect::Open => self.part = Part::Thinking,
             Effect::Close => self.part = Part::Answer,
             Effect::Silent if self.part == Part::Tag => {}
             Effect::Silent => {}
+            Effect::Channel => {
+                self.header.clear();
+                (self.part, self.in_line) = (Part::Tag, true);
+                return;
+            }
             Effect::Header => {
                 if self.part != Part::Tag {
                     self.header.clear();

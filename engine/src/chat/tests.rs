@@ -413,6 +413,37 @@ fn splits_on_text_across_tokens() {
 }
 
 #[test]
+fn splits_named_channels() {
+    for ids in [true, false] {
+        let all = ["<|channel>", "<channel|>", "<turn|>"];
+        let id = |t: &str| all.iter().position(|x| *x == t).map(|i| i as u32 + 1);
+        let find = |t: &str| if ids { id(t) } else { None };
+        let tags = ThinkTags::detect("<|channel>thought\n<channel|>", find).unwrap();
+        let parts = [
+            "<|channel>",
+            "thou",
+            "ght",
+            "\n",
+            "h",
+            "m",
+            "<channel|>",
+            "yes",
+        ];
+        let reply: Vec<(u32, &str)> = parts.iter().map(|p| (id(p).unwrap_or(9), *p)).collect();
+        let want = ("hm".into(), "yes".into());
+        assert_eq!(split(&tags, "<|turn>model\n", &reply), want);
+        // The template may have opened it.
+        let prompt = format!("<|turn>model\n{}\n", tags.open());
+        assert_eq!(split(&tags, &prompt, &reply[4..]), want);
+        // Another channel is not thinking, and neither is a reply without any.
+        let other = [reply[0], (9, "final\nyes")];
+        let answer = (String::new(), "yes".to_owned());
+        assert_eq!(split(&tags, "", &other), answer);
+        assert_eq!(split(&tags, "", &reply[7..]), answer);
+    }
+}
+
+#[test]
 fn splits_channels() {
     for ids in [true, false] {
         let all = [

@@ -33,6 +33,8 @@ pub(super) enum Effect {
     Close,
     /// Nothing but not being shown.
     Silent,
+    /// What follows up to the end of the line names a channel (Gemma 4): not shown. What comes then is thinking if it is `thought`.
+    Channel,
     /// What follows is the header of a message, or its channel (gpt-oss): not shown.
     Header,
     /// The header ends; the channel named in it decides what follows.
@@ -65,6 +67,9 @@ impl ThinkTags {
         if template.contains("<|channel|>") && template.contains("<|message|>") {
             return Some(Self::harmony(&token));
         }
+        if template.contains("<|channel>") && template.contains("<channel|>") {
+            return Some(Self::gemma(&token));
+        }
         let in_template = PAIRS
             .iter()
             .find(|(open, close)| template.contains(open) || template.contains(close));
@@ -88,6 +93,21 @@ impl ThinkTags {
             close_sequence: format!("\n{close}\n\n"),
             channels: false,
         })
+    }
+
+    /// Gemma 4: `<|channel>thought\n…<channel|>…`.
+    fn gemma(token: &impl Fn(&str) -> Option<u32>) -> Self {
+        let tags = [
+            ("<|channel>", Effect::Channel),
+            ("<channel|>", Effect::Close),
+        ];
+        Self {
+            tags: with_ids(&tags, token),
+            open: "<|channel>thought".into(),
+            close: "<channel|>".into(),
+            close_sequence: "\n<channel|>".into(),
+            channels: false,
+        }
     }
 
     /// gpt-oss: `<|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>`.

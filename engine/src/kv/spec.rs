@@ -327,8 +327,11 @@ mod tests {
             let mut auto = KvOptions::default();
             auto.apply(given).unwrap();
             let mut said = auto.clone();
-            said.apply(&format!("raas:{}", auto.what_auto_means(demotes)))
-                .unwrap();
+            said.apply(&format!(
+                "raas:{}",
+                auto.open().decided(true, demotes).decision()
+            ))
+            .unwrap();
             assert_ne!(said.demote, Demote::Auto);
             assert_ne!(said.budget_scope, BudgetScope::Auto);
             let decided = auto.decided(true, demotes);

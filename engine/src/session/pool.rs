@@ -231,6 +231,10 @@ pub(super) fn first_layout(
         return Err(report::usage("--kv-demote with --kv-score bound", "exact"));
     }
     layout.bounds |= policy.selects;
+    if layout.bounds && hp.has_unlike_heads() {
+        let found = "bounds of keys (--kv-policy quest, --kv-score bound) with a model whose layers have different heads";
+        return Err(report::usage(found, "--kv-score exact"));
+    }
     if layout.bounds && layout.page > PAGE {
         return Err(report::usage(
             format!("pages of {} tokens with bounds of their keys", layout.page),

@@ -4,7 +4,7 @@ use lemma_cpu::{DeltaShape, RecurrentState, ScanShape};
 
 use super::CpuWeight;
 use crate::arch::HParams;
-use crate::backend::Scan;
+use crate::backend::{Scan, Selective};
 
 /// The states of a sequence.
 pub(super) struct States {
@@ -33,6 +33,7 @@ impl States {
                 n_head_v: d.n_head_v,
                 dim: d.head_dim,
                 side_by_side: d.side_by_side,
+                apart: d.apart,
             }),
             ssm: hp.ssm.map(|s| ScanShape {
                 n_head: s.n_head,
@@ -76,6 +77,14 @@ impl States {
 
     pub(super) fn restore(&mut self) {
         copy(&mut self.now, &mut self.saved);
+    }
+}
+
+/// A selective state space in the words of the kernels.
+pub(super) fn selective(w: &Selective<CpuWeight>) -> lemma_cpu::Selective<'_> {
+    lemma_cpu::Selective {
+        a: w.a.vec(),
+        d: w.d.vec(),
     }
 }
 

@@ -18,8 +18,13 @@ impl State {
         step.positions.clear();
         step.positions.extend(first..first + n as u32);
         for (kind, angles) in step.angles.iter_mut().enumerate() {
-            self.rope.fill(kind, first, n, self.rope.n_rot, angles);
+            self.rope
+                .fill(kind, first, n, self.rope.n_rot_of(kind), angles);
         }
+        step.heat.clear();
+        let heat = self.hp.heat.iter();
+        step.heat
+            .extend(heat.flat_map(|h| step.positions.iter().map(|p| h.at(f64::from(*p)) as f32)));
         for (il, (pages, places)) in step.pages.iter_mut().zip(&mut step.places).enumerate() {
             let (layout, ranges) = (cache.layout(), &mut step.tables[il]);
             pages.clear();
@@ -83,9 +88,9 @@ impl State {
 
     /// Hands the page masses of the step to the cache.
     pub(super) fn leave_masses(&mut self, cache: &mut Cache) {
-        let n_head = self.hp.n_head / self.layout.groups;
         for il in self.layers.clone() {
             let mass = &mut self.mass[il];
+            let n_head = self.hp.heads_of_pool(il).n / self.layout.groups;
             let mut rest: &[f32] = mass.as_mut_slice();
             for t in self.layout.tables_of(il) {
                 let (mine, more) = rest.split_at(cache.tables()[t].n_spans() * n_head);

@@ -68,6 +68,8 @@ impl CpuWeight {
             n_in: m.n_in,
             n_out: m.n_out / n_expert,
             n_expert,
+            first: 0,
+            stride: m.n_out / n_expert,
             data: m.data,
         }
     }
@@ -97,16 +99,25 @@ pub(super) fn product<'a>(
 pub(in super::super) fn moe_ffn<W: AsRef<CpuWeight>>(moe: &Moe<W>) -> MoeFfn<'_> {
     MoeFfn {
         router: moe.gate_inp.as_ref().mat(),
-        gate: (moe.gate_exps.as_ref()).map(|w| w.as_ref().experts(moe.n_expert)),
-        up: moe.up_exps.as_ref().experts(moe.n_expert),
+        gate: (moe.gate_exps.as_ref()).map(|w| match moe.gates_and_ups {
+            true => w.as_ref().experts(moe.n_expert).half(0),
+            false => w.as_ref().experts(moe.n_expert),
+        }),
+        up: match moe.gates_and_ups {
+            true => moe.up_exps.as_ref().experts(moe.n_expert).half(1),
+            false => moe.up_exps.as_ref().experts(moe.n_expert),
+        },
         down: moe.down_exps.as_ref().experts(moe.n_expert),
+        down_scale: (moe.down_exps_s.as_ref()).map(|s| s.as_ref().vec()),
         bias: moe.bias.as_ref().map(|b| MoeBias {
             router: b.gate_inp.as_ref().vec(),
             gate: b.gate_exps.as_ref().vec(),
             up: b.up_exps.as_ref().vec(),
             down: b.down_exps.as_ref().vec(),
         }),
+        clamp: moe.clamp,
         act: match moe.act {
+            Act::Geglu => lemma_cpu::Act::Geglu,
             Act::Swiglu => lemma_cpu::Act::Swiglu,
             Act::SwigluOai => lemma_cpu::Act::SwigluOai,
             Act::ReluSqr => lemma_cpu::Act::ReluSqr,

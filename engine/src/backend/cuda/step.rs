@@ -234,6 +234,37 @@ impl Backend for Phases<'_> {
         self.builder.refuse("norms that take the mean off");
     }
 
+    fn center_heads(&mut self, _: Buf) {
+        self.builder.refuse("norms of heads that take the mean off");
+    }
+
+    fn heat(&mut self, _: Buf) {
+        self.builder
+            .refuse("queries that grow apart from their rotation");
+    }
+
+    fn place(&mut self, _: Buf, _: Buf, _: usize, _: usize) {
+        self.builder.refuse("delta nets that forget elements apart");
+    }
+
+    fn part(&mut self, _: Buf, _: Buf, _: usize, _: usize) {
+        self.builder.refuse("embeddings of layers");
+    }
+
+    fn swiglu_clamped(&mut self, _: Buf, _: Buf, _: f32) {
+        self.builder.refuse("bounded gates");
+    }
+
+    fn selective_scan(
+        &mut self,
+        _: Buf,
+        _: [Buf; 4],
+        _: &backend::Selective<CudaWeight>,
+        _: usize,
+    ) {
+        self.builder.refuse("state spaces");
+    }
+
     fn rms_norm_first(&mut self, _: Buf, _: &CudaWeight, _: f32) {
         self.builder.refuse("latent attention");
     }

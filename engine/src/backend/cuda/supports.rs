@@ -21,6 +21,7 @@ pub(super) fn check(
 ) -> Result<(Heads, Vec<[KvType; 2]>, usize), Error> {
     let kv = &o.kv;
     let asked = [
+        (hp.cpu_only.is_some(), hp.cpu_only.unwrap_or_default()),
         (layout.page != PAGE, "--kv-page other than 16"),
         (layout.groups > 1, "--kv-scope head"),
         (layout.dense > 0, "--kv-dense-layers"),

@@ -2,6 +2,7 @@
 
 use super::TracePass;
 use super::math::{dot, softcap, softmax};
+use crate::arch::Heads;
 use crate::backend::Buf;
 use crate::kv::Span;
 
@@ -53,11 +54,12 @@ impl TracePass {
         q: Buf,
         t: usize,
         (il, first): (usize, u32),
+        heads: Heads,
         sinks: Option<&[f32]>,
         out: &mut [f32],
     ) {
         let bounds = self.layout.bounds && self.n() == 1;
-        let (d, group) = (self.hp.head_dim, self.hp.n_head / self.hp.n_head_kv);
+        let (d, group, dim_v) = (heads.dim, heads.n / heads.n_kv, heads.dim_v);
         let pos = self.pos + t as u32;
         for table in self.layout.tables_of(il) {
             self.masses[table].clear();
@@ -70,7 +72,7 @@ impl TracePass {
                 vec![true; self.tables[table].0.len()]
             };
         }
-        for h in 0..self.hp.n_head {
+        for h in 0..heads.n {
             let kv = h / group;
             let table = self.table(il, kv);
             let qh = &self.row(q, t)[h * d..][..d];
@@ -91,12 +93,11 @@ impl TracePass {
             // A sink takes its part of the softmax and gives nothing.
             scores.extend(sinks.map(|s| f64::from(s[h])));
             softmax(&mut scores);
-            let dim_v = self.hp.head_dim_v;
             let mut sum = vec![0.0f64; dim_v];
             let mut mass = vec![0.0; self.tables[table].0.len()];
             for (s, (i, region, base)) in scores.iter().zip(&at) {
                 mass[*i] += *s as f32;
-                for (acc, v) in sum.iter_mut().zip(self.value(*region, *base)) {
+                for (acc, v) in sum.iter_mut().zip(self.value(*region, *base, dim_v)) {
                     *acc += s * f64::from(*v);
                 }
             }

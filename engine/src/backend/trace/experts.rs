@@ -1,6 +1,6 @@
 //! Mixtures of experts, in plain loops.
 
-use super::math::{activation, best_experts, dot, silu, softmax, swiglu_oai};
+use super::math::{activation, best_experts, dot, gelu, silu, softmax, swiglu_oai};
 use super::{TracePass, TraceWeight};
 use crate::backend::{Act, Activation, Buf, Gating, Moe};
 
@@ -42,25 +42,35 @@ impl TracePass {
                 1.0
             };
             let sum = sum / f64::from(moe.weights_scale);
+            let scales = moe.down_exps_s.as_ref().map(TraceWeight::vector);
             let width = xn.len();
             let mut y = vec![0.0f64; width];
             for e in order {
                 let hidden: Vec<f32> = (e * n_ff..(e + 1) * n_ff)
                     .map(|r| {
+                        let [r, r_up] = match moe.gates_and_ups {
+                            true => [r + e * n_ff, r + (e + 1) * n_ff],
+                            false => [r, r],
+                        };
                         let gate = moe.gate_exps.as_ref();
                         let gate = gate.map_or(0.0, |w| product(w, &gates, r, &xn));
-                        let up = product(&moe.up_exps, &ups, r, &xn);
+                        let up = product(&moe.up_exps, &ups, r_up, &xn);
                         match moe.act {
-                            Act::Swiglu => silu(gate) * up,
+                            Act::Geglu => gelu(gate) * up,
+                            Act::Swiglu => {
+                                let most = moe.clamp.unwrap_or(f32::INFINITY);
+                                silu(gate).min(most) * up.clamp(-most, most)
+                            }
                             Act::SwigluOai => swiglu_oai(gate, up),
                             Act::ReluSqr => activation(up, Activation::ReluSqr),
                             Act::Reglu => gate.max(0.0) * up,
                         }
                     })
                     .collect();
+                let scale = scales.as_ref().map_or(1.0, |s| f64::from(s[e]));
                 for (o, y) in y.iter_mut().enumerate() {
                     let down = product(&moe.down_exps, &downs, e * width + o, &hidden);
-                    *y += probs[e] / sum * f64::from(down);
+                    *y += probs[e] / sum * scale * f64::from(down);
                 }
             }
             let acc = &mut self.bufs[acc as usize][t * width..][..width];

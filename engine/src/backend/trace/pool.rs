@@ -7,14 +7,14 @@ use super::math::store;
 use crate::kv::{Demoted, PAGE};
 
 impl TracePass {
-    /// The value that belongs to the key at an element of a region, `[head_dim_v]`.
-    pub(super) fn value(&self, region: usize, at: usize) -> &[f32] {
+    /// The value that belongs to the key at an element of a region, `[dim_v]`.
+    pub(super) fn value(&self, region: usize, at: usize, dim_v: usize) -> &[f32] {
         let pool = if self.hp.latent.is_some() {
             &self.k
         } else {
             &self.v
         };
-        &pool[region][at..][..self.hp.head_dim_v]
+        &pool[region][at..][..dim_v]
     }
 
     /// Where head `kv` of layer `il` has row `row` of a block of a tier: region, and element in it.
@@ -29,7 +29,8 @@ impl TracePass {
         let (tier, region) = (usize::from(tier), self.layout.region_of(il));
         let heads = self.layout.region(tier, region).n_head_kv;
         let head = if heads == 1 { 0 } else { kv };
-        let at = ((block as usize * PAGE + row as usize) * heads + head) * self.hp.head_dim;
+        let dim = self.hp.head_dim.max(self.hp.head_dim_v);
+        let at = ((block as usize * PAGE + row as usize) * heads + head) * dim;
         (tier * self.layout.n_regions() + region, at)
     }
 

@@ -105,6 +105,31 @@ impl TracePass {
         self.bufs[out as usize] = all;
     }
 
+    /// [`Backend::selective_scan`](crate::backend::Backend::selective_scan)
+    pub(super) fn selective(&mut self, out: Buf, x: [Buf; 4], w: [Vec<f32>; 2], il: usize) {
+        let i = self.hp.layer_of_state(il);
+        let ([a, d], mut all) = (w, Vec::new());
+        let (n, mut state) = (d.len(), std::mem::take(&mut self.states.now[i].s));
+        for t in 0..self.n() {
+            let [x, dt, b, c] = x.map(|buf| self.row(buf, t));
+            for ch in 0..n {
+                let (x, dt) = (f64::from(x[ch]), f64::from(dt[ch]));
+                let dt = if dt > 40.0 { dt } else { dt.exp().ln_1p() };
+                let mut read = x * f64::from(d[ch]);
+                for (j, (b, c)) in b.iter().zip(c).enumerate() {
+                    let s = &mut state[ch * (a.len() / n) + j];
+                    let keeps = (dt * f64::from(a[j * n + ch])).exp();
+                    let next = keeps * f64::from(*s) + dt * x * f64::from(*b);
+                    read += next * f64::from(*c);
+                    *s = next as f32;
+                }
+                all.push(read as f32);
+            }
+        }
+        self.states.now[i].s = state;
+        self.bufs[out as usize] = all;
+    }
+
     /// [`Backend::gated_delta_net`](crate::backend::Backend::gated_delta_net)
     pub(super) fn delta_rule(&mut self, out: Buf, qkv: Buf, [alpha, beta]: [Buf; 2], il: usize) {
         let (Some(d), i) = (self.hp.delta, self.hp.layer_of_state(il)) else {
@@ -118,7 +143,8 @@ impl TracePass {
             let (q, rest) = self.row(qkv, t).split_at(d.n_head_k * dim);
             let (k, v) = rest.split_at(d.n_head_k * dim);
             for h in 0..d.n_head_v {
-                let alpha = f64::from(self.row(alpha, t)[h]);
+                let alpha = self.row(alpha, t);
+                let alpha = |j: usize| f64::from(alpha[if d.apart { h * dim + j } else { h }]);
                 let beta = f64::from(self.row(beta, t)[h]);
                 let of = d.head_k(h) * dim..(d.head_k(h) + 1) * dim;
                 let (q, k) = (&q[of.clone()], &k[of]);
@@ -128,9 +154,13 @@ impl TracePass {
                         let products = s.iter().zip(x);
                         products.map(|(s, x)| f64::from(*s) * f64::from(*x)).sum()
                     };
-                    let change = beta * (f64::from(v[r]) - alpha * dot(s, k));
-                    for (s, k) in s.iter_mut().zip(k) {
-                        *s = (alpha * f64::from(*s) + change * f64::from(*k)) as f32;
+                    let kept = |(j, (s, k)): (usize, (&f32, &f32))| {
+                        alpha(j) * f64::from(*s) * f64::from(*k)
+                    };
+                    let said: f64 = s.iter().zip(k).enumerate().map(kept).sum();
+                    let change = beta * (f64::from(v[r]) - said);
+                    for (j, (s, k)) in s.iter_mut().zip(k).enumerate() {
+                        *s = (alpha(j) * f64::from(*s) + change * f64::from(*k)) as f32;
                     }
                     all.push((dot(s, q) * scale) as f32);
                 }

@@ -31,6 +31,7 @@ impl<'a> Parts<'a> {
             Act::Swiglu => Some(Glu::Swiglu),
             Act::SwigluOai => Some(Glu::SwigluOai),
             Act::Reglu => Some(Glu::Reglu),
+            Act::Geglu => Some(Glu::Geglu),
             Act::ReluSqr => None,
         };
         Self {
