@@ -49,7 +49,10 @@ fn compile_kernels() {
     };
     let archs = env::var("LEMMA_CUDA_ARCHS").ok().filter(|v| !v.is_empty());
     let archs = archs.unwrap_or_else(|| ARCHS.to_owned());
-    if archs.split_whitespace().any(|arch| arch == "90a") {
+    if archs
+        .split_whitespace()
+        .any(|arch| arch.trim_start_matches("ptx") == "90a")
+    {
         println!("cargo::rustc-cfg=group_products");
     }
     let mut command = Command::new(&nvcc);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::gpu::{Gpu, Result};
+use crate::gpu::{CudaError, Gpu, Result};
 use crate::ops;
 
 /// Bytes that are read at once, if there is room: many times the caches of any device.
@@ -27,6 +27,11 @@ pub fn ceiling(gpu: &Gpu) -> Result<Ceiling> {
     // The emulator computes every read.
     let most = if gpu.is_emulated() { 1 << 20 } else { BYTES };
     let bytes = most.min(free / 4) / 4096 * 4096;
+    if bytes < most / 4 {
+        return Err(CudaError(format!(
+            "no room to read from: {free} bytes are free"
+        )));
+    }
     let (a, b, out) = (gpu.alloc(bytes)?, gpu.alloc(bytes)?, gpu.alloc(4)?);
     let best = |work: &dyn Fn() -> Result<()>| -> Result<f64> {
         let (rounds, each) = if gpu.is_emulated() { (1, 1) } else { (8, 8) };

@@ -223,13 +223,16 @@ impl Model {
         let (hp, file) = (&self.hp, &self.file);
         let bytes = |t: crate::gguf::TensorView<'_>| {
             let n = t.n_bytes() as u64;
+            let rounds = (hp.n_layer / hp.n_round.max(1)).max(1) as u64;
             let rest = t.name.strip_prefix("blk.").and_then(|r| r.split_once('.'));
             match rest {
                 // Layers that guess further tokens are not run.
-                Some((il, _)) if il.parse().is_ok_and(|il: usize| il >= hp.n_layer) => 0,
+                Some((il, _)) if il.parse().is_ok_and(|il: usize| il >= hp.n_round) => 0,
                 Some((_, name)) if name.contains("_exps.") => {
                     n * hp.n_expert_used as u64 / hp.n_expert.max(1) as u64
                 }
+                Some(_) => n * rounds,
+                None if &*t.name == "per_layer_token_embd.weight" => 0,
                 None if &*t.name == "token_embd.weight" => match file.tensor("output.weight") {
                     Some(_) => 0,
                     None => n,
@@ -372,8 +375,21 @@ impl Model {
         if o.gpu_layers == Some(0) {
             return self.cpu(o, layout, n_ubatch);
         }
-        let split = CudaRunner::what_fits(&gpu, file, hp, o, layout, n_ubatch)?;
-        let back = CudaRunner::part(&gpu, file, hp, o, layout, n_ubatch, split);
+        let mut split = CudaRunner::what_fits(&gpu, file, hp, o, layout, n_ubatch)?;
+        let bind = |split| CudaRunner::part(&gpu, file, hp, o, layout, n_ubatch, split);
+        let mut back = bind(split);
+        let is_divided = split.first + split.experts > 0;
+        if is_divided && o.gpu_layers.is_none() && o.cpu_experts.is_none() {
+            // Others may have taken memory meanwhile.
+            for _ in 0..3 {
+                let smaller = split.less(hp);
+                if back.is_ok() || smaller.first >= hp.n_layer {
+                    break;
+                }
+                split = smaller;
+                back = bind(split);
+            }
+        }
         let back = back.map_err(|e| match (&e, o.gpu_layers) {
             (Error::Memory(_), Some(_)) => e.with_hint("-ngl auto takes as many layers as fit"),
             _ => e,

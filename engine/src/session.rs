@@ -26,7 +26,7 @@ use pool::first_layout;
 pub use pool::{KvStats, TierStats};
 
 /// Logits of one scoring batch are kept below this many elements.
-const MAX_SCORE_LOGITS: usize = 16 << 20;
+pub(crate) const MAX_SCORE_LOGITS: usize = 16 << 20;
 
 /// Where a recurrent state is kept for sequences that come back: so many tokens before the end of a prompt. What follows a prompt that is
 /// rendered again often differs in the words that open the reply.

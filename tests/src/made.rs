@@ -332,9 +332,10 @@ pub fn hybrid_experts(latent: usize, types: &[GgmlType]) -> GgufFile {
     d.add_mamba2(0, ssm);
     d.add_attention(2, [2, 1, 64]);
     for il in [1, 3] {
-        let experts: [(&str, &[usize]); 8] = [
+        let experts: [(&str, &[usize]); 9] = [
             ("attn_norm.weight", &[N_EMBD]),
             ("ffn_gate_inp.weight", &[N_EMBD, 6]),
+            ("exp_probs_b.bias", &[6]),
             ("ffn_latent_down.weight", &[N_EMBD, latent]),
             ("ffn_latent_up.weight", &[latent, N_EMBD]),
             ("ffn_up_exps.weight", &[latent, 64, 6]),

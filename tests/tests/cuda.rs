@@ -32,7 +32,9 @@ fn cases() -> Vec<Case> {
             .unwrap()
         {
             let (arch, model) = (e["arch"].as_str().unwrap(), e["model"].as_str().unwrap());
-            if arch::NAMES.contains(&arch) {
+            let file = || GgufFile::open(&dir.join(model)).unwrap();
+            let runs = || HParams::read(&file()).unwrap().cpu_only.is_none();
+            if arch::NAMES.contains(&arch) && runs() {
                 let tokens = e["tokens"].as_array().unwrap();
                 // Some models make more of a rounding than others: a hundred times what llama.cpp itself changes with such keys and values.
                 let own = e["measured"]["f16kv_flashattn_vs_batch"]["nmse"].as_f64();

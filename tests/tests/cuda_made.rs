@@ -159,7 +159,10 @@ fn experts_of_other_kinds_of_any_type() {
                 );
             }
             let file = made::routed_experts(types);
-            check(&gpu, &file, &format!("smallthinker {types:?}"), limits);
+            // Quantized routers round what they read to eight bits, so of a batch more tokens do.
+            let most = if types.is_empty() { limits[0] } else { 3e-1 };
+            let what = format!("smallthinker {types:?}");
+            check(&gpu, &file, &what, [most, limits[1]]);
         }
     }
 }

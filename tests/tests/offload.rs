@@ -150,7 +150,8 @@ fn compare(gpu: &Gpu, name: &str, file: &GgufFile, split: Split) {
             let of =
                 |s: &Side| -> Vec<f32> { s.cache.layer(il).pages.iter().map(|p| p.w).collect() };
             let masses = nmse(&of(&got), &of(&want));
-            assert!(masses < 1e-4, "{name}, {split:?}, layer {il}: {masses:.1e}");
+            // Batches are rounded to f16 on a device, and of many tokens one or the other is sent to another expert.
+            assert!(masses < 3e-3, "{name}, {split:?}, layer {il}: {masses:.1e}");
         }
     }
     println!("{name}, {split:?} of {} layers: {worst:.1e}", hp.n_layer);
@@ -218,7 +219,11 @@ fn states_of_both_sides_come_back_and_pools_grow() {
         got.runner.restore_state();
         got.cache.grow(9);
         got.runner.grow(got.cache.layout()).unwrap();
-        assert!(steps(&mut got) == before);
+        // A larger pool may be divided among blocks otherwise.
+        for (after, before) in steps(&mut got).iter().zip(&before) {
+            let e = nmse(after, before);
+            assert!(e < 1e-9, "{e:.1e}");
+        }
     }
 }
 
@@ -272,6 +277,36 @@ fn as_much_as_fits() {
             ..o
         };
         assert_eq!(fitting(&asked, 1), from(n - 1));
+    }
+    // What is counted falls with every layer, and with the experts of every layer, by what their tensors take.
+    for gpu in gpus() {
+        for name in ["qwen3-tied", "glm4moe", "llama-q-q2_k"] {
+            let file = open(name);
+            let hp = HParams::read(&file).unwrap();
+            let o = LoadOptions::default();
+            let layout = Layout::new(&o.kv, hp.n_layer_kv(), hp.n_head_kv, 4, 512);
+            let need = |split| CudaRunner::need(&gpu, &file, &hp, &o, &layout, 64, split).unwrap();
+            let bytes = |of: &dyn Fn(&str) -> bool| -> u64 {
+                let tensors = file.tensors().filter(|t| of(&t.name));
+                tensors.map(|t| t.n_bytes() as u64).sum()
+            };
+            for il in 0..hp.n_layer - 1 {
+                let layer = bytes(&|n| n.starts_with(&format!("blk.{il}.")));
+                assert!(need(from(il)) >= need(from(il + 1)) + layer, "{name} {il}");
+                let of = |experts| need(Split { first: 0, experts });
+                let experts =
+                    bytes(&|n| n.starts_with(&format!("blk.{il}.")) && n.contains("_exps."));
+                assert!(of(il) >= of(il + 1) + experts, "{name} {il}");
+                assert_eq!(of(il) == of(il + 1), experts == 0, "{name} {il}");
+            }
+            // On a device it is no less than what is taken.
+            let before = gpu.memory().unwrap().0;
+            let runner = CudaRunner::new(&gpu, &file, &hp, &o, &layout, 64).unwrap();
+            let taken = before.saturating_sub(gpu.memory().unwrap().0) as u64;
+            drop(runner);
+            println!("{name}: {taken} of {} bytes", need(Split::default()));
+            assert!(taken <= need(Split::default()), "{name}: {taken}");
+        }
     }
     for gpu in gpus().into_iter().filter(is_slow) {
         let file = open("qwen3-tied");

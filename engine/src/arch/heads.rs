@@ -101,6 +101,14 @@ impl HParams {
 
     /// Whether what rotates fits heads that are not alike.
     pub(super) fn check_rotation(&self, k: &Keys<'_>) -> Result<(), Error> {
+        // Tables are made of every kind, whether a layer rotates so or not.
+        for kind in &self.ropes {
+            let (n_rot, most) = (kind.n_rot.unwrap_or(self.n_rot), self.head_dim);
+            if n_rot > most {
+                let expected = format!("at most the head width {most}");
+                return Err(k.bad("rope.dimension_count", n_rot, expected));
+            }
+        }
         for (il, l) in self.layers.iter().enumerate() {
             let Some(kind) = l.rope else { continue };
             let (n_rot, dim) = (

@@ -28,11 +28,11 @@ pub struct HParams {
     pub n_embd: usize,
     /// Query heads.
     pub n_head: usize,
-    /// Key and value heads; divides `n_head`.
+    /// Key and value heads; divides `n_head` where all layers have the same heads, else the most of any.
     pub n_head_kv: usize,
     /// Width of a key, and of a query where it meets keys.
     pub head_dim: usize,
-    /// Width of a value; another than that of keys only in latent attention.
+    /// Width of a value; another than that of keys in latent attention and where layers have heads of their own.
     pub head_dim_v: usize,
     /// Where keys and values of all heads are one latent vector.
     pub latent: Option<Latent>,

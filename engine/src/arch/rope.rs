@@ -161,6 +161,10 @@ impl Rope {
     /// Writes cosine and sine pairs of a table for consecutive positions: `out` is `[n_tokens, width / 2, 2]`, where `width`
     /// is at least `n_rot`; pairs beyond that stay where they are.
     pub fn fill(&self, table: usize, pos: u32, n_tokens: usize, width: usize, out: &mut [f32]) {
+        // Nothing rotates in models that were never told how.
+        if width == 0 {
+            return;
+        }
         let n_kinds = self.kinds.len();
         let Frequencies { freq, magnitude } = &self.kinds[table % n_kinds];
         let temperature = self.temperature.filter(|_| table >= n_kinds);

@@ -44,7 +44,7 @@ use crate::arch::{ArchModel, HParams, Rope, Widths};
 use crate::error::Error;
 use crate::gguf::GgufFile;
 use crate::kv::{Cache, Layout};
-use crate::options::{Aggregate, LoadOptions};
+use crate::options::{Aggregate, KvBudget, LoadOptions};
 use crate::report;
 use crate::sampling::{self, Candidate, Choice};
 
@@ -53,6 +53,9 @@ impl From<CudaError> for Error {
         Error::runtime(e.0)
     }
 }
+
+/// Tokens of a prompt that a divided model leaves room for beside a pool of default size.
+const PROMPT: usize = 4096;
 
 /// A weight in device memory.
 #[derive(Clone, Debug)]
@@ -139,7 +142,8 @@ impl CudaRunner {
         Self::part(gpu, file, hp, o, layout, n_ubatch, Split::default())
     }
 
-    /// As much of a model as a device can hold and as the options say; all of it where nothing fits.
+    /// As much of a model as a device can hold and as the options say; all of it where nothing fits. A pool that grows with the first prompt
+    /// has room to.
     ///
     /// # Errors
     /// As [`CudaRunner::part`], but for memory.
@@ -151,13 +155,55 @@ impl CudaRunner {
         layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Split, Error> {
-        let (heads, types, n_part) = supports::check(file, hp, o, layout)?;
+        let mut larger = layout.clone();
+        if o.kv.budget == KvBudget::Default {
+            let n = PROMPT.div_ceil(layout.page) + layout.n_slots;
+            larger = layout.grown(n.min(layout.n_ctx.div_ceil(layout.page)));
+        }
+        // While it grows half of it is held twice.
+        let more = match larger.n_slots > layout.n_slots {
+            true => Self::bytes_of_pool(gpu, file, hp, o, &larger)? / 2,
+            false => 0,
+        };
         gpu.bind()?;
-        let pool = buffers::pool_bytes(gpu, &types, heads, n_part, layout);
         let (free, _) = gpu.memory()?;
-        let need = |split| Need::new(file, hp, pool, n_ubatch.max(1), split);
-        let fits = |split| need(split).is_ok_and(|n| n.bytes() <= free as u64);
+        let free = (free as u64).saturating_sub(more);
+        let need = |split| Self::need(gpu, file, hp, o, &larger, n_ubatch, split);
+        let fits = |split| need(split).is_ok_and(|bytes| bytes <= free);
+        supports::check(file, hp, o, layout)?;
         Ok(Split::that_fits(hp, o, fits))
+    }
+
+    fn bytes_of_pool(
+        gpu: &Gpu,
+        file: &GgufFile,
+        hp: &HParams,
+        o: &LoadOptions,
+        layout: &Layout,
+    ) -> Result<u64, Error> {
+        let (heads, types, n_part) = supports::check(file, hp, o, layout)?;
+        Ok(buffers::pool_bytes(gpu, &types, heads, n_part, layout))
+    }
+
+    /// Bytes that a part of a model takes on a device, no fewer.
+    ///
+    /// # Errors
+    /// As [`CudaRunner::part`], but for memory.
+    pub fn need(
+        gpu: &Gpu,
+        file: &GgufFile,
+        hp: &HParams,
+        o: &LoadOptions,
+        layout: &Layout,
+        n_ubatch: usize,
+        split: Split,
+    ) -> Result<u64, Error> {
+        let (heads, types, n_part) = supports::check(file, hp, o, layout)?;
+        // Every part of the pool begins with a block of its own.
+        let parts = (2 * types.len() * layout.n_regions()) as u64;
+        let pool = buffers::pool_bytes(gpu, &types, heads, n_part, layout) + (parts << 21);
+        let tables = buffers::table_bytes(gpu, heads, n_part, layout);
+        Ok(Need::new(file, hp, [pool, tables], n_ubatch.max(1), split)?.bytes())
     }
 
     /// Uploads a part of a model and allocates the pool and the scratch of batches of `n_ubatch` tokens.
@@ -179,9 +225,10 @@ impl CudaRunner {
         let widths = Widths::of(hp);
         let n_ubatch = n_ubatch.max(1);
         let pool = buffers::pool_bytes(gpu, &types, heads, n_part, layout);
-        let need = Need::new(file, hp, pool, n_ubatch, split)?;
+        let tables = buffers::table_bytes(gpu, heads, n_part, layout);
+        let need = Need::new(file, hp, [pool, tables], n_ubatch, split)?;
         need.check(gpu)?;
-        let model = upload(gpu, file, hp, &need, o.on_upload)?;
+        let (model, hosted) = upload(gpu, file, hp, &need, o.on_upload)?;
         let pool = Pool::new(gpu, heads, types, n_part, layout)?;
         let host = Host::new(gpu, hp, &pool, n_ubatch, split.first > 0)?;
         let scratch = |b: Buf| gpu.alloc(n_ubatch * widths.get(b) * 4);
@@ -214,7 +261,7 @@ impl CudaRunner {
             half,
             rope: Rope::from_file(hp, file, layout.n_ctx)?,
             layers: hp.layers_of_pool(&split.layers(hp)),
-            hosted: Hosted::of(gpu, hp, o, n_ubatch, split)?,
+            hosted: Hosted::of(gpu, hp, o, n_ubatch, hosted)?,
             hp: hp.clone(),
             heads,
             widths,

@@ -114,6 +114,12 @@ impl ThinkSplitter {
     /// The reply is over: appends what was held back.
     pub fn finish(&mut self, out: &mut Vec<Piece>) {
         self.flush(out);
+        // A header that never came to its end is what the model said.
+        if std::mem::take(&mut self.in_line) {
+            let header = std::mem::take(&mut self.header);
+            self.part = Part::Answer;
+            self.emit(&header, out);
+        }
     }
 
     /// First tag in the held text among those that are not single tokens.

@@ -440,6 +440,9 @@ fn splits_named_channels() {
         let answer = (String::new(), "yes".to_owned());
         assert_eq!(split(&tags, "", &other), answer);
         assert_eq!(split(&tags, "", &reply[7..]), answer);
+        // A name that never ends is none, and is not lost.
+        let endless = [reply[0], (9, "yes")];
+        assert_eq!(split(&tags, "", &endless), answer);
     }
 }
 

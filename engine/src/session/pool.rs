@@ -207,8 +207,14 @@ impl Session {
         };
         if n_slots > self.cache.layout().n_slots {
             let grown = layout(n_slots);
-            memory::taking(|| self.runner.grow(&grown))?;
-            self.cache.grow(n_slots);
+            match memory::taking(|| self.runner.grow(&grown)) {
+                Ok(()) => self.cache.grow(n_slots),
+                // The prompt fits all the same, with less behind it.
+                Err(e) if needed <= self.cache.layout().n_slots => {
+                    log::warn!("the KV pool stays as it is: {e}");
+                }
+                Err(e) => return Err(e),
+            }
         }
         Ok(())
     }
@@ -233,6 +239,10 @@ pub(super) fn first_layout(
     layout.bounds |= policy.selects;
     if layout.bounds && hp.has_unlike_heads() {
         let found = "bounds of keys (--kv-policy quest, --kv-score bound) with a model whose layers have different heads";
+        return Err(report::usage(found, "--kv-score exact"));
+    }
+    if layout.bounds && hp.layers.iter().any(|l| l.borrows) {
+        let found = "bounds of keys (--kv-policy quest, --kv-score bound) with a model whose layers share pages";
         return Err(report::usage(found, "--kv-score exact"));
     }
     if layout.bounds && layout.page > PAGE {

@@ -272,7 +272,9 @@ impl Bench {
             let mut session = self.session(1, n_threads)?;
             match session.ceiling()? {
                 Some(c) => all.push((n_threads, c)),
-                None => out::note("no ceiling: the weights lie in two memories"),
+                None => out::note(
+                    "no ceiling: weights in two memories, or a reference that is not fast",
+                ),
             }
             self.progress("");
         }

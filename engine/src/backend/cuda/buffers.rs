@@ -102,6 +102,24 @@ pub(super) fn pool_bytes(
     bytes.flatten().sum::<usize>() as u64
 }
 
+/// Bytes of what goes with a pool: page tables, masses, sums of attention.
+pub(super) fn table_bytes(gpu: &Gpu, h: Heads, n_part: usize, layout: &Layout) -> u64 {
+    let (max_pages, splits) = pages_and_splits(gpu, h, n_part, layout);
+    let tables = 12 * layout.n_layer * max_pages + 8 * h.n_head * max_pages;
+    (tables + h.n_head * splits * (4 * h.head_dim + 8)) as u64
+}
+
+/// Pages of the longest table, and among how many blocks attention divides them.
+fn pages_and_splits(gpu: &Gpu, h: Heads, n_part: usize, layout: &Layout) -> (usize, usize) {
+    let tables = 0..layout.n_tables();
+    let max_pages = tables.map(|t| layout.max_pages(t)).max().unwrap_or(0);
+    let splits = match n_part {
+        1 => ops::latent_splits(gpu, h.n_head, max_pages),
+        _ => ops::splits(gpu, h, max_pages),
+    };
+    (max_pages, splits)
+}
+
 impl Pool {
     pub(super) fn new(
         gpu: &Gpu,
@@ -130,14 +148,7 @@ impl Pool {
         layout: &Layout,
     ) -> Result<Self, CudaError> {
         let n_layer = layout.n_layer;
-        let max_pages = (0..layout.n_tables())
-            .map(|t| layout.max_pages(t))
-            .max()
-            .unwrap_or(0);
-        let splits = match n_part {
-            1 => ops::latent_splits(gpu, h.n_head, max_pages),
-            _ => ops::splits(gpu, h, max_pages),
-        };
+        let (max_pages, splits) = pages_and_splits(gpu, h, n_part, layout);
         let regions = kv.chunks(types.len()).map(|kv| tiers(&types, kv));
         Ok(Self {
             moves: Moves::new(gpu, h, &regions.collect::<Vec<_>>(), n_part, layout)?,
@@ -204,12 +215,14 @@ impl Pool {
     /// Moves to a larger pool, part by part, so that only one is held twice.
     pub(super) fn grow(&mut self, gpu: &Gpu, h: Heads, layout: &Layout) -> Done {
         self.check()?;
-        let done = self.move_parts(gpu, h, layout);
-        self.lost |= done.is_err();
+        let mut moved = false;
+        let done = self.move_parts(gpu, h, layout, &mut moved);
+        self.lost |= moved && done.is_err();
         done
     }
 
-    fn move_parts(&mut self, gpu: &Gpu, h: Heads, layout: &Layout) -> Done {
+    /// `moved`: whether anything has.
+    fn move_parts(&mut self, gpu: &Gpu, h: Heads, layout: &Layout, moved: &mut bool) -> Done {
         let n = self.types.len();
         for (i, parts) in self.kv.iter_mut().enumerate() {
             let page = page_bytes(self.types[i % n], h, self.n_part);
@@ -222,6 +235,7 @@ impl Pool {
                     gpu.copy(new.view().slice(0, kept.bytes()), kept)?;
                 }
                 *old = new;
+                *moved = true;
             }
         }
         let kv = std::mem::take(&mut self.kv);

@@ -5,9 +5,11 @@ use std::ops::Range;
 
 use lemma_cuda::Gpu;
 use lemma_cuda::ops::Half;
+use lemma_quant::GgmlType;
 
 use super::super::{Buf, Tensor};
 use super::buffers::Moe;
+use super::host::StepLayout;
 use super::recurrent::States;
 use crate::arch::{ArchModel, Binder, HParams, Widths};
 use crate::error::Error;
@@ -15,6 +17,7 @@ use crate::gguf::GgufFile;
 use crate::memory::show;
 use crate::options::LoadOptions;
 use crate::report;
+use crate::session::MAX_SCORE_LOGITS;
 
 /// What of a model is on a device: all of it by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +32,20 @@ impl Split {
     /// The layers that are on the device.
     pub fn layers(&self, hp: &HParams) -> Range<usize> {
         self.first..hp.n_layer
+    }
+
+    /// The next smaller part: one layer's experts less, or one layer.
+    pub fn less(self, hp: &HParams) -> Self {
+        match hp.n_expert > 0 && self.experts < hp.n_layer {
+            true => Self {
+                experts: self.experts + 1,
+                ..self
+            },
+            false => Self {
+                first: self.first + 1,
+                ..self
+            },
+        }
     }
 
     /// Whether a tensor of those layers stays where the file has it.
@@ -74,42 +91,74 @@ impl Split {
 /// What a model takes on a device.
 pub(super) struct Need {
     pub(super) split: Split,
-    pub(super) weights: u64,
+    /// Bytes of its tensors as the file has them.
+    pub(super) in_file: u64,
+    weights: u64,
     pool: u64,
     scratch: u64,
 }
 
+/// What a driver gives for so many bytes: from 1 MiB on whole blocks of 2 (measured).
+fn taken(bytes: usize) -> u64 {
+    let block = if bytes > 1 << 20 { 2 << 20 } else { 512 };
+    (bytes as u64).next_multiple_of(block)
+}
+
 impl Need {
-    /// Of a part of a model beside a pool of so many bytes.
+    /// Of a part of a model beside a pool of so many bytes, whose tables take so many `tables`.
     pub(super) fn new(
         file: &GgufFile,
         hp: &HParams,
-        pool: u64,
+        [pool, tables]: [u64; 2],
         n_ubatch: usize,
         split: Split,
     ) -> Result<Self, Error> {
-        let (mut weights, mut known) = (0u64, HashSet::new());
+        let (mut in_file, mut weights, mut known) = (0u64, 0u64, HashSet::new());
         let mut count = |t: Tensor| {
             // What is not copied is there once, however often it is bound.
             let copied = t.bytes.is_empty();
             if !split.leaves(&t) && (copied || known.insert(t.bytes.as_ptr())) {
-                weights += t.n_bytes() as u64;
+                in_file += t.n_bytes() as u64;
+                // Rows are padded, and formats without kernels become f16.
+                let row = || lemma_cuda::row_bytes(t.ty, t.n_in);
+                let row = row().or_else(|| lemma_cuda::row_bytes(GgmlType::F16, t.n_in));
+                weights += taken(match t.vector {
+                    true => 4 * t.n_in,
+                    false => row.unwrap_or(0).saturating_mul(t.n_out),
+                });
             }
             Ok(())
         };
         let binder = Binder::new(file, &mut count).part(split.layers(hp));
         ArchModel::bind(hp, &mut binder.dry())?;
         let widths = Widths::of(hp);
-        let token: usize = Buf::ALL.iter().map(|&b| widths.get(b)).sum();
+        // In f32, and once more quantized.
+        let buffers = Buf::ALL.iter().map(|&b| n_ubatch * widths.get(b));
+        let buffers: u64 = buffers
+            .map(|n| taken(4 * n) + taken(n) + taken(n / 4))
+            .sum();
         let widest = Buf::ALL.iter().map(|&b| widths.get(b)).max().unwrap_or(0);
         let half = match n_ubatch {
             0..Half::MIN_TOKENS => 0,
             _ => Half::bytes(n_ubatch, widest),
         };
-        let moe = Moe::bytes(hp, n_ubatch);
-        let scratch = (n_ubatch * token * 6 + hp.n_vocab * 4 + half + moe) as u64 + (64 << 20);
+        let hosted = match split.has_experts(hp) {
+            true => taken(4 * n_ubatch * hp.n_expert_latent.unwrap_or(hp.n_embd)),
+            false => 0,
+        };
+        let logits = MAX_SCORE_LOGITS.min(n_ubatch * hp.n_vocab).max(hp.n_vocab) + hp.n_vocab;
+        let others = [
+            half,
+            Moe::bytes(hp, n_ubatch),
+            4 * logits,
+            StepLayout::new(hp, n_ubatch).bytes(),
+        ];
+        // Kernels, staging of uploads, what is small.
+        let rest = 96 << 20;
+        let scratch = others.map(taken).iter().sum::<u64>() + buffers + hosted + tables + rest;
         Ok(Self {
             split,
+            in_file,
             weights,
             pool,
             scratch: scratch.saturating_add(States::bytes(hp, n_ubatch)),

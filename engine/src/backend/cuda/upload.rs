@@ -1,6 +1,6 @@
 //! Weights on their way to the device.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,23 +15,26 @@ use crate::error::Error;
 use crate::gguf::{Bytes, GgufFile};
 use crate::memory::show;
 
-/// Binds the tensors of a part of a model to device memory; one that is bound twice (a tied output) is uploaded once.
+/// Binds the tensors of a part of a model to device memory; one that is bound twice (a tied output) is uploaded once. With that comes in how
+/// many layers there are experts that stayed.
 pub(super) fn upload(
     gpu: &Gpu,
     file: &GgufFile,
     hp: &HParams,
     need: &Need,
     on_upload: Option<fn(u64, u64)>,
-) -> Result<ArchModel<CudaWeight>, Error> {
+) -> Result<(ArchModel<CudaWeight>, usize), Error> {
     let start = Instant::now();
-    let all = need.weights;
+    let all = need.in_file;
     let mut uploader = Uploader::new(gpu)?;
     // With the bytes themselves: some are copies, and another must not come to lie where one has been.
     let mut known: HashMap<*const u8, (CudaWeight, Bytes)> = HashMap::new();
     let mut bytes = 0;
+    let mut stayed = HashSet::new();
     let mut converted: Vec<&str> = Vec::new();
     let mut make = |t: Tensor| -> Result<CudaWeight, Error> {
         if need.split.leaves(&t) {
+            stayed.extend(t.experts_of);
             return Ok(CudaWeight::Host(Arc::new(CpuWeight::new(t))));
         }
         let at = t.bytes.as_ptr();
@@ -69,5 +72,5 @@ pub(super) fn upload(
     }
     let s = start.elapsed().as_secs_f64();
     log::info!("{} of weights uploaded in {s:.2} s", show(bytes));
-    Ok(model)
+    Ok((model, stayed.len()))
 }

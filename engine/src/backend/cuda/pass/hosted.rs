@@ -6,7 +6,7 @@ use std::fmt;
 use lemma_cpu::{Limits, Ops, Shared};
 use lemma_cuda::{Buffer, Gpu, Pinned, ops};
 
-use super::super::{CudaWeight, Split};
+use super::super::CudaWeight;
 use super::{Done, Pass};
 use crate::arch::HParams;
 use crate::backend::cpu::{CpuWeight, moe_ffn, ops_of};
@@ -30,22 +30,22 @@ pub(in super::super) struct Hosted {
 }
 
 impl Hosted {
-    /// Nothing where the device has all experts of its layers.
+    /// For so many layers; nothing where the device has all experts.
     pub(in super::super) fn of(
         gpu: &Gpu,
         hp: &HParams,
         o: &LoadOptions,
         n_ubatch: usize,
-        split: Split,
+        n_layer: usize,
     ) -> Result<Option<Self>, Error> {
-        if !split.has_experts(hp) {
+        if n_layer == 0 {
             return Ok(None);
         }
         let width = hp.n_expert_latent.unwrap_or(hp.n_embd);
         let (n, n_route) = (n_ubatch * width, n_ubatch * hp.n_expert);
         let limits = Limits {
             max_tokens: n_ubatch,
-            max_width: hp.n_embd.max(hp.n_ff_exp),
+            max_width: hp.n_embd.max(hp.n_ff_exp).max(width),
             n_ff_expert: hp.n_ff_exp,
             n_embd_expert: width,
             n_expert: hp.n_expert,
@@ -54,7 +54,7 @@ impl Hosted {
         };
         Ok(Some(Self {
             ops: ops_of(o, limits)?,
-            n_layer: split.experts - split.first.max(hp.routing.n_dense),
+            n_layer,
             x: Shared::zeroed(n),
             y: Shared::zeroed(n),
             route: Shared::zeroed(n_route),

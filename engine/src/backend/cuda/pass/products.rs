@@ -10,7 +10,7 @@ use super::{Done, Pass};
 use crate::backend::{Activation, Buf, Linear};
 
 impl Pass {
-    /// Products with the one token of the pass.
+    /// Products with each token of the pass by itself: the one that there is, as a rule.
     pub(super) fn mat_vec(&mut self, parts: &[ops::Part<'_>], x: Buf, mode: Mode) -> Done {
         let wanted = parts.iter().any(|p| p.0.wants_q8());
         let quant = if wanted { self.fresh_quant(x)? } else { None };
@@ -18,7 +18,7 @@ impl Pass {
             parts,
             x: self.view(x),
             quant,
-            columns: 1,
+            columns: self.n,
             per_input: 1,
             experts: None,
             mode,
@@ -48,7 +48,17 @@ impl Pass {
         }
         let bias = |w: &Linear<CudaWeight>| w.bias.as_ref().map(CudaWeight::vec);
         if self.n > 1 {
-            let part = |(out, w): &(Buf, &Linear<CudaWeight>)| {
+            // A router is not rounded to f16: what it chooses is the same for any batch.
+            let is_router = |out: &(Buf, _)| out.0 == Buf::Route;
+            if let Some((out, w)) = outs.iter().find(|o| is_router(o)) {
+                let call = [(&**w.w.mat(), bias(w), self.view(*out))];
+                self.mat_vec(&call, x, Mode::Store)?;
+            }
+            let outs: Vec<_> = outs.iter().filter(|o| !is_router(o)).collect();
+            if outs.is_empty() {
+                return Ok(());
+            }
+            let part = |(out, w): &&(Buf, &Linear<CudaWeight>)| {
                 (Arc::clone(w.w.mat()), bias(w), self.view(*out))
             };
             let parts: Vec<_> = outs.iter().map(part).collect();
