@@ -136,7 +136,7 @@ fn experts_that_the_cpu_runs() {
 
 /// A prompt and steps of a divided model beside the reference.
 fn compare(gpu: &Gpu, name: &str, file: &GgufFile, split: Split) {
-    let n = if is_slow(gpu) { 20 } else { 60 };
+    let n = 20;
     let (hp, mut want, mut got) = sides(gpu, file, "full", n + 6, split);
     let prompt = tokens(0..n, hp.n_vocab);
     let batch = [&mut want, &mut got].map(|s| s.run(&prompt, Outputs::All));

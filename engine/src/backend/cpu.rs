@@ -209,6 +209,7 @@ impl CpuRunner {
     }
 
     /// The residual stream as the last pass has left it, `[n_tokens, n_embd]`.
+    #[cfg(any(feature = "cuda", feature = "cuda-emulate"))]
     pub(super) fn rows(&mut self) -> &[f32] {
         let s = &mut self.state;
         let n = s.step.tokens.len() * s.hp.n_embd;

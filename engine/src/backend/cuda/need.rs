@@ -53,11 +53,6 @@ impl Split {
         t.experts_of.is_some_and(|il| il < self.experts)
     }
 
-    /// Whether there are experts that the CPU runs.
-    pub(super) fn has_experts(&self, hp: &HParams) -> bool {
-        hp.n_expert > 0 && self.experts > self.first.max(hp.routing.n_dense)
-    }
-
     /// As much of a model as fits and as the options say. Experts leave first: of these the CPU reads a few for each token, of other layers all.
     /// What fits not at all is [`Split::default`].
     pub fn that_fits(hp: &HParams, o: &LoadOptions, fits: impl Fn(Split) -> bool) -> Self {
@@ -142,9 +137,10 @@ impl Need {
             0..Half::MIN_TOKENS => 0,
             _ => Half::bytes(n_ubatch, widest),
         };
-        let hosted = match split.has_experts(hp) {
-            true => taken(4 * n_ubatch * hp.n_expert_latent.unwrap_or(hp.n_embd)),
-            false => 0,
+        // What experts on the CPU say, if some are there.
+        let hosted = match hp.n_expert {
+            0 => 0,
+            _ => taken(4 * n_ubatch * hp.n_expert_latent.unwrap_or(hp.n_embd)),
         };
         let logits = MAX_SCORE_LOGITS.min(n_ubatch * hp.n_vocab).max(hp.n_vocab) + hp.n_vocab;
         let others = [
