@@ -315,11 +315,11 @@ __device__ __forceinline__ void mma_group(float (&d)[16][4], const uint16_t* a, 
 #endif
 
 // Kernels with Hopper's products have a twin for all other devices. What is compiled for a device has the one that the host asks it for
-// (Gpu::has_group_products), the emulator has both.
+// (Gpu::has_group_products); the emulator has both, and so has what a driver may compile for Hopper by itself.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define ON_HOPPER(...) __VA_ARGS__
 #define ELSEWHERE(...)
-#elif defined(__CUDACC__)
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 #define ON_HOPPER(...)
 #define ELSEWHERE(...) __VA_ARGS__
 #else

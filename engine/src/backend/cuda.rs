@@ -142,8 +142,8 @@ impl CudaRunner {
         Self::part(gpu, file, hp, o, layout, n_ubatch, Split::default())
     }
 
-    /// As much of a model as a device can hold and as the options say; all of it where nothing fits. A pool that grows with the first prompt
-    /// has room to.
+    /// As much of a model as a device can hold and as the options say; all of it where nothing fits. Where a model has to be divided anyway, a pool
+    /// that grows with the first prompt has room to.
     ///
     /// # Errors
     /// As [`CudaRunner::part`], but for memory.
@@ -155,6 +155,14 @@ impl CudaRunner {
         layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Split, Error> {
+        gpu.bind()?;
+        let (free, _) = gpu.memory()?;
+        let whole = Split::default();
+        let asked = o.gpu_layers.is_some() || o.cpu_experts.is_some();
+        let all = Self::need(gpu, file, hp, o, layout, n_ubatch, whole)?;
+        if !asked && all <= free as u64 {
+            return Ok(whole);
+        }
         let mut larger = layout.clone();
         if o.kv.budget == KvBudget::Default {
             let n = PROMPT.div_ceil(layout.page) + layout.n_slots;
@@ -165,12 +173,9 @@ impl CudaRunner {
             true => Self::bytes_of_pool(gpu, file, hp, o, &larger)? / 2,
             false => 0,
         };
-        gpu.bind()?;
-        let (free, _) = gpu.memory()?;
         let free = (free as u64).saturating_sub(more);
         let need = |split| Self::need(gpu, file, hp, o, &larger, n_ubatch, split);
         let fits = |split| need(split).is_ok_and(|bytes| bytes <= free);
-        supports::check(file, hp, o, layout)?;
         Ok(Split::that_fits(hp, o, fits))
     }
 
