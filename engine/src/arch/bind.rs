@@ -426,12 +426,14 @@ impl<'a, W> Binder<'a, W> {
     }
 
     fn moe_weights(&mut self, hp: &HParams) -> Result<Moe<W>, Error> {
+        // What a file that speaks of experts by mistake lacks first of all.
+        let gate_inp = self.matrix("ffn_gate_inp", hp.n_embd, hp.n_expert)?;
         let all = [hp.n_embd, 2 * hp.n_ff_exp, hp.n_expert];
         if let Some(t) = self.find("ffn_gate_up_exps.weight", &all, false)? {
             let (gates, ups) = ((self.make)(t.clone())?, (self.make)(t)?);
             return Ok(Moe {
                 gates_and_ups: true,
-                ..self.moe_of(hp, Some(gates), ups)?
+                ..self.moe_of(hp, gate_inp, Some(gates), ups)?
             });
         }
         let n_embd = hp.n_expert_latent.unwrap_or(hp.n_embd);
@@ -441,15 +443,21 @@ impl<'a, W> Binder<'a, W> {
             false => None,
         };
         let up_exps = self.required("ffn_up_exps.weight", &dims)?;
-        self.moe_of(hp, gate_exps, up_exps)
+        self.moe_of(hp, gate_inp, gate_exps, up_exps)
     }
 
-    fn moe_of(&mut self, hp: &HParams, gate_exps: Option<W>, up_exps: W) -> Result<Moe<W>, Error> {
+    fn moe_of(
+        &mut self,
+        hp: &HParams,
+        gate_inp: W,
+        gate_exps: Option<W>,
+        up_exps: W,
+    ) -> Result<Moe<W>, Error> {
         let (n_ff, n_expert) = (hp.n_ff_exp, hp.n_expert);
         let n_embd = hp.n_expert_latent.unwrap_or(hp.n_embd);
         let routing = hp.routing;
         Ok(Moe {
-            gate_inp: self.matrix("ffn_gate_inp", hp.n_embd, n_expert)?,
+            gate_inp,
             gate_exps,
             up_exps,
             gates_and_ups: false,
