@@ -454,6 +454,7 @@ fn pages_are_weighed_and_recycled_alike() {
                     }
                     let e = nmse(&g, &w);
                     // One step may be further off than all together.
+                    // One step may be further off than all together.
                     let limit = 10.0 * case.limit;
                     // Experts that all but tie may be told apart as well, in this step or in one whose keys it looks at.
                     closest = closest.min(want.runner.closest_choice());
