@@ -212,15 +212,15 @@ pub(crate) fn load_options(
     compute: &ComputeArgs,
 ) -> Result<LoadOptions> {
     let chat_template = chat_template(model)?;
-    let gpu_layers = gpu_layers(compute.gpu_layers.as_deref())?;
+    let gpu_layers = gpu_layers(compute.offload.gpu_layers.as_deref())?;
     Ok(LoadOptions {
         n_threads: threads(compute.threads.unwrap_or(0))?,
         isa: compute.isa.clone(),
         backend: backend(compute.device.as_deref(), gpu_layers)?,
         gpu_layers,
-        cpu_experts: match compute.cpu_moe {
+        cpu_experts: match compute.offload.cpu_moe {
             true => Some(u32::MAX),
-            false => compute.n_cpu_moe,
+            false => compute.offload.n_cpu_moe,
         },
         n_ctx: kv.ctx_size.filter(|&n| n > 0),
         // A smaller -b makes smaller passes, as in llama.cpp; the keyboard is looked at after each of them.

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 
-use super::typed::{CommonArgs, ComputeArgs, GenerateArgs, ISAS, KvArgs, ModelArgs, SamplingArgs};
+use super::typed::{
+    CommonArgs, ComputeArgs, GenerateArgs, ISAS, KvArgs, ModelArgs, OffloadArgs, SamplingArgs,
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct BatchArgs {
@@ -148,15 +150,8 @@ pub(crate) struct BenchArgs {
         hide_env_values = true
     )]
     pub(crate) device: Option<String>,
-    /// Layers on a GPU: a number, auto (as many as fit) or all [short: -ngl]
-    #[arg(long, alias = "n-gpu-layers", value_name = "N", hide_short_help = true)]
-    pub(crate) gpu_layers: Option<String>,
-    /// Layers, counted from the first, whose routed experts the CPU runs though they are on a GPU [default: as many as must; short: -ncmoe]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    pub(crate) n_cpu_moe: Option<u32>,
-    /// All routed experts on the CPU [short: -cmoe]
-    #[arg(long, hide_short_help = true, conflicts_with = "n_cpu_moe")]
-    pub(crate) cpu_moe: bool,
+    #[command(flatten)]
+    pub(crate) offload: OffloadArgs,
     /// Instruction set of the CPU kernels: scalar, avx2, avx_vnni, avx512, avx512_bf16 or amx
     #[arg(long, value_name = "NAME", env = "LEMMA_ISA", hide_env_values = true, value_parser = ISAS, hide_possible_values = true)]
     pub(crate) isa: Option<String>,

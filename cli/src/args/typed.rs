@@ -480,6 +480,20 @@ impl KvArgs {
     }
 }
 
+/// What of a model is on a GPU.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct OffloadArgs {
+    /// Layers on a GPU, counted from the last; those before them run on the CPU: a number, auto (as many as fit) or all [short: -ngl]
+    #[arg(long, alias = "n-gpu-layers", value_name = "N", hide_short_help = true)]
+    pub(crate) gpu_layers: Option<String>,
+    /// Layers, counted from the first, whose routed experts the CPU runs though they are on a GPU [default: as many as must; short: -ncmoe]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) n_cpu_moe: Option<u32>,
+    /// All routed experts on the CPU [short: -cmoe]
+    #[arg(long, hide_short_help = true, conflicts_with = "n_cpu_moe")]
+    pub(crate) cpu_moe: bool,
+}
+
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = COMPUTE)]
 pub(crate) struct ComputeArgs {
@@ -500,15 +514,8 @@ pub(crate) struct ComputeArgs {
         hide_env_values = true
     )]
     pub(crate) device: Option<String>,
-    /// Layers on a GPU, counted from the last; those before them run on the CPU: a number, auto (as many as fit) or all [short: -ngl]
-    #[arg(long, alias = "n-gpu-layers", value_name = "N", hide_short_help = true)]
-    pub(crate) gpu_layers: Option<String>,
-    /// Layers, counted from the first, whose routed experts the CPU runs though they are on a GPU [default: as many as must; short: -ncmoe]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    pub(crate) n_cpu_moe: Option<u32>,
-    /// All routed experts on the CPU [short: -cmoe]
-    #[arg(long, hide_short_help = true, conflicts_with = "n_cpu_moe")]
-    pub(crate) cpu_moe: bool,
+    #[command(flatten)]
+    pub(crate) offload: OffloadArgs,
     /// Instruction set of the CPU kernels: scalar, avx2, avx_vnni, avx512, avx512_bf16 or amx [default: the best present]
     #[arg(long, value_name = "NAME", env = "LEMMA_ISA", hide_env_values = true, hide_short_help = true, value_parser = ISAS, hide_possible_values = true)]
     pub(crate) isa: Option<String>,

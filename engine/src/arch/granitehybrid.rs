@@ -17,7 +17,5 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
         shared_expert(k, hp)?;
     }
     hp.ssm = Some(StateSpace::read(k)?);
-    let name = "attention.head_count_kv";
-    let n_head_kv = k.layer_counts(name, hp.n_layer)?;
-    hp.keep(k, name, n_head_kv.iter().map(|n| [*n > 0, *n == 0]))
+    hp.keep_by_heads(k)
 }

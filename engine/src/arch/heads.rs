@@ -69,6 +69,19 @@ impl HParams {
         all.max().unwrap_or(0)
     }
 
+    /// How many heads each layer has; all are as wide as the model says.
+    pub(super) fn counted_heads(&self, k: &Keys<'_>) -> Result<Vec<Heads>, Error> {
+        let n = k.layer_counts("attention.head_count", self.n_layer)?;
+        let n_kv = k.layer_counts("attention.head_count_kv", self.n_layer)?;
+        let heads = |(n, n_kv): (&u32, &u32)| Heads {
+            n: *n as usize,
+            n_kv: *n_kv as usize,
+            dim: self.head_dim,
+            dim_v: self.head_dim_v,
+        };
+        Ok(n.iter().zip(&n_kv).map(heads).collect())
+    }
+
     /// Gives layers that attend heads of their own, `heads`, if they differ. What is said of all becomes the largest of each.
     pub(super) fn unlike_heads(&mut self, k: &Keys<'_>, heads: &[Heads]) -> Result<(), Error> {
         let attends = |il: &usize| self.layers[*il].past.pages().is_some();

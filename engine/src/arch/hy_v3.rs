@@ -3,7 +3,7 @@
 
 pub(super) use super::decoder::Model;
 use super::keys::{Keys, MAX_DIM};
-use super::routing::expert_width;
+use super::routing::{expert_width, first_router};
 use super::{HParams, QkNorm, Routing};
 use crate::backend::{Gating, RopeMode};
 use crate::error::Error;
@@ -18,8 +18,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
         Some(_) => k.count(name, MAX_DIM)?,
     };
     // Files do not say how many layers have no router.
-    let has_router = |il: &usize| k.has_tensor(*il, "ffn_gate_inp.weight");
-    let n_dense = (0..hp.n_layer).find(has_router).unwrap_or(hp.n_layer);
+    let n_dense = first_router(k, hp);
     hp.routing = Routing {
         n_dense,
         is_biased: k.has_tensor(n_dense, "exp_probs_b"),

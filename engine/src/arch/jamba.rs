@@ -19,9 +19,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
         norm_topk: false,
         ..Routing::SOFTMAX
     };
-    let name = "attention.head_count_kv";
-    let n_head_kv = k.layer_counts(name, hp.n_layer)?;
-    hp.keep(k, name, n_head_kv.iter().map(|n| [*n > 0, *n == 0]))
+    hp.keep_by_heads(k)
 }
 
 /// Weights of the model.

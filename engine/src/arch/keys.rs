@@ -116,6 +116,14 @@ impl Keys<'_> {
         }
     }
 
+    /// Refuses a number that is said and is another than `all`, that of all layers.
+    pub(super) fn no_other(&self, name: &str, all: usize, max: u32) -> Result<(), Error> {
+        match self.optional_count(name, max)? {
+            Some(n) if n != all => Err(self.bad(name, n, format!("{all}, as in all layers"))),
+            _ => Ok(()),
+        }
+    }
+
     /// A number of at least one that has to be there.
     pub(super) fn count(&self, name: &str, max: u32) -> Result<usize, Error> {
         self.optional_count(name, max)?

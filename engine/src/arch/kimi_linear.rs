@@ -40,9 +40,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
         return Err(k.bad("kda.head_dim", d.head_dim, expected));
     }
     hp.delta = Some(d);
-    let name = "attention.head_count_kv";
-    let n_head_kv = k.layer_counts(name, hp.n_layer)?;
-    hp.keep(k, name, n_head_kv.iter().map(|n| [*n > 0, *n == 0]))
+    hp.keep_by_heads(k)
 }
 
 /// Weights of the model.

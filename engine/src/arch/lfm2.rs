@@ -24,9 +24,7 @@ pub(super) fn conv_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Neox;
     hp.qk_norm = QkNorm::Heads;
     hp.short_conv = Some(ShortConv::read(k, hp.n_embd)?);
-    let name = "attention.head_count_kv";
-    let n_head_kv = k.layer_counts(name, hp.n_layer)?;
-    hp.keep(k, name, n_head_kv.iter().map(|n| [*n > 0, *n == 0]))?;
+    hp.keep_by_heads(k)?;
     if let Some(window) = k.optional_window()? {
         for l in &mut hp.layers {
             l.window = Some(window);

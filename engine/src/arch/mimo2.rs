@@ -5,7 +5,7 @@
 use super::ffn::Ffn;
 use super::keys::{Keys, MAX_DIM};
 use super::routing::expert_width;
-use super::{Binder, HParams, Heads, Layers, RopeParams, Routing};
+use super::{Binder, HParams, Layers, RopeParams, Routing};
 use crate::backend::{Backend, Buf::*, Embedding, Gating, Linear, RopeMode};
 use crate::error::Error;
 
@@ -16,14 +16,11 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     k.only_experts(hp)?;
     hp.n_ff_exp = expert_width(k)?;
     // Files do not say how many layers have no router.
-    let has_router = |il: &usize| k.has_tensor(*il, "ffn_gate_inp.weight");
     hp.routing = Routing {
         gating: Gating::Sigmoid,
         norm_topk: true,
         weights_scale: 1.0,
-        n_dense: (0..hp.n_layer).find(has_router).unwrap_or(hp.n_layer),
-        is_biased: (0..hp.n_layer).any(|il| k.has_tensor(il, "exp_probs_b.bias")),
-        ..Routing::read(k, hp, Gating::Sigmoid)?
+        ..Routing::of_tensors(k, hp)?
     };
     hp.value_scale = match k.float("attention.value_scale")?.unwrap_or(0.0) {
         0.0 => 1.0,
@@ -36,30 +33,10 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     };
     let local = RopeParams::plain(k.positive("rope.freq_base_swa", Some(10_000.0))?);
     hp.windows(k.window()?, &windows, local);
-    let n = k.layer_counts("attention.head_count", hp.n_layer)?;
-    let n_kv = k.layer_counts("attention.head_count_kv", hp.n_layer)?;
-    for name in [
-        "attention.key_length_swa",
-        "attention.value_length_swa",
-        "rope.dimension_count_swa",
-    ] {
-        let all = match name {
-            "attention.key_length_swa" => hp.head_dim,
-            "attention.value_length_swa" => hp.head_dim_v,
-            _ => hp.n_rot,
-        };
-        match k.optional_count(name, MAX_DIM)? {
-            Some(n) if n != all => return Err(k.bad(name, n, format!("{all}, as in all layers"))),
-            _ => {}
-        }
-    }
-    let heads = |(n, n_kv): (&u32, &u32)| Heads {
-        n: *n as usize,
-        n_kv: *n_kv as usize,
-        dim: hp.head_dim,
-        dim_v: hp.head_dim_v,
-    };
-    let heads: Vec<Heads> = n.iter().zip(&n_kv).map(heads).collect();
+    let heads = hp.counted_heads(k)?;
+    k.no_other("attention.key_length_swa", hp.head_dim, MAX_DIM)?;
+    k.no_other("attention.value_length_swa", hp.head_dim_v, MAX_DIM)?;
+    k.no_other("rope.dimension_count_swa", hp.n_rot, MAX_DIM)?;
     hp.unlike_heads(k, &heads)
 }
 

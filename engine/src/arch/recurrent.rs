@@ -146,6 +146,13 @@ pub(super) fn d_conv(k: &Keys<'_>, name: &str) -> Result<usize, Error> {
 }
 
 impl HParams {
+    /// Layers that have key and value heads have pages, all others a state.
+    pub(super) fn keep_by_heads(&mut self, k: &Keys<'_>) -> Result<(), Error> {
+        let name = "attention.head_count_kv";
+        let n_head_kv = k.layer_counts(name, self.n_layer)?;
+        self.keep(k, name, n_head_kv.iter().map(|n| [*n > 0, *n == 0]))
+    }
+
     /// Says of each layer whether it has pages and whether it has a state, as the key `name` has it, and numbers them.
     pub(super) fn keep(
         &mut self,

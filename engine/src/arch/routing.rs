@@ -28,6 +28,12 @@ pub struct Routing {
     pub gates_shared: bool,
 }
 
+/// The first layer that has a router.
+pub(super) fn first_router(k: &Keys<'_>, hp: &HParams) -> usize {
+    let has_router = |il: &usize| k.has_tensor(*il, "ffn_gate_inp.weight");
+    (0..hp.n_layer).find(has_router).unwrap_or(hp.n_layer)
+}
+
 impl Routing {
     /// Softmax over all experts, the best few made to sum to one.
     pub const SOFTMAX: Self = Self {
@@ -41,6 +47,15 @@ impl Routing {
         n_dense: 0,
         gates_shared: false,
     };
+
+    /// [`Routing::read`] of files that do not say which layers have no router, nor whether experts have biases: tensors do.
+    pub(super) fn of_tensors(k: &Keys<'_>, hp: &HParams) -> Result<Self, Error> {
+        Ok(Self {
+            n_dense: first_router(k, hp),
+            is_biased: (0..hp.n_layer).any(|il| k.has_tensor(il, "exp_probs_b.bias")),
+            ..Self::read(k, hp, Gating::Sigmoid)?
+        })
+    }
 
     /// What the keys of models built like DeepSeek's say, and `unsaid` where they do not say how products become weights.
     pub(super) fn read(k: &Keys<'_>, hp: &HParams, unsaid: Gating) -> Result<Self, Error> {

@@ -6,8 +6,8 @@ use super::decoder::Norms;
 use super::ffn::Ffn;
 use super::keys::{Keys, MAX_DIM};
 use super::routing::expert_width;
-use super::{Binder, HParams, Heads, Layers, QkNorm, RopeParams, Routing};
-use crate::backend::{Backend, Buf::*, Embedding, Gating, Linear, RopeMode};
+use super::{Binder, HParams, Layers, QkNorm, RopeParams, Routing};
+use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};
 use crate::error::Error;
 
 pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
@@ -20,12 +20,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     }
     hp.n_ff_exp = expert_width(k)?;
     hp.n_ff_shexp = k.count("expert_shared_feed_forward_length", MAX_DIM)?;
-    let has_router = |il: &usize| k.has_tensor(*il, "ffn_gate_inp.weight");
-    hp.routing = Routing {
-        n_dense: (0..hp.n_layer).find(has_router).unwrap_or(hp.n_layer),
-        is_biased: (0..hp.n_layer).any(|il| k.has_tensor(il, "exp_probs_b.bias")),
-        ..Routing::read(k, hp, Gating::Sigmoid)?
-    };
+    hp.routing = Routing::of_tensors(k, hp)?;
     let bounds = |name: &str| -> Result<Vec<f32>, Error> {
         match k.has(name) {
             true => k.layer_floats_of(name, hp.n_layer),
@@ -50,23 +45,9 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     // As wide as the rotation of most layers: divisors, if there are some, are too.
     hp.n_rot = half.max(local.n_rot.unwrap_or(0));
     for name in ["attention.key_length_swa", "attention.value_length_swa"] {
-        match k.optional_count(name, MAX_DIM)? {
-            Some(n) if n != hp.head_dim => {
-                let expected = format!("{}, as in all layers", hp.head_dim);
-                return Err(k.bad(name, n, expected));
-            }
-            _ => {}
-        }
+        k.no_other(name, hp.head_dim, MAX_DIM)?;
     }
-    let n = k.layer_counts("attention.head_count", hp.n_layer)?;
-    let n_kv = k.layer_counts("attention.head_count_kv", hp.n_layer)?;
-    let heads = |(n, n_kv): (&u32, &u32)| Heads {
-        n: *n as usize,
-        n_kv: *n_kv as usize,
-        dim: hp.head_dim,
-        dim_v: hp.head_dim_v,
-    };
-    let heads: Vec<Heads> = n.iter().zip(&n_kv).map(heads).collect();
+    let heads = hp.counted_heads(k)?;
     hp.unlike_heads(k, &heads)?;
     hp.cpu_only = Some("layers of different heads");
     Ok(())

@@ -15,6 +15,8 @@ use lemma_cpu::{
 };
 
 pub(super) use self::machine::ops_of;
+#[cfg(any(feature = "cuda", feature = "cuda-emulate"))]
+pub(super) use self::machine::workers;
 pub use self::machine::{default_threads, isas};
 pub(crate) use self::pool::bound_bytes;
 use self::pool::{Bounds, Memory, layer_spans, masses, max_spans, n_bounds};

@@ -155,12 +155,17 @@ impl CudaRunner {
         layout: &Layout,
         n_ubatch: usize,
     ) -> Result<Split, Error> {
+        let (heads, types, n_part) = supports::check(file, hp, o, layout)?;
         gpu.bind()?;
         let (free, _) = gpu.memory()?;
-        let whole = Split::default();
+        let room = |layout: &Layout| buffers::room(gpu, &types, heads, n_part, layout);
+        let fits = |room, free, split| {
+            let need = Need::new(file, hp, room, n_ubatch.max(1), split);
+            need.is_ok_and(|n| n.bytes() <= free)
+        };
+        let (free, whole) = (free as u64, Split::default());
         let asked = o.gpu_layers.is_some() || o.cpu_experts.is_some();
-        let all = Self::need(gpu, file, hp, o, layout, n_ubatch, whole)?;
-        if !asked && all <= free as u64 {
+        if !asked && fits(room(layout), free, whole) {
             return Ok(whole);
         }
         let mut larger = layout.clone();
@@ -169,25 +174,12 @@ impl CudaRunner {
             larger = layout.grown(n.min(layout.n_ctx.div_ceil(layout.page)));
         }
         // While it grows half of it is held twice.
-        let more = match larger.n_slots > layout.n_slots {
-            true => Self::bytes_of_pool(gpu, file, hp, o, &larger)? / 2,
+        let twice = match larger.n_slots > layout.n_slots {
+            true => buffers::pool_bytes(gpu, &types, heads, n_part, &larger) / 2,
             false => 0,
         };
-        let free = (free as u64).saturating_sub(more);
-        let need = |split| Self::need(gpu, file, hp, o, &larger, n_ubatch, split);
-        let fits = |split| need(split).is_ok_and(|bytes| bytes <= free);
-        Ok(Split::that_fits(hp, o, fits))
-    }
-
-    fn bytes_of_pool(
-        gpu: &Gpu,
-        file: &GgufFile,
-        hp: &HParams,
-        o: &LoadOptions,
-        layout: &Layout,
-    ) -> Result<u64, Error> {
-        let (heads, types, n_part) = supports::check(file, hp, o, layout)?;
-        Ok(buffers::pool_bytes(gpu, &types, heads, n_part, layout))
+        let (room, free) = (room(&larger), free.saturating_sub(twice));
+        Ok(Split::that_fits(hp, o, |split| fits(room, free, split)))
     }
 
     /// Bytes that a part of a model takes on a device, no fewer.
@@ -204,11 +196,8 @@ impl CudaRunner {
         split: Split,
     ) -> Result<u64, Error> {
         let (heads, types, n_part) = supports::check(file, hp, o, layout)?;
-        // Every part of the pool begins with a block of its own.
-        let parts = (2 * types.len() * layout.n_regions()) as u64;
-        let pool = buffers::pool_bytes(gpu, &types, heads, n_part, layout) + (parts << 21);
-        let tables = buffers::table_bytes(gpu, heads, n_part, layout);
-        Ok(Need::new(file, hp, [pool, tables], n_ubatch.max(1), split)?.bytes())
+        let room = buffers::room(gpu, &types, heads, n_part, layout);
+        Ok(Need::new(file, hp, room, n_ubatch.max(1), split)?.bytes())
     }
 
     /// Uploads a part of a model and allocates the pool and the scratch of batches of `n_ubatch` tokens.

@@ -87,9 +87,7 @@ pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Resu
     };
     let compute = ComputeArgs {
         device: args.device.clone(),
-        gpu_layers: args.gpu_layers.clone(),
-        n_cpu_moe: args.n_cpu_moe,
-        cpu_moe: args.cpu_moe,
+        offload: args.offload.clone(),
         isa: args.isa.clone(),
         batch_size: args.batch_size,
         ubatch_size: args.ubatch_size,

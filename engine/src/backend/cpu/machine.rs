@@ -21,6 +21,12 @@ pub(in super::super) fn ops_of(o: &LoadOptions, limits: Limits) -> Result<Ops, E
     Ok(Ops::new(team, isa, limits))
 }
 
+/// Instruction set and number of the workers, for people.
+pub(in super::super) fn workers(ops: &Ops) -> String {
+    let (isa, n) = (ops.isa(), ops.team().n_threads());
+    format!("{isa}, {n} thread{}", if n == 1 { "" } else { "s" })
+}
+
 /// Workers of a session.
 fn team(n_threads: usize) -> Result<Team, Error> {
     Team::try_new(n_threads).map_err(|e| {

@@ -2,6 +2,7 @@
 
 use lemma_cpu::{Limits, allocating};
 
+use super::machine::workers;
 use super::pool::{bound_bytes, layer_spans, masses, max_spans, n_bounds};
 use super::{CpuPass, CpuRunner};
 use crate::backend::{Ceiling, Outputs, Runner};
@@ -88,11 +89,6 @@ impl Runner for CpuRunner {
     }
 
     fn describe(&self) -> String {
-        let n = self.ops.team().n_threads();
-        format!(
-            "cpu ({}, {n} thread{})",
-            self.ops.isa(),
-            if n == 1 { "" } else { "s" }
-        )
+        format!("cpu ({})", workers(&self.ops))
     }
 }

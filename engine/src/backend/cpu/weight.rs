@@ -96,17 +96,16 @@ pub(super) fn product<'a>(
 }
 
 /// A mixture of experts.
-pub(in super::super) fn moe_ffn<W: AsRef<CpuWeight>>(moe: &Moe<W>) -> MoeFfn<'_> {
+pub(in super::super) fn moe_ffn<'w, W: AsRef<CpuWeight>>(moe: &'w Moe<W>) -> MoeFfn<'w> {
+    // Gates and what goes up may be the halves of one.
+    let part = |w: &'w W, half| match moe.gates_and_ups {
+        true => w.as_ref().experts(moe.n_expert).half(half),
+        false => w.as_ref().experts(moe.n_expert),
+    };
     MoeFfn {
         router: moe.gate_inp.as_ref().mat(),
-        gate: (moe.gate_exps.as_ref()).map(|w| match moe.gates_and_ups {
-            true => w.as_ref().experts(moe.n_expert).half(0),
-            false => w.as_ref().experts(moe.n_expert),
-        }),
-        up: match moe.gates_and_ups {
-            true => moe.up_exps.as_ref().experts(moe.n_expert).half(1),
-            false => moe.up_exps.as_ref().experts(moe.n_expert),
-        },
+        gate: moe.gate_exps.as_ref().map(|w| part(w, 0)),
+        up: part(&moe.up_exps, 1),
         down: moe.down_exps.as_ref().experts(moe.n_expert),
         down_scale: (moe.down_exps_s.as_ref()).map(|s| s.as_ref().vec()),
         bias: moe.bias.as_ref().map(|b| MoeBias {

@@ -102,6 +102,19 @@ pub(super) fn pool_bytes(
     bytes.flatten().sum::<usize>() as u64
 }
 
+/// What a pool takes, each part of which begins with a block of its own, and what its tables do.
+pub(super) fn room(
+    gpu: &Gpu,
+    types: &[[KvType; 2]],
+    h: Heads,
+    n_part: usize,
+    layout: &Layout,
+) -> [u64; 2] {
+    let parts = (2 * types.len() * layout.n_regions()) as u64;
+    let pool = pool_bytes(gpu, types, h, n_part, layout) + (parts << 21);
+    [pool, table_bytes(gpu, h, n_part, layout)]
+}
+
 /// Bytes of what goes with a pool: page tables, masses, sums of attention.
 pub(super) fn table_bytes(gpu: &Gpu, h: Heads, n_part: usize, layout: &Layout) -> u64 {
     let (max_pages, splits) = pages_and_splits(gpu, h, n_part, layout);

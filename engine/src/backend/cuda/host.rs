@@ -118,8 +118,8 @@ impl Host {
     }
 }
 
-/// Writes words into the step's data, from word `at` on.
-fn put(step: &mut [u8], at: usize, words: impl IntoIterator<Item = u32>) {
+/// Writes words into what travels, from word `at` on.
+pub(super) fn put(step: &mut [u8], at: usize, words: impl IntoIterator<Item = u32>) {
     for (to, w) in step[at * 4..].chunks_exact_mut(4).zip(words) {
         to.copy_from_slice(&w.to_le_bytes());
     }

@@ -7,9 +7,10 @@ use lemma_cpu::{Limits, Ops, Shared};
 use lemma_cuda::{Buffer, Gpu, Pinned, ops};
 
 use super::super::CudaWeight;
+use super::super::host::put;
 use super::{Done, Pass};
 use crate::arch::HParams;
-use crate::backend::cpu::{CpuWeight, moe_ffn, ops_of};
+use crate::backend::cpu::{CpuWeight, moe_ffn, ops_of, workers};
 use crate::backend::{Buf, Moe};
 use crate::error::Error;
 use crate::options::LoadOptions;
@@ -68,12 +69,8 @@ impl Hosted {
 impl fmt::Display for Hosted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (n, s) = (self.n_layer, if self.n_layer == 1 { "" } else { "s" });
-        let (isa, n_threads) = (self.ops.isa(), self.ops.team().n_threads());
-        let t = if n_threads == 1 { "" } else { "s" };
-        write!(
-            f,
-            "the experts of {n} layer{s} on the CPU ({isa}, {n_threads} thread{t})"
-        )
+        let workers = workers(&self.ops);
+        write!(f, "the experts of {n} layer{s} on the CPU ({workers})")
     }
 }
 
@@ -125,11 +122,8 @@ impl Pass {
                     .run_some(n_tokens, |pass| pass.moe_ffn(&h.y, &h.x, &f, n_tokens));
             }
         }
-        let said = &h.y.as_mut_slice()[..n];
-        let bytes = h.up.bytes_mut()?.as_chunks_mut::<4>().0;
-        for (to, x) in bytes.iter_mut().zip(said) {
-            *to = x.to_ne_bytes();
-        }
+        let said = h.y.as_mut_slice()[..n].iter();
+        put(h.up.bytes_mut()?, 0, said.map(|x| x.to_bits()));
         match route {
             Some(_) => h.up.upload(0, to),
             None => {
