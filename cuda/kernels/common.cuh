@@ -382,6 +382,27 @@ __device__ __forceinline__ float glu(uint32_t kind, float g, float u) {
     return g / (1.0f + __expf(-1.702f * g)) * (u + 1.0f);
 }
 
+// What feed-forward blocks without gates make of each element.
+enum Activation : uint32_t {
+    NO_ACTIVATION = 0,
+    RELU_SQR = 1,  // max(x, 0)^2
+    XIELU = 2,     // alpha_p x^2 + beta x where x is positive, elsewhere alpha_n (exp(min(x, eps)) - 1 - x) + beta x
+    GELU = 3,      // by the tanh formula
+};
+struct ActivationParams {
+    uint32_t kind;  // `Activation`
+    float alpha_n;
+    float alpha_p;
+    float beta;
+    float eps;
+};
+__device__ __forceinline__ float activated(const ActivationParams& by, float x) {
+    if (by.kind == RELU_SQR) return x > 0.0f ? x * x : 0.0f;
+    if (by.kind == GELU) return gelu(x);
+    if (by.kind == XIELU) return (x > 0.0f ? by.alpha_p * x * x : by.alpha_n * (expm1f(fminf(x, by.eps)) - x)) + by.beta * x;
+    return x;
+}
+
 // cap * tanh(x / cap)
 __device__ __forceinline__ float soft_cap(float x, float cap) { return cap - quotient(2.0f * cap, 1.0f + __expf(quotient(2.0f * x, cap))); }
 

@@ -124,21 +124,10 @@ KERNEL glu(const GateUp a) {
     if (i < a.n_elem) a.gate[i] = glu(a.kind, a.gate[i], a.up[i]);
 }
 
-// What feed-forward blocks without gates make of each element.
-enum Activation : uint32_t {
-    RELU_SQR = 0,  // max(x, 0)^2
-    XIELU = 1,     // alpha_p x^2 + beta x where x is positive, elsewhere alpha_n (exp(min(x, eps)) - 1 - x) + beta x
-    GELU = 2,      // by the tanh formula
-};
-
 struct Activate {
     float* x;  // (n_elem)
     uint64_t n_elem;
-    uint32_t kind;  // `Activation`
-    float alpha_n;
-    float alpha_p;
-    float beta;
-    float eps;
+    ActivationParams by;
     uint32_t pad;
 };
 
@@ -146,15 +135,7 @@ struct Activate {
 KERNEL activate(const Activate a) {
     begin();
     const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= a.n_elem) return;
-    const float x = a.x[i];
-    if (a.kind == RELU_SQR) {
-        a.x[i] = x > 0.0f ? x * x : 0.0f;
-    } else if (a.kind == GELU) {
-        a.x[i] = gelu(x);
-    } else {
-        a.x[i] = (x > 0.0f ? a.alpha_p * x * x : a.alpha_n * (expm1f(fminf(x, a.eps)) - x)) + a.beta * x;
-    }
+    if (i < a.n_elem) a.x[i] = activated(a.by, a.x[i]);
 }
 
 struct SigmoidMul {

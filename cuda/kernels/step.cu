@@ -14,7 +14,7 @@ __device__ __noinline__ uint32_t embed_token(const uint32_t at) {
         float v[16];
         load16(m.type, m.w + token * m.row_bytes, n, 16 * u, v);
         for (int i = 0; i < 16; i++) {
-            if (16 * u + i < n) hand_over(m.out + 16 * u + i, v[i]);
+            if (16 * u + i < n) hand_over(m.out + 16 * u + i, v[i] * h.p.scale);
         }
     }
     block_barrier();
@@ -115,6 +115,6 @@ template <bool TIERS, bool ANY> __device__ __forceinline__ void run_step(const S
 KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step(const IN_PLACE Step a) { run_step<false, false>(a); }
 // The same with pages of any tier, the first of which is f16.
 KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step_tiers(const IN_PLACE Step a) { run_step<true, false>(a); }
-// And with experts, windows and sinks: what is not there costs those who do without it nothing.
+// And with all that only some models have (`any` of the host): what is not there costs those who do without it nothing.
 KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step_any(const IN_PLACE Step a) { run_step<false, true>(a); }
 KERNEL __launch_bounds__(WARP* STEP_WARPS, 1) step_any_tiers(const IN_PLACE Step a) { run_step<true, true>(a); }

@@ -24,6 +24,8 @@ enum PhaseKind : uint32_t { EMBED = 0, PRODUCTS = 1, ATTEND = 2, WEIGH = 3, BEST
 // What products are of. Those of gate and up choose the experts first, by the results of a phase before (the router's), and hand over gated
 // results times what the expert weighs, so that what goes down is one sum over all of them.
 enum ExpertsOf : uint32_t { NO_EXPERTS = 0, GATE_UP = 1, DOWN = 2 };
+// What norms of queries and keys are over: each head, each head once it has rotated, all heads together.
+enum NormOf : uint32_t { HEADS = 0, ROTATED_HEADS = 1, ALL_HEADS = 2 };
 
 // A matrix of a phase of products. Each block has rows of one matrix, so that its warps stream through one run of them.
 struct __align__(16) Matrix {
@@ -92,8 +94,8 @@ struct Phase {
     const float* q;        // ATTEND: (n_head, head_dim) not yet normed nor rotated
     const float* k;        // (n_head_kv, head_dim) likewise
     const float* v;        // (n_head_kv, head_dim)
-    const float* q_norm;   // (head_dim) or null
-    const float* k_norm;   // (head_dim) or null
+    const float* q_norm;   // (head_dim) or, of all heads together, (n_head, head_dim), or null
+    const float* k_norm;   // likewise
     uint16_t* pool_k;      // (slots, PAGE, n_head_kv, head_dim) f16
     uint16_t* pool_v;      // likewise
     const uint2* pages;    // (n_pages) slot (and tier, pages.cuh), first position, in position order
@@ -105,6 +107,9 @@ struct Phase {
     const float* sinks;    // ATTEND: (n_head) scores that take part in the softmax and have no value, or null
     const float* logits;   // GATE_UP: (n_expert) of the router
     const float* lean;     // (n_expert) what is added to what they weigh where experts are chosen, or null
+    const float* plus;     // PRODUCTS: (n_in) what is normed and added to `src` before all else, or null
+    const float* plus_norm;  // (n_in) the weights of that norm
+    float* sum;            // (n_in) what comes of it
     uint32_t kind;
     uint32_t gated;        // PRODUCTS: m[0].out = glu(m[0], m[1]) of kind `gated` - 1
     uint32_t again;        // PRODUCTS: its input lies where that of the phase of products before did
@@ -116,7 +121,7 @@ struct Phase {
     float eps;
     float eps_q;
     float eps_k;
-    uint32_t rope;         // whether queries and keys are rotated
+    uint32_t rope;         // which of the rotations queries and keys go through, from 1 on, or 0
     uint32_t next;         // EMBED, PRODUCTS: the next phase of products, or NOBODY
     uint32_t f_at;         // PRODUCTS: where the forms of the input lie in shared memory (`Input`), behind room for sums of squares
     uint32_t q_at;
@@ -133,7 +138,12 @@ struct Phase {
     uint32_t join_at;      // DOWN: where results of the block's rows lie in shared memory until all experts' are there, (n_used, rows); what GATE_UP chooses by
     uint32_t window;       // ATTEND: tokens that a query sees, itself included, or NO_WINDOW
     uint32_t most_pages;   // and pages that may have such
-    uint32_t pad[4];
+    float eps_plus;
+    float scale;           // EMBED, PRODUCTS: factor of the results, before they are added to others
+    uint32_t normed;       // ATTEND: `NormOf` queries and keys
+    uint32_t center;       // PRODUCTS: the mean of the input is taken off, ahead of the norm
+    ActivationParams act;               // what becomes of the results, which are then not gated
+    uint32_t pad;
 };
 
 struct Step {
@@ -167,7 +177,7 @@ struct Step {
     uint32_t n_words;
     uint32_t each;           // pages of a block, as `splits_of` has it
     // What differs between steps: position, token, live pages of each layer, place (slot * PAGE + row) of the token in each layer,
-    // (head_dim / 2) cosines and sines.
+    // (head_dim / 2) cosines and sines of each rotation.
     uint32_t words[MAX_WORDS];
 
     __device__ __forceinline__ uint32_t pos() const { return words[0]; }
@@ -254,7 +264,8 @@ struct Spread {
 };
 
 constexpr int NORMS = 128;  // bytes
-// The forms of an input in shared memory: a float for each warp; numbers; quantized, their scales, sums of 16 of them.
+static_assert(NORMS >= 2 * STEP_WARPS * sizeof(float), "sums of squares of the input and of what is added to it");
+// The forms of an input in shared memory: two floats for each warp; numbers; quantized, their scales, sums of 16 of them.
 struct Input {
     float* norms;
     float* f;
@@ -361,12 +372,116 @@ template <int N> __device__ __forceinline__ void read_units(const Here& h, const
     }
 }
 
+// Joins sums of warps.
+__device__ __forceinline__ float warps_sum(const float* sums) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < STEP_WARPS; i += 4) {
+        const float4 v = *reinterpret_cast<const float4*>(sums + i);
+        sum += (v.x + v.y) + (v.z + v.w);
+    }
+    return sum;
+}
+// What a norm multiplies by, given sums of squares of warps.
+__device__ __forceinline__ float norm_scale(const float* sums, int n, float eps) { return rsqrtf(quotient(warps_sum(sums), float(n)) + eps); }
+
+// Sums of warps, known to all; behind it no warp is busy with the input that lay there before.
+__device__ __forceinline__ const float* join_warps(const Input& in, float x) {
+    x = warp_sum(x);
+    block_barrier();
+    if (threadIdx.x % WARP == 0) in.norms[STEP_WARPS + threadIdx.x / WARP] = x;
+    block_barrier();
+    return in.norms + STEP_WARPS;
+}
+
+// The same where something is normed and added to the input first, or its mean is taken off. Every block does that for itself and shows its share
+// of the sum to later phases. All of both is in registers: N units a thread.
+template <int N> __device__ __forceinline__ void read_whole(const Here& h, const Input& in, float& sum) {
+    const int lane = threadIdx.x % WARP, n8 = h.p.n_in / 8;
+    const bool plus = h.p.plus;
+    const float4 *src = reinterpret_cast<const float4*>(h.p.src), *other = reinterpret_cast<const float4*>(h.p.plus);
+    Eight x[N], y[N];
+    auto unit = [&](int i) { return int(threadIdx.x) + i * int(blockDim.x); };
+    auto look_at = [&](int i) {
+        const int u = unit(i);
+        x[i].lo = look(src + 2 * u), x[i].hi = look(src + 2 * u + 1);
+        if (plus) y[i].lo = look(other + 2 * u), y[i].hi = look(other + 2 * u + 1);
+    };
+    auto is_missing = [](const Eight& v) { return missing(v.lo) || missing(v.hi); };
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const int u = unit(i);
+        x[i] = y[i] = {};
+        if (u >= n8) continue;
+        if (plus) y[i].w[0] = ld16(h.p.plus_norm + 8 * u), y[i].w[1] = ld16(h.p.plus_norm + 8 * u + 4);
+        if (h.p.norm) x[i].w[0] = ld16(h.p.norm + 8 * u), x[i].w[1] = ld16(h.p.norm + 8 * u + 4);
+    }
+    // What is added has come last.
+    if (unit(0) - lane < n8) receive((plus ? h.p.plus : h.p.src) + 8 * (unit(0) - lane));
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (unit(i) < n8) look_at(i);
+        while (is_missing(x[i]) || is_missing(y[i])) {
+            rest();
+            look_at(i);
+        }
+    }
+    __syncwarp();
+    if (plus) {
+        float squares = 0.0f;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const float4 &a = y[i].lo, &b = y[i].hi;
+            squares += (a.x * a.x + a.y * a.y + (a.z * a.z + a.w * a.w)) + (b.x * b.x + b.y * b.y + (b.z * b.z + b.w * b.w));
+        }
+        const float f = norm_scale(join_warps(in, squares), h.p.n_in, h.p.eps_plus);
+        auto add = [&](float4& to, const float4& a, const uint4& w) {
+            to.x += a.x * f * __uint_as_float(w.x), to.y += a.y * f * __uint_as_float(w.y);
+            to.z += a.z * f * __uint_as_float(w.z), to.w += a.w * f * __uint_as_float(w.w);
+        };
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const int u = unit(i);
+            add(x[i].lo, y[i].lo, y[i].w[0]), add(x[i].hi, y[i].hi, y[i].w[1]);
+            if (u < n8 && u % gridDim.x == blockIdx.x) {
+                // No sum is a SENTINEL.
+                float4* to = reinterpret_cast<float4*>(h.p.sum) + 2 * u;
+                show(to, x[i].lo), show(to + 1, x[i].hi);
+            }
+        }
+    } else {
+        float all = 0.0f;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const float4 &a = x[i].lo, &b = x[i].hi;
+            all += (a.x + a.y + (a.z + a.w)) + (b.x + b.y + (b.z + b.w));
+        }
+        const float mean = quotient(warps_sum(join_warps(in, all)), float(h.p.n_in));
+        auto center = [mean](float4& v) { v.x -= mean, v.y -= mean, v.z -= mean, v.w -= mean; };
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if (unit(i) < n8) center(x[i].lo), center(x[i].hi);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const int u = unit(i);
+        if (u - lane < n8) keep_input(h, in, u, n8, x[i], sum);
+    }
+}
+
 // The input of a phase of products, times the weights of the norm if there is one, into shared memory in the forms
 // that are wanted. What the norm divides by is the same for all of the input, so it multiplies the results instead (`input_scale`).
-__device__ __forceinline__ void read_input(const Here& h) {
+template <bool ANY> __device__ __forceinline__ void read_input(const Here& h) {
     const Input in(h);
     float sum = 0.0f;
-    if (h.p.n_in <= 8 * blockDim.x) {
+    if (ANY && (h.p.plus || h.p.center)) {
+        if (h.p.n_in <= 8 * blockDim.x) {
+            read_whole<1>(h, in, sum);
+        } else {
+            read_whole<2>(h, in, sum);
+        }
+    } else if (h.p.n_in <= 8 * blockDim.x) {
         read_units<1>(h, in, sum);
     } else {
         read_units<2>(h, in, sum);
@@ -381,12 +496,5 @@ __device__ __forceinline__ void read_input(const Here& h) {
 
 // What the results of the phase are multiplied by.
 __device__ __forceinline__ float input_scale(const Here& h, const Input& in) {
-    if (!h.p.norm) return 1.0f;
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < STEP_WARPS; i += 4) {
-        const float4 n = *reinterpret_cast<const float4*>(in.norms + i);
-        sum += (n.x + n.y) + (n.z + n.w);
-    }
-    return rsqrtf(quotient(sum, float(h.p.n_in)) + h.p.eps);
+    return h.p.norm ? norm_scale(in.norms, h.p.n_in, h.p.eps) : 1.0f;
 }

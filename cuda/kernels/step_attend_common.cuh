@@ -17,16 +17,37 @@ struct AttendShared {
     __align__(16) uint16_t k[MAX_D];
     __align__(16) uint16_t v[MAX_D];
     float2 ml[STEP_WARPS][UNIT];
+    float squares[2][STEP_WARPS];  // of all queries and of all keys of the token
 };
 
 // a / b of numbers below a million: the reciprocal errs by less than the half that is added.
 __device__ __forceinline__ int divided(int a, int b) { return int((float(a) + 0.5f) * reciprocal(float(b))); }
 
+// Sums of squares of all queries and keys of the token, where they are normed together.
+__device__ __forceinline__ void square_all(const Here& h, AttendShared& s, int d, int warp, int lane) {
+    const int n_q = h.a.n_head * d / 4, n = n_q + h.a.n_head_kv * d / 4;
+    float sum[2] = {};
+#pragma unroll 1
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        const float4 v = receive(i < n_q ? reinterpret_cast<const float4*>(h.p.q) + i : reinterpret_cast<const float4*>(h.p.k) + (i - n_q));
+        const float x = v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
+        sum[0] += i < n_q ? x : 0.0f, sum[1] += i < n_q ? 0.0f : x;
+    }
+    __syncwarp();
+    for (int k = 0; k < 2; k++) {
+        const float x = warp_sum(sum[k]);
+        if (lane == 0) s.squares[k][warp] = x;
+    }
+    block_barrier();
+}
+
 // The queries of the unit and, if they are `wanted`, the current key and value behind norm and rotation into shared memory, a warp each. What
 // stands in the rows of heads that the unit does not have comes to nothing but sums of heads that it does not have.
-template <bool EXACT>
+template <bool EXACT, bool ANY>
 __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, int d, int kv, int head0, int nq, bool wanted, int i, int lane) {
     static_assert(UNIT + 2 <= STEP_WARPS, "a warp for each");
+    const uint32_t normed = ANY ? h.p.normed : uint32_t(HEADS);
+    if (normed == ALL_HEADS) square_all(h, s, d, i, lane);
     if (i >= nq + (wanted ? 2 : 0)) return;
     const Step& a = h.a;
     const int half = d / 2, neox = a.neox, first = 2 * lane;
@@ -37,13 +58,15 @@ __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, in
     const bool is_q = i < nq, is_v = i > nq;
     const float* x = is_q ? h.p.q + unsigned(head0 + i) * d : (is_v ? h.p.v : h.p.k) + unsigned(kv) * d;
     const float* w = is_q ? h.p.q_norm : is_v ? nullptr : h.p.k_norm;
+    if (normed == ALL_HEADS && w) w += unsigned(is_q ? head0 + i : kv) * d;
     // Scores are exponents of two.
     float scale = is_q ? a.scale * 1.4426950408889634f : 1.0f;
     const float eps = is_q ? h.p.eps_q : h.p.eps_k;
     float2 x0 = {0.0f, 0.0f}, x1 = x0, c0 = {1.0f, 0.0f}, c1 = c0;
     uint2 w0 = {0, 0}, w1 = w0;
     if (mine) {
-        if (h.p.rope && !is_v) c0 = a.rope(first), c1 = a.rope(first + 1);
+        const int turn = ANY ? first + (int(h.p.rope) - 1) * half : first;
+        if (h.p.rope && !is_v) c0 = a.rope(turn), c1 = a.rope(turn + 1);
         if (w) w0 = ld8(w + e0), w1 = ld8(w + e1);
     }
     for (int e = d + 2 * lane; !EXACT && is_q && e < MAX_D; e += 2 * WARP) s.q.put(i, e, make_float2(0.0f, 0.0f));
@@ -54,16 +77,23 @@ __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, in
     }
     // Lanes that came one after another from waiting would otherwise go on so.
     __syncwarp();
-    if (w) {
+    auto weigh = [&](float2& a, float2& b) {
+        a.x *= __uint_as_float(w0.x), a.y *= __uint_as_float(w0.y), b.x *= __uint_as_float(w1.x), b.y *= __uint_as_float(w1.y);
+    };
+    if (w && normed == ALL_HEADS) {
+        scale *= norm_scale(s.squares[is_q ? 0 : 1], (is_q ? a.n_head : a.n_head_kv) * d, eps);
+        weigh(x0, x1);
+    } else if (w) {
         const float sum = warp_sum(x0.x * x0.x + x0.y * x0.y + (x1.x * x1.x + x1.y * x1.y));
-        x0.x *= __uint_as_float(w0.x), x0.y *= __uint_as_float(w0.y), x1.x *= __uint_as_float(w1.x), x1.y *= __uint_as_float(w1.y);
+        if (normed == HEADS) weigh(x0, x1);
         scale *= rsqrtf((EXACT ? sum * (1.0f / d) : quotient(sum, float(d))) + eps);
     }
     // First elements of both pairs, second elements of both pairs.
     const float2 z0 = {x0.x, neox ? x0.y : x1.x}, z1 = {neox ? x1.x : x0.y, x1.y};
     const float2 y0 = {scale * (z0.x * c0.x - z1.x * c0.y), scale * (z0.y * c1.x - z1.y * c1.y)};
     const float2 y1 = {scale * (z0.x * c0.y + z1.x * c0.x), scale * (z0.y * c1.y + z1.y * c1.x)};
-    const float2 r0 = {y0.x, neox ? y0.y : y1.x}, r1 = {neox ? y1.x : y0.y, y1.y};
+    float2 r0 = {y0.x, neox ? y0.y : y1.x}, r1 = {neox ? y1.x : y0.y, y1.y};
+    if (w && normed == ROTATED_HEADS) weigh(r0, r1);
     if (!mine) return;
     if (is_q) {
         s.q.put(i, e0, r0), s.q.put(i, e1, r1);

@@ -107,7 +107,7 @@ template <int NC, int NJ, bool EXACT, bool ANY> __device__ __forceinline__ void 
             if (round == 0) {
 #pragma unroll 1
                 for (int i = ROUND + warp; i < n; i += STEP_WARPS) bring_page({h.p.pool_k, h.p.pool_v, int(a.n_head_kv), d}, ld8(pages - i).x, kv);
-                current_token<EXACT>(h, s, d, kv, head0, nq, newest, warp, lane);
+                current_token<EXACT, ANY>(h, s, d, kv, head0, nq, newest, warp, lane);
                 block_barrier();
                 if (tells) trace(h, 0);
             }

@@ -116,7 +116,7 @@ template <int NC, int NJ, bool EXACT, bool ANY> __device__ __forceinline__ void 
             tiers.ask(keys, entry);
         }
         for (int later = p; later < to; later += n_warp) tiers.bring_stored(pages[later]);
-        current_token<EXACT>(h, s, d, kv, head0, nq, to == n_pages, warp, lane);
+        current_token<EXACT, ANY>(h, s, d, kv, head0, nq, to == n_pages, warp, lane);
         block_barrier();
         if (task == int(blockIdx.x)) trace(h, 0);
         Sums<NJ> sum;

@@ -9,7 +9,7 @@
 // call or for want of room, is a trip to the L2 cache. What stands between the end of a phase and the first product of the next is
 // executed once, at six to ten clocks an instruction: so the host has divided the rows (`Work`) and says what is asked for at once (`Matrix`).
 //
-// ANY: products may be those of experts, whose weights are asked for once it is known which.
+// ANY: products may be those of experts, whose weights are asked for once it is known which; inputs may be sums, results may have factors.
 #pragma once
 #include "step.cuh"
 
@@ -182,13 +182,15 @@ template <class T, int R, bool ANY> struct Stream {
         float y = sum * input_scale(h, in) + result.bias;
         if (R == 2 && h.p.gated) {
             const float up = __shfl_xor_sync(ALL, y, WARP / 2) + result.bias2;
-            if (ANY && h.p.gated == 1 + SWIGLU_OAI) {
-                y = glu(SWIGLU_OAI, y, up);
+            if (ANY && h.p.gated != 1 + SWIGLU) {
+                y = glu(h.p.gated - 1, y, up);
             } else {
                 y = quotient(y, 1.0f + __expf(-y)) * up;
             }
             if (ANY) y *= result.weight;
         }
+        if (ANY && h.p.act.kind != NO_ACTIVATION) y = activated(h.p.act, y);
+        if (ANY) y *= h.p.scale;
         if (result.to == nullptr) return;
         if (ANY && h.p.experts == DOWN) {
             *result.to = y;
@@ -319,7 +321,7 @@ template <bool ANY> __device__ __forceinline__ void products(const uint32_t phas
     };
     Asker a;
     if (ANY && h.p.experts == GATE_UP) {
-        read_input(h);
+        read_input<ANY>(h);
         if (warp == 0) choose(phase);
         block_barrier();
         a = shared->askers[warp];
@@ -331,7 +333,7 @@ template <bool ANY> __device__ __forceinline__ void products(const uint32_t phas
         // What is asked for now comes while the input does not yet, and nobody waits for it behind the input.
         a = shared->askers[warp];
         if (h.p.early || a.phase < phase) ask<ANY>(*shared, a, phase);
-        read_input(h);
+        read_input<ANY>(h);
     }
     with_rows<ANY>(work, [&](auto of) { decltype(of)::Type::multiply(h, *shared, work, a, result, lane); });
     __syncwarp();

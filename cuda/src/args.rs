@@ -47,7 +47,7 @@ args! {
     /// `rows.cu`
     SoftCap => soft_cap_all { x: u64, n_elem: u64, cap: f32, pad: u32 }
     /// `rows.cu`
-    Activate => activate { x: u64, n_elem: u64, kind: u32, alpha_n: f32, alpha_p: f32, beta: f32, eps: f32, pad: u32 }
+    Activate => activate { x: u64, n_elem: u64, by: ActivationParams, pad: u32 }
     /// `rows.cu`
     AddScaled => add_scaled { x: u64, y: u64, n_elem: u64, factor: f32, pad: u32 }
     /// `rows.cu`
@@ -229,6 +229,17 @@ pub(crate) struct Work {
 }
 const _: () = assert!(size_of::<Work>() == 48, "padding");
 
+/// What becomes of each element, `common.cuh`; nothing if `kind` is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ActivationParams {
+    pub(crate) kind: u32,
+    pub(crate) alpha_n: f32,
+    pub(crate) alpha_p: f32,
+    pub(crate) beta: f32,
+    pub(crate) eps: f32,
+}
+
 /// A phase of a step, `step.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -252,6 +263,9 @@ pub(crate) struct Phase {
     pub(crate) sinks: u64,
     pub(crate) logits: u64,
     pub(crate) lean: u64,
+    pub(crate) plus: u64,
+    pub(crate) plus_norm: u64,
+    pub(crate) sum: u64,
     pub(crate) kind: u32,
     pub(crate) gated: u32,
     pub(crate) again: u32,
@@ -280,9 +294,14 @@ pub(crate) struct Phase {
     pub(crate) join_at: u32,
     pub(crate) window: u32,
     pub(crate) most_pages: u32,
-    pub(crate) pad: [u32; 4],
+    pub(crate) eps_plus: f32,
+    pub(crate) scale: f32,
+    pub(crate) normed: u32,
+    pub(crate) center: u32,
+    pub(crate) act: ActivationParams,
+    pub(crate) pad: u32,
 }
-const _: () = assert!(size_of::<Phase>() == 3 * 96 + 18 * 8 + 32 * 4, "padding");
+const _: () = assert!(size_of::<Phase>() == 3 * 96 + 21 * 8 + 38 * 4, "padding");
 
 /// What differs between steps, `step.cuh`.
 #[repr(transparent)]
@@ -384,7 +403,7 @@ pub(crate) struct DeltaStep(pub(crate) DeltaNet);
 #[derive(Clone, Copy)]
 pub(crate) struct StepTiers(pub(crate) Step);
 
-/// [`Step`] with experts, windows or sinks.
+/// [`Step`] with what only some models have.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(crate) struct StepAny(pub(crate) Step);

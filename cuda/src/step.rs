@@ -10,17 +10,20 @@
 
 mod attend;
 mod experts;
+mod products;
 mod program;
 mod rows;
 
+pub use attend::{Attend, Norms};
 pub use experts::Mixture;
+pub use products::{First, Products};
 pub use program::{Clocks, Inputs, Program};
 
 use attend::Memory;
 
 use crate::args::{self, Matrix, Phase, Words, Work};
 use crate::gpu::{Gpu, Launch, Result, View};
-use crate::ops::{Glu, Heads, Mode, Pairs, Part};
+use crate::ops::{Heads, Pairs, Part};
 use crate::weight::Weight;
 
 /// Threads of a block.
@@ -63,23 +66,19 @@ pub struct Shape {
     pub max_pages: usize,
     /// Which elements of a head rotate together.
     pub pairs: Pairs,
+    /// Rotations, of which each layer has one.
+    pub n_rope: usize,
     /// Masses are the mean over the heads instead of the largest.
     pub mean: bool,
     /// Factor of the scores.
     pub scale: f32,
 }
 
-/// Products with one input.
-#[derive(Clone, Copy, Debug)]
-pub struct Products<'a> {
-    /// The matrices: at most three.
-    pub parts: &'a [Part<'a>],
-    /// `[n_in]`
-    pub src: View,
-    /// `[n_in]` weights of a norm of the input, and its epsilon.
-    pub norm: Option<(View, f32)>,
-    /// What is done with the results.
-    pub mode: Mode,
+impl Shape {
+    /// Words that differ between steps.
+    fn n_words(&self) -> usize {
+        2 + 2 * self.n_layer + self.n_rope * self.heads.head_dim
+    }
 }
 
 /// Collects phases.
@@ -100,7 +99,7 @@ pub struct Builder {
     pairs: Vec<[View; 2]>,
     /// Pages may be of any tier.
     tiered: bool,
-    /// There are experts, windows or sinks.
+    /// There is what only some models have: experts, windows, sinks, norms behind a block, factors, other gates than SwiGLU, several rotations.
     any: bool,
     /// Of each layer that attends, the pages that its window reaches at most.
     reach: Vec<u32>,
@@ -147,7 +146,7 @@ impl Builder {
             memory: None,
             pairs: Vec::new(),
             tiered: false,
-            any: false,
+            any: shape.n_rope > 1,
             reach: vec![u32::MAX; shape.n_layer],
             refused: None,
         };
@@ -155,7 +154,7 @@ impl Builder {
         new.want(sm >= (9, 0) || emulated, || {
             "a device older than Hopper".to_owned()
         });
-        let words = 2 + 2 * shape.n_layer + head_dim;
+        let words = shape.n_words();
         new.want(words <= Words::MAX, || format!("{} layers", shape.n_layer));
         new.want(
             head_dim.is_multiple_of(8) && head_dim <= MAX_D && n_head.is_multiple_of(n_head_kv),
@@ -250,8 +249,8 @@ impl Builder {
         }
     }
 
-    /// The token's row of a matrix.
-    pub fn embed(&mut self, out: View, w: &Weight) {
+    /// The token's row of a matrix, times a factor.
+    pub fn embed(&mut self, out: View, w: &Weight, scale: f32) {
         assert!(out.bytes() >= w.n_in() * 4);
         let matrix = Matrix {
             w: w.view().at,
@@ -265,48 +264,9 @@ impl Builder {
             m: [matrix, Matrix::default(), Matrix::default()],
             n_in: w.n_in() as u32,
             kind: 0,
+            scale,
             ..Phase::default()
         });
-    }
-
-    /// Products with one input.
-    pub fn products(&mut self, p: &Products<'_>) {
-        let n_in = p.parts[0].0.n_in();
-        assert!(p.src.bytes() >= n_in * 4 && (1..=3).contains(&p.parts.len()));
-        let gated = match p.mode {
-            Mode::Store | Mode::Add => false,
-            Mode::Gated(Glu::Swiglu) => true,
-            Mode::Gated(_) => return self.refuse("gates that are not SwiGLU"),
-            Mode::ReluSqr => return self.refuse("products that are squared"),
-        };
-        let mut phase = self.input(p.src, n_in, p.norm);
-        phase.gated = u32::from(gated);
-        for (to, part) in phase.m.iter_mut().zip(p.parts).rev() {
-            assert_eq!(part.0.n_in(), n_in);
-            *to = self.matrix(part, p.mode == Mode::Add);
-        }
-        p.parts.iter().for_each(|part| want(&mut phase, part.0));
-        if gated {
-            let same = |a: &Matrix, b: &Matrix| (a.ty, a.n_out) == (b.ty, b.n_out);
-            assert!(p.parts.len() == 2 && same(&phase.m[0], &phase.m[1]));
-        }
-        self.push_products(phase, p.parts.len());
-    }
-
-    /// A phase of products with an input of `n_in`.
-    fn input(&mut self, src: View, n_in: usize, norm: Option<(View, f32)>) -> Phase {
-        let mut phase = Phase {
-            src: self.read(src, n_in * 4),
-            kind: 1,
-            n_in: n_in as u32,
-            width: n_in as u32,
-            ..Phase::default()
-        };
-        if let Some((w, eps)) = norm {
-            assert!(w.bytes() >= n_in * 4);
-            (phase.norm, phase.eps) = (w.at, eps);
-        }
-        phase
     }
 
     fn push_products(&mut self, mut phase: Phase, n_mat: usize) {
@@ -464,7 +424,7 @@ impl Builder {
             pad: 0,
             scale: s.scale,
             n_layer: s.n_layer as u32,
-            n_words: (2 + 2 * s.n_layer + head_dim) as u32,
+            n_words: s.n_words() as u32,
             words: Words::default(),
         });
         let launch = Launch {
@@ -530,8 +490,10 @@ fn settle(phase: &mut Phase, places: &[Place], base: u64) {
         inside(&mut m.add);
     }
     result(&mut phase.out);
+    result(&mut phase.sum);
     let read = [
         &mut phase.src,
+        &mut phase.plus,
         &mut phase.q,
         &mut phase.k,
         &mut phase.v,

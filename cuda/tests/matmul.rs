@@ -6,7 +6,7 @@ mod common;
 use common::weights::{Q8, matrix, put, reference};
 use common::*;
 use lemma_cuda::ops::{self, Glu, MatVec, Mode};
-use lemma_cuda::step::{Builder, Inputs, Products, Shape};
+use lemma_cuda::step::{Builder, First, Inputs, Products, Shape};
 use lemma_cuda::{Gpu, has_kernels};
 use lemma_quant::GgmlType;
 
@@ -265,6 +265,7 @@ fn run_step(gpu: &Gpu, all: &[Products<'_>]) {
         n_layer: 1,
         max_pages: 1,
         pairs: ops::Pairs::Neighbours,
+        n_rope: 1,
         mean: false,
         scale: 1.0,
     };
@@ -344,6 +345,7 @@ fn products_of_a_step() {
                     &[Products {
                         parts: &both,
                         src: dx.view(),
+                        first: First::Nothing,
                         norm: with,
                         mode: Mode::Store,
                     }],
@@ -361,6 +363,7 @@ fn products_of_a_step() {
                     &[Products {
                         parts: &both,
                         src: dx.view(),
+                        first: First::Nothing,
                         norm: with,
                         mode: Mode::Gated(Glu::Swiglu),
                     }],
@@ -380,6 +383,7 @@ fn products_of_a_step() {
                 let add = Products {
                     parts: &parts,
                     src: dx.view(),
+                    first: First::Nothing,
                     norm: None,
                     mode: Mode::Add,
                 };

@@ -5,11 +5,11 @@ mod common;
 
 use common::pages::F16;
 use common::pool::{POOLS, Pool, Rules, fits};
-use common::weights::{self, put, reference};
+use common::weights::{Part, part};
 use common::*;
 use half::f16;
-use lemma_cuda::ops::{Attention, Choice, Glu, Heads, Mode, Pairs, RopeStore, Store};
-use lemma_cuda::step::{Builder, Inputs, Mixture, Products, Shape};
+use lemma_cuda::ops::{Activation, Attention, Choice, Glu, Heads, Mode, Pairs, RopeStore, Store};
+use lemma_cuda::step::{Attend, Builder, First, Inputs, Mixture, Norms, Products, Shape};
 use lemma_cuda::{Gpu, PAGE, Source, Uploader, Weight};
 use lemma_quant::GgmlType;
 
@@ -49,7 +49,7 @@ fn product(w: &[f32], x: &[f32]) -> Vec<f32> {
 /// What happens to a head's queries and keys before attention.
 #[derive(Clone, Copy, Debug)]
 struct Before {
-    normed: bool,
+    norms: Option<Norms>,
     pairs: Option<Pairs>,
 }
 
@@ -69,13 +69,23 @@ impl Before {
             .collect()
     }
 
-    fn apply(self, x: &[f32], w: &[f32]) -> Vec<f32> {
-        let (mut all, d) = (x.to_vec(), w.len());
-        for x in all.chunks_exact_mut(d) {
-            if self.normed {
-                let mean = x.iter().map(|x| x * x).sum::<f32>() / d as f32;
-                let f = 1.0 / (mean + EPS).sqrt();
-                x.iter_mut().zip(w).for_each(|(x, w)| *x *= f * w);
+    /// Of heads of `d`; the weights are as many as there are queries or keys.
+    fn apply(self, x: &[f32], w: &[f32], d: usize) -> Vec<f32> {
+        let mut all = x.to_vec();
+        let scale = |x: &[f32]| {
+            let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+            1.0 / (mean + EPS).sqrt()
+        };
+        let whole = scale(x);
+        for (x, w) in all.chunks_exact_mut(d).zip(w.chunks_exact(d)) {
+            let f = match self.norms {
+                None => 1.0,
+                Some(Norms::AllHeads) => whole,
+                Some(_) => scale(x),
+            };
+            let weigh = |x: &mut [f32]| x.iter_mut().zip(w).for_each(|(x, w)| *x *= f * w);
+            if matches!(self.norms, Some(Norms::Heads | Norms::AllHeads)) {
+                weigh(x);
             }
             let angles = self.angles(d);
             for (i, cs) in angles.chunks_exact(2).enumerate() {
@@ -86,6 +96,9 @@ impl Before {
                 };
                 let (xa, xb) = (x[a], x[b]);
                 (x[a], x[b]) = (xa * cs[0] - xb * cs[1], xa * cs[1] + xb * cs[0]);
+            }
+            if self.norms == Some(Norms::RotatedHeads) {
+                weigh(x);
             }
         }
         all
@@ -118,14 +131,21 @@ fn a_step_attends_to_pages_of_any_tier() {
             // Steps attend in one launch where new pages are f16.
             let pools = POOLS.iter().filter(|p| fits(p, h) && p[0] == [F16; 2]);
             let sizes = [1, 2, 19, if slow { 40 } else { 600 }];
-            let norms = [0, 1].map(|_| rng.normals(d));
+            let norms = [n_head, n_head_kv].map(|n| rng.normals(n * d));
             let norm_views = [0, 1].map(|i| gpu.buffer_of(&bytes_of(&norms[i])).expect("norm"));
+            let (heads, rotated, all) = (Norms::Heads, Norms::RotatedHeads, Norms::AllHeads);
             let kinds = [
-                (false, None),
-                (true, Some(Pairs::Halves(d / 2))),
-                (false, Some(Pairs::Neighbours)),
-                (true, Some(Pairs::Halves(d / 4))),
-                (true, Some(Pairs::Neighbours)),
+                (None, None),
+                (Some(heads), Some(Pairs::Halves(d / 2))),
+                (None, Some(Pairs::Neighbours)),
+                (Some(all), Some(Pairs::Halves(d / 4))),
+                (Some(rotated), Some(Pairs::Neighbours)),
+                (Some(heads), Some(Pairs::Neighbours)),
+                (Some(all), None),
+                (Some(rotated), Some(Pairs::Halves(d / 2))),
+                (Some(heads), Some(Pairs::Halves(d / 4))),
+                (Some(all), Some(Pairs::Neighbours)),
+                (Some(rotated), Some(Pairs::Halves(d / 4))),
             ];
             let mut kinds = kinds.into_iter().cycle();
             // Windows, and whether there are sinks.
@@ -142,9 +162,17 @@ fn a_step_attends_to_pages_of_any_tier() {
             let sinks = rng.normals(n_head);
             let sink_view = upload(&gpu, &sinks);
             for (types, n_pages) in pools.flat_map(|p| sizes.map(|n| (p, n))) {
-                let (normed, pairs) = kinds.next().expect("a cycle");
+                let (norms_of, pairs) = kinds.next().expect("a cycle");
+                // Of norms that each head has for itself, all have the weights of the first.
+                let weights = [0, 1].map(|i| match norms_of {
+                    Some(Norms::AllHeads) => norms[i].clone(),
+                    _ => norms[i][..d].repeat(norms[i].len() / d),
+                });
                 let (window, sunk) = bounds.next().expect("a cycle");
-                let before = Before { normed, pairs };
+                let before = Before {
+                    norms: norms_of,
+                    pairs,
+                };
                 let token = rng.below(8);
                 let rows_used = 1 + rng.below(PAGE);
                 let mut pool = Pool::new(&gpu, &mut rng, h, types, n_pages, rows_used);
@@ -156,7 +184,8 @@ fn a_step_attends_to_pages_of_any_tier() {
                 let place = slot * PAGE as u32 + rows_used as u32 - 1;
                 let x = &rows[token * N_EMBD..][..N_EMBD];
                 let [qx, kx, vx] = [&q, &k, &v].map(|w| product(w, x));
-                let (qx, kx) = (before.apply(&qx, &norms[0]), before.apply(&kx, &norms[1]));
+                let qx = before.apply(&qx, &weights[0], d);
+                let kx = before.apply(&kx, &weights[1], d);
                 // The row of the token is not there yet: the step computes and stores it.
                 for (part, new) in pool.parts[0].iter_mut().zip([&kx, &vx]) {
                     let at = place as usize * n_head_kv * d;
@@ -175,6 +204,8 @@ fn a_step_attends_to_pages_of_any_tier() {
                 let state = upload_u32(&gpu, &[n_pages as u32, pos, place]);
                 let scale = 1.0 / (d as f32).sqrt();
                 let mass = zeros(n_pages);
+                // The last of several rotations.
+                let n_rope = 1 + token % 3;
                 let mut b = Builder::new(
                     &gpu,
                     Shape {
@@ -182,11 +213,12 @@ fn a_step_attends_to_pages_of_any_tier() {
                         n_layer: 1,
                         max_pages: n_pages,
                         pairs: pairs.unwrap_or(Pairs::Neighbours),
+                        n_rope,
                         mean: false,
                         scale,
                     },
                 );
-                b.embed(xb.view(), &embd);
+                b.embed(xb.view(), &embd, 1.0);
                 let parts = [
                     (&wq, None, qb.view()),
                     (&wk, None, kb.view()),
@@ -195,6 +227,7 @@ fn a_step_attends_to_pages_of_any_tier() {
                 b.products(&Products {
                     parts: &parts,
                     src: xb.view(),
+                    first: First::Nothing,
                     norm: None,
                     mode: Mode::Store,
                 });
@@ -210,8 +243,8 @@ fn a_step_attends_to_pages_of_any_tier() {
                     q: qb.view(),
                     k: kb.view(),
                     v: vb.view(),
-                    q_norm: normed.then(|| (norm_views[0].view(), EPS)),
-                    k_norm: normed.then(|| (norm_views[1].view(), EPS)),
+                    q_norm: norms_of.map(|_| (norm_views[0].view(), EPS)),
+                    k_norm: norms_of.map(|_| (norm_views[1].view(), EPS)),
                     rope: pairs.map(|_| [angle_view.view(); 2]),
                     pairs: pairs.unwrap_or(Pairs::Neighbours),
                     store: Some(store),
@@ -227,7 +260,13 @@ fn a_step_attends_to_pages_of_any_tier() {
                     cap: None,
                     sinks: sunk.then(|| sink_view.view()),
                 };
-                b.attend(0, out.view(), &call, &attention, true);
+                let at = Attend {
+                    il: 0,
+                    rope: n_rope - 1,
+                    norms: norms_of.unwrap_or_default(),
+                    weighed: true,
+                };
+                b.attend(at, out.view(), &call, &attention);
                 b.weigh(mass.view());
                 let mut program = match b.finish().expect("driver") {
                     Ok(program) => program,
@@ -240,7 +279,7 @@ fn a_step_attends_to_pages_of_any_tier() {
                         token: Some(token as u32),
                         n_pages: &[n_pages as u32],
                         places: &[place],
-                        rope: &angles,
+                        rope: &[rng.normals((n_rope - 1) * d), angles.clone()].concat(),
                     })
                     .expect("step");
                 gpu.synchronize().expect("step");
@@ -272,33 +311,6 @@ fn a_step_attends_to_pages_of_any_tier() {
                 assert!(e < 1e-6, "{what}, the key: {e:e}");
             }
         }
-    }
-}
-
-/// The matrices of experts: bytes, values, on the device, and biases.
-struct Part {
-    values: Vec<f32>,
-    w: Weight,
-    bias: Vec<f32>,
-    bias_view: lemma_cuda::Buffer,
-}
-
-fn part(gpu: &Gpu, rng: &mut Rng, ty: GgmlType, n_in: usize, n_row: usize) -> Part {
-    let (data, values) = weights::matrix(rng, ty, n_in, n_row);
-    let bias = rng.normals(n_row);
-    Part {
-        values,
-        w: put(gpu, ty, &data, n_in, n_row),
-        bias_view: upload(gpu, &bias),
-        bias,
-    }
-}
-
-impl Part {
-    /// Products of expert `e` of several with `n` rows each.
-    fn product(&self, e: usize, n: usize, x: &[f32], biased: bool) -> Vec<f64> {
-        let rows = &self.values[e * n * x.len()..][..n * x.len()];
-        reference(x, rows, biased.then(|| &self.bias[e * n..][..n]), x.len())
     }
 }
 
@@ -355,14 +367,16 @@ fn a_step_asks_the_experts_that_it_chooses() {
                     n_layer: 1,
                     max_pages: 1,
                     pairs: Pairs::Neighbours,
+                    n_rope: 1,
                     mean: false,
                     scale: 1.0,
                 },
             );
             let of = |p: &Part| biased.then(|| p.bias_view.view());
-            b.embed(x.view(), &embd.w);
+            b.embed(x.view(), &embd.w, 1.0);
             b.experts(&Mixture {
                 src: x.view(),
+                first: First::Nothing,
                 norm: Some((norm_view.view(), EPS)),
                 router: (&router.w, of(&router)),
                 gate: (&gate.w, of(&gate)),
@@ -425,6 +439,153 @@ fn a_step_asks_the_experts_that_it_chooses() {
                 let limit = if rounds { 1e-3 } else { 1e-9 };
                 let e = nmse(&read(&gpu, x.view()), &want);
                 assert!(e < limit, "{gpu:?} {types:?} {n_used} of {n_expert}: {e:e}");
+            }
+        }
+    }
+}
+
+/// `x`, normed.
+fn normed(x: &[f64], w: &[f32]) -> Vec<f32> {
+    let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+    let f = 1.0 / (mean + f64::from(EPS)).sqrt();
+    let each = x.iter().zip(w).map(|(x, w)| (x * f * f64::from(*w)) as f32);
+    each.collect()
+}
+
+#[test]
+fn a_step_norms_what_blocks_give() {
+    use GgmlType::{F16, F32, Q4_K, Q8_0};
+    for gpu in gpus() {
+        let mut rng = Rng::new(78);
+        let shapes = [
+            (F32, 64, 40),
+            (Q8_0, 96, 32),
+            (F16, 1032, 8),
+            (Q4_K, 512, 256),
+            (F32, 4096, 16),
+            (F16, 8192, 8),
+        ];
+        for (ty, n_in, n_ff) in shapes {
+            if is_slow(&gpu) && n_in > 2000 {
+                continue;
+            }
+            let embd = part(&gpu, &mut rng, F32, n_in, 3);
+            let [first, second] = [0; 2].map(|_| part(&gpu, &mut rng, ty, n_in, n_in));
+            let [gate, up] = [0; 2].map(|_| part(&gpu, &mut rng, ty, n_in, n_ff));
+            let last = part(&gpu, &mut rng, F32, n_in, 5);
+            let norms = [0; 2].map(|_| rng.normals(n_in));
+            let views = norms.each_ref().map(|n| upload(&gpu, n));
+            let room = |n| poisoned(&gpu, n);
+            let (x, y, hidden, logits) = (room(n_in), room(n_in), room(n_ff), room(5));
+            let shape = Shape {
+                heads: Heads {
+                    n_head: 1,
+                    n_head_kv: 1,
+                    head_dim: 8,
+                },
+                n_layer: 1,
+                max_pages: 1,
+                pairs: Pairs::Neighbours,
+                n_rope: 1,
+                mean: false,
+                scale: 1.0,
+            };
+            let mut b = Builder::new(&gpu, shape);
+            let of = |p: &Part| Some(p.bias_view.view());
+            let products =
+                |b: &mut Builder, parts: &[_], src: &lemma_cuda::Buffer, first, norm, mode| {
+                    b.products(&Products {
+                        parts,
+                        src: src.view(),
+                        first,
+                        norm,
+                        mode,
+                    });
+                };
+            let store = Mode::Store;
+            b.embed(x.view(), &embd.w, 0.75);
+            // x += 1.5 (first x + bias)
+            let parts = [(&first.w, of(&first), y.view())];
+            products(&mut b, &parts, &x, First::Nothing, None, store);
+            b.scale_last(y.view(), 1.5);
+            b.add_last(x.view(), y.view());
+            // x += norm(second x + bias), by who reads the sum
+            let parts = [(&second.w, of(&second), y.view())];
+            products(&mut b, &parts, &x, First::Nothing, None, store);
+            let parts = [
+                (&gate.w, of(&gate), hidden.view()),
+                (&up.w, of(&up), hidden.view()),
+            ];
+            let norm = |i: usize| (views[i].view(), EPS);
+            let add = First::Add {
+                x: y.view(),
+                norm: norm(0).0,
+                eps: EPS,
+            };
+            let geglu = Mode::Gated(Glu::Geglu);
+            products(&mut b, &parts, &x, add, Some(norm(1)), geglu);
+            // and by those who come after it.
+            let parts = [(&last.w, None, logits.view())];
+            let center = First::Center;
+            products(&mut b, &parts, &x, center, Some(norm(0)), store);
+            let by = Activation::Xielu {
+                alpha_n: 0.3,
+                alpha_p: 0.7,
+                beta: 0.5,
+                eps: -1e-6,
+            };
+            b.activate_last(logits.view(), by);
+            b.scale_last(logits.view(), 0.25);
+            let mut program = match b.finish().expect("driver") {
+                Ok(program) => program,
+                Err(_) if gpu.info().sm < (9, 0) && !is_slow(&gpu) => return,
+                Err(why) => panic!("{why}"),
+            };
+            for token in [1, 0, 2, 1] {
+                program
+                    .run(&Inputs {
+                        pos: 0,
+                        token: Some(token as u32),
+                        n_pages: &[1],
+                        places: &[0],
+                        rope: &[0.0; 8],
+                    })
+                    .expect("step");
+                gpu.synchronize().expect("step");
+                let row = &embd.values[token * n_in..][..n_in];
+                let mut at: Vec<f32> = row.iter().map(|x| x * 0.75).collect();
+                let plus = |at: &mut Vec<f32>, y: &[f64]| {
+                    at.iter_mut().zip(y).for_each(|(x, y)| *x += *y as f32);
+                };
+                let ya: Vec<f64> = first.product(0, n_in, &at, true);
+                plus(&mut at, &ya.iter().map(|y| 1.5 * y).collect::<Vec<_>>());
+                let yb = normed(&second.product(0, n_in, &at, true), &norms[0]);
+                plus(
+                    &mut at,
+                    &yb.iter().map(|y| f64::from(*y)).collect::<Vec<_>>(),
+                );
+                let xn: Vec<f64> = at.iter().map(|x| f64::from(*x)).collect();
+                let xn = normed(&xn, &norms[1]);
+                let [g, u] = [&gate, &up].map(|p| p.product(0, n_ff, &xn, true));
+                let want: Vec<f64> = g
+                    .iter()
+                    .zip(&u)
+                    .map(|(g, u)| gated(Glu::Geglu, *g, *u))
+                    .collect();
+                // Activations are rounded to eight bits for quantized weights.
+                let limit = if matches!(ty, F32 | F16) { 1e-9 } else { 1e-3 };
+                let e = nmse(&read(&gpu, hidden.view()), &want);
+                assert!(e < limit, "{gpu:?} {ty:?} {n_in}: {e:e}");
+                let mean = at.iter().sum::<f32>() / n_in as f32;
+                let xc: Vec<f64> = at.iter().map(|x| f64::from(x - mean)).collect();
+                let xielu = |x: f64| match x > 0.0 {
+                    true => 0.7 * x * x + 0.5 * x,
+                    false => 0.3 * (x.min(-1e-6).exp() - 1.0 - x) + 0.5 * x,
+                };
+                let want = last.product(0, 5, &normed(&xc, &norms[0]), false);
+                let want: Vec<f64> = want.iter().map(|y| 0.25 * xielu(*y)).collect();
+                let e = nmse(&read(&gpu, logits.view()), &want);
+                assert!(e < limit, "{gpu:?} {ty:?} {n_in}, the sum: {e:e}");
             }
         }
     }

@@ -13,7 +13,7 @@ use common::*;
 use lemma_cuda::ops::{
     Attention, Glu, Heads, MAX_TIERS, Mode, Pairs, RopeStore, Store, Tier, page_bytes, slot_of,
 };
-use lemma_cuda::step::{Builder, Clocks, Inputs, Products, Program, Shape};
+use lemma_cuda::step::{Attend, Builder, Clocks, First, Inputs, Norms, Products, Program, Shape};
 use lemma_cuda::{Buffer, Gpu, Source, Uploader, View, Weight};
 use lemma_quant::GgmlType::{self, F16, Q4_K, Q6_K, Q8_0};
 use lemma_quant::pages::KvType;
@@ -197,11 +197,12 @@ fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize, lower: Option<[KvType;
         n_layer: m.n_layer,
         max_pages: MAX_PAGES,
         pairs: Pairs::Halves(d / 2),
+        n_rope: 1,
         mean: false,
         scale: 0.1,
     };
     let mut b = Builder::new(gpu, shape);
-    b.embed(x.view(), &w.embd);
+    b.embed(x.view(), &w.embd, 1.0);
     for il in 0..m.n_layer {
         let l = &layers[il % layers.len()];
         let norm = Some((l.norm.view(), 1e-5));
@@ -210,6 +211,7 @@ fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize, lower: Option<[KvType;
                 b.products(&Products {
                     parts,
                     src: src.view(),
+                    first: First::Nothing,
                     norm,
                     mode,
                 });
@@ -257,7 +259,13 @@ fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize, lower: Option<[KvType;
             cap: None,
             sinks: None,
         };
-        b.attend(il, att.view(), &call, &attention, true);
+        let at = Attend {
+            il,
+            rope: 0,
+            norms: Norms::Heads,
+            weighed: true,
+        };
+        b.attend(at, att.view(), &call, &attention);
         products(&mut b, &[(&l.o, None, x.view())], &att, None, Mode::Add);
         let ffn = [(&l.gate, None, gate.view()), (&l.up, None, gate.view())];
         products(&mut b, &ffn, &x, norm, Mode::Gated(Glu::Swiglu));
@@ -267,6 +275,7 @@ fn bench(gpu: &Gpu, m: &Model, w: &Weights, pages: usize, lower: Option<[KvType;
     b.products(&Products {
         parts: &[(&w.output, None, logits.view())],
         src: x.view(),
+        first: First::Nothing,
         norm: Some((layers[0].norm.view(), 1e-5)),
         mode: Mode::Store,
     });

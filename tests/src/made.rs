@@ -450,3 +450,116 @@ pub fn layers_of_different_widths(types: &[GgmlType]) -> GgufFile {
             .i32s("deci.attention.head_count_kv", [2, 0, 0, 2, 2].into_iter());
     })
 }
+
+/// A decoder of four layers that has what its architecture makes of one: norms ahead of blocks and behind them, over heads or over all of them,
+/// factors, means taken off, windows, other activations.
+pub fn decoder(arch: &'static str, types: &[GgmlType]) -> GgufFile {
+    let (n_head, n_kv, head, n_layer) = (4, 2, 64, 4);
+    let is = |names: &[&str]| names.contains(&arch);
+    let mut numbers = vec![
+        ("attention.head_count", n_head),
+        ("attention.head_count_kv", n_kv),
+        ("attention.key_length", head),
+        ("attention.value_length", head),
+        (
+            "rope.dimension_count",
+            if is(&["glm4"]) { 32 } else { head },
+        ),
+    ];
+    if is(&["cohere2", "gemma3", "olmo2"]) {
+        numbers.push(("attention.sliding_window", 24));
+    }
+    if is(&["minimax-m2"]) {
+        numbers.extend([
+            ("expert_count", 6),
+            ("expert_used_count", 2),
+            ("expert_feed_forward_length", 64),
+        ]);
+    }
+    let mut d = Draft::new(arch, n_layer, &numbers);
+    for il in 0..n_layer {
+        d.add_attention(il, [n_head, n_kv, head]);
+        let mut norms = vec![];
+        if is(&["glm4", "gemma3", "exaone4", "olmo2"]) {
+            norms.extend([
+                ("post_attention_norm.weight", N_EMBD),
+                ("post_ffw_norm.weight", N_EMBD),
+            ]);
+        }
+        if !is(&["exaone4", "olmo2", "cohere2"]) {
+            norms.push(("ffn_norm.weight", N_EMBD));
+        }
+        if is(&["hunyuan-dense", "apertus", "exaone4", "gemma3"]) {
+            norms.extend([("attn_q_norm.weight", head), ("attn_k_norm.weight", head)]);
+        }
+        if is(&["minimax-m2", "olmo2"]) {
+            norms.extend([
+                ("attn_q_norm.weight", n_head * head),
+                ("attn_k_norm.weight", n_kv * head),
+            ]);
+        }
+        for (name, n) in norms {
+            d.add(il, &[(name, &[n])]);
+        }
+        let (up, down): ([usize; 2], [usize; 2]) = ([N_EMBD, N_FF], [N_FF, N_EMBD]);
+        match arch {
+            "arcee" | "apertus" => {
+                d.add(il, &[("ffn_up.weight", &up), ("ffn_down.weight", &down)]);
+            }
+            "glm4" => d.add(
+                il,
+                &[
+                    ("ffn_up.weight", &[N_EMBD, 2 * N_FF]),
+                    ("ffn_down.weight", &down),
+                ],
+            ),
+            "minimax-m2" => {
+                let experts: [(&str, &[usize]); 5] = [
+                    ("ffn_gate_inp.weight", &[N_EMBD, 6]),
+                    ("exp_probs_b.bias", &[6]),
+                    ("ffn_gate_exps.weight", &[N_EMBD, 64, 6]),
+                    ("ffn_up_exps.weight", &[N_EMBD, 64, 6]),
+                    ("ffn_down_exps.weight", &[64, N_EMBD, 6]),
+                ];
+                d.add(il, &experts);
+            }
+            _ => d.add_ffn(il, 0, false),
+        }
+    }
+    if is(&["exaone4", "olmo2"]) {
+        d.tensors
+            .retain(|(name, _)| !name.ends_with("attn_norm.weight"));
+    }
+    d.write(types, |b| {
+        let mut float = |name: &str, x: f32| {
+            b.f32(&format!("{arch}.{name}"), x);
+        };
+        match arch {
+            "cohere2" => {
+                float("logit_scale", 0.25);
+                float("attention.layer_norm_epsilon", 1e-5);
+            }
+            "granite" => {
+                float("embedding_scale", 3.0);
+                float("residual_scale", 0.5);
+                float("logit_scale", 4.0);
+                float("attention.scale", 0.1);
+            }
+            "minimax-m2" => {
+                b.u32("minimax-m2.expert_gating_func", 2);
+            }
+            "apertus" => {
+                for (name, x) in [
+                    ("alpha_n", 0.2),
+                    ("alpha_p", 0.6),
+                    ("beta", 0.5),
+                    ("eps", -1e-6),
+                ] {
+                    let all = (0..n_layer).map(|il| x * (1.0 + 0.1 * il as f32));
+                    b.f32s(&format!("xielu.{name}"), all);
+                }
+            }
+            _ => {}
+        }
+    })
+}

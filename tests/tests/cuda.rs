@@ -214,7 +214,7 @@ fn logits_agree_with_the_reference() {
     }
 }
 
-/// Experts, windows and sinks are part of a step that is one launch; what is not stays kernel by kernel.
+/// Most decoders are a step that is one launch; what is not stays kernel by kernel.
 #[test]
 fn steps_of_one_launch() {
     for gpu in gpus() {
@@ -228,7 +228,17 @@ fn steps_of_one_launch() {
             ("gemma2", false),
             ("qwen35", false),
             ("deepseek2-v3", false),
-            ("deci", true),
+            ("made:deci", true),
+            ("glm4", true),
+            ("olmo3", true),
+            ("made:apertus", true),
+            ("made:arcee", true),
+            ("made:cohere2", true),
+            ("made:exaone4", true),
+            ("made:gemma3", true),
+            ("made:granite", true),
+            ("made:hunyuan-dense", true),
+            ("made:minimax-m2", true),
             ("falcon-h1", false),
             ("nemotron_h_moe", false),
             ("lfm2", false),
@@ -238,10 +248,11 @@ fn steps_of_one_launch() {
             let path = lemma_tests::data()
                 .join("arch")
                 .join(format!("{name}.gguf"));
-            let file = match name {
-                // Heads of the one that the test data has are too narrow.
-                "deci" => made::layers_of_different_widths(&[]),
-                _ => GgufFile::open(&path).unwrap(),
+            // Heads of those that the test data has are too narrow.
+            let file = match name.strip_prefix("made:") {
+                Some("deci") => made::layers_of_different_widths(&[]),
+                Some(arch) => made::decoder(arch, &[]),
+                None => GgufFile::open(&path).unwrap(),
             };
             let hp = HParams::read(&file).unwrap();
             let o = LoadOptions::default();
@@ -418,6 +429,32 @@ fn steps_ahead_of_the_host_change_nothing() {
     }
 }
 
+/// How far off numbers are, all those that came so far together.
+#[derive(Clone, Copy, Default)]
+struct Off {
+    squares: f64,
+    of: f64,
+}
+
+impl Off {
+    fn add(&mut self, got: &[f32], want: &[f32]) {
+        assert_eq!(got.len(), want.len());
+        for (g, w) in got.iter().zip(want) {
+            let (g, w) = (f64::from(*g), f64::from(*w));
+            self.squares += (g - w) * (g - w);
+            self.of += w * w;
+        }
+    }
+
+    fn nmse(self) -> f64 {
+        if self.of > 0.0 {
+            self.squares / self.of
+        } else {
+            0.0
+        }
+    }
+}
+
 #[test]
 fn pages_are_weighed_and_recycled_alike() {
     for gpu in gpus() {
@@ -430,7 +467,9 @@ fn pages_are_weighed_and_recycled_alike() {
                 let (hp, mut want, mut got) = sides(&case.path, &gpu, &o, n_slots);
                 let mut decisions = (0, 0);
                 let mut id = 1;
-                let (mut closest, mut tied) = (f64::INFINITY, false);
+                let mut tied = false;
+                // A single step may be far off: some models make much of how keys and values are rounded. All steps together may not.
+                let (mut logits, mut masses) = (Off::default(), Off::default());
                 for step in 0..if is_slow(&gpu) { 9 * 16 } else { 12 * 16 } {
                     id = (id * 31 + 7 + step) % hp.n_vocab as u32;
                     let (w, g) = (
@@ -448,36 +487,25 @@ fn pages_are_weighed_and_recycled_alike() {
                             .map(|p| p.first_pos)
                             .eq(b.iter().map(|p| p.first_pos))
                     });
-                    // Masses that all but tie may be told apart by rounding; from then on the two hold different pages.
-                    if !same {
+                    // Masses that all but tie may be told apart by rounding; from then on the two hold different pages. So may experts, in
+                    // this step or in one whose keys it looks at.
+                    tied |= want.runner.closest_choice() < 3e-4;
+                    if !same || (tied && nmse(&g, &w) >= case.limit) {
                         break;
                     }
-                    let e = nmse(&g, &w);
-                    // One step may be further off than all together.
-                    // One step may be further off than all together.
-                    let limit = 10.0 * case.limit;
-                    // Experts that all but tie may be told apart as well, in this step or in one whose keys it looks at.
-                    closest = closest.min(want.runner.closest_choice());
-                    if e >= limit && closest < 3e-4 {
-                        tied = true;
-                        break;
-                    }
-                    assert!(
-                        e < limit,
-                        "{} step {step}: {e:.1e}, closest choice {closest:.1e}",
-                        case.path.display()
-                    );
+                    logits.add(&g, &w);
                     for il in 0..hp.n_layer_kv() {
                         let w =
                             |c: &Cache| c.layer(il).pages.iter().map(|p| p.w).collect::<Vec<_>>();
-                        let e = nmse(&w(&got.cache), &w(&want.cache));
-                        assert!(
-                            e < limit || closest < 3e-4,
-                            "{} step {step} masses of layer {il}: {e:.1e}",
-                            case.path.display()
-                        );
+                        masses.add(&w(&got.cache), &w(&want.cache));
                     }
                 }
+                let [e, of_masses] = [logits, masses].map(Off::nmse);
+                assert!(
+                    e < case.limit && of_masses < case.limit,
+                    "{}: logits {e:.1e}, masses {of_masses:.1e}",
+                    case.path.display()
+                );
                 println!(
                     "{}: {} of {} victims the same",
                     case.path.display(),

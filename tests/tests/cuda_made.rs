@@ -1,4 +1,4 @@
-//! Delta nets, state spaces, short convolutions, latent attention and experts of other kinds with quantized matrices and in the widths of real models, on CUDA devices and on the emulator where it was
+//! Delta nets, state spaces, short convolutions, latent attention, experts of other kinds and decoders that are not Llama's with quantized matrices and in the widths of real models, on CUDA devices and on the emulator where it was
 //! built, against the reference backend. The models are made here.
 #![cfg(any(feature = "cuda", feature = "cuda-emulate"))]
 #![allow(clippy::print_stdout, reason = "what was compared")]
@@ -45,6 +45,18 @@ fn errors(gpu: &Gpu, file: &GgufFile, pieces: &[usize]) -> [f64; 2] {
     [0, 1].map(|i| nmse(&got[i], &want[i]))
 }
 
+const DECODERS: [&str; 10] = [
+    "apertus",
+    "arcee",
+    "cohere2",
+    "exaone4",
+    "gemma3",
+    "glm4",
+    "granite",
+    "hunyuan-dense",
+    "minimax-m2",
+    "olmo2",
+];
 const PIECES: [usize; 9] = [19, 1, 1, 1, 40, 1, 1, 1, 1];
 
 /// Batches round activations to 16 bits; steps with quantized weights round them to eight, and so do experts.
@@ -173,6 +185,28 @@ fn layers_of_different_widths_of_any_type() {
         for (types, limits) in TYPES {
             let file = made::layers_of_different_widths(types);
             check(&gpu, &file, &format!("deci {types:?}"), limits);
+        }
+    }
+}
+
+/// Their steps are one launch, which the widths of most test data do not fit.
+#[test]
+fn decoders_of_any_type() {
+    for gpu in gpus() {
+        for (types, limits) in TYPES
+            .iter()
+            .copied()
+            .take(if is_slow(&gpu) { 2 } else { 3 })
+        {
+            for arch in DECODERS {
+                let file = made::decoder(arch, types);
+                // A token goes to another expert where a number is rounded the other way.
+                let limits = match arch {
+                    "minimax-m2" if !types.is_empty() => [1e-1; 2],
+                    _ => limits,
+                };
+                check(&gpu, &file, &format!("{arch} {types:?}"), limits);
+            }
         }
     }
 }

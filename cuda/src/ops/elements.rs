@@ -21,6 +21,29 @@ pub enum Activation {
     Gelu,
 }
 
+impl Activation {
+    /// As kernels have it.
+    pub(crate) fn args(self) -> args::ActivationParams {
+        let none = args::ActivationParams::default();
+        match self {
+            Self::ReluSqr => args::ActivationParams { kind: 1, ..none },
+            Self::Gelu => args::ActivationParams { kind: 3, ..none },
+            Self::Xielu {
+                alpha_n,
+                alpha_p,
+                beta,
+                eps,
+            } => args::ActivationParams {
+                kind: 2,
+                alpha_n,
+                alpha_p,
+                beta,
+                eps,
+            },
+        }
+    }
+}
+
 /// `x = by(x)`.
 ///
 /// # Errors
@@ -30,24 +53,8 @@ pub fn activate(gpu: &Gpu, x: View, by: Activation, n_elem: usize) -> Result<()>
     let a = args::Activate {
         x: x.at,
         n_elem: n_elem as u64,
-        ..args::Activate::default()
-    };
-    let a = match by {
-        Activation::ReluSqr => a,
-        Activation::Gelu => args::Activate { kind: 2, ..a },
-        Activation::Xielu {
-            alpha_n,
-            alpha_p,
-            beta,
-            eps,
-        } => args::Activate {
-            kind: 1,
-            alpha_n,
-            alpha_p,
-            beta,
-            eps,
-            ..a
-        },
+        by: by.args(),
+        pad: 0,
     };
     gpu.launch(launch([n_elem.div_ceil(256), 1, 1], 256, 0), &a)
 }

@@ -6,7 +6,7 @@ use crate::gpu::{Buffer, View};
 use crate::ops::{Attention, Heads, RopeStore, Tiers, only_f16};
 
 /// Bytes of `AttendShared`.
-const ATTEND_SHARED: usize = UNIT * (MAX_D + 4) * 4 + 2 * MAX_D * 2 + 16 * UNIT * 8;
+const ATTEND_SHARED: usize = UNIT * (MAX_D + 4) * 4 + 2 * MAX_D * 2 + 16 * UNIT * 8 + 2 * 16 * 4;
 /// Bytes of `Shown`, the scores of pages that are all f16, behind that.
 const SHOWN: usize = 2 * 8 * 32 * 16;
 
@@ -18,14 +18,42 @@ pub(super) struct Memory {
     pub(super) page_ml: Buffer,
 }
 
+/// What norms of queries and keys are over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Norms {
+    /// Each head: weights are `[head_dim]`.
+    #[default]
+    Heads,
+    /// Each head once it has rotated.
+    RotatedHeads,
+    /// All heads together: weights are `[n_head, head_dim]` and `[n_head_kv, head_dim]`.
+    AllHeads,
+}
+
+/// How a layer attends.
+#[derive(Clone, Copy, Debug)]
+pub struct Attend {
+    /// The layer.
+    pub il: usize,
+    /// Which of the rotations its heads go through, if they do.
+    pub rope: usize,
+    /// What norms are over.
+    pub norms: Norms,
+    /// Leave what [`Builder::weigh`] wants.
+    pub weighed: bool,
+}
+
 impl Builder {
-    /// Norm over heads, rotation, storing and attention of layer `il`; with `weighed`, what [`Builder::weigh`] wants is left.
-    pub fn attend(&mut self, il: usize, out: View, call: &RopeStore, c: &Attention, weighed: bool) {
+    /// Norms of queries and keys, rotation, storing and attention of a layer.
+    pub fn attend(&mut self, at: Attend, out: View, call: &RopeStore, c: &Attention) {
+        let Attend { il, weighed, .. } = at;
         let Some(store) = call.store else {
             return self.refuse("attention that stores nothing");
         };
         self.want(c.cap.is_none(), || "soft caps of attention".to_owned());
-        self.any |= c.window.is_some() || c.sinks.is_some();
+        self.any |= c.window.is_some() || c.sinks.is_some() || at.norms != Norms::Heads;
+        assert!(at.rope < self.shape.n_rope || call.rope.is_none());
         assert!(
             c.sinks
                 .is_none_or(|s| s.bytes() >= self.shape.heads.n_head * 4)
@@ -75,7 +103,8 @@ impl Builder {
             k_norm: call.k_norm.map_or(0, |n| n.0.at),
             eps_q: call.q_norm.map_or(0.0, |n| n.1),
             eps_k: call.k_norm.map_or(0.0, |n| n.1),
-            rope: u32::from(call.rope.is_some()),
+            rope: call.rope.map_or(0, |_| 1 + at.rope as u32),
+            normed: at.norms as u32,
             m: self.tiers(&c.tiers),
             pool_k: store.k.at,
             pool_v: store.v.at,

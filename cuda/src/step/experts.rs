@@ -1,6 +1,6 @@
 //! Phases of a mixture of experts: the router, gate and up of those that it chooses, down.
 
-use super::{Builder, Products, want};
+use super::{Builder, First, Products, want};
 use crate::args::{Matrix, Phase};
 use crate::gpu::View;
 use crate::ops::{Choice, Glu, Mode};
@@ -16,6 +16,8 @@ const MAX_EXPERTS: usize = 1024;
 pub struct Mixture<'a> {
     /// `[n_in]`
     pub src: View,
+    /// What is done to the input first.
+    pub first: First,
     /// `[n_in]` weights of a norm of the input, and its epsilon.
     pub norm: Option<(View, f32)>,
     /// What chooses, with its bias: `[n_expert, n_in]`.
@@ -45,11 +47,6 @@ impl Builder {
     pub fn experts(&mut self, e: &Mixture<'_>) {
         let (n_in, n_expert, n_used) = (e.router.0.n_in(), e.router.0.n_row(), e.n_used);
         let n_ff = e.gate.0.n_row() / n_expert;
-        let gates = match e.glu {
-            Glu::Swiglu | Glu::SwigluOai => 1 + e.glu as u32,
-            Glu::Geglu => return self.refuse("experts with GELU"),
-            Glu::Reglu => return self.refuse("experts with ReLU"),
-        };
         let same = |a: &Weight, b: &Weight| (a.ty(), a.n_row()) == (b.ty(), b.n_row());
         let fits = n_expert <= MAX_EXPERTS && (1..=MAX_USED).contains(&n_used);
         self.want(fits, || format!("{n_used} of {n_expert} experts"));
@@ -66,6 +63,7 @@ impl Builder {
         self.products(&Products {
             parts: &[(e.router.0, e.router.1, e.logits)],
             src: e.src,
+            first: e.first,
             norm: e.norm,
             mode: Mode::Store,
         });
@@ -77,15 +75,20 @@ impl Builder {
             ..phase
         };
 
+        // The sum stands there now; what the mean is taken off does not.
+        let again = match e.first {
+            First::Add { .. } => First::Nothing,
+            first => first,
+        };
         let mut phase = Phase {
             logits: self.read(e.logits, n_expert * 4),
-            gated: gates,
+            gated: 1 + e.glu as u32,
             experts: 1,
             lean: e.choice.bias.map_or(0, |b| b.at),
             sigmoid: u32::from(e.choice.sigmoid),
             norm_chosen: u32::from(e.choice.norm),
             weights_scale: e.choice.scale,
-            ..chosen(self.input(e.src, n_in, e.norm))
+            ..chosen(self.input(e.src, n_in, again, e.norm))
         };
         for (to, part) in phase.m.iter_mut().zip([e.gate, e.up]) {
             *to = self.expert_matrix(part, n_expert, n_in);
@@ -97,7 +100,7 @@ impl Builder {
         let mut phase = Phase {
             experts: 2,
             width: n_ff as u32,
-            ..chosen(self.input(e.hidden, n_used * n_ff, None))
+            ..chosen(self.input(e.hidden, n_used * n_ff, First::Nothing, None))
         };
         let mut m = self.expert_matrix(e.down, n_expert, n_ff);
         want(&mut phase, e.down.0);

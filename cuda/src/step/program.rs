@@ -14,7 +14,7 @@ pub struct Inputs<'a> {
     pub n_pages: &'a [u32],
     /// Slot times page size plus row of the token in each layer.
     pub places: &'a [u32],
-    /// `[head_dim / 2, 2]` cosines and sines.
+    /// `[n_rope, head_dim / 2, 2]` cosines and sines.
     pub rope: &'a [f32],
 }
 
@@ -38,7 +38,7 @@ pub struct Program {
     pub(super) launches: u32,
     /// Pages may be of any tier.
     pub(super) tiered: bool,
-    /// There are experts, windows or sinks.
+    /// There is what only some models have.
     pub(super) any: bool,
     pub(super) launch: Launch,
     /// What the last launch was given.
@@ -109,7 +109,7 @@ impl Program {
     pub fn run(&mut self, of: &Inputs<'_>) -> Result<()> {
         let n = self.args[0].n_layer as usize;
         assert!(of.n_pages.len() == n && of.places.len() == n);
-        assert_eq!(of.rope.len(), self.args[0].head_dim as usize);
+        assert_eq!(2 + 2 * n + of.rope.len(), self.args[0].n_words as usize);
         let words = &mut self.words.0;
         (words[0], words[1]) = (of.pos, of.token.unwrap_or(0));
         words[2..][..n].copy_from_slice(of.n_pages);

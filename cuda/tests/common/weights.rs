@@ -4,7 +4,7 @@ use lemma_cuda::ops::{self, Quant};
 use lemma_cuda::{Buffer, Gpu, Source, Uploader, Weight};
 use lemma_quant::GgmlType;
 
-use super::{Rng, read};
+use super::{Rng, read, upload};
 
 /// Random rows of a format and what they mean.
 pub fn matrix(rng: &mut Rng, ty: GgmlType, n_in: usize, n_row: usize) -> (Vec<u8>, Vec<f32>) {
@@ -80,5 +80,33 @@ impl Q8 {
             .enumerate()
             .map(|(i, v)| f32::from(*v as i8) * ds[i / 32 * 2])
             .collect()
+    }
+}
+
+/// A matrix, or those of several experts: values, on the device, and biases.
+pub struct Part {
+    pub values: Vec<f32>,
+    pub w: Weight,
+    pub bias: Vec<f32>,
+    pub bias_view: Buffer,
+}
+
+/// Random rows of a format, on the device.
+pub fn part(gpu: &Gpu, rng: &mut Rng, ty: GgmlType, n_in: usize, n_row: usize) -> Part {
+    let (data, values) = matrix(rng, ty, n_in, n_row);
+    let bias = rng.normals(n_row);
+    Part {
+        values,
+        w: put(gpu, ty, &data, n_in, n_row),
+        bias_view: upload(gpu, &bias),
+        bias,
+    }
+}
+
+impl Part {
+    /// Products of expert `e` of several with `n` rows each.
+    pub fn product(&self, e: usize, n: usize, x: &[f32], biased: bool) -> Vec<f64> {
+        let rows = &self.values[e * n * x.len()..][..n * x.len()];
+        reference(x, rows, biased.then(|| &self.bias[e * n..][..n]), x.len())
     }
 }

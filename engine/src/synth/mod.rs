@@ -161,7 +161,12 @@ fn plan(s: &Shape, recipe: &Recipe) -> Vec<Plan> {
     }
     for il in 0..n_layer {
         let name = |part: &str| format!("blk.{il}.{part}");
-        plans.push(norm(name("attn_norm.weight"), n_embd));
+        // What blocks read is normed, what they give, or both.
+        let behind = ["glm4", "olmo2"].contains(&s.arch);
+        let ahead = s.arch != "olmo2";
+        if ahead {
+            plans.push(norm(name("attn_norm.weight"), n_embd));
+        }
         if let Some([n_k, n_v, dim]) = s.delta.filter(|_| (il + 1) % 4 != 0) {
             let [n_k, n_v, dim] = [n_k, n_v, dim].map(u64::from);
             let (n_qkv, values) = ((2 * n_k + n_v) * dim, n_v * dim);
@@ -191,7 +196,13 @@ fn plan(s: &Shape, recipe: &Recipe) -> Vec<Plan> {
             true => "post_attention_norm.weight",
             false => "ffn_norm.weight",
         };
-        plans.push(norm(name(ffn_norm), n_embd));
+        if behind {
+            plans.push(norm(name("post_attention_norm.weight"), n_embd));
+            plans.push(norm(name("post_ffw_norm.weight"), n_embd));
+        }
+        if ahead {
+            plans.push(norm(name(ffn_norm), n_embd));
+        }
         let n_expert = u64::from(s.n_expert);
         if n_expert > 0 {
             let router = name("ffn_gate_inp.weight");
@@ -200,11 +211,14 @@ fn plan(s: &Shape, recipe: &Recipe) -> Vec<Plan> {
         if is_gpt_oss {
             plans.push(vector(name("ffn_gate_inp.bias"), n_expert, 0.0, 0.1));
         }
-        for (part, n_in, n_out, std) in [
-            ("ffn_gate", n_embd, n_ff, unit(n_embd)),
-            ("ffn_up", n_embd, n_ff, unit(n_embd)),
-            ("ffn_down", n_ff, n_embd, depth * unit(n_ff)),
-        ] {
+        let [mut gate, mut up] =
+            ["ffn_gate", "ffn_up"].map(|part| (part, n_embd, n_ff, unit(n_embd)));
+        if s.arch == "glm4" {
+            // Both in one matrix.
+            (gate.2, up.2) = (0, 2 * n_ff);
+        }
+        let down = ("ffn_down", n_ff, n_embd, depth * unit(n_ff));
+        for (part, n_in, n_out, std) in [gate, up, down].into_iter().filter(|part| part.2 > 0) {
             if n_expert == 0 {
                 plans.push(matrix(
                     name(&format!("{part}.weight")),
@@ -253,13 +267,18 @@ fn attention(
     for (part, n) in [("attn_q", n_q_rows), ("attn_k", n_kv), ("attn_v", n_kv)] {
         let weight = name(&format!("{part}.weight"));
         plans.push(matrix(weight, il, n_embd, n, unit(n_embd)));
-        if is_gpt_oss || ["qwen2", "seed_oss"].contains(&s.arch) {
+        if is_gpt_oss || ["qwen2", "seed_oss", "glm4"].contains(&s.arch) {
             plans.push(vector(name(&format!("{part}.bias")), n, 0.0, 0.1));
         }
     }
     if ["qwen3", "qwen3moe", "qwen35"].contains(&s.arch) {
         for part in ["attn_q_norm.weight", "attn_k_norm.weight"] {
             plans.push(vector(name(part), u64::from(s.head_dim), 1.0, 0.02));
+        }
+    }
+    if s.arch == "olmo2" {
+        for (part, n) in [("attn_q_norm.weight", n_q), ("attn_k_norm.weight", n_kv)] {
+            plans.push(vector(name(part), n, 1.0, 0.02));
         }
     }
     let out = name("attn_output.weight");
@@ -330,7 +349,11 @@ fn metadata(s: &Shape, recipe: &Recipe, b: &mut Builder) {
         .u32(
             &key("rope.dimension_count"),
             // Of heads beside delta nets a quarter.
-            s.delta.map_or(s.head_dim, |_| s.head_dim / 4),
+            match s.arch {
+                "qwen35" => s.head_dim / 4,
+                "glm4" => s.head_dim / 2,
+                _ => s.head_dim,
+            },
         )
         .u32(&key("vocab_size"), s.n_vocab);
     if let Some([n_k, n_v, dim]) = s.delta {
@@ -410,7 +433,9 @@ mod tests {
                 "tiny-qwen2",
                 "tiny-gpt-oss",
                 "tiny-qwen35",
-            ][i % 5];
+                "tiny-glm4",
+                "tiny-olmo2",
+            ][i % 7];
             let file = GgufFile::from_bytes(make(shape, ftype, 1), ftype).unwrap();
             for t in file.tensors() {
                 let mut x = vec![0.0; t.n_elements() as usize];

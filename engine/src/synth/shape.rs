@@ -20,7 +20,7 @@ pub(super) enum VocabKind {
 #[allow(missing_docs)]
 pub struct Shape {
     pub name: &'static str,
-    /// `qwen2`, `qwen3`, `qwen3moe`, `qwen35`, `seed_oss`, `llama` or `gpt-oss`.
+    /// `qwen2`, `qwen3`, `qwen3moe`, `qwen35`, `seed_oss`, `glm4`, `olmo2`, `llama` or `gpt-oss`.
     pub arch: &'static str,
     pub n_layer: u32,
     pub n_embd: u32,
@@ -256,6 +256,33 @@ const SHAPES: &[Shape] = &[
         ..QWEN2
     },
     Shape {
+        name: "glm-z1-9b",
+        arch: "glm4",
+        n_layer: 40,
+        n_embd: 4096,
+        n_ff: 13_696,
+        n_head: 32,
+        n_vocab: 151_552,
+        rope_freq_base: 1e4,
+        norm_rms_eps: 1e-5,
+        ..QWEN2
+    },
+    Shape {
+        name: "olmo-3-7b",
+        arch: "olmo2",
+        n_layer: 32,
+        n_embd: 4096,
+        n_ff: 11_008,
+        n_head: 32,
+        n_head_kv: 32,
+        n_vocab: 100_278,
+        n_ctx: 65_536,
+        rope_freq_base: 500_000.0,
+        yarn: Some((8.0, 8192)),
+        window: Some(4096),
+        ..QWEN2
+    },
+    Shape {
         name: "llama-3.2-1b",
         n_layer: 16,
         n_embd: 2048,
@@ -309,6 +336,20 @@ const SHAPES: &[Shape] = &[
         n_ctx: 4_096,
         delta: Some([2, 4, 32]),
         ..QWEN35
+    },
+    Shape {
+        name: "tiny-glm4",
+        arch: "glm4",
+        tied: false,
+        ..TINY
+    },
+    Shape {
+        name: "tiny-olmo2",
+        arch: "olmo2",
+        tied: false,
+        yarn: Some((8.0, 512)),
+        window: Some(32),
+        ..TINY
     },
     Shape {
         name: "tiny-llama",

@@ -207,8 +207,11 @@ impl Ahead {
         pos: u32,
         token: Option<u32>,
     ) -> Result<usize, CudaError> {
-        self.rope.resize(p.hp.head_dim, 0.0);
-        p.rope.fill(0, pos, 1, p.hp.head_dim, &mut self.rope);
+        let d = p.hp.head_dim;
+        self.rope.resize(p.hp.ropes.len() * d, 0.0);
+        for (kind, to) in self.rope.chunks_exact_mut(d.max(1)).enumerate() {
+            p.rope.fill(kind, pos, 1, d, to);
+        }
         self.n_pages.clear();
         let tables = cache.tables().iter();
         self.n_pages.extend(tables.map(|t| t.pages.len() as u32));

@@ -3,7 +3,7 @@
 mod attention;
 pub(super) mod experts;
 pub(super) mod hosted;
-mod products;
+pub(super) mod products;
 mod recurrent;
 
 use std::ops::Range;

@@ -9,6 +9,25 @@ use super::super::CudaWeight;
 use super::{Done, Pass};
 use crate::backend::{Activation, Buf, Linear};
 
+/// An activation as kernels have it.
+pub(in super::super) fn on_device(by: Activation) -> ops::Activation {
+    match by {
+        Activation::ReluSqr => ops::Activation::ReluSqr,
+        Activation::Gelu => ops::Activation::Gelu,
+        Activation::Xielu {
+            alpha_n,
+            alpha_p,
+            beta,
+            eps,
+        } => ops::Activation::Xielu {
+            alpha_n,
+            alpha_p,
+            beta,
+            eps,
+        },
+    }
+}
+
 impl Pass {
     /// Products with each token of the pass by itself: the one that there is, as a rule.
     pub(super) fn mat_vec(&mut self, parts: &[ops::Part<'_>], x: Buf, mode: Mode) -> Done {
@@ -144,21 +163,7 @@ impl Pass {
     /// What a block without a gate makes of each element, with the product if that waits for it.
     pub(super) fn activation(&mut self, x: Buf, by: Activation) -> Done {
         self.fresh[x as usize] = false;
-        let by = match by {
-            Activation::ReluSqr => ops::Activation::ReluSqr,
-            Activation::Gelu => ops::Activation::Gelu,
-            Activation::Xielu {
-                alpha_n,
-                alpha_p,
-                beta,
-                eps,
-            } => ops::Activation::Xielu {
-                alpha_n,
-                alpha_p,
-                beta,
-                eps,
-            },
-        };
+        let by = on_device(by);
         let waits = self.pending.up.take_if(|(part, _)| part.2 == x);
         if let (Some((part, input)), ops::Activation::ReluSqr) = (&waits, by) {
             return self.up_product(part.clone(), *input, Mode::ReluSqr);
