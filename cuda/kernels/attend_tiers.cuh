@@ -229,3 +229,25 @@ private:
         }
     }
 };
+
+// A page of any tier, of head `kv` of `n_kv` that are d wide. `rows` of it have been written, of which query g sees `seen`; `pairs` is shared
+// memory of the warp, a word for each dimension; `ml` as `share_out` has it.
+template <int NC, int NJ, bool EXACT, class Rows>
+__device__ __forceinline__ void attend_page(
+    const Tier* tiers, int n_kv, int kv, int d, const Queries& q, uint32_t* pairs, const uint2& entry, int rows, Rows seen, Sums<NJ>& sum, float2& ml) {
+    const Tier& tier = tiers[tier_of(entry)];
+    StoredValues<NJ, true> values;
+    values.load(tier.type_v, page_at(tier.v, tier.type_v, slot_of(entry), n_kv, kv, d), n_kv * d, d, rows);
+    Shares shares;
+    if (tier.type_k == F16) {
+        PageOf<NC, NJ, EXACT> page;
+        page.load_keys({reinterpret_cast<const uint16_t*>(tier.k), nullptr, n_kv, d}, slot_of(entry), kv);
+        shares = attend_keys<NC>(page, q, seen, sum, ml);
+    } else {
+        const uint8_t* keys = page_at(tier.k, tier.type_k, slot_of(entry), n_kv, kv, d);
+        const Scores scores = scores_of<NC>(tier.type_k, keys, d, q, pairs);
+        __syncwarp();
+        shares = share_out(scores, seen, sum, ml);
+    }
+    values.add(tier.type_v, shares, sum);
+}

@@ -24,29 +24,6 @@ struct AttentionBatch {
     uint32_t pad;
 };
 
-// A page of any tier. `rows` of it have been written, of which query g sees `seen`.
-template <int NC, int NJ, bool EXACT, class Rows>
-__device__ __forceinline__ void attend_page(const AttentionBatch& a, const Queries& q, const uint2& entry, int rows, Rows seen, Sums<NJ>& sum) {
-    const int n_kv = a.n_head_kv, kv = blockIdx.x, d = EXACT ? 32 * NC : int(a.head_dim);
-    const Tier& tier = a.tiers[tier_of(entry)];
-    StoredValues<NJ, true> values;
-    values.load(tier.type_v, page_at(tier.v, tier.type_v, slot_of(entry), n_kv, kv, d), n_kv * d, d, rows);
-    Shares shares;
-    float2 ml;
-    if (tier.type_k == F16) {
-        PageOf<NC, NJ, EXACT> page;
-        page.load_keys({reinterpret_cast<const uint16_t*>(tier.k), nullptr, n_kv, d}, slot_of(entry), kv);
-        shares = attend_keys<NC>(page, q, seen, sum, ml);
-    } else {
-        __shared__ __align__(16) uint32_t pairs[BATCH_WARPS][MAX_D];
-        const uint8_t* keys = page_at(tier.k, tier.type_k, slot_of(entry), n_kv, kv, d);
-        const Scores scores = scores_of<NC>(tier.type_k, keys, d, q, pairs[threadIdx.x / WARP]);
-        __syncwarp();
-        shares = share_out(scores, seen, sum, ml);
-    }
-    values.add(tier.type_v, shares, sum);
-}
-
 // Rows of a page at `first` that a query at `pos` sees, as `share_out` has them.
 template <bool BOUNDED> __device__ __forceinline__ auto rows_seen(const AttentionBatch& a, int pos, int first) {
     const int end = min(PAGE, pos - first + 1), from = max(0, pos - int(a.window - 1) - first);
@@ -72,13 +49,15 @@ template <int NC, int NJ, bool EXACT, bool TIERS, bool BOUNDED> __device__ __for
         if (int(entry.y) > last) break;
         if (BOUNDED && pos0 + q0 / group - int(entry.y + PAGE - 1) >= int(a.window)) continue;
         const auto rows = rows_seen<BOUNDED>(a, seen, entry.y);
+        float2 ml;
         if (TIERS) {
-            attend_page<NC, NJ, EXACT>(a, q, entry, min(PAGE, last - int(entry.y) + 1), rows, sum);
+            __shared__ __align__(16) uint32_t pairs[BATCH_WARPS][MAX_D];
+            const int n_kv = a.n_head_kv, width = EXACT ? 32 * NC : d;
+            attend_page<NC, NJ, EXACT>(a.tiers, n_kv, kv, width, q, pairs[warp], entry, min(PAGE, last - int(entry.y) + 1), rows, sum, ml);
             continue;
         }
         PageOf<NC, NJ, EXACT> page;
         page.load(pool, entry.x, kv, min(PAGE, last - int(entry.y) + 1));
-        float2 ml;
         attend_values(page, attend_keys<NC>(page, q, rows, sum, ml), sum);
     }
     float inv = 1.0f / sum.l;

@@ -446,3 +446,24 @@ __device__ __forceinline__ void quantize_block(float x, int8_t* q, float2* ds) {
     q[lane] = int8_t(v);
     if (lane == 0) *ds = make_float2(d, d * sum);
 }
+// The same of eight elements a lane, four lanes for a block; `keep`: this lane has some. `q` and `ds` are theirs.
+__device__ __forceinline__ void quantize_eight(const float (&x)[8], bool keep, int8_t* q, float2* ds) {
+    float amax = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) amax = fmaxf(amax, fabsf(x[i]));
+    amax = fmaxf(amax, __shfl_xor_sync(ALL, amax, 1));
+    amax = fmaxf(amax, __shfl_xor_sync(ALL, amax, 2));
+    const float d = amax / 127.0f, inv = amax > 0.0f ? 127.0f / amax : 0.0f;
+    uint32_t w[2] = {};
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int v = __float2int_rn(x[i] * inv);
+        sum += v, w[i / 4] |= uint32_t(v & 0xff) << (8 * (i % 4));
+    }
+    sum += __shfl_xor_sync(ALL, sum, 1);
+    sum += __shfl_xor_sync(ALL, sum, 2);
+    if (!keep) return;
+    *reinterpret_cast<uint2*>(q) = make_uint2(w[0], w[1]);
+    if (threadIdx.x % 4 == 0) *ds = make_float2(d, d * float(sum));
+}

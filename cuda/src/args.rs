@@ -104,7 +104,7 @@ args! {
     /// `attention.cu`
     Combine => attention_combine {
         part: u64, part_ml: u64, page_ml: u64, sinks: u64, pages: u64, n_pages: u64, pos: u64, out: u64, q: u64, ds: u64, w: u64,
-        n_head: u32, head_dim: u32, splits: u32, max_pages: u32, mean: u32, window: u32,
+        n_head: u32, head_dim: u32, splits: u32, max_pages: u32, mean: u32, window: u32, few: u32, pad: u32,
     }
     /// `delta.cu`
     SplitHeads => split_heads { x: u64, first: u64, second: u64, n_elem: u64, head_dim: u32, pad: u32 }

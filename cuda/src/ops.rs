@@ -121,9 +121,7 @@ pub fn rms_norm(
         eps,
         pad: 0,
     };
-    // One block has to do a whole row: as many threads as there is work for, so that decode waits as little as it can.
-    let block = width.div_ceil(4).next_multiple_of(32).clamp(32, 1024) as u32;
-    gpu.launch(launch([n, 1, 1], block, 0), &a)
+    gpu.launch(launch([n, 1, 1], norm_block(width), 0), &a)
 }
 
 /// Root-mean-square norm of what `n` rows begin with, in place: x `[n, stride]`, of which as many elements as `w` has.
@@ -150,8 +148,12 @@ pub fn rms_norm_first(
         eps,
         ..args::RmsNorm::default()
     };
-    let block = width.div_ceil(4).next_multiple_of(32).clamp(32, 1024) as u32;
-    gpu.launch(launch([n, 1, 1], block, 0), &a)
+    gpu.launch(launch([n, 1, 1], norm_block(width), 0), &a)
+}
+
+/// Threads of a block that norms a row: one for eight elements, which stay in its registers.
+fn norm_block(width: usize) -> u32 {
+    width.div_ceil(8).next_multiple_of(32).clamp(32, 1024) as u32
 }
 
 /// Quantizes `n_elem` numbers, a multiple of 32.
@@ -288,6 +290,9 @@ fn piece(ty: GgmlType) -> usize {
     }
 }
 
+/// Warps of the kernel that a multiprocessor has room for.
+const MAT_VEC_WARPS: u32 = 16;
+
 /// Warps that share a row of so many pieces: few idle lanes, at most eight.
 fn warps(pieces: usize) -> usize {
     let exact = pieces.div_ceil(32).max(1);
@@ -304,7 +309,14 @@ fn warps(pieces: usize) -> usize {
 /// # Errors
 /// Those of the driver; quantized activations that are missing.
 pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
-    let (launch, a) = mat_vec_args(m, m.columns)?;
+    let (mut launch, a) = mat_vec_args(m, m.columns)?;
+    // Warps share a row only where there are too few rows for all that are resident; blocks have as many pairs of rows as the others, or one
+    // less.
+    let pairs = launch.grid[0].max(1);
+    let room = (gpu.info().n_sm * MAT_VEC_WARPS / m.columns as u32).max(1);
+    let warps = (room / pairs).clamp(1, launch.block / 32);
+    launch.block = 32 * warps;
+    launch.grid[0] = pairs.div_ceil(pairs.div_ceil((room / warps).max(1)));
     gpu.launch(launch, &a)
 }
 

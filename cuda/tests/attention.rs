@@ -113,7 +113,13 @@ fn decode(
     ops::attention_decode(gpu, out.view(), quant, masses, h, &call, &parts).expect("attention");
     let (want, mass) = pool.reference(h, &q, pos, rules);
     let e = nmse(&read(gpu, out.view()), &want);
-    assert!(e < 1e-9, "{what}: {e:e}");
+    // Tensor cores, which take heads of up to 128 elements, round the weights of the values to f16.
+    let limit = if h.head_dim <= 128 && h.head_dim.is_multiple_of(8) {
+        1e-7
+    } else {
+        1e-9
+    };
+    assert!(e < limit, "{what}: {e:e}");
     let want_w: Vec<f64> = (0..n_pages)
         .map(|p| {
             let per_head = mass.iter().map(|m| m[p]);

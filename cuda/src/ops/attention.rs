@@ -4,14 +4,18 @@ use super::{Heads, MAX_HEAD_DIM, Quant, Tiers, at, check, launch, only_f16, tier
 use crate::gpu::{Gpu, Result, View};
 use crate::{PAGE, args};
 
-/// Pages weighed by a block of the kernel that joins attention.
+/// Threads of a block of the kernel that joins attention, and pages that it weighs.
 const COMBINE_BLOCK: u32 = 128;
+const COMBINE_PAGES: usize = 32;
 /// Query rows of a block of the attention kernel.
 const ATT_TILE: usize = 8;
 const ATT_WARPS: usize = 4;
 /// Queries of a warp of the kernel for batches, and the widest head that it takes.
 const UNIT: usize = 8;
 const BATCH_MAX_D: usize = 128;
+
+/// Bytes of `TokenShared`.
+const TOKEN_SHARED: usize = ATT_TILE * (BATCH_MAX_D + 4) * 4 + ATT_WARPS * BATCH_MAX_D * 4;
 
 /// Queries of a block for wide heads, pages that it takes at once, and its threads.
 pub(super) const WIDE_ROWS: usize = 16;
@@ -172,10 +176,11 @@ pub fn attention_decode(
         ..args::Attention::default()
     };
     launch_attention(gpu, h, c, 1, splits, a)?;
-    combine(gpu, out, quant, masses, h, c, parts, splits)
+    combine(gpu, out, quant, masses, h, c, parts, (splits, true))
 }
 
-/// Joins the parts of one token's attention and weighs the pages; heads have `head_dim` elements of values.
+/// Joins the parts of one token's attention and weighs the pages; heads have `head_dim` elements of values. Of the splits are used as many as
+/// there are pages for, or all, if they are not `few`.
 #[allow(clippy::too_many_arguments, reason = "operands of one kernel")]
 pub(super) fn combine(
     gpu: &Gpu,
@@ -185,7 +190,7 @@ pub(super) fn combine(
     h: Heads,
     c: &Attention,
     parts: &Parts,
-    splits: usize,
+    (splits, few): (usize, bool),
 ) -> Result<()> {
     let (d, max_pages) = (h.head_dim, c.pages.bytes() / 8);
     if let Some(q) = quant {
@@ -213,9 +218,11 @@ pub(super) fn combine(
         max_pages: max_pages as u32,
         mean: u32::from(masses.is_some_and(|m| m.mean)),
         window: c.bounds().0,
+        few: u32::from(few),
+        pad: 0,
     };
     let weigh = if masses.is_some() {
-        max_pages.div_ceil(COMBINE_BLOCK as usize)
+        max_pages.div_ceil(COMBINE_PAGES)
     } else {
         0
     };
@@ -255,7 +262,10 @@ fn launch_attention(
         (n as u32, h.n_head as u32, h.n_head_kv as u32, d as u32);
     (a.max_pages, a.scale) = ((c.pages.bytes() / 8) as u32, c.scale);
     (a.sinks, (a.window, a.cap)) = (at(c.sinks), c.bounds());
-    let shared = (ATT_TILE * d.next_multiple_of(8) + ATT_WARPS * ATT_TILE * d) * 4;
+    // Queries, as plain numbers or as tensor cores take them, then sums of warps.
+    let queries =
+        (ATT_TILE * d.next_multiple_of(8) * 4).max(if d <= BATCH_MAX_D { TOKEN_SHARED } else { 0 });
+    let shared = queries + ATT_WARPS * ATT_TILE * d * 4;
     let tiles = (n * (h.n_head / h.n_head_kv)).div_ceil(ATT_TILE);
     let launch = launch([h.n_head_kv, tiles, splits], 32 * ATT_WARPS as u32, shared);
     if only_f16(&c.tiers) {

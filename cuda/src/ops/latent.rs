@@ -260,7 +260,16 @@ pub fn attention_latent_decode(
         head_dim: dim_v,
         ..h
     };
-    combine(gpu, out, quant, masses, heads, c, parts, parts.splits)
+    combine(
+        gpu,
+        out,
+        quant,
+        masses,
+        heads,
+        c,
+        parts,
+        (parts.splits, false),
+    )
 }
 
 /// Blocks that should share the pages, so that one token's attention occupies the device.
