@@ -15,6 +15,7 @@ use crate::args::config::ModelSource;
 use crate::bundled;
 use crate::fail::{Failure, NOT_FOUND, Result};
 use crate::out;
+use crate::term::{ERASE, is_dumb};
 
 /// A model and how long it took to open.
 pub(crate) struct Loaded {
@@ -40,14 +41,14 @@ pub(crate) fn show_upload(done: u64, all: u64) {
     /// Below this it is over before anybody wonders.
     const LARGE: u64 = 1 << 30;
     static SHOWN: AtomicU64 = AtomicU64::new(u64::MAX);
-    if all < LARGE {
+    if all < LARGE || is_dumb() {
         return;
     }
     let percent = done.min(all) * 100 / all;
     if done >= all {
-        out::err("\r\x1b[K");
+        out::err(ERASE);
     } else if SHOWN.swap(percent, Ordering::Relaxed) != percent {
-        out::err(&format!("\r\x1b[Kto the GPU: {percent} % of {}", show(all)));
+        out::err(&format!("{ERASE}to the GPU: {percent} % of {}", show(all)));
     }
 }
 

@@ -20,7 +20,7 @@ use crate::args::typed::OnOffAuto;
 use crate::fail::{Failure, INTERRUPT, PROMPT, Result};
 use crate::load::{self, Loaded};
 use crate::record;
-use crate::reply::{Mode, Printer};
+use crate::reply::{Mode, Pool, Printer};
 use crate::sampling::{self, Resolved};
 use crate::signals::{self, Polling};
 use crate::stats::Stats;
@@ -97,7 +97,7 @@ pub(crate) fn run(invocation: &Invocation, term: Term) -> Result {
         && !failure.is_quiet()
         && failure.code != crate::fail::NO_ANSWER
     {
-        out::line(&record::error(None, failure).to_string())?;
+        out::json(&record::error(None, failure))?;
     }
     result
 }
@@ -196,7 +196,7 @@ fn one_shot(config: &Config, text: String) -> Result {
     let mut sampler = resolved.sampler(&model, seed)?;
     let mut options = gen_options(&config.generate);
     options.grammar = compile(&model, config.generate.constraint.as_ref())?;
-    let pool = repl::size(session.kv().bytes);
+    let pool = Pool::of(&session.kv());
     let mut printer = Printer::new(
         &config.term,
         config.mode,
@@ -205,11 +205,13 @@ fn one_shot(config: &Config, text: String) -> Result {
         pool,
     );
     if config.mode == Mode::Events {
-        out::line(&json!({ "event": "start", "v": 1, "model": model.name(), "seed": seed, "load_ms": record::rounded(load_ms) }).to_string())?;
+        out::json(
+            &json!({ "event": "start", "v": 1, "model": model.name(), "seed": seed, "load_ms": record::rounded(load_ms) }),
+        )?;
     }
 
     let polling = Polling::begin();
-    let (outcome, kv) = if chat {
+    let (mut outcome, kv) = if chat {
         let mut conversation = Conversation::new(session);
         conversation.set_system(config.prompt.system.clone());
         conversation.push_user(text);
@@ -246,6 +248,7 @@ fn one_shot(config: &Config, text: String) -> Result {
         )?;
         (outcome, session.kv())
     };
+    printer.take_pauses_off(&mut outcome);
     printer.finish()?;
     let interrupted = signals::interrupted();
     drop(polling);
@@ -269,7 +272,7 @@ fn one_shot(config: &Config, text: String) -> Result {
         if config.mode == Mode::Events {
             record = end_event(record);
         }
-        out::line(&record.to_string())?;
+        out::json(&record)?;
     }
     if config.verbose || (config.term.err_tty && config.mode == Mode::Text) {
         let style = config.term.err_style;

@@ -301,6 +301,51 @@ fn terminate_is_143() {
 }
 
 #[test]
+fn log_probabilities_are_those_of_the_model() {
+    let request = r#"{"id":"a","prompt":"What is 7 * 8?","logprobs":true,"seed":1}"#;
+    let ask = |more: &[&str]| {
+        let args = [&["batch", "-t", "2"][..], more].concat();
+        let o = pipe(&args, request.as_bytes());
+        ends(&o, 0);
+        json(&out(&o))
+    };
+    let list = |r: &serde_json::Value| -> Vec<(u64, f64)> {
+        let list = r["logprobs"].as_array().unwrap().iter();
+        list.map(|p| (p["id"].as_u64().unwrap(), p["logprob"].as_f64().unwrap()))
+            .collect()
+    };
+    let greedy = ask(&["--temp", "0"]);
+    let probs = list(&greedy);
+    assert!(probs.iter().all(|p| p.1 <= 0.0) && probs.iter().any(|p| p.1 < 0.0));
+    let n = |key: &str| greedy["usage"][key].as_u64().unwrap() as usize;
+    // The end of the reply is one of them.
+    assert_eq!(probs.len(), n("thinking") + n("answer") + 1);
+    // What was not changed by the sampler is not changed by its parameters.
+    assert_eq!(list(&ask(&["--temp", "0.01", "--top-k", "1"])), probs);
+    // And tokens that were not drawn have one as well.
+    let closed = ask(&["--temp", "0", "--reasoning-budget", "4"]);
+    assert_eq!(list(&closed)[..4], probs[..4]);
+    assert!(list(&closed)[4].1 < -1.0, "{closed}");
+}
+
+#[test]
+fn controls_that_a_prompt_brings_are_escaped_in_json() {
+    let text = "\u{9b}2J\u{202e}x";
+    let o = pipe(&["tokenize", "--jsonl"], json_line(text).as_bytes());
+    let ids = json(&out(&o))["ids"].to_string();
+    let line = format!("{{\"id\":\"{text}\",\"ids\":{ids}}}\n");
+    let o = pipe(&["detokenize", "--jsonl"], line.as_bytes());
+    ends(&o, 0);
+    let written = out(&o);
+    assert!(written.is_ascii(), "{written}");
+    assert_eq!(json(&written)["text"], text);
+}
+
+fn json_line(text: &str) -> String {
+    format!("{}\n", serde_json::json!({ "text": text }))
+}
+
+#[test]
 fn batch_resumes_and_reports_failures() {
     let requests = temp("requests.jsonl");
     let results = temp("results.jsonl");

@@ -24,10 +24,10 @@ use crate::args::config::{self, Generate};
 use crate::args::tools::BatchArgs;
 use crate::fail::{Failure, INTERRUPT, Result};
 use crate::load::{self, Loaded};
-use crate::reply::{Mode, Printer};
+use crate::reply::{Mode, Pool, Printer};
 use crate::request::{Request, id_of, message};
 use crate::signals::{self, Polling};
-use crate::term::Term;
+use crate::term::{Style, Term};
 use crate::trace::Trace;
 use crate::{out, record, run, sampling};
 
@@ -114,11 +114,15 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
         done += 1;
         failed += usize::from(!ok);
         output.write(&record)?;
-        if term.err_tty && args.output.is_some() {
-            out::err(&format!("\r\x1b[K{done} done, {failed} failed"));
+        if args.output.is_some() {
+            out::transient(
+                &term,
+                &format!("{done} done, {failed} failed"),
+                Style::default(),
+            );
         }
     }
-    if term.err_tty && args.output.is_some() && done > 0 {
+    if term.can_redraw() && args.output.is_some() && done > 0 {
         out::err("\n");
     }
     let interrupted = signals::interrupted();
@@ -173,13 +177,12 @@ impl Batch<'_> {
         conversation.session_mut().clear();
 
         let chat = !self.args.no_conversation && (model.has_template() || r.prompt.is_none());
-        let pool = String::new();
         let mut printer = Printer::new(
             &self.term,
             Mode::Silent,
             Some(crate::args::typed::ThinkShow::Hide),
             false,
-            pool,
+            Pool::default(),
         );
         let outcome = if chat {
             let mut messages = r.messages.clone();
@@ -318,10 +321,10 @@ impl Output {
 
     fn write(&mut self, record: &Value) -> Result {
         match &mut self.file {
-            None => out::line(&record.to_string()),
+            None => out::json(record),
             // One write: a run that is killed leaves whole lines, or one that is recognised as cut.
             Some((file, path)) => file
-                .write_all(format!("{record}\n").as_bytes())
+                .write_all(format!("{}\n", record::text(record)).as_bytes())
                 .map_err(|e| Failure::file(path, &e)),
         }
     }

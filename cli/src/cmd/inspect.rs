@@ -30,7 +30,7 @@ pub(crate) fn run(args: &InspectArgs, invocation: &Invocation, term: Term) -> Re
     )?;
     let file = load::gguf(&source)?;
     if args.json {
-        return out::line(&as_json(&file).to_string());
+        return out::json(&as_json(&file));
     }
     let style = term.out_style;
     let mut text = format!(

@@ -82,7 +82,7 @@ pub(crate) fn run(args: &ScoreArgs, invocation: &Invocation) -> Result {
                 record::error(id.as_ref(), &lines.locate(number, f))
             }
         };
-        out::line(&record.to_string())?;
+        out::json(&record)?;
     }
     if let Some(l) = &mut logits {
         l.file.flush().map_err(|e| Failure::file(l.path, &e))?;

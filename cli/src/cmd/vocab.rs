@@ -148,7 +148,7 @@ fn each_line(
                 record::error(id.as_ref(), &lines.locate(number, e))
             }
         };
-        out::line(&record.to_string())?;
+        out::json(&record)?;
     }
     verdict(failed, total)
 }

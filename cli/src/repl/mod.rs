@@ -8,6 +8,7 @@
 
 mod actions;
 mod commands;
+mod files;
 mod input;
 pub(crate) mod kv;
 mod pins;
@@ -25,7 +26,7 @@ use lemma_engine::session::Session;
 use crate::args::config::ModelSource;
 use crate::fail::{Failure, MEMORY, PROMPT, Result};
 use crate::load::Loaded;
-use crate::reply::{Mode, Printer};
+use crate::reply::{Mode, Pool, Printer};
 use crate::run::{Config, compile};
 use crate::sampling;
 use crate::signals::{Polling, TypeAhead};
@@ -126,14 +127,14 @@ impl Repl {
             self.guarded(|r| r.say(text))?;
         }
         loop {
-            let line = match self.reader.read()? {
-                Input::Line(line) => line,
+            let next = match self.reader.read()? {
+                Input::Line(line) => self.guarded(|r| r.line(&line))?,
+                Input::Literal(text) if text.trim().is_empty() => continue,
+                Input::Literal(text) => self.guarded(|r| r.say(text))?,
                 Input::Cleared => continue,
                 Input::End => break,
             };
-            if self.guarded(|r| r.line(&line))? == Next::Leave
-                || (self.config.prompt.single_turn && self.n_replies > 0)
-            {
+            if next == Next::Leave || (self.config.prompt.single_turn && self.n_replies > 0) {
                 break;
             }
         }
@@ -237,7 +238,7 @@ impl Repl {
             Mode::Text,
             self.config.generate.think,
             false,
-            size(before.bytes),
+            Pool::of(&before),
         );
 
         let quiet = TypeAhead::begin();
@@ -254,7 +255,7 @@ impl Repl {
             }
             e => printer.event(e),
         };
-        let result = if resume {
+        let mut result = if resume {
             self.conversation.resume(&mut sampler, &options, &mut sink)
         } else {
             self.conversation
@@ -262,6 +263,9 @@ impl Repl {
                 .map(Some)
         };
         self.told_recycling |= recycling;
+        if let Ok(Some(outcome)) = &mut result {
+            printer.take_pauses_off(outcome);
+        }
         let shown = printer.finish();
         drop(polling);
         drop(quiet);

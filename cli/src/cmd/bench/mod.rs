@@ -30,7 +30,7 @@ use crate::args::config::{self, ModelSource};
 use crate::args::tools::BenchArgs;
 use crate::args::typed::{ComputeArgs, ModelArgs};
 use crate::fail::{Failure, Result};
-use crate::term::{Style, Term, escape, transient};
+use crate::term::{Style, Term, escape};
 use crate::trace::Trace;
 use crate::{bundled, load, out, record};
 
@@ -418,9 +418,7 @@ impl Bench {
     }
 
     fn progress(&self, text: &str) {
-        if self.term.err_tty {
-            out::err(&transient(text, Term::width(), Style::default()));
-        }
+        out::transient(&self.term, text, Style::default());
     }
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn run(args: &FactsArgs, invocation: &Invocation, term: Term) -> Resu
     if args.json {
         let mut json = facts.json();
         json["model"] = json!({ "name": model.name(), "fingerprint": fingerprint(&model) });
-        out::line(&json.to_string())
+        out::json(&json)
     } else {
         let title = format!("# Planted facts, {}\n\n", model.name());
         out::put(&(title + &facts.markdown()))
