@@ -36,6 +36,14 @@ pub(crate) fn model(source: &ModelSource, o: &LoadOptions) -> Result<Loaded> {
     })
 }
 
+/// Fails as opening does if there is no such file.
+pub(crate) fn exists(source: &ModelSource) -> Result {
+    match source {
+        ModelSource::Path(path) if std::fs::metadata(path).is_err() => gguf(source).map(drop),
+        _ => Ok(()),
+    }
+}
+
 /// Draws how much of the weights has gone to a device, if that takes long enough to be looked at.
 pub(crate) fn show_upload(done: u64, all: u64) {
     /// Below this it is over before anybody wonders.

@@ -61,7 +61,8 @@ pub(crate) fn no_answer(o: &Outcome, n_predict: i64) -> Option<Failure> {
             .hint(hint),
         );
     }
-    if o.text.trim().is_empty() {
+    // A stop string that came first is an answer, and an empty one.
+    if o.text.trim().is_empty() && o.finish != Finish::Stop {
         return Some(Failure::new(
             NO_ANSWER,
             format!("no answer: {limit} before the model said anything"),

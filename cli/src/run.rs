@@ -6,7 +6,7 @@
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
-use lemma_engine::conversation::{Conversation, PromptOptions};
+use lemma_engine::conversation::{Conversation, PromptOptions, takes_system};
 use lemma_engine::generate::{GenOptions, Outcome, Prompt as Tokens, generate};
 use lemma_engine::grammar::Grammar;
 use lemma_engine::model::Model;
@@ -24,7 +24,7 @@ use crate::reply::{Mode, Pool, Printer};
 use crate::sampling::{self, Resolved};
 use crate::signals::{self, Polling};
 use crate::stats::Stats;
-use crate::term::{Term, escape};
+use crate::term::{Style, Term, escape};
 use crate::text::{self, MAX_PROMPT};
 use crate::{out, repl, trace};
 
@@ -68,8 +68,26 @@ impl Config {
 
 /// Runs it. An error of a run with `--json` is a record on stdout as well.
 pub(crate) fn run(invocation: &Invocation, term: Term) -> Result {
+    let output = &invocation.cli.run.output;
+    let result = answer(invocation, term).map_err(|f| invocation.name_variable(f));
+    if let (true, Err(failure)) = (output.json || output.stream_json, &result)
+        && !failure.is_quiet()
+        && failure.code != crate::fail::NO_ANSWER
+    {
+        let record = record::error(None, failure);
+        out::json(&match output.stream_json {
+            true => end_event(record),
+            false => record,
+        })?;
+    }
+    result
+}
+
+fn answer(invocation: &Invocation, term: Term) -> Result {
     let config = Config::new(invocation, term)?;
     out::check()?;
+    // A word that is no model was meant otherwise, whatever is wrong with the prompt.
+    load::exists(&config.source)?;
     let text = prompt_text(&config)?;
     if text.is_none() && config.json {
         return Err(
@@ -86,20 +104,12 @@ pub(crate) fn run(invocation: &Invocation, term: Term) -> Result {
     if talk {
         return converse(config, text);
     }
-    let json = config.json;
-    let result = one_shot(&config, text.unwrap_or_default()).map_err(|f| match f.code {
+    one_shot(&config, text.unwrap_or_default()).map_err(|f| match f.code {
         PROMPT if f.hint.is_none() => f.hint(
             "-c N sets the context, more than the model was trained on only with --beyond-train",
         ),
         _ => f,
-    });
-    if let (true, Err(failure)) = (json, &result)
-        && !failure.is_quiet()
-        && failure.code != crate::fail::NO_ANSWER
-    {
-        out::json(&record::error(None, failure))?;
-    }
-    result
+    })
 }
 
 /// The prompt that was given, if any: `-p`, `-f`, and a piped stdin, joined by blank lines.
@@ -181,6 +191,15 @@ pub(crate) fn seed(resolved: &Resolved) -> u64 {
         .unwrap_or_else(|| lemma_engine::sampling::random_seed() & u64::from(u32::MAX))
 }
 
+/// Said once: a system message that nobody reads is worse than none.
+pub(crate) fn note_lost_system(style: Style) {
+    out::note(&format!(
+        "{}note: this model's chat template has no place for a system message{}",
+        style.dim(),
+        style.reset()
+    ));
+}
+
 fn converse(config: Config, first: Option<String>) -> Result {
     let loaded = load::model(&config.source, &config.load)?;
     repl::Repl::new(config, loaded)?.run(first)
@@ -211,6 +230,9 @@ fn one_shot(config: &Config, text: String) -> Result {
     }
 
     let polling = Polling::begin();
+    if chat && config.prompt.system.is_some() && !takes_system(&model) {
+        note_lost_system(config.term.err_style);
+    }
     let (mut outcome, kv) = if chat {
         let mut conversation = Conversation::new(session);
         conversation.set_system(config.prompt.system.clone());

@@ -32,6 +32,7 @@ pub(crate) fn resolve(
         (ParamSource::Model, &own),
         (ParamSource::Env, &sampling.env),
         (ParamSource::Flag, &sampling.flags),
+        (ParamSource::Set, &sampling.set),
     ];
     layers.extend(request.map(|r| (ParamSource::Flag, r)));
     let (params, sources) = SamplerParams::merge(layers);

@@ -177,10 +177,12 @@ fn commands_in_the_words_of_others() {
     let mut t = Terminal::start(&["--color", "never"]);
     t.say("/?", "this list");
     t.say("/set parameter temperature 0.25", "temperature = 0.25");
-    t.say("/set system be brief", "system message set");
+    t.say("/set system be brief", "no place for a system message");
     t.say("/set nothink", "thinking is off");
     t.say("/set num_ctx 9", "hint: /show");
-    t.say("/show", "be brief");
+    let seen = t.say("/show", "be brief");
+    let temp = seen.lines().find(|l| l.contains("  temp ")).unwrap();
+    assert!(temp.trim_end().ends_with("set"), "{temp}");
     t.leave();
 }
 

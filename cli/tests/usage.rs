@@ -102,7 +102,8 @@ fn a_missing_model_is_code_3_and_a_misspelt_command_is_recognised() {
         err(&o)
     );
     let o = run(&["bnech"]);
-    ends(&o, 2);
+    ends(&o, 3);
+    assert!(err(&o).contains("the command 'bench'"), "{}", err(&o));
     let o = run(&["inspcet", "-p", "x"]);
     ends(&o, 3);
     assert!(

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
-use lemma_engine::chat::{TEMPLATE_NAMES, named_template};
+use lemma_engine::chat::{ChatError, ChatTemplate, TEMPLATE_NAMES, named_template};
 use lemma_engine::grammar::GrammarSource;
 use lemma_engine::options::{BackendKind, KvBudget, KvOptions, LoadOptions};
 use lemma_engine::sampling::{SamplerOverrides, SamplerParams};
@@ -31,9 +31,10 @@ pub(crate) enum ModelSource {
     Bundled,
 }
 
-/// The sampling parameters that a command line and its environment set.
+/// The sampling parameters that a command line and its environment set, and those that were set since.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Sampling {
+    pub(crate) set: SamplerOverrides,
     pub(crate) flags: SamplerOverrides,
     pub(crate) env: SamplerOverrides,
 }
@@ -75,7 +76,8 @@ pub(crate) struct Prompt {
 pub(crate) fn sampling(matches: &ArgMatches) -> Result<Sampling> {
     let mut out = Sampling::default();
     for &key in SamplerParams::NAMES {
-        let layer = match matches.value_source(key) {
+        let source = matches.value_source(key);
+        let layer = match source {
             Some(ValueSource::CommandLine) => &mut out.flags,
             Some(ValueSource::EnvVariable) => &mut out.env,
             _ => continue,
@@ -91,10 +93,24 @@ pub(crate) fn sampling(matches: &ArgMatches) -> Result<Sampling> {
             layer.dry_sequence_breakers =
                 Some(values.into_iter().filter(|v| v != "none").collect());
         } else if let Some(last) = values.last() {
-            set(layer, key, last)?;
+            set(layer, key, last).map_err(|f| match source {
+                Some(ValueSource::EnvVariable) => of_variable(key, last, f),
+                _ => f,
+            })?;
         }
     }
     Ok(out)
+}
+
+/// What is wrong with the value of a variable.
+fn of_variable(key: &str, value: &str, failure: Failure) -> Failure {
+    let expected = failure.message.rsplit_once(", expected ");
+    let expected = expected.map_or("another value", |(_, e)| e);
+    Failure::usage(format!(
+        "LEMMA_{}: {:?}, expected {expected}",
+        key.to_ascii_uppercase(),
+        crate::term::escape(value)
+    ))
 }
 
 /// Sets a sampling parameter by its name, in llama.cpp's spelling too.
@@ -238,7 +254,8 @@ pub(crate) fn load_options(
 /// The source of the chat template that replaces the model's, if one was given: by name, in full, or in a file.
 pub(crate) fn chat_template(args: &ModelArgs) -> Result<Option<String>> {
     if let Some(path) = &args.chat_template_file {
-        return Ok(Some(text::of_file(path, MAX_PROMPT)?));
+        let source = text::of_file(path, MAX_PROMPT)?;
+        return compiling(&escape_path(path), source).map(Some);
     }
     let Some(given) = &args.chat_template else {
         return Ok(None);
@@ -260,7 +277,16 @@ pub(crate) fn chat_template(args: &ModelArgs) -> Result<Option<String>> {
             },
         );
     }
-    Ok(Some(given.clone()))
+    compiling("--chat-template", given.clone()).map(Some)
+}
+
+/// A template, if it is one. What is wrong with it is the fault of who gave it, and not of the model.
+fn compiling(name: &str, source: String) -> Result<String> {
+    match ChatTemplate::new(&source, "", "") {
+        Ok(_) => Ok(source),
+        Err(e @ ChatError::NoThread { .. }) => Err(lemma_engine::error::Error::from(e).into()),
+        Err(e) => Err(Failure::usage(crate::term::escape(&format!("{name}: {e}")))),
+    }
 }
 
 /// `-ngl`: nothing for as many as fit. As in llama.cpp, -1 is `auto`, and other negative numbers are `all`.

@@ -13,7 +13,7 @@ pub(crate) struct BatchArgs {
     /// Requests, one JSON object a line; stdin if absent or "-"
     #[arg(value_name = "REQUESTS", value_hint = ValueHint::FilePath)]
     pub(crate) input: Option<PathBuf>,
-    /// Append results here and skip requests that it already answers
+    /// Append results here; skip requests that it already answers, try those again that failed, note what fails in the same way once
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) output: Option<PathBuf>,
     /// System message for requests that bring a prompt only [short: -sys]

@@ -50,6 +50,7 @@ pub(crate) struct Cli {
 )]
 pub(crate) enum Command {
     /// Answer the requests of a JSONL file, one result a line; resumable
+    #[command(after_help = super::help::REQUESTS)]
     Batch(BatchArgs),
     /// Log-probabilities of given texts, JSONL in and out
     Score(ScoreArgs),

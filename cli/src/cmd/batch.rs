@@ -1,9 +1,11 @@
 //! `lemma batch`: one request a line in, one result a line out.
 //!
 //! A line that fails gives an error record and the run goes on; the exit code says at the end that some did (9). With `-o` the run
-//! can be repeated: results are appended, and requests that the file already answers are skipped. A line of the file that was cut
-//! when a run was killed is removed first. Requests without an id go by the number of their line. An id is there once: a second request
-//! with it fails, since its result could not be told from the first one's, and a run that is repeated would take it for done.
+//! can be repeated: results are appended, and requests that the file already answers are skipped. Those that failed are tried again,
+//! since they may have been mended; what fails as it did before is not noted again. A line of the file that was cut when a run was killed
+//! is removed first. Requests without an id go by the number of their line. An id is there once: a second request with it fails, since its
+//! result could not be told from the first one's, and a run that is repeated would take it for done. The record of that failure has
+//! no id, so that who looks an id up finds the answer.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -11,7 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
 use std::path::Path;
 
-use lemma_engine::conversation::{Conversation, PromptOptions, Role};
+use lemma_engine::conversation::{Conversation, PromptOptions, Role, takes_system};
 use lemma_engine::generate::{Prompt, generate};
 use lemma_engine::grammar::Grammar;
 use lemma_engine::options::{KvBudget, LoadOptions};
@@ -39,6 +41,8 @@ struct Batch<'a> {
     generate: Generate,
     term: Term,
     base_seed: Option<u64>,
+    /// It has been said that system messages are lost.
+    told_system: bool,
     trace: Option<Trace>,
     /// What requests that name nothing else keep to.
     grammar: Option<Grammar>,
@@ -73,6 +77,7 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
         generate,
         term,
         base_seed: None,
+        told_system: false,
         trace: Trace::open(args.kv.kv_trace.as_deref())?,
         conversation: None,
     };
@@ -85,12 +90,16 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
         let id = text.as_ref().ok().and_then(|t| id_of(t));
         // The frame of a record needs an id to be found again.
         let id = id.unwrap_or_else(|| number.into());
+        let mut twice = false;
         let result = match seen.entry(id.to_string()) {
-            Entry::Occupied(first) => Err(Failure::usage(format!(
-                "the id {} is that of line {}, expected one of its own",
-                crate::term::escape(first.key()),
-                first.get()
-            ))),
+            Entry::Occupied(first) => {
+                twice = true;
+                Err(Failure::usage(format!(
+                    "the id {} is that of line {}, expected one of its own",
+                    crate::term::escape(first.key()),
+                    first.get()
+                )))
+            }
             Entry::Vacant(place) => {
                 place.insert(number);
                 if output.has(&id) {
@@ -109,11 +118,16 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
                 (record, ok)
             }
             Err(f) if f.is_quiet() => return Err(f),
-            Err(f) => (record::error(Some(&id), &lines.locate(number, f)), false),
+            Err(f) => {
+                let id = Some(&id).filter(|_| !twice);
+                (record::error(id, &lines.locate(number, f)), false)
+            }
         };
         done += 1;
         failed += usize::from(!ok);
-        output.write(&record)?;
+        if ok || !output.failed.contains(&failure_of(&record)) {
+            output.write(&record)?;
+        }
         if args.output.is_some() {
             out::transient(
                 &term,
@@ -194,6 +208,10 @@ impl Batch<'_> {
             {
                 messages.insert(0, message(Role::System, system.clone()));
             }
+            if messages[0].role == Role::System && !self.told_system && !takes_system(&model) {
+                self.told_system = true;
+                run::note_lost_system(self.term.err_style);
+            }
             conversation.set_messages(messages);
             let reasoning = r.think.or(run::reasoning(self.generate.reasoning));
             let o = PromptOptions {
@@ -244,19 +262,28 @@ impl Batch<'_> {
 const RECORD: &str = "{\"v\":1,\"id\":";
 
 /// Where results go.
+#[derive(Default)]
 struct Output {
     /// `None`: stdout.
     file: Option<(File, std::path::PathBuf)>,
     done: HashSet<String>,
+    /// What failed, as far as it would fail in the same way again.
+    failed: HashSet<String>,
+}
+
+/// What two records of the same failure have in common.
+fn failure_of(record: &Value) -> String {
+    let mut record = record.clone();
+    if let Some(r) = record.as_object_mut() {
+        r.remove("timing");
+    }
+    record.to_string()
 }
 
 impl Output {
     fn open(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path.filter(|p| p.as_os_str() != "-") else {
-            return Ok(Self {
-                file: None,
-                done: HashSet::new(),
-            });
+            return Ok(Self::default());
         };
         let failed = |e: std::io::Error| Failure::file(path, &e);
         // A pipe or a device has nothing to go on from.
@@ -264,7 +291,7 @@ impl Output {
             let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
             return Ok(Self {
                 file: Some((file, path.to_owned())),
-                done: HashSet::new(),
+                ..Self::default()
             });
         }
         let open = OpenOptions::new()
@@ -274,7 +301,8 @@ impl Output {
             .truncate(false)
             .open(path);
         let mut file = open.map_err(failed)?;
-        let (done, whole, rest) = Self::results(&file).map_err(failed)?;
+        let mut output = Self::default();
+        let (whole, rest) = output.read(&file).map_err(failed)?;
         // What a run left that was killed goes; a text that somebody wrote does not.
         let head = RECORD.as_bytes();
         if !rest.starts_with(head) && !head.starts_with(&rest) {
@@ -287,15 +315,12 @@ impl Output {
         file.set_len(whole)
             .and_then(|()| file.seek(std::io::SeekFrom::End(0)))
             .map_err(failed)?;
-        Ok(Self {
-            file: Some((file, path.to_owned())),
-            done,
-        })
+        output.file = Some((file, path.to_owned()));
+        Ok(output)
     }
 
-    /// The ids that succeeded, the length of the file up to its last whole line, and what follows.
-    fn results(file: &File) -> std::io::Result<(HashSet<String>, u64, Vec<u8>)> {
-        let mut done = HashSet::new();
+    /// Notes what is done; returns the length of the file up to its last whole line, and what follows.
+    fn read(&mut self, file: &File) -> std::io::Result<(u64, Vec<u8>)> {
         let mut whole = 0;
         let mut reader = BufReader::new(file);
         let mut line = Vec::new();
@@ -303,14 +328,13 @@ impl Output {
             line.clear();
             let n = reader.read_until(b'\n', &mut line)?;
             if n == 0 || line.last() != Some(&b'\n') {
-                return Ok((done, whole, line));
+                return Ok((whole, line));
             }
             whole += n as u64;
-            // A request that failed is tried again.
-            if let Ok(v) = serde_json::from_slice::<Value>(&line)
-                && v["ok"] == true
-            {
-                done.insert(v["id"].to_string());
+            match serde_json::from_slice::<Value>(&line) {
+                Ok(v) if v["ok"] == true => drop(self.done.insert(v["id"].to_string())),
+                Ok(v) => drop(self.failed.insert(failure_of(&v))),
+                Err(_) => {}
             }
         }
     }

@@ -77,6 +77,7 @@ impl Repl {
             text => {
                 self.conversation.set_system(Some(text.to_owned()));
                 self.say_dim("system message set");
+                self.look_at_system();
             }
         }
     }
@@ -129,7 +130,7 @@ impl Repl {
                     vec![value.to_owned()]
                 }
             }
-            other => config::set(&mut g.sampling.flags, other, value).map_err(|f| {
+            other => config::set(&mut g.sampling.set, other, value).map_err(|f| {
                 if f.hint.is_some() {
                     return f;
                 }
@@ -401,6 +402,8 @@ impl Repl {
             self.model.name(),
             self.load_ms
         ));
+        self.told_system = false;
+        self.look_at_system();
         Ok(())
     }
 }

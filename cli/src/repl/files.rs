@@ -38,6 +38,7 @@ impl Repl {
             "{n} messages from {}; the next reply reads them",
             escape_path(&path)
         ));
+        self.look_at_system();
         Ok(())
     }
 

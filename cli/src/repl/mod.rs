@@ -17,7 +17,7 @@ mod why;
 
 use std::sync::Arc;
 
-use lemma_engine::conversation::{Conversation, PromptOptions};
+use lemma_engine::conversation::{Conversation, PromptOptions, takes_system};
 use lemma_engine::generate::{Finish, Outcome};
 use lemma_engine::grammar::Grammar;
 use lemma_engine::model::Model;
@@ -27,7 +27,7 @@ use crate::args::config::ModelSource;
 use crate::fail::{Failure, MEMORY, PROMPT, Result};
 use crate::load::Loaded;
 use crate::reply::{Mode, Pool, Printer};
-use crate::run::{Config, compile};
+use crate::run::{Config, compile, note_lost_system};
 use crate::sampling;
 use crate::signals::{Polling, TypeAhead};
 use crate::stats::{Stats, grouped};
@@ -71,6 +71,8 @@ pub(crate) struct Repl {
     base_seed: Option<u64>,
     /// The note about recycling has been shown.
     told_recycling: bool,
+    /// The note about a system message that the template has no place for has been shown.
+    told_system: bool,
     /// Where recycled pages are written, for a session that is made anew as well.
     trace: Option<Trace>,
     /// What was recycled last.
@@ -110,6 +112,7 @@ impl Repl {
             n_replies: 0,
             base_seed: None,
             told_recycling: false,
+            told_system: false,
             trace,
             recent,
             pins: Vec::new(),
@@ -120,6 +123,7 @@ impl Repl {
     /// The loop. `first` is answered before the first prompt.
     pub(crate) fn run(mut self, first: Option<String>) -> Result {
         self.banner();
+        self.look_at_system();
         if let Some(text) = first {
             // It may come from a file.
             let shown = Filter::default().clean(&text);
@@ -165,6 +169,14 @@ impl Repl {
                     None => f.hint("/help lists the commands; a message that begins with a slash is sent with //"),
                 })
             }
+        }
+    }
+
+    /// Says it if the system message is lost on this model.
+    fn look_at_system(&mut self) {
+        if self.conversation.system().is_some() && !self.told_system && !takes_system(&self.model) {
+            self.told_system = true;
+            note_lost_system(self.config.term.err_style);
         }
     }
 
@@ -318,7 +330,7 @@ impl Repl {
             Finish::Length => Some("-n was reached; /continue goes on"),
             Finish::Position => Some("the context is full; /clear begins anew"),
             Finish::Budget => Some("the KV pool is full of pinned pages; /clear begins anew"),
-            Finish::Eos | Finish::Stop if outcome.text.trim().is_empty() => {
+            Finish::Eos if outcome.text.trim().is_empty() => {
                 Some("the model said nothing; /regen asks again")
             }
             Finish::Eos | Finish::Stop => None,

@@ -5,7 +5,9 @@ use super::SamplingError;
 /// Where the value of a parameter came from, strongest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ParamSource {
-    /// Given on the command line, in a request or in the REPL.
+    /// Set in the course of a conversation.
+    Set,
+    /// Given on the command line or in a request.
     Flag,
     /// An environment variable.
     Env,
@@ -16,9 +18,10 @@ pub enum ParamSource {
 }
 
 impl ParamSource {
-    /// The name under which it is shown: `flag`, `env`, `model` or `builtin`.
+    /// The name under which it is shown: `set`, `flag`, `env`, `model` or `builtin`.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Set => "set",
             Self::Flag => "flag",
             Self::Env => "env",
             Self::Model => "model",
