@@ -339,13 +339,11 @@ impl Printer {
             && self.mode == Mode::Text
         {
             let style = self.term.err_style;
-            let (n, s) = (
-                grouped(self.n_think as u64),
-                self.started.elapsed().as_secs_f64(),
-            );
+            // How many tokens these were is said by the line at the end, which knows of the tags as well.
             out::note(&format!(
-                "{}thought for {n} tokens, {s:.1} s{}",
+                "{}thought for {:.1} s{}",
                 style.dim(),
+                self.started.elapsed().as_secs_f64(),
                 style.reset()
             ));
             self.n_think = 0;

@@ -67,7 +67,7 @@ impl Request {
                 "prompt" => r.prompt = Some(string(key, v)?),
                 "system" => system = Some(string(key, v)?),
                 "messages" => r.messages = messages(v)?,
-                "n" => r.n = Some(integer(key, v)?.max(-1)),
+                "n" => r.n = Some(config::n_predict(&format!("{key:?}"), integer(key, v)?)?),
                 "stop" => r.stop = Some(strings(key, v)?),
                 "think" => {
                     r.think = Some(v.as_bool().ok_or_else(|| expected(key, "true or false"))?)

@@ -46,7 +46,7 @@ impl Config {
         let args = &invocation.cli.run;
         Ok(Self {
             source: config::model_source(
-                &args.model,
+                args.model.model.as_ref(),
                 invocation.model_from_env(),
                 args.positional.as_ref(),
             )?,
@@ -344,6 +344,7 @@ fn show_prompt(model: &Model, tokens: &[u32]) {
         out::note(&format!(
             "{id:>8}  {}",
             escape(&String::from_utf8_lossy(tokenizer.token_bytes(id, true)))
+                .replace("\\u{a}", "\\n")
         ));
     }
     out::note(&format!("{} tokens of prompt", tokens.len()));

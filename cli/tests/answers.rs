@@ -178,6 +178,23 @@ fn a_pool_that_is_too_small_says_which_would_do() {
 }
 
 #[test]
+fn tokens_that_are_not_there_are_refused() {
+    let o = ask("What is 1+1?", &["-l", "99999+1"]);
+    ends(&o, 2);
+    assert!(err(&o).starts_with("error: --logit-bias: token 99999, expected a number below "));
+}
+
+#[test]
+fn a_prompt_is_shown_token_by_token() {
+    let o = ask("What is 1+1?", &["--verbose-prompt", "-n", "1"]);
+    assert!(
+        err(&o).contains("  \\n\n") && !err(&o).contains("{a}"),
+        "{}",
+        err(&o)
+    );
+}
+
+#[test]
 fn a_stop_string_at_the_beginning_is_an_answer() {
     let o = ask("What is 1+1?", &["-r", "The"]);
     ends(&o, 0);
@@ -471,4 +488,6 @@ fn bench_reports_what_was_asked_for() {
     let rows: Vec<serde_json::Value> = out(&o).lines().map(json).collect();
     assert_eq!(rows.last().unwrap()["test"], "decode@600");
     assert!(rows.last().unwrap()["kv_recycled"].as_u64().unwrap() > 0);
+    // How many threads there were is said whether asked for or not.
+    assert!(rows.last().unwrap()["n_threads"].as_u64().unwrap() > 0);
 }

@@ -209,6 +209,16 @@ fn what_is_half_written_goes_with_a_signal() {
 }
 
 #[test]
+fn a_file_that_cannot_be_made_is_named_in_plain_words() {
+    let o = run(&["synth", "tiny", "-o", "/no/such/x.gguf"]);
+    ends(&o, 1);
+    assert_eq!(
+        err(&o),
+        "error: /no/such/x.gguf: No such file or directory\n"
+    );
+}
+
+#[test]
 fn models_are_not_written_over() {
     let path = temp("kept.gguf");
     let name = path.to_str().unwrap();

@@ -179,6 +179,11 @@ fn commands_in_the_words_of_others() {
     t.say("/set parameter temperature 0.25", "temperature = 0.25");
     t.say("/set system be brief", "no place for a system message");
     t.say("/set nothink", "thinking is off");
+    for wrong in ["top_k -3", "think_budget -9", "n_predict -9"] {
+        t.say(&format!("/set {wrong}"), "error: ");
+    }
+    t.say("/clear all", "/clear takes nothing");
+    t.say("/exit now", "/exit takes nothing");
     t.say("/set num_ctx 9", "hint: /show");
     let seen = t.say("/show", "be brief");
     let temp = seen.lines().find(|l| l.contains("  temp ")).unwrap();

@@ -80,6 +80,13 @@ fn the_template_and_what_it_makes() {
 }
 
 #[test]
+fn errors_call_stdin_by_its_name() {
+    let o = pipe(&["template", "-f", "-"], b"no JSON\n");
+    ends(&o, 2);
+    assert!(err(&o).starts_with("error: stdin: not JSON"), "{}", err(&o));
+}
+
+#[test]
 fn a_template_that_was_given_is_not_the_model_s_fault() {
     let path = temp("template.jinja");
     std::fs::write(&path, "{% if").unwrap();

@@ -456,6 +456,8 @@ mod tests {
     fn habits_from_elsewhere_are_answered() {
         let hint = |line: &[&str]| run(line).unwrap_err().hint.unwrap();
         assert!(hint(&["-hf", "a/b", "-p", "x"]).contains("-m FILE"));
+        assert!(hint(&["-ot", "x"]).contains("-ncmoe"));
+        assert_eq!(hint(&["-bf", "x"]), "did you mean -f?");
         assert!(hint(&["--model-url", "http://x"]).contains("-m FILE"));
         assert_eq!(hint(&["--max-tokens", "5"]), "did you mean -n?");
         assert!(hint(&["run", "llama3"]).contains("-m FILE"));

@@ -137,7 +137,7 @@ pub(crate) fn set(layer: &mut SamplerOverrides, name: &str, value: &str) -> Resu
 
 pub(crate) fn generate(args: &GenerateArgs, sampling: Sampling) -> Result<Generate> {
     Ok(Generate {
-        n_predict: args.n_predict.max(-1),
+        n_predict: n_predict("--predict", args.n_predict)?,
         stop: args
             .stop
             .iter()
@@ -146,18 +146,34 @@ pub(crate) fn generate(args: &GenerateArgs, sampling: Sampling) -> Result<Genera
             .collect(),
         ignore_eos: args.ignore_eos,
         reasoning: args.reasoning,
-        think_budget: match args.reasoning_budget {
-            None | Some(-1) => None,
-            Some(n) => Some(u32::try_from(n).map_err(|_| {
-                Failure::usage(format!(
-                    "--reasoning-budget {n}: expected -1 or a number of tokens"
-                ))
-            })?),
-        },
+        think_budget: tokens("--reasoning-budget", args.reasoning_budget.unwrap_or(-1))?,
         think: args.think,
         sampling,
         constraint: constraint(args)?,
     })
+}
+
+/// Tokens of a reply at most; -1 is no limit, and so is llama.cpp's -2.
+pub(crate) fn n_predict(name: &str, n: i64) -> Result<i64> {
+    match n {
+        -2 => Ok(-1),
+        -1.. => Ok(n),
+        _ => Err(not_tokens(name, n)),
+    }
+}
+
+/// A number of tokens; -1 is no limit.
+pub(crate) fn tokens(name: &str, n: i64) -> Result<Option<u32>> {
+    match n {
+        -1 => Ok(None),
+        n => u32::try_from(n).map(Some).map_err(|_| not_tokens(name, n)),
+    }
+}
+
+fn not_tokens(name: &str, n: i64) -> Failure {
+    Failure::usage(format!(
+        "{name} {n}: expected a number of tokens, or -1 for no limit"
+    ))
 }
 
 /// The one of four flags that says what answers keep to.
@@ -187,11 +203,11 @@ fn constraint(args: &GenerateArgs) -> Result<Option<Constraint>> {
 
 /// The model that the arguments name; `positional` is the bare word.
 pub(crate) fn model_source(
-    args: &ModelArgs,
+    named: Option<&PathBuf>,
     from_env: bool,
     positional: Option<&PathBuf>,
 ) -> Result<ModelSource> {
-    let path = match (positional, &args.model) {
+    let path = match (positional, named) {
         // A word on the command line says more than the environment.
         (Some(p), Some(m)) if !from_env && p != m => {
             return Err(Failure::usage(format!(
@@ -483,17 +499,15 @@ mod tests {
 
     #[test]
     fn one_model_is_enough() {
-        let named = ModelArgs {
-            model: Some("a".into()),
-            ..ModelArgs::default()
-        };
-        assert!(model_source(&named, false, Some(&"b".into())).is_err());
+        let named = PathBuf::from("a");
+        let named = Some(&named);
+        assert!(model_source(named, false, Some(&"b".into())).is_err());
         assert_eq!(
-            model_source(&named, true, Some(&"b".into())).unwrap(),
+            model_source(named, true, Some(&"b".into())).unwrap(),
             ModelSource::Path("b".into())
         );
         assert_eq!(
-            model_source(&named, true, None).unwrap(),
+            model_source(named, true, None).unwrap(),
             ModelSource::Path("a".into())
         );
     }

@@ -26,8 +26,9 @@ Exit codes:
   3  model not found      thinking, or empty          143  SIGTERM
   4  model malformed   8  grammar or schema invalid   141  SIGPIPE
 
-Grammars and schemas (--grammar, --json-schema and their files) rule the answer, not the thinking before it. An object whose schema
-lists properties has no others unless additionalProperties says so. 'lemma batch' takes grammar and json_schema in requests.
+Grammars and schemas (--grammar, --json-schema and their files) rule the answer, not the thinking before it. An object \
+whose schema lists properties has no others unless additionalProperties says so. 'lemma batch' takes grammar and \
+json_schema in requests.
 
 Flags that llama.cpp has and that change nothing here (-fa, --mlock, --no-mmap, --jinja, -nkvo …) are accepted and ignored.";
 

@@ -8,6 +8,7 @@ pub(crate) mod config;
 mod habits;
 pub(crate) mod help;
 pub(crate) mod kv;
+mod names;
 pub(crate) mod tools;
 pub(crate) mod typed;
 
@@ -84,9 +85,16 @@ impl Invocation {
     }
 }
 
+/// The whole command line, where a flag that several commands share means something else in one of them.
+fn command() -> clap::Command {
+    let greedy = "Temperature; 0: always the most likely token [default: 0]";
+    let eval = |c: clap::Command| c.mut_arg("temp", |a| a.help(greedy));
+    Cli::command().mut_subcommand("kv", |kv| kv.mut_subcommand("eval", eval))
+}
+
 /// Parses the arguments of the process.
 pub(crate) fn parse(argv: Vec<OsString>) -> Result<Parsed> {
-    let root = without_empty_variables(Cli::command());
+    let root = without_empty_variables(command());
     let argv = argv::normalize(argv, &root)?;
     let command = command_of(&argv, &root);
     let variables = variables(&argv, &root);

@@ -51,7 +51,8 @@ struct Batch<'a> {
 }
 
 pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Result {
-    let source = config::model_source(&args.model, invocation.model_from_env(), None)?;
+    let source =
+        config::model_source(args.model.model.as_ref(), invocation.model_from_env(), None)?;
     let load = config::load_options(&args.model, &args.kv, &args.compute)?;
     let generate = config::generate(&args.generate, config::sampling(&invocation.matches)?)?;
     let mut lines = Lines::open(args.input.as_deref())?;

@@ -19,9 +19,9 @@ const CHUNK: usize = 1 << 16;
 
 pub(crate) fn run(args: &CheckArgs, invocation: &Invocation, term: Term) -> Result {
     let source = config::model_source(
-        &args.model,
+        args.file.model.as_ref(),
         invocation.model_from_env(),
-        args.positional.as_ref(),
+        args.file.positional.as_ref(),
     )?;
     let file = load::gguf(&source)?;
     let name = escape(file.name());

@@ -24,9 +24,9 @@ const JSON_ELEMENTS: usize = 64;
 
 pub(crate) fn run(args: &InspectArgs, invocation: &Invocation, term: Term) -> Result {
     let source = config::model_source(
-        &args.model,
+        args.file.model.as_ref(),
         invocation.model_from_env(),
-        args.positional.as_ref(),
+        args.file.positional.as_ref(),
     )?;
     let file = load::gguf(&source)?;
     if args.json {

@@ -22,7 +22,8 @@ const WINDOW: u32 = 512;
 
 pub(crate) fn run(args: &PerplexityArgs, invocation: &Invocation, term: Term) -> Result {
     out::check()?;
-    let source = config::model_source(&args.model, invocation.model_from_env(), None)?;
+    let source =
+        config::model_source(args.model.model.as_ref(), invocation.model_from_env(), None)?;
     let mut options = config::load_options(&args.model, &args.kv, &args.compute)?;
     let text = input_text(args.prompt.as_ref(), args.file.as_deref())?;
     let model = load::model(&source, &options)?.model;

@@ -10,7 +10,7 @@ use super::{Next, Repl, size, transcript};
 use crate::args::config::{self, ModelSource};
 use crate::args::typed::{OnOffAuto, ThinkShow};
 use crate::fail::{Failure, Result};
-use crate::stats::grouped;
+use crate::stats::{counted, grouped};
 use crate::term::{Term, escape};
 use crate::{load, out, sampling};
 
@@ -118,10 +118,10 @@ impl Repl {
         };
         match name.trim_start_matches('-').replace('-', "_").as_str() {
             "n_predict" | "num_predict" | "predict" | "n" => {
-                g.n_predict = number("n_predict")?.max(-1)
+                g.n_predict = config::n_predict("n_predict", number("n_predict")?)?
             }
             "think_budget" | "reasoning_budget" => {
-                g.think_budget = u32::try_from(number("think_budget")?).ok()
+                g.think_budget = config::tokens("think_budget", number("think_budget")?)?
             }
             "stop" | "reverse_prompt" => {
                 g.stop = if value == "none" {
@@ -232,13 +232,13 @@ impl Repl {
         let bar_width = 40;
         let full = ((used * f64::from(bar_width)).ceil() as usize).min(bar_width as usize);
         out::note(&format!(
-            "  positions   {} of {}  {}{}\n  messages    {} from you, {} replies{}\n  kv pool     {} of {} pages ({} tokens), {} pinned, {}{}",
+            "  positions   {} of {}  {}{}\n  messages    {} from you, {}{}\n  kv pool     {} of {} pages ({} tokens), {} pinned, {}{}",
             grouped(u64::from(session.pos())),
             grouped(u64::from(session.n_ctx())),
             "█".repeat(full),
             "░".repeat(bar_width as usize - full),
             count(Role::User),
-            count(Role::Assistant),
+            counted(count(Role::Assistant) as u64, "reply", "replies"),
             if self.conversation.system().is_some() {
                 ", a system message"
             } else {

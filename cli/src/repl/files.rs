@@ -7,6 +7,7 @@ use super::{Next, Repl, transcript};
 use crate::fail::{Failure, Result};
 use crate::out;
 use crate::signals::{Deaf, Unfinished};
+use crate::stats::counted;
 use crate::term::{escape, escape_path};
 use crate::text::{self, MAX_PROMPT};
 
@@ -16,8 +17,12 @@ impl Repl {
         let json = transcript::to_json(self.conversation.messages(), &self.model.name());
         write_new(&path, &format!("{json}\n"), 0o666)?;
         self.say_dim(&format!(
-            "{} messages in {}",
-            self.conversation.messages().len(),
+            "{} in {}",
+            counted(
+                self.conversation.messages().len() as u64,
+                "message",
+                "messages"
+            ),
             escape_path(&path)
         ));
         Ok(())
@@ -35,7 +40,8 @@ impl Repl {
         (self.last, self.spans, self.told_recycling) = (None, Spans::default(), false);
         let n = self.conversation.messages().len();
         self.say_dim(&format!(
-            "{n} messages from {}; the next reply reads them",
+            "{} from {}; the next reply reads them",
+            counted(n as u64, "message", "messages"),
             escape_path(&path)
         ));
         self.look_at_system();

@@ -162,6 +162,7 @@ impl Repl {
             Line::Empty => Ok(Next::Go),
             Line::Message(text) => self.say(text),
             Line::Command(action, rest) => self.act(action, rest),
+            Line::TooMuch(name) => Err(Failure::usage(format!("{name} takes nothing behind it"))),
             Line::Unknown(name) => {
                 let f = Failure::usage(format!("unknown command {}", crate::term::escape(name)));
                 Err(match commands::nearest(name) {

@@ -190,12 +190,12 @@ params! {
     dynatemp_range: f32 = 0.0, "a number of at least 0", |x| *x >= 0.0 && x.is_finite();
     /// How entropy maps to the dynamic temperature.
     dynatemp_exponent: f32 = 1.0, "a number", |x| x.is_finite();
-    /// Keep the k most probable tokens; 0 or less is off.
-    top_k: i32 = 40, "an integer", |_| true;
+    /// Keep the k most probable tokens; 0 or -1 is off.
+    top_k: i32 = 40, "an integer of at least -1", |x| *x >= -1;
     /// Keep the most probable tokens until their mass reaches p; 1 is off.
-    top_p: f32 = 0.95, "a number of at least 0", |x| *x >= 0.0;
+    top_p: f32 = 0.95, "a number from 0 to 1", |x| (0.0..=1.0).contains(x);
     /// Drop tokens less probable than p times the best; 0 is off.
-    min_p: f32 = 0.05, "a number of at least 0", |x| *x >= 0.0;
+    min_p: f32 = 0.05, "a number from 0 to 1", |x| (0.0..=1.0).contains(x);
     /// Keep the tokens of typical surprise until their mass exceeds p; 1 is off.
     typical: f32 = 1.0, "a number of at least 0", |x| *x >= 0.0;
     /// Keep tokens within n standard deviations of the best logit; 0 or less is off.
@@ -219,7 +219,7 @@ params! {
     /// Strings that a repetition does not reach across.
     dry_sequence_breakers: Vec<String> = ["\n", ":", "\"", "*"].map(String::from).to_vec(), "strings", |_| true;
     /// Probability with which XTC strikes; 0 is off.
-    xtc_probability: f32 = 0.0, "a number of at least 0", |x| *x >= 0.0;
+    xtc_probability: f32 = 0.0, "a number from 0 to 1", |x| (0.0..=1.0).contains(x);
     /// Probability from which a token is a top choice to XTC; above 0.5 is off.
     xtc_threshold: f32 = 0.1, "a number of at least 0", |x| *x >= 0.0;
     /// 0 off, 1 Mirostat, 2 Mirostat 2.0; replaces every truncation and penalty.
