@@ -195,7 +195,7 @@ params! {
     /// Keep the most probable tokens until their mass reaches p; 1 is off.
     top_p: f32 = 0.95, "a number from 0 to 1", |x| (0.0..=1.0).contains(x);
     /// Drop tokens less probable than p times the best; 0 is off.
-    min_p: f32 = 0.05, "a number from 0 to 1", |x| (0.0..=1.0).contains(x);
+    min_p: f32 = 0.05, "a number of at least 0", |x| *x >= 0.0;
     /// Keep the tokens of typical surprise until their mass exceeds p; 1 is off.
     typical: f32 = 1.0, "a number of at least 0", |x| *x >= 0.0;
     /// Keep tokens within n standard deviations of the best logit; 0 or less is off.
