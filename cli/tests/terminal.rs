@@ -308,9 +308,17 @@ fn an_interrupt_is_for_the_editor_while_it_runs() {
     assert!(!draft.exists());
 }
 
-/// A conversation in the middle of a long chain of thought, which is shown dim.
+/// A conversation in the middle of a chain of thought, which is shown dim. With so small a pool it goes round for long.
 fn thinking() -> Terminal {
-    let mut t = Terminal::start(&["--temp", "0", "-t", "1", "--ignore-eos"]);
+    let pool = [
+        "--kv-policy",
+        "h2o",
+        "--kv-demote",
+        "none",
+        "--kv-budget",
+        "64",
+    ];
+    let mut t = Terminal::start(&[&["--temp", "0", "-t", "1"], &pool[..]].concat());
     t.say("What is 8213746 * 95371?", "\x1b[2m");
     t.expect("a1=");
     t
