@@ -24,6 +24,7 @@ use std::fmt;
 use std::io;
 
 use lemma_engine::error::Error as EngineError;
+pub(crate) use lemma_engine::error::plain;
 
 pub(crate) const RUNTIME: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
@@ -113,15 +114,6 @@ fn kind(code: u8) -> &'static str {
         INTERRUPT | TERMINATE => "interrupt",
         PIPE => "pipe",
         _ => "runtime",
-    }
-}
-
-/// The text of an I/O error without Rust's "(os error 2)".
-pub(crate) fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    match text.find(" (os error") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
     }
 }
 

@@ -15,6 +15,7 @@ use crate::args::config::ModelSource;
 use crate::bundled;
 use crate::fail::{Failure, NOT_FOUND, Result};
 use crate::out;
+use crate::term::{ERASE, is_dumb};
 
 /// A model and how long it took to open.
 pub(crate) struct Loaded {
@@ -35,19 +36,27 @@ pub(crate) fn model(source: &ModelSource, o: &LoadOptions) -> Result<Loaded> {
     })
 }
 
+/// Fails as opening does if there is no such file.
+pub(crate) fn exists(source: &ModelSource) -> Result {
+    match source {
+        ModelSource::Path(path) if std::fs::metadata(path).is_err() => gguf(source).map(drop),
+        _ => Ok(()),
+    }
+}
+
 /// Draws how much of the weights has gone to a device, if that takes long enough to be looked at.
 pub(crate) fn show_upload(done: u64, all: u64) {
     /// Below this it is over before anybody wonders.
     const LARGE: u64 = 1 << 30;
     static SHOWN: AtomicU64 = AtomicU64::new(u64::MAX);
-    if all < LARGE {
+    if all < LARGE || is_dumb() {
         return;
     }
     let percent = done.min(all) * 100 / all;
     if done >= all {
-        out::err("\r\x1b[K");
+        out::err(ERASE);
     } else if SHOWN.swap(percent, Ordering::Relaxed) != percent {
-        out::err(&format!("\r\x1b[Kto the GPU: {percent} % of {}", show(all)));
+        out::err(&format!("{ERASE}to the GPU: {percent} % of {}", show(all)));
     }
 }
 

@@ -2,24 +2,40 @@
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use crate::fail::{Failure, Result};
 use crate::out;
-use crate::term::Style;
+use crate::term::{Style, escape};
 
 struct Logger {
     style: Style,
 }
 
 /// Starts the log.
-pub(crate) fn install(verbose: bool, style: Style) {
-    let from_env = std::env::var("LEMMA_LOG").ok().and_then(|l| l.parse().ok());
-    let level = from_env.unwrap_or(if verbose {
-        LevelFilter::Info
-    } else {
-        LevelFilter::Warn
-    });
+pub(crate) fn install(verbose: bool, style: Style) -> Result {
+    let level = match (level_of_env()?, verbose) {
+        (Some(level), _) => level,
+        (None, true) => LevelFilter::Info,
+        (None, false) => LevelFilter::Warn,
+    };
     if log::set_boxed_logger(Box::new(Logger { style })).is_ok() {
         log::set_max_level(level);
     }
+    Ok(())
+}
+
+/// What `LEMMA_LOG` says; set to nothing it says nothing.
+fn level_of_env() -> Result<Option<LevelFilter>> {
+    let given = std::env::var_os("LEMMA_LOG").filter(|v| !v.is_empty());
+    let Some(given) = given else {
+        return Ok(None);
+    };
+    let given = given.to_string_lossy();
+    given.parse().map(Some).map_err(|_| {
+        Failure::usage(format!(
+            "LEMMA_LOG: {:?}, expected off, error, warn, info, debug or trace",
+            escape(&given)
+        ))
+    })
 }
 
 impl Log for Logger {
@@ -30,7 +46,7 @@ impl Log for Logger {
 
     fn log(&self, r: &Record<'_>) {
         if self.enabled(r.metadata()) {
-            let text = crate::term::escape(&r.args().to_string());
+            let text = escape(&r.args().to_string());
             let word = match r.level() {
                 Level::Error => "error: ",
                 Level::Warn => "warning: ",

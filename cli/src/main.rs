@@ -30,8 +30,8 @@ mod trace;
 
 use std::process::ExitCode;
 
-use args::Parsed;
 use args::typed::Command;
+use args::{Invocation, Parsed};
 use fail::Result;
 use term::{Color, Term};
 
@@ -54,19 +54,23 @@ fn real_main() -> Result {
     };
     let common = invocation.common();
     let term = common.map_or_else(|| Term::detect(Color::Auto), args::config::term);
-    logging::install(common.is_some_and(|c| c.verbose), term.err_style);
+    logging::install(common.is_some_and(|c| c.verbose), term.err_style)?;
+    act(&invocation, term).map_err(|f| invocation.name_variable(f))
+}
+
+fn act(invocation: &Invocation, term: Term) -> Result {
     match &invocation.cli.command {
-        None => run::run(&invocation, term),
-        Some(Command::Batch(a)) => cmd::batch::run(a, &invocation, term),
-        Some(Command::Score(a)) => cmd::score::run(a, &invocation),
-        Some(Command::Perplexity(a)) => cmd::perplexity::run(a, &invocation, term),
-        Some(Command::Bench(a)) => cmd::bench::run(a, &invocation, term),
-        Some(Command::Kv(a)) => cmd::kv::run(a, &invocation, term),
-        Some(Command::Tokenize(a)) => cmd::vocab::tokenize(a, &invocation, term),
-        Some(Command::Detokenize(a)) => cmd::vocab::detokenize(a, &invocation, term),
-        Some(Command::Template(a)) => cmd::vocab::template(a, &invocation, term),
-        Some(Command::Inspect(a)) => cmd::inspect::run(a, &invocation, term),
-        Some(Command::Check(a)) => cmd::check::run(a, &invocation, term),
+        None => run::run(invocation, term),
+        Some(Command::Batch(a)) => cmd::batch::run(a, invocation, term),
+        Some(Command::Score(a)) => cmd::score::run(a, invocation),
+        Some(Command::Perplexity(a)) => cmd::perplexity::run(a, invocation, term),
+        Some(Command::Bench(a)) => cmd::bench::run(a, invocation, term),
+        Some(Command::Kv(a)) => cmd::kv::run(a, invocation, term),
+        Some(Command::Tokenize(a)) => cmd::vocab::tokenize(a, invocation, term),
+        Some(Command::Detokenize(a)) => cmd::vocab::detokenize(a, invocation, term),
+        Some(Command::Template(a)) => cmd::vocab::template(a, invocation, term),
+        Some(Command::Inspect(a)) => cmd::inspect::run(a, invocation, term),
+        Some(Command::Check(a)) => cmd::check::run(a, invocation, term),
         Some(Command::Quantize(a)) => cmd::quantize::run(a, term),
         Some(Command::Synth(a)) => cmd::synth::run(a, term),
         Some(Command::Devices(a)) => cmd::devices::run(a),

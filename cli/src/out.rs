@@ -12,8 +12,11 @@ use std::sync::OnceLock;
 
 use rustix::fs::{OFlags, fcntl_getfl};
 
+use serde_json::Value;
+
 use crate::fail::{Failure, Result};
-use crate::term::Style;
+use crate::record;
+use crate::term::{ERASE, Style, Term};
 
 /// Fails if nothing can be written to stdout: for commands that work for long before they write.
 pub(crate) fn check() -> Result {
@@ -49,6 +52,11 @@ pub(crate) fn line(text: &str) -> Result {
     written.map_err(stdout_error)
 }
 
+/// Writes one line of JSON to stdout.
+pub(crate) fn json(value: &Value) -> Result {
+    line(&record::text(value))
+}
+
 /// Writes raw bytes to stdout: the text of arbitrary tokens need not be UTF-8.
 pub(crate) fn bytes(data: &[u8]) -> Result {
     check()?;
@@ -76,6 +84,20 @@ pub(crate) fn err(text: &str) {
 pub(crate) fn note(text: &str) {
     // One write: lines of several processes on one terminal must not mix.
     err(&format!("{text}\n"));
+}
+
+/// Writes a line to stderr that the next one replaces, where a terminal can do that.
+pub(crate) fn transient(term: &Term, text: &str, style: Style) {
+    if term.can_redraw() {
+        err(&crate::term::transient(text, Term::width(), style));
+    }
+}
+
+/// Takes back what [`transient`] wrote.
+pub(crate) fn erase(term: &Term) {
+    if term.can_redraw() {
+        err(ERASE);
+    }
 }
 
 /// The last lines of a program that failed.

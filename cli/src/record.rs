@@ -61,7 +61,8 @@ pub(crate) fn no_answer(o: &Outcome, n_predict: i64) -> Option<Failure> {
             .hint(hint),
         );
     }
-    if o.text.trim().is_empty() {
+    // A stop string that came first is an answer, and an empty one.
+    if o.text.trim().is_empty() && o.finish != Finish::Stop {
         return Some(Failure::new(
             NO_ANSWER,
             format!("no answer: {limit} before the model said anything"),
@@ -138,7 +139,50 @@ pub(crate) fn rounded(x: f64) -> Value {
     number((x * 100.0).round() / 100.0)
 }
 
+/// A value as it is written: every JSON that leaves the program goes through here. What serde_json leaves as it is though it may
+/// drive a terminal is escaped: DEL, C1 controls, bidirectional overrides and isolates. They occur in texts only.
+pub(crate) fn text(value: &Value) -> String {
+    escaped(&value.to_string())
+}
+
+/// The same over several lines.
+pub(crate) fn pretty(value: &Value) -> String {
+    escaped(&format!("{value:#}"))
+}
+
+fn escaped(json: &str) -> String {
+    let drives = |c: char| matches!(c, '\u{7f}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match drives(c) {
+            true => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
 /// JSON has no infinity.
 pub(crate) fn number(x: f64) -> Value {
     serde_json::Number::from_f64(x).map_or(Value::Null, Value::Number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_drives_a_terminal_is_escaped() {
+        let value = json!({ "a": "\u{1b}[0m\u{7f}\u{9b}2J\u{202e}x\u{2069}é日" });
+        let written = text(&value);
+        assert_eq!(
+            written,
+            "{\"a\":\"\\u001b[0m\\u007f\\u009b2J\\u202ex\\u2069é日\"}"
+        );
+        assert_eq!(serde_json::from_str::<Value>(&written).unwrap(), value);
+        assert_eq!(
+            serde_json::from_str::<Value>(&pretty(&value)).unwrap(),
+            value
+        );
+    }
 }

@@ -8,7 +8,9 @@ use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use lemma_engine::generate::Event;
+use lemma_engine::generate::{Event, Outcome};
+use lemma_engine::memory::show;
+use lemma_engine::session::KvStats;
 use serde_json::json;
 
 use crate::args::typed::ThinkShow;
@@ -16,11 +18,13 @@ use crate::fail::{Failure, Result};
 use crate::out;
 use crate::signals;
 use crate::stats::grouped;
+use crate::term::Term;
 use crate::term::filter::Filter;
-use crate::term::{Term, transient};
 
 /// A transient line appears only for what takes longer than this.
 const PATIENCE: Duration = Duration::from_millis(400);
+/// And is redrawn no sooner than this.
+const REDRAW: Duration = Duration::from_millis(100);
 
 /// Where a piece of text goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,30 @@ pub(crate) enum Mode {
     Events,
 }
 
+/// What the note about recycling says of a pool.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pool {
+    pub(crate) bytes: u64,
+    pub(crate) policy: &'static str,
+}
+
+impl Pool {
+    pub(crate) fn of(kv: &KvStats) -> Self {
+        Self {
+            bytes: kv.bytes,
+            policy: kv.policy,
+        }
+    }
+
+    /// How pages are chosen, in a few words.
+    fn order(self) -> String {
+        match self.policy {
+            "raas" => "by time stamp".to_owned(),
+            policy => format!("as {policy} chooses"),
+        }
+    }
+}
+
 pub(crate) struct Printer {
     term: Term,
     mode: Mode,
@@ -55,10 +83,13 @@ pub(crate) struct Printer {
     wrote: bool,
     styled: bool,
     started: Instant,
-    transient: bool,
+    /// When the transient line that is there was drawn.
+    drawn: Option<Instant>,
     n_think: usize,
-    /// Bytes of pool, for the note about recycling.
-    pool: String,
+    /// How long the program was stopped while the prompt was read.
+    paused: Duration,
+    /// For the note about recycling.
+    pool: Pool,
     failure: Option<Failure>,
 }
 
@@ -68,7 +99,7 @@ impl Printer {
         mode: Mode,
         think: Option<ThinkShow>,
         keep_leading: bool,
-        pool: String,
+        pool: Pool,
     ) -> Self {
         let think = think.unwrap_or(if term.out_tty {
             ThinkShow::Show
@@ -86,15 +117,32 @@ impl Printer {
             wrote: false,
             styled: false,
             started: Instant::now(),
-            transient: false,
+            drawn: None,
             n_think: 0,
+            paused: Duration::ZERO,
             pool,
             failure: None,
         }
     }
 
+    /// Takes the time off a reply during which the program was stopped (Ctrl-Z).
+    pub(crate) fn take_pauses_off(&self, outcome: &mut Outcome) {
+        let before = self.paused.as_secs_f64();
+        let after = signals::paused().as_secs_f64() - before;
+        for (seconds, paused) in [
+            (&mut outcome.prefill_s, before),
+            (&mut outcome.ttft_s, before),
+            (&mut outcome.decode_s, after),
+        ] {
+            *seconds = (*seconds - paused).max(0.0);
+        }
+    }
+
     /// Takes an event; breaks when the user or the reader of stdout has had enough.
     pub(crate) fn event(&mut self, event: Event<'_>) -> ControlFlow<()> {
+        if let Event::Prefill { .. } = event {
+            self.paused = signals::paused();
+        }
         if let Err(failure) = self.write(event) {
             self.failure = Some(failure);
             return ControlFlow::Break(());
@@ -110,13 +158,13 @@ impl Printer {
         if self.mode == Mode::Events {
             return match event {
                 Event::Prefill { .. } => Ok(()),
-                Event::Think(t) => out::line(&json!({ "event": "think", "text": t }).to_string()),
+                Event::Think(t) => out::json(&json!({ "event": "think", "text": t })),
                 Event::Text("") => Ok(()),
-                Event::Text(t) => out::line(&json!({ "event": "text", "text": t }).to_string()),
+                Event::Text(t) => out::json(&json!({ "event": "text", "text": t })),
                 // A matter for people.
                 Event::Circle(_) => Ok(()),
                 Event::Recycle { pos } => {
-                    out::line(&json!({ "event": "kv", "recycling_from": pos }).to_string())
+                    out::json(&json!({ "event": "kv", "recycling_from": pos }))
                 }
             };
         }
@@ -136,9 +184,10 @@ impl Printer {
             Event::Text(_) => Ok(()),
             Event::Recycle { pos } => {
                 self.note(&format!(
-                    "KV pool full at token {}; recycling pages by time stamp from here (memory stays {})",
+                    "KV pool full at token {}; recycling pages {} from here (memory stays {})",
                     grouped(u64::from(pos)),
-                    self.pool
+                    self.pool.order(),
+                    show(self.pool.bytes)
                 ));
                 Ok(())
             }
@@ -254,24 +303,35 @@ impl Printer {
             return Ok(());
         }
         self.styled = on;
-        out::put(if on {
+        if on {
+            signals::dim(self.term.out_tty);
+        }
+        let put = out::put(if on {
             self.term.out_style.dim()
         } else {
             self.term.out_style.reset()
-        })
+        });
+        if !on {
+            signals::dim(false);
+        }
+        put
     }
 
     /// A line on stderr that the next one replaces.
     fn transient(&mut self, text: &str) {
-        if self.term.err_tty && self.started.elapsed() > PATIENCE && !self.wrote {
-            out::err(&transient(text, Term::width(), self.term.err_style));
-            self.transient = true;
+        let due = match self.drawn {
+            None => self.started.elapsed() > PATIENCE,
+            Some(at) => at.elapsed() > REDRAW,
+        };
+        if due && !self.wrote && self.term.can_redraw() {
+            out::transient(&self.term, text, self.term.err_style);
+            self.drawn = Some(Instant::now());
         }
     }
 
     fn finish_transient(&mut self) {
-        if std::mem::take(&mut self.transient) {
-            out::err("\r\x1b[K");
+        if self.drawn.take().is_some() {
+            out::erase(&self.term);
         }
         if self.think == ThinkShow::Fold
             && self.n_think > 0
@@ -279,27 +339,24 @@ impl Printer {
             && self.mode == Mode::Text
         {
             let style = self.term.err_style;
-            let (n, s) = (
-                grouped(self.n_think as u64),
-                self.started.elapsed().as_secs_f64(),
-            );
+            // How many tokens these were is said by the line at the end, which knows of the tags as well.
             out::note(&format!(
-                "{}thought for {n} tokens, {s:.1} s{}",
+                "{}thought for {:.1} s{}",
                 style.dim(),
+                self.started.elapsed().as_secs_f64(),
                 style.reset()
             ));
             self.n_think = 0;
         }
     }
 
-    /// Said once: from here on the pool forgets.
     /// A dim line on stderr about the reply that is being made.
     fn note(&mut self, what: &str) {
         if !self.term.err_tty && self.mode == Mode::Silent {
             return;
         }
-        if std::mem::take(&mut self.transient) {
-            out::err("\r\x1b[K");
+        if self.drawn.take().is_some() {
+            out::erase(&self.term);
         }
         // In the middle of a reply on the same terminal: a line of its own, and back to the colour of what goes on.
         let style = self.term.err_style;

@@ -67,7 +67,7 @@ impl Request {
                 "prompt" => r.prompt = Some(string(key, v)?),
                 "system" => system = Some(string(key, v)?),
                 "messages" => r.messages = messages(v)?,
-                "n" => r.n = Some(integer(key, v)?.max(-1)),
+                "n" => r.n = Some(config::n_predict(&format!("{key:?}"), integer(key, v)?)?),
                 "stop" => r.stop = Some(strings(key, v)?),
                 "think" => {
                     r.think = Some(v.as_bool().ok_or_else(|| expected(key, "true or false"))?)
@@ -103,6 +103,10 @@ impl Request {
             }
             (None, true) => {
                 return Err(Failure::usage("a request needs \"prompt\" or \"messages\""));
+            }
+            // As -p has it.
+            (Some(p), true) if p.trim().is_empty() => {
+                return Err(Failure::usage("\"prompt\" is empty, expected a text"));
             }
             (Some(p), true) => r.messages.push(message(Role::User, p.clone())),
             (None, false) => {}
@@ -299,6 +303,10 @@ mod tests {
         assert!(message("{").starts_with("not JSON"));
         assert_eq!(message("[]"), "expected a JSON object on the line");
         assert_eq!(message("{}"), "a request needs \"prompt\" or \"messages\"");
+        assert_eq!(
+            message(r#"{"prompt":" "}"#),
+            "\"prompt\" is empty, expected a text"
+        );
         assert_eq!(message(r#"{"prompt":1}"#), "\"prompt\": expected a text");
         assert_eq!(
             message(r#"{"prompt":"x","temp":"hot"}"#),

@@ -6,7 +6,7 @@
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
-use lemma_engine::conversation::{Conversation, PromptOptions};
+use lemma_engine::conversation::{Conversation, PromptOptions, takes_system};
 use lemma_engine::generate::{GenOptions, Outcome, Prompt as Tokens, generate};
 use lemma_engine::grammar::Grammar;
 use lemma_engine::model::Model;
@@ -20,11 +20,11 @@ use crate::args::typed::OnOffAuto;
 use crate::fail::{Failure, INTERRUPT, PROMPT, Result};
 use crate::load::{self, Loaded};
 use crate::record;
-use crate::reply::{Mode, Printer};
+use crate::reply::{Mode, Pool, Printer};
 use crate::sampling::{self, Resolved};
 use crate::signals::{self, Polling};
 use crate::stats::Stats;
-use crate::term::{Term, escape};
+use crate::term::{Style, Term, escape};
 use crate::text::{self, MAX_PROMPT};
 use crate::{out, repl, trace};
 
@@ -46,7 +46,7 @@ impl Config {
         let args = &invocation.cli.run;
         Ok(Self {
             source: config::model_source(
-                &args.model,
+                args.model.model.as_ref(),
                 invocation.model_from_env(),
                 args.positional.as_ref(),
             )?,
@@ -68,8 +68,26 @@ impl Config {
 
 /// Runs it. An error of a run with `--json` is a record on stdout as well.
 pub(crate) fn run(invocation: &Invocation, term: Term) -> Result {
+    let output = &invocation.cli.run.output;
+    let result = answer(invocation, term).map_err(|f| invocation.name_variable(f));
+    if let (true, Err(failure)) = (output.json || output.stream_json, &result)
+        && !failure.is_quiet()
+        && failure.code != crate::fail::NO_ANSWER
+    {
+        let record = record::error(None, failure);
+        out::json(&match output.stream_json {
+            true => end_event(record),
+            false => record,
+        })?;
+    }
+    result
+}
+
+fn answer(invocation: &Invocation, term: Term) -> Result {
     let config = Config::new(invocation, term)?;
     out::check()?;
+    // A word that is no model was meant otherwise, whatever is wrong with the prompt.
+    load::exists(&config.source)?;
     let text = prompt_text(&config)?;
     if text.is_none() && config.json {
         return Err(
@@ -86,20 +104,12 @@ pub(crate) fn run(invocation: &Invocation, term: Term) -> Result {
     if talk {
         return converse(config, text);
     }
-    let json = config.json;
-    let result = one_shot(&config, text.unwrap_or_default()).map_err(|f| match f.code {
+    one_shot(&config, text.unwrap_or_default()).map_err(|f| match f.code {
         PROMPT if f.hint.is_none() => f.hint(
             "-c N sets the context, more than the model was trained on only with --beyond-train",
         ),
         _ => f,
-    });
-    if let (true, Err(failure)) = (json, &result)
-        && !failure.is_quiet()
-        && failure.code != crate::fail::NO_ANSWER
-    {
-        out::line(&record::error(None, failure).to_string())?;
-    }
-    result
+    })
 }
 
 /// The prompt that was given, if any: `-p`, `-f`, and a piped stdin, joined by blank lines.
@@ -181,6 +191,15 @@ pub(crate) fn seed(resolved: &Resolved) -> u64 {
         .unwrap_or_else(|| lemma_engine::sampling::random_seed() & u64::from(u32::MAX))
 }
 
+/// Said once: a system message that nobody reads is worse than none.
+pub(crate) fn note_lost_system(style: Style) {
+    out::note(&format!(
+        "{}note: this model's chat template has no place for a system message{}",
+        style.dim(),
+        style.reset()
+    ));
+}
+
 fn converse(config: Config, first: Option<String>) -> Result {
     let loaded = load::model(&config.source, &config.load)?;
     repl::Repl::new(config, loaded)?.run(first)
@@ -196,7 +215,7 @@ fn one_shot(config: &Config, text: String) -> Result {
     let mut sampler = resolved.sampler(&model, seed)?;
     let mut options = gen_options(&config.generate);
     options.grammar = compile(&model, config.generate.constraint.as_ref())?;
-    let pool = repl::size(session.kv().bytes);
+    let pool = Pool::of(&session.kv());
     let mut printer = Printer::new(
         &config.term,
         config.mode,
@@ -205,11 +224,16 @@ fn one_shot(config: &Config, text: String) -> Result {
         pool,
     );
     if config.mode == Mode::Events {
-        out::line(&json!({ "event": "start", "v": 1, "model": model.name(), "seed": seed, "load_ms": record::rounded(load_ms) }).to_string())?;
+        out::json(
+            &json!({ "event": "start", "v": 1, "model": model.name(), "seed": seed, "load_ms": record::rounded(load_ms) }),
+        )?;
     }
 
     let polling = Polling::begin();
-    let (outcome, kv) = if chat {
+    if chat && config.prompt.system.is_some() && !takes_system(&model) {
+        note_lost_system(config.term.err_style);
+    }
+    let (mut outcome, kv) = if chat {
         let mut conversation = Conversation::new(session);
         conversation.set_system(config.prompt.system.clone());
         conversation.push_user(text);
@@ -246,6 +270,7 @@ fn one_shot(config: &Config, text: String) -> Result {
         )?;
         (outcome, session.kv())
     };
+    printer.take_pauses_off(&mut outcome);
     printer.finish()?;
     let interrupted = signals::interrupted();
     drop(polling);
@@ -269,7 +294,7 @@ fn one_shot(config: &Config, text: String) -> Result {
         if config.mode == Mode::Events {
             record = end_event(record);
         }
-        out::line(&record.to_string())?;
+        out::json(&record)?;
     }
     if config.verbose || (config.term.err_tty && config.mode == Mode::Text) {
         let style = config.term.err_style;
@@ -319,6 +344,7 @@ fn show_prompt(model: &Model, tokens: &[u32]) {
         out::note(&format!(
             "{id:>8}  {}",
             escape(&String::from_utf8_lossy(tokenizer.token_bytes(id, true)))
+                .replace("\\u{a}", "\\n")
         ));
     }
     out::note(&format!("{} tokens of prompt", tokens.len()));

@@ -32,6 +32,7 @@ pub(crate) fn resolve(
         (ParamSource::Model, &own),
         (ParamSource::Env, &sampling.env),
         (ParamSource::Flag, &sampling.flags),
+        (ParamSource::Set, &sampling.set),
     ];
     layers.extend(request.map(|r| (ParamSource::Flag, r)));
     let (params, sources) = SamplerParams::merge(layers);
@@ -43,8 +44,15 @@ impl Resolved {
     pub(crate) fn sampler(&self, model: &Model, seed: u64) -> Result<Sampler> {
         let mut params = self.params.clone();
         params.seed = Some(seed);
+        let n_vocab = model.hparams().n_vocab;
+        let beyond = |&&(id, _): &&(u32, f32)| id as usize >= n_vocab;
+        if let Some((id, _)) = params.logit_bias.iter().find(beyond) {
+            return Err(Failure::usage(format!(
+                "--logit-bias: token {id}, expected a number below {n_vocab}"
+            )));
+        }
         let tokenizer = model.tokenizer();
-        Sampler::new(params, model.hparams().n_vocab, |id| {
+        Sampler::new(params, n_vocab, |id| {
             tokenizer.token_bytes(id, true).to_vec()
         })
         .map_err(|e| Failure::usage(e.to_string()))

@@ -7,19 +7,24 @@
 //! and a terminal that the line editor had put into raw mode is put back first, which is why a thread waits for the signals rather
 //! than a handler.
 //!
+//! SIGTSTP (Ctrl-Z) stops the program as ever. If that happens in the middle of a reply, the shell gets the terminal as it was, and the
+//! reply has it back with SIGCONT.
+//!
 //! SIGPIPE is left ignored, as Rust has it: a broken pipe is an error of a write and ends the program from there, quietly.
 
-use std::io::{IsTerminal as _, stderr};
+use std::io::{IsTerminal as _, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use rustix::process::{getpgrp, getsid};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 
 use crate::fail::{INTERRUPT, TERMINATE};
+use crate::term::{ERASE, Style, is_dumb};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static POLLED: AtomicBool = AtomicBool::new(false);
@@ -30,16 +35,32 @@ static STOPPED: Mutex<Option<Instant>> = Mutex::new(None);
 /// The file that goes away if a signal ends the program.
 static UNFINISHED: Mutex<Option<PathBuf>> = Mutex::new(None);
 static COOKED: OnceLock<Termios> = OnceLock::new();
+/// The modes of the terminal during a reply, see [`TypeAhead`].
+static QUIET: Mutex<Option<Termios>> = Mutex::new(None);
+/// Dim text is being written to stdout, a terminal.
+static DIM: AtomicBool = AtomicBool::new(false);
+/// Another program has the terminal, and SIGINT is for that one.
+static DEAF: AtomicBool = AtomicBool::new(false);
+/// A line is being read that the terminal edits.
+static ASKING: AtomicBool = AtomicBool::new(false);
+/// How long the program was stopped since [`Polling`] began.
+static PAUSED: Mutex<Duration> = Mutex::new(Duration::ZERO);
+/// Whether SIGTSTP does what it does by default.
+static AT_REST: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// A SIGINT this soon after a reply that was stopped was meant for the reply.
 const ECHO: Duration = Duration::from_secs(1);
 
 /// Starts the thread that waits for signals.
 pub(crate) fn install() {
-    if let Ok(t) = tcgetattr(std::io::stdin()) {
+    if let Ok(t) = tcgetattr(stdin()) {
         let _ = COOKED.set(t);
     }
-    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT]) else {
+    AT_REST.store(has_a_shell(), Ordering::SeqCst);
+    let default = signal_hook::flag::register_conditional_default(SIGTSTP, AT_REST.clone());
+    let mut wanted = vec![SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGCONT];
+    wanted.extend(default.ok().map(|_| SIGTSTP));
+    let Ok(mut signals) = Signals::new(wanted) else {
         return;
     };
     // Without the thread the defaults of the system apply, which end the program as well.
@@ -51,6 +72,8 @@ pub(crate) fn install() {
                 match signal {
                     SIGINT if !is_the_end() => {}
                     SIGINT => exit(INTERRUPT),
+                    SIGTSTP => pause(),
+                    SIGCONT => go_on(),
                     SIGTERM => exit(TERMINATE),
                     signal => exit(128 + signal as u8),
                 }
@@ -58,8 +81,46 @@ pub(crate) fn install() {
         });
 }
 
+/// Whether there is a shell that lets a stopped program go on. Without one (`xterm -e lemma`) it would stay stopped forever.
+fn has_a_shell() -> bool {
+    getsid(None).is_ok_and(|session| session != getpgrp())
+}
+
+/// Stops in the middle of a reply. At rest the handler has done it.
+fn pause() {
+    if !POLLED.load(Ordering::SeqCst) || !has_a_shell() {
+        return;
+    }
+    restore_terminal();
+    let start = Instant::now();
+    let _ = signal_hook::low_level::raise(SIGSTOP);
+    *lock(&PAUSED) += start.elapsed();
+}
+
+/// Takes the terminal back for a reply.
+fn go_on() {
+    // In the background it belongs to others, and changing it would stop the program again.
+    if tcgetpgrp(stdin()).is_ok_and(|group| group != getpgrp()) {
+        return;
+    }
+    if let Some(quiet) = &*lock(&QUIET) {
+        let _ = tcsetattr(stdin(), OptionalActions::Now, quiet);
+    }
+    if DIM.load(Ordering::SeqCst) {
+        let _ = rustix::io::write(stdout(), Style(true).dim().as_bytes());
+    }
+}
+
 /// What a SIGINT means now.
 fn is_the_end() -> bool {
+    if DEAF.load(Ordering::SeqCst) {
+        return false;
+    }
+    if ASKING.load(Ordering::SeqCst) {
+        // The terminal has dropped what was typed.
+        let _ = rustix::io::write(stdout(), b"\n> ");
+        return false;
+    }
     if !POLLED.load(Ordering::SeqCst) {
         return lock(&STOPPED).is_none_or(|at| at.elapsed() > ECHO);
     }
@@ -69,7 +130,9 @@ fn is_the_end() -> bool {
     let patient = PATIENT.load(Ordering::SeqCst);
     if patient && stderr().is_terminal() {
         // The reply looks up only between two batches of a prompt.
-        let _ = rustix::io::write(stderr(), b"\r\x1b[Kstopping; Ctrl-\\ leaves at once\r\n");
+        let erase = if is_dumb() { "" } else { ERASE };
+        let line = format!("{erase}stopping; Ctrl-\\ leaves at once\r\n");
+        let _ = rustix::io::write(stderr(), line.as_bytes());
     }
     !patient
 }
@@ -91,10 +154,53 @@ fn exit(code: u8) -> ! {
     signal_hook::low_level::exit(i32::from(code))
 }
 
-/// Puts the terminal into the modes that the program found it in.
+/// Puts the terminal into the modes and the colour that the program found it in.
 pub(crate) fn restore_terminal() {
+    // Past the lock of stdout, which the reply may hold.
+    if DIM.load(Ordering::SeqCst) {
+        let _ = rustix::io::write(stdout(), Style(true).reset().as_bytes());
+    }
     if let Some(t) = COOKED.get() {
-        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, t);
+        let _ = tcsetattr(stdin(), OptionalActions::Now, t);
+    }
+}
+
+/// Says whether dim text is being written to stdout, so that no end of the program leaves the shell dim.
+pub(crate) fn dim(on: bool) {
+    DIM.store(on, Ordering::SeqCst);
+}
+
+/// As long as this lives, SIGINT is for another program that has the terminal.
+pub(crate) struct Deaf(());
+
+impl Deaf {
+    pub(crate) fn begin() -> Self {
+        DEAF.store(true, Ordering::SeqCst);
+        Self(())
+    }
+}
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        // One that the other program ended with may be noticed a moment later here.
+        *lock(&STOPPED) = Some(Instant::now());
+        DEAF.store(false, Ordering::SeqCst);
+    }
+}
+
+/// As long as this lives, SIGINT drops a line that the terminal edits, as the line editor does by itself.
+pub(crate) struct Asking(());
+
+impl Asking {
+    pub(crate) fn begin() -> Self {
+        ASKING.store(true, Ordering::SeqCst);
+        Self(())
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        ASKING.store(false, Ordering::SeqCst);
     }
 }
 
@@ -114,7 +220,9 @@ impl Polling {
     fn new(patient: bool) -> Self {
         PATIENT.store(patient, Ordering::SeqCst);
         INTERRUPTED.store(false, Ordering::SeqCst);
+        *lock(&PAUSED) = Duration::ZERO;
         POLLED.store(true, Ordering::SeqCst);
+        AT_REST.store(false, Ordering::SeqCst);
         Self(())
     }
 }
@@ -125,6 +233,7 @@ impl Drop for Polling {
             *lock(&STOPPED) = Some(Instant::now());
         }
         POLLED.store(false, Ordering::SeqCst);
+        AT_REST.store(has_a_shell(), Ordering::SeqCst);
     }
 }
 
@@ -150,6 +259,11 @@ pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
+/// How long the program was stopped since [`Polling::begin`].
+pub(crate) fn paused() -> Duration {
+    *lock(&PAUSED)
+}
+
 /// As long as this lives, what is typed waits unseen for the line editor instead of being echoed into the reply.
 ///
 /// The line discipline is told to keep bytes as they come: no echo, no lines, Enter stays Enter, and Ctrl-C does not throw away
@@ -160,20 +274,22 @@ pub(crate) struct TypeAhead {
 
 impl TypeAhead {
     pub(crate) fn begin() -> Option<Self> {
-        let before = tcgetattr(std::io::stdin()).ok()?;
+        let before = tcgetattr(stdin()).ok()?;
         let mut quiet = before.clone();
         quiet
             .local_modes
             .remove(LocalModes::ECHO | LocalModes::ICANON);
         quiet.local_modes.insert(LocalModes::NOFLSH);
         quiet.input_modes.remove(rustix::termios::InputModes::ICRNL);
-        tcsetattr(std::io::stdin(), OptionalActions::Now, &quiet).ok()?;
+        tcsetattr(stdin(), OptionalActions::Now, &quiet).ok()?;
+        *lock(&QUIET) = Some(quiet);
         Some(Self { before })
     }
 }
 
 impl Drop for TypeAhead {
     fn drop(&mut self) {
-        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before);
+        *lock(&QUIET) = None;
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
     }
 }

@@ -146,6 +146,11 @@ fn rate(n: usize, seconds: f64) -> f64 {
     }
 }
 
+/// `1 reply`, `1,930 replies`.
+pub(crate) fn counted(n: u64, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(n), if n == 1 { one } else { many })
+}
+
 /// `1930` → `1,930`.
 pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
@@ -208,6 +213,15 @@ mod tests {
         }
         assert_eq!(s.line(10), "[ 41.2 t/s · 6,454 tok ]");
         assert!(s.line(80).contains("think 6,144 + answer 310 tok"));
+    }
+
+    #[test]
+    fn one_and_many() {
+        let replies = |n| counted(n, "reply", "replies");
+        assert_eq!(
+            [replies(0), replies(1), replies(1930)],
+            ["0 replies", "1 reply", "1,930 replies"]
+        );
     }
 
     #[test]

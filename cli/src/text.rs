@@ -16,6 +16,7 @@ use crate::term::escape_path;
 pub(crate) const MAX_PROMPT: u64 = 64 << 20;
 /// What is only tokenized or measured.
 pub(crate) const MAX_INPUT: u64 = 1 << 30;
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// The text of a file, as it is.
 pub(crate) fn of_file(path: &Path, limit: u64) -> Result<String> {
@@ -62,6 +63,10 @@ fn read(from: impl Read, name: &str, limit: u64) -> Result<String> {
         false => PROMPT_GROWTH,
     };
     room_for(bytes.len(), growth, name)?;
+    // A byte order mark says how the text is written and is no part of it.
+    if bytes.starts_with(BOM) {
+        bytes.drain(..BOM.len());
+    }
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Failure::usage(format!("{name}: byte {at} is not UTF-8, expected a text"))
@@ -86,6 +91,7 @@ mod tests {
     #[test]
     fn what_never_ends_is_an_error() {
         assert_eq!(read(&b"abcd"[..], "x", 4).unwrap(), "abcd");
+        assert_eq!(read(&b"\xef\xbb\xbfab"[..], "x", 9).unwrap(), "ab");
         let e = read(std::io::repeat(b'a'), "x", 3 << 20).unwrap_err();
         assert_eq!(
             (e.code, e.message.as_str()),

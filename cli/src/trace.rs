@@ -123,7 +123,8 @@ fn add(text: &mut String, mut line: Value, label: &Option<(&'static str, Value)>
     if let Some((name, value)) = label {
         line[*name] = value.clone();
     }
-    text.push_str(&format!("{line}\n"));
+    text.push_str(&record::text(&line));
+    text.push('\n');
 }
 
 /// A trace of one session.

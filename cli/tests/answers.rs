@@ -166,6 +166,87 @@ fn a_prompt_that_does_not_fit_is_code_6() {
 }
 
 #[test]
+fn a_pool_that_is_too_small_says_which_would_do() {
+    let budget = |n: usize| ask("What is 1+1?", &["--kv-budget", &n.to_string(), "-n", "1"]);
+    let o = budget(32);
+    ends(&o, 6);
+    let hint = err(&o);
+    let enough = hint.split("--kv-budget ").nth(1).unwrap();
+    let enough: usize = enough.split(' ').next().unwrap().parse().unwrap();
+    ends(&budget(enough), 7);
+    ends(&budget(enough - 16), 6);
+}
+
+#[test]
+fn tokens_that_are_not_there_are_refused() {
+    let o = ask("What is 1+1?", &["-l", "99999+1"]);
+    ends(&o, 2);
+    assert!(err(&o).starts_with("error: --logit-bias: token 99999, expected a number below "));
+}
+
+#[test]
+fn a_prompt_is_shown_token_by_token() {
+    let o = ask("What is 1+1?", &["--verbose-prompt", "-n", "1"]);
+    assert!(
+        err(&o).contains("  \\n\n") && !err(&o).contains("{a}"),
+        "{}",
+        err(&o)
+    );
+}
+
+#[test]
+fn a_stop_string_at_the_beginning_is_an_answer() {
+    let o = ask("What is 1+1?", &["-r", "The"]);
+    ends(&o, 0);
+    assert_eq!((out(&o).as_str(), err(&o).as_str()), ("", ""));
+    let record = json(&out(&ask("What is 1+1?", &["-r", "The", "--json"])));
+    assert_eq!(
+        (&record["ok"], &record["finish"], &record["text"]),
+        (&true.into(), &"stop".into(), &"".into())
+    );
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_prompt() {
+    let plain = json(&out(&ask("What is 1+1?", &["--json", "-n", "1"])));
+    let args = [&["--json", "-n", "1"][..], &GREEDY].concat();
+    let marked = json(&out(&pipe(&args, b"\xef\xbb\xbfWhat is 1+1?\n")));
+    assert_eq!(plain["usage"]["prompt"], marked["usage"]["prompt"]);
+}
+
+#[test]
+fn a_system_message_that_is_lost_is_spoken_of() {
+    let note = "note: this model's chat template has no place for a system message\n";
+    assert_eq!(err(&ask("What is 1+1?", &["-sys", "be kind"])), note);
+    let template = ["-sys", "be kind", "--chat-template", "chatml", "-n", "400"];
+    assert!(!err(&ask("What is 1+1?", &template)).contains("note: "));
+}
+
+#[test]
+fn every_failure_is_a_record() {
+    for (args, code) in [
+        (&["-p", ""][..], 2),
+        (&["-f", "/no/such"], 1),
+        (&["-p", "x", "-jf", "/no/such"], 1),
+        (&["-p", "x", "-sysf", "/no/such"], 1),
+        (&["-p", "x", "--temp", "warm"], 2),
+        (&["-p", "x", "-m", "/no/such"], 3),
+    ] {
+        let o = run(&[args, &["--json"]].concat());
+        ends(&o, code);
+        assert_eq!(json(&out(&o))["error"]["code"], code, "{args:?}");
+        let o = run(&[args, &["--stream-json"]].concat());
+        ends(&o, code);
+        let event = json(&out(&o));
+        assert_eq!(
+            (&event["event"], &event["ok"]),
+            (&"end".into(), &false.into()),
+            "{args:?}"
+        );
+    }
+}
+
+#[test]
 fn a_small_pool_recycles_and_goes_on() {
     let o = ask(
         "What is 4321 * 8765?",
@@ -178,6 +259,15 @@ fn a_small_pool_recycles_and_goes_on() {
         (11..20).contains(&pages),
         "five pages of f16, most of them as k4/v2: {r}"
     );
+    // The note says whose choice it is.
+    for (policy, how) in [("raas", "by time stamp"), ("window", "as window chooses")] {
+        let o = ask(
+            "What is 4321 * 8765?",
+            &["--kv-budget", "80", "-n", "400", "--kv-policy", policy],
+        );
+        let note = format!("recycling pages {how} from here");
+        assert!(err(&o).contains(&note), "{}", err(&o));
+    }
 }
 
 #[test]
@@ -301,95 +391,6 @@ fn terminate_is_143() {
 }
 
 #[test]
-fn batch_resumes_and_reports_failures() {
-    let requests = temp("requests.jsonl");
-    let results = temp("results.jsonl");
-    let _ = std::fs::remove_file(&results);
-    let good = "{\"id\":\"a\",\"prompt\":\"What is 2 + 2?\",\"temp\":0}\n{\"prompt\":\"What is 3 + 3?\",\"temp\":0}\n";
-    std::fs::write(
-        &requests,
-        format!("{good}{{\"id\":\"bad\",\"prompt\":\"x\",\"tmep\":0}}\n\nnot json\n"),
-    )
-    .unwrap();
-    let args = [
-        "batch",
-        requests.to_str().unwrap(),
-        "-o",
-        results.to_str().unwrap(),
-        "-t",
-        "2",
-    ];
-    let o = run(&args);
-    ends(&o, 9);
-    assert_eq!(out(&o), "");
-    let text = std::fs::read_to_string(&results).unwrap();
-    let records: Vec<serde_json::Value> = text.lines().map(json).collect();
-    assert_eq!(records.len(), 4, "{text}");
-    assert_eq!(
-        (&records[0]["id"], &records[0]["ok"], &records[1]["id"]),
-        (&"a".into(), &true.into(), &2.into())
-    );
-    assert!(records[0]["text"].as_str().unwrap().contains('4'));
-    assert_eq!(
-        (&records[2]["id"], &records[2]["error"]["code"]),
-        (&"bad".into(), &2.into())
-    );
-    assert!(
-        records[2]["error"]["hint"]
-            .as_str()
-            .unwrap()
-            .contains("temp")
-    );
-    assert_eq!(records[3]["id"], 5);
-
-    // The requests are not written over.
-    let itself = requests.to_str().unwrap();
-    let o = run(&["batch", itself, "-o", itself]);
-    ends(&o, 2);
-    assert!(err(&o).contains("the file of the requests"), "{}", err(&o));
-
-    // An id that was there before is refused, now and when the run is repeated.
-    let twice = format!(
-        "{good}{{\"id\":\"a\",\"prompt\":\"What is 4 + 4?\"}}\n{{\"id\":2,\"prompt\":\"x\"}}\n"
-    );
-    for _ in 0..2 {
-        let dir = temp("twice.jsonl");
-        std::fs::write(&dir, &twice).unwrap();
-        let o = run(&[
-            "batch",
-            dir.to_str().unwrap(),
-            "-o",
-            results.to_str().unwrap(),
-        ]);
-        ends(&o, 9);
-        let text = std::fs::read_to_string(&results).unwrap();
-        let last: Vec<_> = text.lines().rev().take(2).map(json).collect();
-        for (record, at) in last.iter().zip(["line 2,", "line 1,"]) {
-            assert_eq!(record["error"]["code"], 2);
-            assert!(
-                record["error"]["message"].as_str().unwrap().contains(at),
-                "{record}"
-            );
-        }
-        let _ = std::fs::remove_file(dir);
-    }
-    let text = std::fs::read_to_string(&results).unwrap();
-
-    // Again: what succeeded is not asked again, what failed is.
-    std::fs::write(&requests, good).unwrap();
-    ends(&run(&args), 0);
-    assert_eq!(
-        std::fs::read_to_string(&results).unwrap(),
-        text,
-        "nothing was left to do"
-    );
-    let _ = (
-        std::fs::remove_file(requests),
-        std::fs::remove_file(results),
-    );
-}
-
-#[test]
 fn score_gives_log_probabilities() {
     let logits = temp("logits.bin");
     let input = b"{\"id\":1,\"text\":\"What is 2 + 2?\"}\n{\"id\":2,\"tokens\":[1,2,3]}\n{\"id\":3}\n{\"id\":4,\"tokens\":[99999]}\n";
@@ -487,4 +488,6 @@ fn bench_reports_what_was_asked_for() {
     let rows: Vec<serde_json::Value> = out(&o).lines().map(json).collect();
     assert_eq!(rows.last().unwrap()["test"], "decode@600");
     assert!(rows.last().unwrap()["kv_recycled"].as_u64().unwrap() > 0);
+    // How many threads there were is said whether asked for or not.
+    assert!(rows.last().unwrap()["n_threads"].as_u64().unwrap() > 0);
 }

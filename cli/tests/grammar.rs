@@ -86,6 +86,10 @@ fn what_is_invalid_ends_with_eight() {
             "line 1, column 10: yes, which has no rule",
         ),
         (["-j", "{\"type\":"], "error: --json-schema: not JSON"),
+        (
+            ["-j", r#"{"type":"string","maxlength":3}"#],
+            "error: --json-schema: \"maxlength\" at #, expected",
+        ),
         (["-j", "{\"type\":\"objec\"}"], "Invalid type: objec"),
         (
             ["-j", r#"{"type":"string","pattern":"("}"#],

@@ -69,6 +69,34 @@ fn a_variable_that_is_empty_is_not_set() {
 }
 
 #[test]
+fn a_variable_that_is_wrong_is_named() {
+    for name in [
+        "CTX_SIZE",
+        "DEVICE",
+        "ISA",
+        "KV_BUDGET",
+        "KV_POLICY",
+        "LOG",
+        "MIN_P",
+        "N_PREDICT",
+        "SEED",
+        "THINK",
+    ] {
+        let variable = format!("LEMMA_{name}");
+        let o = lemma(&["-p", "x"]).env(&variable, "foo").output().unwrap();
+        ends(&o, 2);
+        let text = err(&o);
+        assert!(text.starts_with(&format!("error: {variable}")), "{text}");
+    }
+    // A flag says more, and is blamed then.
+    let o = lemma(&["-p", "x", "--device", "bar"])
+        .env("LEMMA_DEVICE", "foo")
+        .output()
+        .unwrap();
+    assert!(err(&o).starts_with("error: --device bar"), "{}", err(&o));
+}
+
+#[test]
 fn an_output_that_cannot_be_written_is_an_error() {
     for args in [
         &["--version"][..],
@@ -178,6 +206,16 @@ fn what_is_half_written_goes_with_a_signal() {
         assert_eq!(names(&dir), ["f32.gguf"], "{args:?} {signal}");
     }
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_file_that_cannot_be_made_is_named_in_plain_words() {
+    let o = run(&["synth", "tiny", "-o", "/no/such/x.gguf"]);
+    ends(&o, 1);
+    assert_eq!(
+        err(&o),
+        "error: /no/such/x.gguf: No such file or directory\n"
+    );
 }
 
 #[test]

@@ -6,13 +6,14 @@ mod common;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{lemma, temp};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 const COLUMNS: u16 = 80;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -31,6 +32,10 @@ impl Terminal {
     }
 
     fn start_with(args: &[&str], editor: &str) -> Self {
+        Self::start_in("xterm", args, editor)
+    }
+
+    fn start_in(kind: &str, args: &[&str], editor: &str) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -49,9 +54,11 @@ impl Terminal {
             .unwrap();
         let side = || Stdio::from(slave.try_clone().unwrap());
         let child = lemma(args)
-            .env("TERM", "xterm")
+            .env("TERM", kind)
             .env("VISUAL", editor)
             .env("XDG_STATE_HOME", temp("state"))
+            // A shell gives every job a group of its own.
+            .process_group(0)
             .stdin(side())
             .stdout(side())
             .stderr(side())
@@ -109,6 +116,14 @@ impl Terminal {
         assert!(kill.status().unwrap().success());
     }
 
+    /// Leaves, and shows all that was on the screen.
+    #[track_caller]
+    fn leave_with_screen(self, look: impl Fn(&str)) {
+        let screen = Arc::clone(&self.screen);
+        self.leave();
+        look(&String::from_utf8_lossy(&screen.lock().unwrap()));
+    }
+
     #[track_caller]
     fn leave(mut self) {
         self.expect("> ");
@@ -162,10 +177,17 @@ fn commands_in_the_words_of_others() {
     let mut t = Terminal::start(&["--color", "never"]);
     t.say("/?", "this list");
     t.say("/set parameter temperature 0.25", "temperature = 0.25");
-    t.say("/set system be brief", "system message set");
+    t.say("/set system be brief", "no place for a system message");
     t.say("/set nothink", "thinking is off");
+    for wrong in ["top_k -3", "think_budget -9", "n_predict -9"] {
+        t.say(&format!("/set {wrong}"), "error: ");
+    }
+    t.say("/clear all", "/clear takes nothing");
+    t.say("/exit now", "/exit takes nothing");
     t.say("/set num_ctx 9", "hint: /show");
-    t.say("/show", "be brief");
+    let seen = t.say("/show", "be brief");
+    let temp = seen.lines().find(|l| l.contains("  temp ")).unwrap();
+    assert!(temp.trim_end().ends_with("set"), "{temp}");
     t.leave();
 }
 
@@ -235,4 +257,121 @@ fn json_is_for_one_answer() {
     let mut t = Terminal::start(&["-st", "-cnv", "-p", "What is 1+1?"]);
     t.expect("The answer is 2.");
     assert_eq!(t.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_line_that_is_no_text_costs_the_line_and_nothing_else() {
+    let mut t = Terminal::start(&["--color", "never", "--temp", "0"]);
+    t.say("What is 1+1?", "The answer is 2.");
+    t.expect("> ");
+    t.keyboard.write_all(b"What is \xff 2+2?\r").unwrap();
+    t.expect("note: the line was not UTF-8 and was dropped");
+    t.say("/context", "1 from you");
+    t.leave();
+}
+
+#[test]
+fn names_of_files_may_have_blanks() {
+    let path = temp("a question.txt");
+    std::fs::write(&path, "What is 1+1?\n").unwrap();
+    let name = path.to_str().unwrap();
+    let mut t = Terminal::start(&["--color", "never", "--temp", "0"]);
+    t.say(&format!("/read \"{name}\""), "The answer is 2.");
+    t.say(
+        &format!("/read {}", name.replace(' ', "\\ ")),
+        "The answer is 2.",
+    );
+    t.leave();
+    let _ = std::fs::remove_file(&path);
+}
+
+#[test]
+fn what_stands_between_fences_is_no_command() {
+    let mut t = Terminal::start(&["--color", "never", "-n", "8"]);
+    let seen = t.say("\"\"\"/help\"\"\"", "-n was reached");
+    assert!(!seen.contains("this list"), "{seen}");
+    t.leave();
+}
+
+#[test]
+fn an_interrupt_is_for_the_editor_while_it_runs() {
+    let mut t = Terminal::start_with(&["--color", "never"], "echo running >&2; sleep 1; true");
+    let draft = std::env::temp_dir().join(format!("lemma-{}.md", t.child.id()));
+    t.say("/edit", "running");
+    assert!(draft.exists());
+    t.signal("-INT");
+    t.expect("nothing was written");
+    assert!(!draft.exists());
+    t.say("/edit", "running");
+    t.signal("-TERM");
+    assert_eq!(t.child.wait().unwrap().code(), Some(143));
+    assert!(!draft.exists());
+}
+
+/// A conversation in the middle of a chain of thought, which is shown dim. With so small a pool it goes round for long.
+fn thinking() -> Terminal {
+    let pool = [
+        "--kv-policy",
+        "h2o",
+        "--kv-demote",
+        "none",
+        "--kv-budget",
+        "64",
+    ];
+    let mut t = Terminal::start(&[&["--temp", "0", "-t", "1"], &pool[..]].concat());
+    t.say("What is 8213746 * 95371?", "\x1b[2m");
+    t.expect("a1=");
+    t
+}
+
+/// Waits until something is so.
+#[track_caller]
+fn until(is: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is() {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn the_shell_gets_its_colours_back() {
+    for (signal, code) in [("-QUIT", 131), ("-TERM", 143)] {
+        let mut t = thinking();
+        t.signal(signal);
+        assert_eq!(t.child.wait().unwrap().code(), Some(code));
+        t.expect("\x1b[0m");
+    }
+}
+
+#[test]
+fn a_reply_that_was_stopped_goes_on() {
+    let mut t = thinking();
+    let echoes = |t: &Terminal| {
+        let modes = tcgetattr(&t.keyboard).unwrap().local_modes;
+        modes.contains(LocalModes::ECHO | LocalModes::ICANON)
+    };
+    assert!(!echoes(&t));
+    t.signal("-TSTP");
+    let stat = format!("/proc/{}/stat", t.child.id());
+    if std::path::Path::new(&stat).exists() {
+        until(|| std::fs::read_to_string(&stat).unwrap().contains(") T "));
+    }
+    until(|| echoes(&t));
+    t.expect("\x1b[0m");
+    t.signal("-CONT");
+    t.expect("\x1b[2m");
+    until(|| !echoes(&t));
+    t.signal("-INT");
+    t.expect("stopped; /continue goes on");
+    t.leave();
+}
+
+#[test]
+fn a_dumb_terminal_is_not_drawn_on() {
+    let mut t = Terminal::start_in("dumb", &["--temp", "0", "--think", "fold"], "vi");
+    t.expect("> ");
+    t.signal("-INT");
+    t.say("What is 8213746 * 95371?", "stop:eos");
+    t.leave_with_screen(|screen| assert!(!screen.contains('\x1b'), "{screen:?}"));
 }

@@ -41,6 +41,20 @@ fn the_long_help_documents_environment_and_exit_codes() {
 }
 
 #[test]
+fn the_help_of_an_evaluation_says_that_it_is_greedy() {
+    let text = out(&run(&["kv", "eval", "--help"]));
+    let temp = text.split("--temp <F>").nth(1).unwrap();
+    assert!(
+        temp.trim_start()
+            .lines()
+            .next()
+            .unwrap()
+            .ends_with("[default: 0]")
+    );
+    assert!(out(&run(&["--help"])).contains("[default: 0.8]"));
+}
+
+#[test]
 fn an_unknown_flag_is_answered_with_the_nearest() {
     for (args, near) in [
         (&["--tmep", "1"][..], "--temp"),
@@ -80,6 +94,14 @@ fn mistakes_of_usage_are_code_2_and_two_lines() {
         &["synth", "no-such-shape", "-o", "/dev/null/x"],
         &["-p", ""],
         &["-t", "100000", "-p", "x"],
+        &["-n", "-5", "-p", "x"],
+        &["-b", "0", "-p", "x"],
+        &["-ub", "0", "-p", "x"],
+        &["--top-p", "5", "-p", "x"],
+        &["--top-k", "-3", "-p", "x"],
+        &["bench", "-r", "0"],
+        &["synth", "tiny", "-o", "-"],
+        &["inspect", "--chat-template", "chatml"],
     ] {
         let o = run(args);
         ends(&o, 2);
@@ -102,7 +124,8 @@ fn a_missing_model_is_code_3_and_a_misspelt_command_is_recognised() {
         err(&o)
     );
     let o = run(&["bnech"]);
-    ends(&o, 2);
+    ends(&o, 3);
+    assert!(err(&o).contains("the command 'bench'"), "{}", err(&o));
     let o = run(&["inspcet", "-p", "x"]);
     ends(&o, 3);
     assert!(
@@ -118,6 +141,11 @@ fn habits_from_elsewhere_get_a_useful_answer() {
         (&["-hf", "a/b", "-p", "x"][..], 2, "nothing is downloaded"),
         (&["run", "llama3"], 2, "lemma -m FILE"),
         (&["serve"], 2, "no server"),
+        (&["-ot", "x"], 2, "-ncmoe"),
+        (&["-sp"], 2, "detokenize --special"),
+        (&["--prompt-cache", "x"], 2, "/save"),
+        (&["--override-kv", "x"], 2, "--chat-template"),
+        (&["--in-prefix", "x"], 2, "--chat-template"),
         (&["llama3.2", "-p", "x"], 3, "nothing is downloaded"),
         (&["-m", "a/b", "-p", "x"], 3, "nothing is downloaded"),
         (&["-m", "/", "-p", "x"], 3, "name the GGUF file in it"),
@@ -190,6 +218,9 @@ fn completions_are_scripts() {
         let o = run(&["completions", shell]);
         ends(&o, 0);
         assert!(out(&o).contains("lemma"));
+        assert!(out(&o).contains("lrfu"));
+        // fish is told of flags only.
+        assert!(shell == "fish" || out(&o).contains("tiny-qwen2"));
     }
     ends(&run(&["completions", "tcsh"]), 2);
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{ends, err, json, out, pipe, run};
+use common::{ends, err, json, out, pipe, run, temp};
 
 #[test]
 fn tokens_there_and_back() {
@@ -77,6 +77,35 @@ fn the_template_and_what_it_makes() {
         "{}",
         out(&o)
     );
+}
+
+#[test]
+fn errors_call_stdin_by_its_name() {
+    let o = pipe(&["template", "-f", "-"], b"no JSON\n");
+    ends(&o, 2);
+    assert!(err(&o).starts_with("error: stdin: not JSON"), "{}", err(&o));
+}
+
+#[test]
+fn a_template_that_was_given_is_not_the_model_s_fault() {
+    let path = temp("template.jinja");
+    std::fs::write(&path, "{% if").unwrap();
+    let file = path.to_str().unwrap();
+    for (args, name) in [
+        (["--chat-template", "{{ foo("], "--chat-template"),
+        (["--chat-template-file", file], file),
+    ] {
+        for command in [&["template"][..], &["-p", "x"]] {
+            let o = run(&[command, &args[..]].concat());
+            ends(&o, 2);
+            assert!(
+                err(&o).starts_with(&format!("error: {name}: ")),
+                "{}",
+                err(&o)
+            );
+        }
+    }
+    let _ = std::fs::remove_file(path);
 }
 
 #[test]

@@ -355,6 +355,24 @@ pub fn render(
     Ok(template.render(&input)?)
 }
 
+/// Whether the chat template of a model has a place for a system message. One that cannot be rendered says so when it is used.
+pub fn takes_system(model: &Model) -> bool {
+    let say = |role: Role| Message {
+        role,
+        content: format!("what the {} says", role.name()),
+        thinking: None,
+    };
+    let shown = |messages: &[Message]| {
+        let o = PromptOptions::default();
+        render(model.template()?, model.tokenizer(), messages, &o, true)
+    };
+    let with = shown(&[say(Role::System), say(Role::User)]);
+    match (with, shown(&[say(Role::User)])) {
+        (Ok(with), Ok(without)) => with != without,
+        _ => true,
+    }
+}
+
 fn mode(o: &PromptOptions) -> Reasoning {
     match o.reasoning {
         None => Reasoning::Auto,

@@ -250,6 +250,15 @@ pub fn escape(s: impl AsRef<[u8]>, max: usize) -> String {
     out
 }
 
+/// The text of an I/O error without Rust's "(os error 2)".
+pub fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
 /// True for characters that can act on a terminal, reorder text or hide in it.
 fn is_hostile(c: char) -> bool {
     c.is_control()

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::grammar::{Constraint, Grammar};
 use crate::options::Pin;
 use crate::repeat::{Circle, circle};
-use crate::sampling::{Choice, Sampled, Sampler};
+use crate::sampling::{Choice, Sampled, Sampler, log_prob};
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
 
@@ -24,7 +24,7 @@ pub struct GenOptions {
     pub ignore_eos: bool,
     /// Most tokens of thinking; the thinking is then closed and the answer begins.
     pub think_budget: Option<usize>,
-    /// Keep the log-probability of every token.
+    /// Keep the log-probability of every token: that of the model, before anything is done to its logits.
     pub logprobs: bool,
     /// What the answer keeps to. Thinking is free. When the grammar is complete and nothing may follow, the reply ends.
     pub grammar: Option<Grammar>,
@@ -111,7 +111,7 @@ pub struct Outcome {
     pub decode_s: f64,
     /// Seconds from the start to the first token.
     pub ttft_s: f64,
-    /// Ids and log-probabilities, if asked for.
+    /// Ids and log-probabilities, if asked for: of all tokens, those that closed the thinking and the one that ended the reply too.
     pub logprobs: Vec<(u32, f32)>,
     /// The last token, where it was sampled but did not enter the session.
     pub pending: Option<u32>,
@@ -213,10 +213,11 @@ fn reply(
         logprobs: Vec::new(),
         pending: None,
     };
-    // A grammar forbids tokens, and which ones is known only when the one before has come.
+    // A grammar forbids tokens, and which ones is known only when the one before has come. What the model thinks of a token is
+    // in the whole row.
     let choice = |sampler: &Sampler| match o.grammar {
-        None => sampler.choice(),
-        Some(_) => Choice::Open,
+        None if !o.logprobs => sampler.choice(),
+        _ => Choice::Open,
     };
     session.follow(choice(sampler));
     let fresh = &prompt.tokens[kept..];
@@ -280,16 +281,15 @@ fn reply(
                     Choice::Draw(d) => Some(sampler.sample_top(|list| session.top(d.top_k, list))?),
                     Choice::Open => None,
                 };
-                let s = match s {
-                    Some(s) => s,
-                    None => bound.sample(sampler, session.logits(), before)?,
-                };
-                if o.logprobs {
-                    out.logprobs.push((s.id, s.logprob));
+                match s {
+                    Some(s) => s.id,
+                    None => bound.sample(sampler, session.logits(), before)?.id,
                 }
-                s.id
             }
         };
+        if o.logprobs {
+            out.logprobs.push((id, log_prob(session.logits(), id)));
+        }
         sampler.accept(id);
         if out.n_think + out.n_answer == 0 {
             out.ttft_s = start.elapsed().as_secs_f64();

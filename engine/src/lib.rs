@@ -28,5 +28,6 @@ pub mod repeat;
 mod report;
 pub mod sampling;
 pub mod session;
+pub mod spelling;
 pub mod synth;
 pub mod tokenizer;

@@ -425,19 +425,37 @@ impl Session {
         let spare = (2 * self.page()).min(self.n_ctx as usize - self.pos() as usize - n);
         let room = self.cache.room_with_recycling();
         if n + spare > room {
-            return Err(report::prompt_too_long(
-                format!("a prompt of {n} tokens"),
-                format!(
-                    "at most {} in a KV pool of {} tokens",
-                    room.saturating_sub(spare),
-                    self.cache.n_slots() * self.page()
-                ),
-            )
-            .with_hint(
-                "a larger --kv-budget holds longer prompts; without it the pool grows with them",
-            ));
+            return Err(self.beyond_pool(n, spare, room));
         }
         Ok(())
+    }
+
+    /// A prompt of `n` tokens that the pool has no room for.
+    fn beyond_pool(&self, n: usize, spare: usize, room: usize) -> Error {
+        let pool = self.cache.n_slots() * self.page();
+        let expected = match room.saturating_sub(spare) {
+            0 => format!("a KV pool larger than {pool} tokens"),
+            most => format!("at most {most} in a KV pool of {pool} tokens"),
+        };
+        let error = report::prompt_too_long(format!("a prompt of {n} tokens"), expected);
+        match self.budget {
+            KvBudget::Tokens(_) => error.with_hint(format!(
+                "--kv-budget {} is enough; without it the pool grows with prompts",
+                self.enough(n + spare - room)
+            )),
+            _ => error.with_hint(
+                "a larger --kv-budget holds longer prompts; without it the pool grows with them",
+            ),
+        }
+    }
+
+    /// The smallest budget whose pool has room for so many tokens more; one page may hold several as cheaper types.
+    fn enough(&self, more: usize) -> usize {
+        let (layout, page) = (self.cache.layout(), self.page());
+        let now = layout.all_slots();
+        let most = layout.n_slots + more.div_ceil(page);
+        let holds = |&n: &usize| (layout.grown(n).all_slots() - now) * page >= more;
+        (layout.n_slots..most).find(holds).unwrap_or(most) * page
     }
 
     /// Tokens in a page.

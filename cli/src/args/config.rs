@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
-use lemma_engine::chat::{TEMPLATE_NAMES, named_template};
+use lemma_engine::chat::{ChatError, ChatTemplate, TEMPLATE_NAMES, named_template};
 use lemma_engine::grammar::GrammarSource;
 use lemma_engine::options::{BackendKind, KvBudget, KvOptions, LoadOptions};
 use lemma_engine::sampling::{SamplerOverrides, SamplerParams};
@@ -31,9 +31,10 @@ pub(crate) enum ModelSource {
     Bundled,
 }
 
-/// The sampling parameters that a command line and its environment set.
+/// The sampling parameters that a command line and its environment set, and those that were set since.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Sampling {
+    pub(crate) set: SamplerOverrides,
     pub(crate) flags: SamplerOverrides,
     pub(crate) env: SamplerOverrides,
 }
@@ -75,7 +76,8 @@ pub(crate) struct Prompt {
 pub(crate) fn sampling(matches: &ArgMatches) -> Result<Sampling> {
     let mut out = Sampling::default();
     for &key in SamplerParams::NAMES {
-        let layer = match matches.value_source(key) {
+        let source = matches.value_source(key);
+        let layer = match source {
             Some(ValueSource::CommandLine) => &mut out.flags,
             Some(ValueSource::EnvVariable) => &mut out.env,
             _ => continue,
@@ -91,10 +93,24 @@ pub(crate) fn sampling(matches: &ArgMatches) -> Result<Sampling> {
             layer.dry_sequence_breakers =
                 Some(values.into_iter().filter(|v| v != "none").collect());
         } else if let Some(last) = values.last() {
-            set(layer, key, last)?;
+            set(layer, key, last).map_err(|f| match source {
+                Some(ValueSource::EnvVariable) => of_variable(key, last, f),
+                _ => f,
+            })?;
         }
     }
     Ok(out)
+}
+
+/// What is wrong with the value of a variable.
+fn of_variable(key: &str, value: &str, failure: Failure) -> Failure {
+    let expected = failure.message.rsplit_once(", expected ");
+    let expected = expected.map_or("another value", |(_, e)| e);
+    Failure::usage(format!(
+        "LEMMA_{}: {:?}, expected {expected}",
+        key.to_ascii_uppercase(),
+        crate::term::escape(value)
+    ))
 }
 
 /// Sets a sampling parameter by its name, in llama.cpp's spelling too.
@@ -121,7 +137,7 @@ pub(crate) fn set(layer: &mut SamplerOverrides, name: &str, value: &str) -> Resu
 
 pub(crate) fn generate(args: &GenerateArgs, sampling: Sampling) -> Result<Generate> {
     Ok(Generate {
-        n_predict: args.n_predict.max(-1),
+        n_predict: n_predict("--predict", args.n_predict)?,
         stop: args
             .stop
             .iter()
@@ -130,18 +146,34 @@ pub(crate) fn generate(args: &GenerateArgs, sampling: Sampling) -> Result<Genera
             .collect(),
         ignore_eos: args.ignore_eos,
         reasoning: args.reasoning,
-        think_budget: match args.reasoning_budget {
-            None | Some(-1) => None,
-            Some(n) => Some(u32::try_from(n).map_err(|_| {
-                Failure::usage(format!(
-                    "--reasoning-budget {n}: expected -1 or a number of tokens"
-                ))
-            })?),
-        },
+        think_budget: tokens("--reasoning-budget", args.reasoning_budget.unwrap_or(-1))?,
         think: args.think,
         sampling,
         constraint: constraint(args)?,
     })
+}
+
+/// Tokens of a reply at most; -1 is no limit, and so is llama.cpp's -2.
+pub(crate) fn n_predict(name: &str, n: i64) -> Result<i64> {
+    match n {
+        -2 => Ok(-1),
+        -1.. => Ok(n),
+        _ => Err(not_tokens(name, n)),
+    }
+}
+
+/// A number of tokens; -1 is no limit.
+pub(crate) fn tokens(name: &str, n: i64) -> Result<Option<u32>> {
+    match n {
+        -1 => Ok(None),
+        n => u32::try_from(n).map(Some).map_err(|_| not_tokens(name, n)),
+    }
+}
+
+fn not_tokens(name: &str, n: i64) -> Failure {
+    Failure::usage(format!(
+        "{name} {n}: expected a number of tokens, or -1 for no limit"
+    ))
 }
 
 /// The one of four flags that says what answers keep to.
@@ -171,11 +203,11 @@ fn constraint(args: &GenerateArgs) -> Result<Option<Constraint>> {
 
 /// The model that the arguments name; `positional` is the bare word.
 pub(crate) fn model_source(
-    args: &ModelArgs,
+    named: Option<&PathBuf>,
     from_env: bool,
     positional: Option<&PathBuf>,
 ) -> Result<ModelSource> {
-    let path = match (positional, &args.model) {
+    let path = match (positional, named) {
         // A word on the command line says more than the environment.
         (Some(p), Some(m)) if !from_env && p != m => {
             return Err(Failure::usage(format!(
@@ -238,7 +270,8 @@ pub(crate) fn load_options(
 /// The source of the chat template that replaces the model's, if one was given: by name, in full, or in a file.
 pub(crate) fn chat_template(args: &ModelArgs) -> Result<Option<String>> {
     if let Some(path) = &args.chat_template_file {
-        return Ok(Some(text::of_file(path, MAX_PROMPT)?));
+        let source = text::of_file(path, MAX_PROMPT)?;
+        return compiling(&escape_path(path), source).map(Some);
     }
     let Some(given) = &args.chat_template else {
         return Ok(None);
@@ -260,7 +293,16 @@ pub(crate) fn chat_template(args: &ModelArgs) -> Result<Option<String>> {
             },
         );
     }
-    Ok(Some(given.clone()))
+    compiling("--chat-template", given.clone()).map(Some)
+}
+
+/// A template, if it is one. What is wrong with it is the fault of who gave it, and not of the model.
+fn compiling(name: &str, source: String) -> Result<String> {
+    match ChatTemplate::new(&source, "", "") {
+        Ok(_) => Ok(source),
+        Err(e @ ChatError::NoThread { .. }) => Err(lemma_engine::error::Error::from(e).into()),
+        Err(e) => Err(Failure::usage(crate::term::escape(&format!("{name}: {e}")))),
+    }
 }
 
 /// `-ngl`: nothing for as many as fit. As in llama.cpp, -1 is `auto`, and other negative numbers are `all`.
@@ -457,17 +499,15 @@ mod tests {
 
     #[test]
     fn one_model_is_enough() {
-        let named = ModelArgs {
-            model: Some("a".into()),
-            ..ModelArgs::default()
-        };
-        assert!(model_source(&named, false, Some(&"b".into())).is_err());
+        let named = PathBuf::from("a");
+        let named = Some(&named);
+        assert!(model_source(named, false, Some(&"b".into())).is_err());
         assert_eq!(
-            model_source(&named, true, Some(&"b".into())).unwrap(),
+            model_source(named, true, Some(&"b".into())).unwrap(),
             ModelSource::Path("b".into())
         );
         assert_eq!(
-            model_source(&named, true, None).unwrap(),
+            model_source(named, true, None).unwrap(),
             ModelSource::Path("a".into())
         );
     }

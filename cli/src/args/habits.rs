@@ -58,6 +58,27 @@ const ABSENT: &[(&[&str], &str)] = &[
         &["--keep-split"],
         "the parts of a split model become one file",
     ),
+    (
+        &["-ot", "--override-tensor"],
+        "-ngl and -ncmoe say what is on a GPU and what is not",
+    ),
+    (
+        &["-sp", "--special"],
+        "control tokens are no part of an answer; 'lemma detokenize --special' shows them",
+    ),
+    (&["-bf", "--binary-file"], "did you mean -f?"),
+    (
+        &["--prompt-cache", "--prompt-cache-all", "--prompt-cache-ro"],
+        "nothing is kept from run to run; in a conversation /save and /load do",
+    ),
+    (
+        &["--override-kv"],
+        "a model is run as its file says; --pre and --chat-template replace what is often wrong",
+    ),
+    (
+        &["--in-prefix", "--in-suffix", "--in-prefix-bos"],
+        "the chat template says what stands around a message; --chat-template takes another",
+    ),
     (&["--list-devices"], "'lemma devices' lists them"),
     // Words of other programs for what is here, too far off for an edit.
     (

@@ -26,10 +26,17 @@ Exit codes:
   3  model not found      thinking, or empty          143  SIGTERM
   4  model malformed   8  grammar or schema invalid   141  SIGPIPE
 
-Grammars and schemas (--grammar, --json-schema and their files) rule the answer, not the thinking before it. An object whose schema
-lists properties has no others unless additionalProperties says so. 'lemma batch' takes grammar and json_schema in requests.
+Grammars and schemas (--grammar, --json-schema and their files) rule the answer, not the thinking before it. An object \
+whose schema lists properties has no others unless additionalProperties says so. 'lemma batch' takes grammar and \
+json_schema in requests.
 
 Flags that llama.cpp has and that change nothing here (-fa, --mlock, --no-mmap, --jinja, -nkvo …) are accepted and ignored.";
+
+/// The end of `lemma batch --help`.
+pub(crate) const REQUESTS: &str = "\
+A request has a prompt (a text) or messages (as in {\"role\":\"user\",\"content\":\"...\"}), and may have an id, system, n, stop, think, \
+think_budget, kv_budget, json_schema, grammar, logprobs (true: the natural logarithm of the probability that the model gives to each token, \
+whatever the sampler makes of it), and sampling parameters by their names (temp, top_k, seed ...).";
 
 /// The help of `--kv-policy`, from the engine's table.
 pub(crate) fn policies() -> String {

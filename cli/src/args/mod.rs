@@ -8,6 +8,7 @@ pub(crate) mod config;
 mod habits;
 pub(crate) mod help;
 pub(crate) mod kv;
+mod names;
 pub(crate) mod tools;
 pub(crate) mod typed;
 
@@ -34,12 +35,27 @@ pub(crate) struct Invocation {
     pub(crate) cli: Cli,
     /// Matches of the command that runs: the subcommand's, or the root's.
     pub(crate) matches: ArgMatches,
+    /// Flags that the environment has set, and the variables.
+    from_env: Vec<(String, String)>,
 }
 
 impl Invocation {
     /// Whether the model was named by the environment alone.
     pub(crate) fn model_from_env(&self) -> bool {
         self.matches.value_source("model") == Some(ValueSource::EnvVariable)
+    }
+
+    /// An error of usage that names a flag names the variable, if that is where the value is from.
+    pub(crate) fn name_variable(&self, mut failure: Failure) -> Failure {
+        for (flag, variable) in &self.from_env {
+            if let Some(rest) = failure.message.strip_prefix(flag)
+                && rest.starts_with([' ', ':'])
+            {
+                failure.message = format!("{variable}{rest}");
+                break;
+            }
+        }
+        failure
     }
 
     /// The flags that every command takes.
@@ -69,24 +85,53 @@ impl Invocation {
     }
 }
 
+/// The whole command line, where a flag that several commands share means something else in one of them.
+fn command() -> clap::Command {
+    let greedy = "Temperature; 0: always the most likely token [default: 0]";
+    let eval = |c: clap::Command| c.mut_arg("temp", |a| a.help(greedy));
+    Cli::command().mut_subcommand("kv", |kv| kv.mut_subcommand("eval", eval))
+}
+
 /// Parses the arguments of the process.
 pub(crate) fn parse(argv: Vec<OsString>) -> Result<Parsed> {
-    let root = without_empty_variables(Cli::command());
+    let root = without_empty_variables(command());
     let argv = argv::normalize(argv, &root)?;
     let command = command_of(&argv, &root);
+    let variables = variables(&argv, &root);
     let matches = match root.try_get_matches_from(argv) {
         Ok(matches) => matches,
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return Ok(Parsed::Text(e.render().to_string()));
         }
-        Err(e) => return Err(usage(&e, &command)),
+        Err(e) => return Err(usage(&e, &command, &variables)),
     };
-    let cli = Cli::from_arg_matches(&matches).map_err(|e| usage(&e, &command))?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|e| usage(&e, &command, &variables))?;
     let mut matches = matches;
     while let Some((_, sub)) = matches.subcommand() {
         matches = sub.clone();
     }
-    Ok(Parsed::Run(Box::new(Invocation { cli, matches })))
+    Ok(Parsed::Run(Box::new(Invocation {
+        cli,
+        matches,
+        from_env: variables,
+    })))
+}
+
+/// The flags of a line's command that are not on the line and whose variables are set.
+fn variables(argv: &[OsString], root: &clap::Command) -> Vec<(String, String)> {
+    let given = |flag: &str| {
+        let words = argv.iter().filter_map(|w| w.to_str());
+        words
+            .filter_map(|w| w.strip_prefix(flag))
+            .any(|rest| rest.is_empty() || rest.starts_with('='))
+    };
+    let set = |arg: &clap::Arg| {
+        let variable = arg.get_env().filter(|v| std::env::var_os(v).is_some())?;
+        let flag = format!("--{}", arg.get_long()?);
+        (!given(&flag)).then(|| (flag, variable.to_string_lossy().into_owned()))
+    };
+    let command = innermost(argv, root).last().copied().unwrap_or(root);
+    command.get_arguments().filter_map(set).collect()
 }
 
 /// A variable that is set to nothing (`LEMMA_MODEL= lemma`) counts as one that is not set, as in git.
@@ -102,20 +147,32 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 
 /// The command that a line names, with its words: "lemma kv eval".
 fn command_of(argv: &[OsString], root: &clap::Command) -> String {
-    let mut path = root.get_name().to_owned();
+    let names = innermost(argv, root).into_iter().map(|c| c.get_name());
+    let names: Vec<&str> = std::iter::once(root.get_name()).chain(names).collect();
+    names.join(" ")
+}
+
+/// The commands that a line names, each in the one before.
+fn innermost<'c>(argv: &[OsString], root: &'c clap::Command) -> Vec<&'c clap::Command> {
+    let mut path = Vec::new();
     let mut command = root;
     for word in argv.iter().skip(1) {
         match command.get_subcommands().find(|c| word == c.get_name()) {
             Some(inner) => command = inner,
             None => break,
         }
-        path.push_str(&format!(" {}", command.get_name()));
+        path.push(command);
     }
     path
 }
 
 /// clap's error as a failure: its first line, and its tips as the hint.
-fn usage(e: &clap::Error, command: &str) -> Failure {
+fn usage(e: &clap::Error, command: &str, variables: &[(String, String)]) -> Failure {
+    let flag = |shown: &str| {
+        let flag = flag(shown);
+        let set = variables.iter().find(|(f, _)| f == flag);
+        set.map_or(flag, |(_, variable)| variable).to_owned()
+    };
     let text = |kind| match e.get(kind) {
         Some(ContextValue::String(s)) => Some(s.clone()),
         Some(ContextValue::Strings(s)) if !s.is_empty() => Some(s.join(", ")),

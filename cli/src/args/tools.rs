@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 
+use super::names::{Names, shapes};
 use super::typed::{
-    CommonArgs, ComputeArgs, GenerateArgs, ISAS, KvArgs, ModelArgs, OffloadArgs, SamplingArgs,
+    CommonArgs, ComputeArgs, FileArgs, GenerateArgs, ISAS, KvArgs, ModelArgs, OffloadArgs,
+    SamplingArgs,
 };
 
 #[derive(Debug, Args)]
@@ -13,7 +15,7 @@ pub(crate) struct BatchArgs {
     /// Requests, one JSON object a line; stdin if absent or "-"
     #[arg(value_name = "REQUESTS", value_hint = ValueHint::FilePath)]
     pub(crate) input: Option<PathBuf>,
-    /// Append results here and skip requests that it already answers
+    /// Append results here; skip requests that it already answers, try those again that failed, note what fails in the same way once
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) output: Option<PathBuf>,
     /// System message for requests that bring a prompt only [short: -sys]
@@ -118,8 +120,8 @@ pub(crate) struct BenchArgs {
     #[arg(short = 'd', long, value_name = "N,…", default_value = "0")]
     pub(crate) n_depth: String,
     /// Repetitions
-    #[arg(short, long, value_name = "N", default_value_t = 5)]
-    pub(crate) repetitions: usize,
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repetitions: u32,
     /// Worker threads, several with commas [default: physical cores]
     #[arg(
         short,
@@ -161,11 +163,12 @@ pub(crate) struct BenchArgs {
         long,
         value_name = "N",
         hide_short_help = true,
-        default_value_t = 2048
+        default_value_t = 2048,
+        value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub(crate) batch_size: u32,
     /// Tokens of a prompt in one forward pass [short: -ub]
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ubatch_size: u32,
     #[command(flatten)]
     pub(crate) kv: KvArgs,
@@ -244,25 +247,19 @@ pub(crate) struct TemplateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// GGUF file
-    #[arg(value_name = "MODEL", value_hint = ValueHint::FilePath)]
-    pub(crate) positional: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
     /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// GGUF file
-    #[arg(value_name = "MODEL", value_hint = ValueHint::FilePath)]
-    pub(crate) positional: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) model: ModelArgs,
+    pub(crate) file: FileArgs,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }
@@ -270,7 +267,7 @@ pub(crate) struct CheckArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SynthArgs {
     /// Shape to make; --list names them
-    #[arg(value_name = "SHAPE", required_unless_present = "list")]
+    #[arg(value_name = "SHAPE", required_unless_present = "list", value_parser = Names(shapes), hide_possible_values = true)]
     pub(crate) shape: Option<String>,
     /// Type of the weights
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m")]

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::kv::KvCommandArgs;
+use super::names::{Names, policies};
 use super::tools::{
     BatchArgs, BenchArgs, CheckArgs, CompletionsArgs, DetokenizeArgs, DevicesArgs, InspectArgs,
     PerplexityArgs, QuantizeArgs, ScoreArgs, SynthArgs, TemplateArgs, TokenizeArgs,
@@ -50,6 +51,7 @@ pub(crate) struct Cli {
 )]
 pub(crate) enum Command {
     /// Answer the requests of a JSONL file, one result a line; resumable
+    #[command(after_help = super::help::REQUESTS)]
     Batch(BatchArgs),
     /// Log-probabilities of given texts, JSONL in and out
     Score(ScoreArgs),
@@ -104,6 +106,17 @@ pub(crate) struct RunArgs {
     pub(crate) compute: ComputeArgs,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
+}
+
+/// A file that is looked at and not run.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct FileArgs {
+    /// GGUF file, or the first part of a split one
+    #[arg(value_name = "MODEL", value_hint = ValueHint::FilePath)]
+    pub(crate) positional: Option<PathBuf>,
+    /// The same
+    #[arg(short, long, value_name = "FILE", env = "LEMMA_MODEL", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub(crate) model: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, Args)]
@@ -372,7 +385,7 @@ pub(crate) struct KvArgs {
     #[arg(long, value_name = "MIB", hide_short_help = true)]
     pub(crate) kv_mem: Option<u32>,
     /// Which page gives its place away when the pool is full [default: raas]
-    #[arg(long, value_name = "NAME[:KEY=VALUE,…]", env = "LEMMA_KV_POLICY", hide_env = true, help = super::help::policies())]
+    #[arg(long, value_name = "NAME[:KEY=VALUE,…]", env = "LEMMA_KV_POLICY", hide_env = true, help = super::help::policies(), value_parser = Names(policies), hide_possible_values = true)]
     pub(crate) kv_policy: Option<String>,
     /// What counts as a hit (raas, lrfu, lag): a page with more attention mass than this [default: 0.5]
     #[arg(
@@ -525,10 +538,11 @@ pub(crate) struct ComputeArgs {
         long,
         value_name = "N",
         hide_short_help = true,
-        default_value_t = 2048
+        default_value_t = 2048,
+        value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub(crate) batch_size: u32,
     /// Tokens of a prompt in one forward pass [short: -ub]
-    #[arg(long, value_name = "N", hide_short_help = true, default_value_t = 512)]
+    #[arg(long, value_name = "N", hide_short_help = true, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ubatch_size: u32,
 }

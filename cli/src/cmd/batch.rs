@@ -1,9 +1,11 @@
 //! `lemma batch`: one request a line in, one result a line out.
 //!
 //! A line that fails gives an error record and the run goes on; the exit code says at the end that some did (9). With `-o` the run
-//! can be repeated: results are appended, and requests that the file already answers are skipped. A line of the file that was cut
-//! when a run was killed is removed first. Requests without an id go by the number of their line. An id is there once: a second request
-//! with it fails, since its result could not be told from the first one's, and a run that is repeated would take it for done.
+//! can be repeated: results are appended, and requests that the file already answers are skipped. Those that failed are tried again,
+//! since they may have been mended; what fails as it did before is not noted again. A line of the file that was cut when a run was killed
+//! is removed first. Requests without an id go by the number of their line. An id is there once: a second request with it fails, since its
+//! result could not be told from the first one's, and a run that is repeated would take it for done. The record of that failure has
+//! no id, so that who looks an id up finds the answer.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -11,7 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
 use std::path::Path;
 
-use lemma_engine::conversation::{Conversation, PromptOptions, Role};
+use lemma_engine::conversation::{Conversation, PromptOptions, Role, takes_system};
 use lemma_engine::generate::{Prompt, generate};
 use lemma_engine::grammar::Grammar;
 use lemma_engine::options::{KvBudget, LoadOptions};
@@ -24,10 +26,10 @@ use crate::args::config::{self, Generate};
 use crate::args::tools::BatchArgs;
 use crate::fail::{Failure, INTERRUPT, Result};
 use crate::load::{self, Loaded};
-use crate::reply::{Mode, Printer};
+use crate::reply::{Mode, Pool, Printer};
 use crate::request::{Request, id_of, message};
 use crate::signals::{self, Polling};
-use crate::term::Term;
+use crate::term::{Style, Term};
 use crate::trace::Trace;
 use crate::{out, record, run, sampling};
 
@@ -39,6 +41,8 @@ struct Batch<'a> {
     generate: Generate,
     term: Term,
     base_seed: Option<u64>,
+    /// It has been said that system messages are lost.
+    told_system: bool,
     trace: Option<Trace>,
     /// What requests that name nothing else keep to.
     grammar: Option<Grammar>,
@@ -47,7 +51,8 @@ struct Batch<'a> {
 }
 
 pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Result {
-    let source = config::model_source(&args.model, invocation.model_from_env(), None)?;
+    let source =
+        config::model_source(args.model.model.as_ref(), invocation.model_from_env(), None)?;
     let load = config::load_options(&args.model, &args.kv, &args.compute)?;
     let generate = config::generate(&args.generate, config::sampling(&invocation.matches)?)?;
     let mut lines = Lines::open(args.input.as_deref())?;
@@ -73,6 +78,7 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
         generate,
         term,
         base_seed: None,
+        told_system: false,
         trace: Trace::open(args.kv.kv_trace.as_deref())?,
         conversation: None,
     };
@@ -85,12 +91,16 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
         let id = text.as_ref().ok().and_then(|t| id_of(t));
         // The frame of a record needs an id to be found again.
         let id = id.unwrap_or_else(|| number.into());
+        let mut twice = false;
         let result = match seen.entry(id.to_string()) {
-            Entry::Occupied(first) => Err(Failure::usage(format!(
-                "the id {} is that of line {}, expected one of its own",
-                crate::term::escape(first.key()),
-                first.get()
-            ))),
+            Entry::Occupied(first) => {
+                twice = true;
+                Err(Failure::usage(format!(
+                    "the id {} is that of line {}, expected one of its own",
+                    crate::term::escape(first.key()),
+                    first.get()
+                )))
+            }
             Entry::Vacant(place) => {
                 place.insert(number);
                 if output.has(&id) {
@@ -109,16 +119,25 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
                 (record, ok)
             }
             Err(f) if f.is_quiet() => return Err(f),
-            Err(f) => (record::error(Some(&id), &lines.locate(number, f)), false),
+            Err(f) => {
+                let id = Some(&id).filter(|_| !twice);
+                (record::error(id, &lines.locate(number, f)), false)
+            }
         };
         done += 1;
         failed += usize::from(!ok);
-        output.write(&record)?;
-        if term.err_tty && args.output.is_some() {
-            out::err(&format!("\r\x1b[K{done} done, {failed} failed"));
+        if ok || !output.failed.contains(&failure_of(&record)) {
+            output.write(&record)?;
+        }
+        if args.output.is_some() {
+            out::transient(
+                &term,
+                &format!("{done} done, {failed} failed"),
+                Style::default(),
+            );
         }
     }
-    if term.err_tty && args.output.is_some() && done > 0 {
+    if term.can_redraw() && args.output.is_some() && done > 0 {
         out::err("\n");
     }
     let interrupted = signals::interrupted();
@@ -173,13 +192,12 @@ impl Batch<'_> {
         conversation.session_mut().clear();
 
         let chat = !self.args.no_conversation && (model.has_template() || r.prompt.is_none());
-        let pool = String::new();
         let mut printer = Printer::new(
             &self.term,
             Mode::Silent,
             Some(crate::args::typed::ThinkShow::Hide),
             false,
-            pool,
+            Pool::default(),
         );
         let outcome = if chat {
             let mut messages = r.messages.clone();
@@ -190,6 +208,10 @@ impl Batch<'_> {
                 .filter(|_| r.prompt.is_some() && messages[0].role != Role::System)
             {
                 messages.insert(0, message(Role::System, system.clone()));
+            }
+            if messages[0].role == Role::System && !self.told_system && !takes_system(&model) {
+                self.told_system = true;
+                run::note_lost_system(self.term.err_style);
             }
             conversation.set_messages(messages);
             let reasoning = r.think.or(run::reasoning(self.generate.reasoning));
@@ -241,19 +263,28 @@ impl Batch<'_> {
 const RECORD: &str = "{\"v\":1,\"id\":";
 
 /// Where results go.
+#[derive(Default)]
 struct Output {
     /// `None`: stdout.
     file: Option<(File, std::path::PathBuf)>,
     done: HashSet<String>,
+    /// What failed, as far as it would fail in the same way again.
+    failed: HashSet<String>,
+}
+
+/// What two records of the same failure have in common.
+fn failure_of(record: &Value) -> String {
+    let mut record = record.clone();
+    if let Some(r) = record.as_object_mut() {
+        r.remove("timing");
+    }
+    record.to_string()
 }
 
 impl Output {
     fn open(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path.filter(|p| p.as_os_str() != "-") else {
-            return Ok(Self {
-                file: None,
-                done: HashSet::new(),
-            });
+            return Ok(Self::default());
         };
         let failed = |e: std::io::Error| Failure::file(path, &e);
         // A pipe or a device has nothing to go on from.
@@ -261,7 +292,7 @@ impl Output {
             let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
             return Ok(Self {
                 file: Some((file, path.to_owned())),
-                done: HashSet::new(),
+                ..Self::default()
             });
         }
         let open = OpenOptions::new()
@@ -271,7 +302,8 @@ impl Output {
             .truncate(false)
             .open(path);
         let mut file = open.map_err(failed)?;
-        let (done, whole, rest) = Self::results(&file).map_err(failed)?;
+        let mut output = Self::default();
+        let (whole, rest) = output.read(&file).map_err(failed)?;
         // What a run left that was killed goes; a text that somebody wrote does not.
         let head = RECORD.as_bytes();
         if !rest.starts_with(head) && !head.starts_with(&rest) {
@@ -284,15 +316,12 @@ impl Output {
         file.set_len(whole)
             .and_then(|()| file.seek(std::io::SeekFrom::End(0)))
             .map_err(failed)?;
-        Ok(Self {
-            file: Some((file, path.to_owned())),
-            done,
-        })
+        output.file = Some((file, path.to_owned()));
+        Ok(output)
     }
 
-    /// The ids that succeeded, the length of the file up to its last whole line, and what follows.
-    fn results(file: &File) -> std::io::Result<(HashSet<String>, u64, Vec<u8>)> {
-        let mut done = HashSet::new();
+    /// Notes what is done; returns the length of the file up to its last whole line, and what follows.
+    fn read(&mut self, file: &File) -> std::io::Result<(u64, Vec<u8>)> {
         let mut whole = 0;
         let mut reader = BufReader::new(file);
         let mut line = Vec::new();
@@ -300,14 +329,13 @@ impl Output {
             line.clear();
             let n = reader.read_until(b'\n', &mut line)?;
             if n == 0 || line.last() != Some(&b'\n') {
-                return Ok((done, whole, line));
+                return Ok((whole, line));
             }
             whole += n as u64;
-            // A request that failed is tried again.
-            if let Ok(v) = serde_json::from_slice::<Value>(&line)
-                && v["ok"] == true
-            {
-                done.insert(v["id"].to_string());
+            match serde_json::from_slice::<Value>(&line) {
+                Ok(v) if v["ok"] == true => drop(self.done.insert(v["id"].to_string())),
+                Ok(v) => drop(self.failed.insert(failure_of(&v))),
+                Err(_) => {}
             }
         }
     }
@@ -318,10 +346,10 @@ impl Output {
 
     fn write(&mut self, record: &Value) -> Result {
         match &mut self.file {
-            None => out::line(&record.to_string()),
+            None => out::json(record),
             // One write: a run that is killed leaves whole lines, or one that is recognised as cut.
             Some((file, path)) => file
-                .write_all(format!("{record}\n").as_bytes())
+                .write_all(format!("{}\n", record::text(record)).as_bytes())
                 .map_err(|e| Failure::file(path, &e)),
         }
     }

@@ -11,7 +11,7 @@ use crate::args::tools::CheckArgs;
 use crate::fail::{Failure, INTERRUPT, MALFORMED, Result};
 use crate::signals::{self, Polling};
 use crate::stats::grouped;
-use crate::term::{Style, Term, escape, transient};
+use crate::term::{Style, Term, escape};
 use crate::{load, out, repl};
 
 /// Values that are decoded at a time.
@@ -19,9 +19,9 @@ const CHUNK: usize = 1 << 16;
 
 pub(crate) fn run(args: &CheckArgs, invocation: &Invocation, term: Term) -> Result {
     let source = config::model_source(
-        &args.model,
+        args.file.model.as_ref(),
         invocation.model_from_env(),
-        args.positional.as_ref(),
+        args.file.positional.as_ref(),
     )?;
     let file = load::gguf(&source)?;
     let name = escape(file.name());
@@ -58,18 +58,10 @@ pub(crate) fn run(args: &CheckArgs, invocation: &Invocation, term: Term) -> Resu
         if signals::interrupted() {
             return Err(Failure::quiet(INTERRUPT));
         }
-        if term.err_tty {
-            out::err(&transient(
-                &escape(&t.name),
-                Term::width(),
-                Style::default(),
-            ));
-        }
+        out::transient(&term, &escape(&t.name), Style::default());
     }
     drop(polling);
-    if term.err_tty {
-        out::err("\r\x1b[K");
-    }
+    out::erase(&term);
     out::line(&format!(
         "weights: {} values read, {}",
         grouped(n_values),

@@ -22,7 +22,7 @@ pub(crate) fn run(args: &DevicesArgs) -> Result {
             })
         });
         let all: Vec<_> = std::iter::once(cpu).chain(gpus).collect();
-        return out::line(&json!(all).to_string());
+        return out::json(&json!(all));
     }
     out::line(&format!(
         "cpu    {}, {threads} threads, {}{}",

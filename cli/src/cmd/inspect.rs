@@ -24,13 +24,13 @@ const JSON_ELEMENTS: usize = 64;
 
 pub(crate) fn run(args: &InspectArgs, invocation: &Invocation, term: Term) -> Result {
     let source = config::model_source(
-        &args.model,
+        args.file.model.as_ref(),
         invocation.model_from_env(),
-        args.positional.as_ref(),
+        args.file.positional.as_ref(),
     )?;
     let file = load::gguf(&source)?;
     if args.json {
-        return out::line(&as_json(&file).to_string());
+        return out::json(&as_json(&file));
     }
     let style = term.out_style;
     let mut text = format!(

@@ -20,6 +20,7 @@ use std::io::{BufRead, BufReader, IsTerminal as _, stdin};
 use std::path::{Path, PathBuf};
 
 use crate::fail::{BATCH, Failure, Result};
+use crate::stats::counted;
 use crate::term::escape_path;
 use crate::text::{self, MAX_INPUT};
 
@@ -188,10 +189,14 @@ pub(crate) fn verdict(failed: usize, total: usize) -> Result {
     if failed == 0 {
         return Ok(());
     }
-    Err(
-        Failure::new(BATCH, format!("{failed} of {total} requests failed"))
-            .hint("their records have \"ok\":false"),
+    Err(Failure::new(
+        BATCH,
+        format!(
+            "{failed} of {} failed",
+            counted(total as u64, "request", "requests")
+        ),
     )
+    .hint("records of failures have \"ok\":false"))
 }
 
 /// Whether two names lead to one file.
@@ -203,6 +208,11 @@ pub(crate) fn is_same_file(a: &Metadata, b: &Metadata) -> bool {
 /// Refuses to write a model over what somebody may want to keep. An empty file (of `mktemp`) is nothing to keep.
 pub(crate) fn free(output: &Path, force: bool) -> Result {
     let name = escape_path(output);
+    if output.as_os_str() == "-" {
+        return Err(Failure::usage(
+            "-: a model is not written to stdout, expected a file to write",
+        ));
+    }
     match output.metadata() {
         Ok(there) if there.is_dir() => Err(Failure::usage(format!(
             "{name}: is a directory, expected a file to write"

@@ -14,7 +14,7 @@ use crate::args::config;
 use crate::args::tools::PerplexityArgs;
 use crate::fail::{Failure, INTERRUPT, Result};
 use crate::signals::{self, Polling};
-use crate::term::Term;
+use crate::term::{Style, Term};
 use crate::{load, out, record, trace};
 
 /// llama-perplexity's default.
@@ -22,7 +22,8 @@ const WINDOW: u32 = 512;
 
 pub(crate) fn run(args: &PerplexityArgs, invocation: &Invocation, term: Term) -> Result {
     out::check()?;
-    let source = config::model_source(&args.model, invocation.model_from_env(), None)?;
+    let source =
+        config::model_source(args.model.model.as_ref(), invocation.model_from_env(), None)?;
     let mut options = config::load_options(&args.model, &args.kv, &args.compute)?;
     let text = input_text(args.prompt.as_ref(), args.file.as_deref())?;
     let model = load::model(&source, &options)?.model;
@@ -63,33 +64,23 @@ pub(crate) fn run(args: &PerplexityArgs, invocation: &Invocation, term: Term) ->
         if signals::interrupted() {
             return Err(Failure::quiet(INTERRUPT));
         }
-        if term.err_tty {
-            out::err(&format!(
-                "\r\x1b[K[{}/{total}] {:.4}",
-                i + 1,
-                sum.perplexity()
-            ));
-        }
+        let so_far = format!("[{}/{total}] {:.4}", i + 1, sum.perplexity());
+        out::transient(&term, &so_far, Style::default());
     }
     drop(polling);
-    if term.err_tty {
-        out::err("\r\x1b[K");
-    }
+    out::erase(&term);
     if args.json {
-        return out::line(
-            &json!({
-                "ppl": record::number(sum.perplexity()),
-                "ppl_error": record::number(sum.error()),
-                "nll": record::number(sum.mean()),
-                "n_tokens": tokens.len(),
-                "n_scored": sum.n,
-                "n_chunks": total,
-                "n_ctx": window,
-                "stride": args.ppl_stride,
-                "model": model.name(),
-            })
-            .to_string(),
-        );
+        return out::json(&json!({
+            "ppl": record::number(sum.perplexity()),
+            "ppl_error": record::number(sum.error()),
+            "nll": record::number(sum.mean()),
+            "n_tokens": tokens.len(),
+            "n_scored": sum.n,
+            "n_chunks": total,
+            "n_ctx": window,
+            "stride": args.ppl_stride,
+            "model": model.name(),
+        }));
     }
     out::line(&format!(
         "Final estimate: PPL = {:.4} +/- {:.5} ({} tokens scored in {total} chunks of {window})",

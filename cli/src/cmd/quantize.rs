@@ -13,7 +13,7 @@ use crate::args::tools::QuantizeArgs;
 use crate::fail::{Failure, INTERRUPT, Result};
 use crate::signals::{self, Polling, Unfinished};
 use crate::stats::grouped;
-use crate::term::{Style, Term, escape, escape_path, transient};
+use crate::term::{Style, Term, escape, escape_path};
 use crate::{load, out, repl};
 
 pub(crate) fn run(args: &QuantizeArgs, term: Term) -> Result {
@@ -58,17 +58,15 @@ pub(crate) fn run(args: &QuantizeArgs, term: Term) -> Result {
     let mut shown = u64::MAX;
     let done = quantize::write_file(&file, &plan, n_threads, path, &mut |done, total| {
         let percent = done * 100 / total.max(1);
-        if term.err_tty && percent != shown {
+        if percent != shown {
             shown = percent;
             let text = format!("writing {name}: {percent} %");
-            out::err(&transient(&text, Term::width(), Style::default()));
+            out::transient(&term, &text, Style::default());
         }
         !signals::interrupted()
     });
     drop((polling, unfinished));
-    if term.err_tty {
-        out::err("\r\x1b[K");
-    }
+    out::erase(&term);
     if !done? {
         return Err(Failure::quiet(INTERRUPT));
     }

@@ -38,7 +38,8 @@ struct Logits<'a> {
 
 pub(crate) fn run(args: &ScoreArgs, invocation: &Invocation) -> Result {
     out::check()?;
-    let source = config::model_source(&args.model, invocation.model_from_env(), None)?;
+    let source =
+        config::model_source(args.model.model.as_ref(), invocation.model_from_env(), None)?;
     let options = config::load_options(&args.model, &args.kv, &args.compute)?;
     let mut lines = Lines::open(args.file.as_deref())?;
     let model = load::model(&source, &options)?.model;
@@ -82,7 +83,7 @@ pub(crate) fn run(args: &ScoreArgs, invocation: &Invocation) -> Result {
                 record::error(id.as_ref(), &lines.locate(number, f))
             }
         };
-        out::line(&record.to_string())?;
+        out::json(&record)?;
     }
     if let Some(l) = &mut logits {
         l.file.flush().map_err(|e| Failure::file(l.path, &e))?;

@@ -10,7 +10,7 @@ use crate::args::argv::nearest;
 use crate::args::tools::SynthArgs;
 use crate::fail::{Failure, Result};
 use crate::signals::Unfinished;
-use crate::term::{Term, escape_path};
+use crate::term::{Style, Term, escape_path};
 use crate::{out, repl};
 
 pub(crate) fn run(args: &SynthArgs, term: Term) -> Result {
@@ -43,18 +43,14 @@ pub(crate) fn write(shape: &str, ty: &str, path: &Path, seed: u64, term: Term) -
     write_file(shape, ty, seed, path, &mut |done, total| {
         size = total;
         let percent = done * 100 / total.max(1);
-        if term.err_tty && percent != shown {
+        if percent != shown {
             shown = percent;
-            out::err(&format!(
-                "\r\x1b[Kwriting {}: {percent} %",
-                escape_path(path)
-            ));
+            let text = format!("writing {}: {percent} %", escape_path(path));
+            out::transient(&term, &text, Style::default());
         }
     })?;
     drop(unfinished);
-    if term.err_tty {
-        out::err("\r\x1b[K");
-    }
+    out::erase(&term);
     Ok(size)
 }
 

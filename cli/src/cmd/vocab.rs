@@ -22,7 +22,7 @@ use crate::{load, out, record};
 /// The file of the arguments and its tokenizer.
 fn open(args: &ModelArgs, invocation: &Invocation) -> Result<(GgufFile, Tokenizer)> {
     let file = load::gguf(&config::model_source(
-        args,
+        args.model.as_ref(),
         invocation.model_from_env(),
         None,
     )?)?;
@@ -148,7 +148,7 @@ fn each_line(
                 record::error(id.as_ref(), &lines.locate(number, e))
             }
         };
-        out::line(&record.to_string())?;
+        out::json(&record)?;
     }
     verdict(failed, total)
 }
@@ -184,7 +184,10 @@ pub(crate) fn template(args: &TemplateArgs, invocation: &Invocation, term: Term)
         (Some(p), _) => vec![message(Role::User, p.clone())],
         (None, Some(path)) => {
             let text = input_text(None, Some(path))?;
-            let name = crate::term::escape_path(path);
+            let name = match path.as_os_str() == "-" {
+                true => "stdin".to_owned(),
+                false => crate::term::escape_path(path),
+            };
             let json: Value = serde_json::from_str(&text).map_err(|e| {
                 Failure::usage(format!("{name}: not JSON: {}", escape(&e.to_string())))
             })?;

@@ -1,19 +1,17 @@
 //! What the commands do.
 
-use std::path::{Path, PathBuf};
-
 use lemma_engine::conversation::{Conversation, Role};
 use lemma_engine::session::Session;
 
 use super::commands::{self, Action, SETTINGS};
+use super::files::path_of;
 use super::kv::{self, Snapshot, Spans};
 use super::{Next, Repl, size, transcript};
 use crate::args::config::{self, ModelSource};
 use crate::args::typed::{OnOffAuto, ThinkShow};
 use crate::fail::{Failure, Result};
-use crate::stats::grouped;
-use crate::term::{Term, escape, escape_path};
-use crate::text::{self, MAX_PROMPT};
+use crate::stats::{counted, grouped};
+use crate::term::{Term, escape};
 use crate::{load, out, sampling};
 
 impl Repl {
@@ -79,6 +77,7 @@ impl Repl {
             text => {
                 self.conversation.set_system(Some(text.to_owned()));
                 self.say_dim("system message set");
+                self.look_at_system();
             }
         }
     }
@@ -119,10 +118,10 @@ impl Repl {
         };
         match name.trim_start_matches('-').replace('-', "_").as_str() {
             "n_predict" | "num_predict" | "predict" | "n" => {
-                g.n_predict = number("n_predict")?.max(-1)
+                g.n_predict = config::n_predict("n_predict", number("n_predict")?)?
             }
             "think_budget" | "reasoning_budget" => {
-                g.think_budget = u32::try_from(number("think_budget")?).ok()
+                g.think_budget = config::tokens("think_budget", number("think_budget")?)?
             }
             "stop" | "reverse_prompt" => {
                 g.stop = if value == "none" {
@@ -131,7 +130,7 @@ impl Repl {
                     vec![value.to_owned()]
                 }
             }
-            other => config::set(&mut g.sampling.flags, other, value).map_err(|f| {
+            other => config::set(&mut g.sampling.set, other, value).map_err(|f| {
                 if f.hint.is_some() {
                     return f;
                 }
@@ -233,13 +232,13 @@ impl Repl {
         let bar_width = 40;
         let full = ((used * f64::from(bar_width)).ceil() as usize).min(bar_width as usize);
         out::note(&format!(
-            "  positions   {} of {}  {}{}\n  messages    {} from you, {} replies{}\n  kv pool     {} of {} pages ({} tokens), {} pinned, {}{}",
+            "  positions   {} of {}  {}{}\n  messages    {} from you, {}{}\n  kv pool     {} of {} pages ({} tokens), {} pinned, {}{}",
             grouped(u64::from(session.pos())),
             grouped(u64::from(session.n_ctx())),
             "█".repeat(full),
             "░".repeat(bar_width as usize - full),
             count(Role::User),
-            count(Role::Assistant),
+            counted(count(Role::Assistant) as u64, "reply", "replies"),
             if self.conversation.system().is_some() {
                 ", a system message"
             } else {
@@ -327,106 +326,6 @@ impl Repl {
         Ok(())
     }
 
-    fn save(&self, rest: &str) -> Result {
-        let path = path_of("/save", rest)?;
-        let json = transcript::to_json(self.conversation.messages(), &self.model.name());
-        write_new(&path, &format!("{json}\n"), 0o666)?;
-        self.say_dim(&format!(
-            "{} messages in {}",
-            self.conversation.messages().len(),
-            escape_path(&path)
-        ));
-        Ok(())
-    }
-
-    fn load(&mut self, rest: &str) -> Result {
-        let path = path_of("/load", rest)?;
-        let text = text::of_file(&path, MAX_PROMPT)?;
-        let messages = transcript::from_json(&text).map_err(|f| Failure {
-            message: format!("{}: {}", escape_path(&path), f.message),
-            ..f
-        })?;
-        self.conversation.clear();
-        self.conversation.set_messages(messages);
-        (self.last, self.spans, self.told_recycling) = (None, Spans::default(), false);
-        let n = self.conversation.messages().len();
-        self.say_dim(&format!(
-            "{n} messages from {}; the next reply reads them",
-            escape_path(&path)
-        ));
-        Ok(())
-    }
-
-    fn export(&self, rest: &str) -> Result {
-        let path = path_of("/export", rest)?;
-        write_new(
-            &path,
-            &transcript::to_markdown(self.conversation.messages(), &self.model.name()),
-            0o666,
-        )?;
-        self.say_dim(&format!("written to {}", escape_path(&path)));
-        Ok(())
-    }
-
-    fn read(&mut self, rest: &str) -> Result<Next> {
-        let (name, words) = split_path(rest);
-        let path = path_of("/read", &name)?;
-        let text = text::chomp(text::of_file(&path, MAX_PROMPT)?);
-        if text.trim().is_empty() {
-            return Err(Failure::usage(format!(
-                "{}: nothing in it, expected a text",
-                escape_path(&path)
-            )));
-        }
-        self.say(if words.is_empty() {
-            text
-        } else {
-            format!("{words}\n\n{text}")
-        })
-    }
-
-    /// A message from the user's own editor.
-    fn edit(&mut self) -> Result<Next> {
-        let editor = ["VISUAL", "EDITOR"]
-            .iter()
-            .find_map(|v| std::env::var(v).ok().filter(|e| !e.trim().is_empty()))
-            .unwrap_or_else(|| "vi".to_owned());
-        let path = std::env::temp_dir().join(format!("lemma-{}.md", std::process::id()));
-        // Others on the machine have no business in it.
-        write_new(&path, "", 0o600)?;
-        let done = || -> Result<String> {
-            // Editors come with arguments ("code --wait").
-            let status = std::process::Command::new("sh")
-                .arg("-c")
-                .arg(format!("{editor} \"$1\""))
-                .arg("sh")
-                .arg(&path)
-                .status();
-            let status = status.map_err(|e| {
-                Failure::runtime(format!("{}: {}", escape(&editor), crate::fail::plain(&e)))
-            })?;
-            if !status.success() {
-                return Err(Failure::runtime(format!(
-                    "{} ended with {status}",
-                    escape(&editor)
-                )));
-            }
-            Ok(text::chomp(text::of_file(&path, MAX_PROMPT)?))
-        };
-        let text = done();
-        let _ = std::fs::remove_file(&path);
-        let text = text?;
-        if text.trim().is_empty() {
-            self.say_dim("nothing was written");
-            return Ok(Next::Go);
-        }
-        out::note(&format!(
-            "> {}",
-            crate::term::filter::Filter::default().clean(&text)
-        ));
-        self.say(text)
-    }
-
     fn copy(&self) -> Result {
         let last = self
             .conversation
@@ -503,6 +402,8 @@ impl Repl {
             self.model.name(),
             self.load_ms
         ));
+        self.told_system = false;
+        self.look_at_system();
         Ok(())
     }
 }
@@ -514,79 +415,4 @@ fn first_line(text: &str) -> String {
         short.push('…');
     }
     escape(&short)
-}
-
-/// A path as typed: quotes and backslashes as completion writes them, `~` for the home.
-fn path_of(command: &str, typed: &str) -> Result<PathBuf> {
-    let (name, rest) = split_path(typed);
-    if name.is_empty() {
-        return Err(Failure::usage(format!("{command} needs a file")));
-    }
-    if !rest.is_empty() {
-        return Err(Failure::usage(format!("{command}: one file at a time"))
-            .hint("put a name with blanks in quotes"));
-    }
-    Ok(match (name.strip_prefix("~/"), std::env::var_os("HOME")) {
-        (Some(rest), Some(home)) => Path::new(&home).join(rest),
-        _ => PathBuf::from(name),
-    })
-}
-
-/// The first word, unquoted, and the rest.
-fn split_path(typed: &str) -> (String, String) {
-    let mut name = String::new();
-    let mut quote = None;
-    let mut chars = typed.char_indices();
-    while let Some((at, c)) = chars.next() {
-        match (c, quote) {
-            ('\\', None | Some('"')) => name.extend(chars.next().map(|(_, c)| c)),
-            ('"' | '\'', None) => quote = Some(c),
-            (c, Some(q)) if c == q => quote = None,
-            (c, None) if c.is_whitespace() => return (name, typed[at..].trim().to_owned()),
-            (c, _) => name.push(c),
-        }
-    }
-    (name, String::new())
-}
-
-/// Writes a file that was not there; one that is there is somebody's work.
-fn write_new(path: &Path, text: &str, mode: u32) -> Result {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .map_err(|e| match e.kind() {
-            std::io::ErrorKind::AlreadyExists => {
-                Failure::runtime(format!("{}: exists already", escape_path(path)))
-                    .hint("take another name, or remove it first")
-            }
-            _ => Failure::file(path, &e),
-        })?;
-    file.write_all(text.as_bytes())
-        .map_err(|e| Failure::file(path, &e))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_as_typed() {
-        assert_eq!(
-            split_path("a.txt what is this?"),
-            ("a.txt".into(), "what is this?".into())
-        );
-        assert_eq!(
-            split_path(r"my\ file.txt go"),
-            ("my file.txt".into(), "go".into())
-        );
-        assert_eq!(
-            split_path("\"my file.txt\""),
-            ("my file.txt".into(), String::new())
-        );
-        assert!(path_of("/save", "a b").is_err() && path_of("/save", "").is_err());
-    }
 }

@@ -242,6 +242,8 @@ pub(crate) enum Line<'a> {
     Message(String),
     Command(Action, &'a str),
     Unknown(&'a str),
+    /// A command that takes nothing, with something behind it.
+    TooMuch(&'a str),
 }
 
 /// Reads a line: `/name …` is a command, `//…` is a message that begins with a slash.
@@ -260,6 +262,7 @@ pub(crate) fn parse(line: &str) -> Line<'_> {
         .split_once(char::is_whitespace)
         .unwrap_or((trimmed, ""));
     match find(name) {
+        Some(c) if c.args == Args::None && !rest.trim().is_empty() => Line::TooMuch(name),
         Some(c) => Line::Command(c.action, rest.trim()),
         None => Line::Unknown(name),
     }
@@ -310,6 +313,7 @@ mod tests {
             Line::Command(Action::System, "be kind")
         );
         assert_eq!(parse("//etc/passwd"), Line::Message("/etc/passwd".into()));
+        assert_eq!(parse("/clear all"), Line::TooMuch("/clear"));
         assert_eq!(parse("/hlep me"), Line::Unknown("/hlep"));
         assert_eq!(nearest("/hlep"), Some("/help"));
         assert_eq!(nearest("/zzzz"), None);

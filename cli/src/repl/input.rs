@@ -4,8 +4,11 @@
 //! `"""` and close with `"""`. The history is kept across starts, under the XDG state directory.
 
 use std::borrow::Cow;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::termios::{QueueSelector, tcflush};
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::config::{BellStyle, CompletionType, Config};
 use rustyline::error::ReadlineError;
@@ -18,15 +21,20 @@ use rustyline::{Cmd, Context, Editor, Helper, KeyCode, KeyEvent, Modifiers};
 use super::commands::{self, Args};
 use crate::fail::{Failure, Result};
 use crate::out;
-use crate::term::{Style, escape_path};
+use crate::signals::Asking;
+use crate::term::{Style, escape_path, is_dumb};
 
 const PROMPT: &str = "> ";
 const FENCE: &str = "\"\"\"";
 const HISTORY_ENTRIES: usize = 2000;
+/// The rest of a line that was pasted is there after this time.
+const REST: Duration = Duration::from_millis(30);
 
 /// What the user did at the prompt.
 pub(crate) enum Input {
     Line(String),
+    /// What stood between fences: a message, whatever it begins with.
+    Literal(String),
     /// Ctrl-C: the line is gone, the program stays.
     Cleared,
     /// Ctrl-D on an empty line.
@@ -59,9 +67,7 @@ impl Reader {
         if let Some(path) = &history {
             match editor.load_history(path) {
                 Ok(()) => {}
-                Err(ReadlineError::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => {
-                    create(path)
-                }
+                Err(ReadlineError::Io(e)) if e.kind() == ErrorKind::NotFound => create(path),
                 Err(e) => {
                     let what = match e {
                         ReadlineError::Io(e) => crate::fail::plain(&e),
@@ -77,7 +83,11 @@ impl Reader {
     /// Waits for a line. What was typed during a reply is read first.
     pub(crate) fn read(&mut self) -> Result<Input> {
         loop {
-            match self.editor.readline(PROMPT) {
+            // Where it cannot move the cursor, the editor leaves the line to the terminal.
+            let asking = is_dumb().then(Asking::begin);
+            let line = self.editor.readline(PROMPT);
+            drop(asking);
+            match line {
                 Ok(line) => {
                     if !line.trim().is_empty()
                         && self
@@ -87,10 +97,17 @@ impl Reader {
                     {
                         self.remember();
                     }
-                    return Ok(Input::Line(unfence(&line)));
+                    return Ok(match unfence(&line) {
+                        Some(text) => Input::Literal(text),
+                        None => Input::Line(line),
+                    });
                 }
                 Err(ReadlineError::Interrupted) => return Ok(Input::Cleared),
                 Err(ReadlineError::Eof) => return Ok(Input::End),
+                Err(ReadlineError::Io(e)) if e.kind() == ErrorKind::InvalidData => {
+                    drop_rest();
+                    out::note("note: the line was not UTF-8 and was dropped");
+                }
                 // A resized window is not an end of input.
                 Err(ReadlineError::Signal(_)) => {}
                 Err(e) => return Err(failure(e)),
@@ -110,6 +127,14 @@ impl Reader {
             ));
             self.history = None;
         }
+    }
+}
+
+/// Drops what follows the byte at which the editor gave up. A terminal that edits lines by itself has handed out all of it.
+fn drop_rest() {
+    if !is_dumb() {
+        std::thread::sleep(REST);
+        let _ = tcflush(std::io::stdin(), QueueSelector::IFlush);
     }
 }
 
@@ -145,20 +170,10 @@ fn create(path: &Path) {
 }
 
 /// The text between `"""` and `"""`, without the newlines next to them.
-fn unfence(line: &str) -> String {
-    let trimmed = line.trim();
-    match trimmed
-        .strip_prefix(FENCE)
-        .and_then(|t| t.strip_suffix(FENCE))
-    {
-        Some(inner) => inner
-            .strip_prefix('\n')
-            .unwrap_or(inner)
-            .strip_suffix('\n')
-            .unwrap_or(inner.strip_prefix('\n').unwrap_or(inner))
-            .to_owned(),
-        None => line.to_owned(),
-    }
+fn unfence(line: &str) -> Option<String> {
+    let inner = line.trim().strip_prefix(FENCE)?.strip_suffix(FENCE)?;
+    let inner = inner.strip_prefix('\n').unwrap_or(inner);
+    Some(inner.strip_suffix('\n').unwrap_or(inner).to_owned())
 }
 
 /// Whether `"""` was opened and is not closed yet.
@@ -272,9 +287,9 @@ mod tests {
     fn fences() {
         assert!(is_open("\"\"\"") && is_open("\"\"\"a\nb") && is_open("  \"\"\"a\"\""));
         assert!(!is_open("\"\"\"a\nb\"\"\"") && !is_open("a \"\"\"") && !is_open("\"\"\"\"\"\""));
-        assert_eq!(unfence("\"\"\"\na\n\nb\n\"\"\""), "a\n\nb");
-        assert_eq!(unfence("\"\"\"a\"\"\""), "a");
-        assert_eq!(unfence("\"\"\"\"\"\""), "");
-        assert_eq!(unfence("say \"\"\" please"), "say \"\"\" please");
+        assert_eq!(unfence("\"\"\"\na\n\nb\n\"\"\"").as_deref(), Some("a\n\nb"));
+        assert_eq!(unfence("\"\"\"a\"\"\"").as_deref(), Some("a"));
+        assert_eq!(unfence("\"\"\"\"\"\"").as_deref(), Some(""));
+        assert_eq!(unfence("say \"\"\" please"), None);
     }
 }

@@ -8,6 +8,7 @@
 
 mod actions;
 mod commands;
+mod files;
 mod input;
 pub(crate) mod kv;
 mod pins;
@@ -16,7 +17,7 @@ mod why;
 
 use std::sync::Arc;
 
-use lemma_engine::conversation::{Conversation, PromptOptions};
+use lemma_engine::conversation::{Conversation, PromptOptions, takes_system};
 use lemma_engine::generate::{Finish, Outcome};
 use lemma_engine::grammar::Grammar;
 use lemma_engine::model::Model;
@@ -25,8 +26,8 @@ use lemma_engine::session::Session;
 use crate::args::config::ModelSource;
 use crate::fail::{Failure, MEMORY, PROMPT, Result};
 use crate::load::Loaded;
-use crate::reply::{Mode, Printer};
-use crate::run::{Config, compile};
+use crate::reply::{Mode, Pool, Printer};
+use crate::run::{Config, compile, note_lost_system};
 use crate::sampling;
 use crate::signals::{Polling, TypeAhead};
 use crate::stats::{Stats, grouped};
@@ -70,6 +71,8 @@ pub(crate) struct Repl {
     base_seed: Option<u64>,
     /// The note about recycling has been shown.
     told_recycling: bool,
+    /// The note about a system message that the template has no place for has been shown.
+    told_system: bool,
     /// Where recycled pages are written, for a session that is made anew as well.
     trace: Option<Trace>,
     /// What was recycled last.
@@ -109,6 +112,7 @@ impl Repl {
             n_replies: 0,
             base_seed: None,
             told_recycling: false,
+            told_system: false,
             trace,
             recent,
             pins: Vec::new(),
@@ -119,6 +123,7 @@ impl Repl {
     /// The loop. `first` is answered before the first prompt.
     pub(crate) fn run(mut self, first: Option<String>) -> Result {
         self.banner();
+        self.look_at_system();
         if let Some(text) = first {
             // It may come from a file.
             let shown = Filter::default().clean(&text);
@@ -126,14 +131,14 @@ impl Repl {
             self.guarded(|r| r.say(text))?;
         }
         loop {
-            let line = match self.reader.read()? {
-                Input::Line(line) => line,
+            let next = match self.reader.read()? {
+                Input::Line(line) => self.guarded(|r| r.line(&line))?,
+                Input::Literal(text) if text.trim().is_empty() => continue,
+                Input::Literal(text) => self.guarded(|r| r.say(text))?,
                 Input::Cleared => continue,
                 Input::End => break,
             };
-            if self.guarded(|r| r.line(&line))? == Next::Leave
-                || (self.config.prompt.single_turn && self.n_replies > 0)
-            {
+            if next == Next::Leave || (self.config.prompt.single_turn && self.n_replies > 0) {
                 break;
             }
         }
@@ -157,6 +162,7 @@ impl Repl {
             Line::Empty => Ok(Next::Go),
             Line::Message(text) => self.say(text),
             Line::Command(action, rest) => self.act(action, rest),
+            Line::TooMuch(name) => Err(Failure::usage(format!("{name} takes nothing behind it"))),
             Line::Unknown(name) => {
                 let f = Failure::usage(format!("unknown command {}", crate::term::escape(name)));
                 Err(match commands::nearest(name) {
@@ -164,6 +170,14 @@ impl Repl {
                     None => f.hint("/help lists the commands; a message that begins with a slash is sent with //"),
                 })
             }
+        }
+    }
+
+    /// Says it if the system message is lost on this model.
+    fn look_at_system(&mut self) {
+        if self.conversation.system().is_some() && !self.told_system && !takes_system(&self.model) {
+            self.told_system = true;
+            note_lost_system(self.config.term.err_style);
         }
     }
 
@@ -237,7 +251,7 @@ impl Repl {
             Mode::Text,
             self.config.generate.think,
             false,
-            size(before.bytes),
+            Pool::of(&before),
         );
 
         let quiet = TypeAhead::begin();
@@ -254,7 +268,7 @@ impl Repl {
             }
             e => printer.event(e),
         };
-        let result = if resume {
+        let mut result = if resume {
             self.conversation.resume(&mut sampler, &options, &mut sink)
         } else {
             self.conversation
@@ -262,6 +276,9 @@ impl Repl {
                 .map(Some)
         };
         self.told_recycling |= recycling;
+        if let Ok(Some(outcome)) = &mut result {
+            printer.take_pauses_off(outcome);
+        }
         let shown = printer.finish();
         drop(polling);
         drop(quiet);
@@ -314,7 +331,7 @@ impl Repl {
             Finish::Length => Some("-n was reached; /continue goes on"),
             Finish::Position => Some("the context is full; /clear begins anew"),
             Finish::Budget => Some("the KV pool is full of pinned pages; /clear begins anew"),
-            Finish::Eos | Finish::Stop if outcome.text.trim().is_empty() => {
+            Finish::Eos if outcome.text.trim().is_empty() => {
                 Some("the model said nothing; /regen asks again")
             }
             Finish::Eos | Finish::Stop => None,

@@ -4,7 +4,7 @@ use lemma_engine::conversation::{Message, Role};
 use serde_json::{Value, json};
 
 use crate::fail::{Failure, Result};
-use crate::request;
+use crate::{record, request};
 
 pub(super) fn to_json(messages: &[Message], model: &str) -> String {
     let list: Vec<Value> = messages
@@ -14,7 +14,7 @@ pub(super) fn to_json(messages: &[Message], model: &str) -> String {
             None => json!({ "role": m.role.name(), "content": m.content }),
         })
         .collect();
-    format!("{:#}", json!({ "v": 1, "model": model, "messages": list }))
+    record::pretty(&json!({ "v": 1, "model": model, "messages": list }))
 }
 
 pub(super) fn from_json(text: &str) -> Result<Vec<Message>> {

@@ -11,7 +11,7 @@ use super::Repl;
 use super::kv::cut;
 use crate::fail::Result;
 use crate::out;
-use crate::stats::grouped;
+use crate::stats::{counted, grouped};
 use crate::trace::Trace;
 
 /// Recycled pages that are remembered: some steps of a model of many layers.
@@ -216,11 +216,14 @@ impl Repl {
         let ages = held.iter().map(|(_, p)| now.saturating_sub(p.stamp));
         let (young, old) = (ages.clone().min().unwrap_or(0), ages.max().unwrap_or(0));
         let mass = held.iter().map(|(_, p)| p.w).fold(0.0, f32::max);
+        let ago = match young == old {
+            true => String::new(),
+            false => format!("{} to ", grouped(u64::from(young))),
+        };
         say(format!(
-            "held by {} of {n_layer} layers; last mattered {} to {} tokens ago; mass up to {mass:.1e}",
+            "held by {} of {n_layer} layers; last mattered {ago}{} ago; mass up to {mass:.1e}",
             held.len(),
-            grouped(u64::from(young)),
-            grouped(u64::from(old)),
+            counted(u64::from(old), "token", "tokens"),
         ));
         text
     }

@@ -8,6 +8,7 @@ pub(crate) mod filter;
 use std::borrow::Cow;
 use std::io::{IsTerminal as _, stderr, stdin, stdout};
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// When to colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,8 +32,7 @@ pub(crate) struct Term {
 impl Term {
     /// Looks at the streams. `NO_COLOR` and `TERM=dumb` count under [`Color::Auto`] only: a flag says more than the environment.
     pub(crate) fn detect(color: Color) -> Self {
-        let env_allows = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-            && std::env::var_os("TERM").is_none_or(|t| t != "dumb");
+        let env_allows = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && !is_dumb();
         let style = |tty: bool| match color {
             Color::Always => Style(true),
             Color::Never => Style(false),
@@ -46,6 +46,11 @@ impl Term {
             out_style: style(out_tty),
             err_style: style(err_tty),
         }
+    }
+
+    /// Whether lines on stderr can be taken back.
+    pub(crate) fn can_redraw(&self) -> bool {
+        self.err_tty && !is_dumb()
     }
 
     /// Columns of the terminal, 80 if there is none to ask.
@@ -84,10 +89,19 @@ pub(crate) fn row(facts: &[String], width: usize) -> String {
     text
 }
 
+/// Whether the terminal says of itself that it takes no sequences.
+pub(crate) fn is_dumb() -> bool {
+    static DUMB: OnceLock<bool> = OnceLock::new();
+    *DUMB.get_or_init(|| std::env::var_os("TERM").is_some_and(|t| t == "dumb"))
+}
+
+/// Takes back a line that the next one replaces.
+pub(crate) const ERASE: &str = "\r\x1b[K";
+
 /// A line that the next one replaces. It is cut at the edge: one that wraps could not be taken back.
 pub(crate) fn transient(text: &str, width: usize, style: Style) -> String {
     let shown: String = text.chars().take(width.saturating_sub(1)).collect();
-    format!("\r\x1b[K{}{shown}{}", style.dim(), style.reset())
+    format!("{ERASE}{}{shown}{}", style.dim(), style.reset())
 }
 
 /// Escape sequences, or nothing where colour is off.

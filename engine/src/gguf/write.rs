@@ -297,7 +297,7 @@ pub fn to_file(
     write: impl FnOnce(File) -> error::Result<bool>,
 ) -> error::Result<bool> {
     let name = path.to_string_lossy().into_owned();
-    let failed = |e: io::Error| error::Error::runtime_in(&name, format!("cannot be written ({e})"));
+    let failed = |e: io::Error| error::Error::runtime_in(&name, error::plain(&e));
     if path.metadata().is_ok_and(|meta| !meta.is_file()) {
         let file = File::options().write(true).open(path).map_err(failed)?;
         return write(file).map_err(|e| e.in_file(&name));

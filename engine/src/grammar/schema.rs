@@ -6,6 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
+use crate::spelling::nearest;
 
 /// Longest text, in bytes.
 const MAX_TEXT: usize = 256 << 10;
@@ -41,6 +42,7 @@ pub(super) fn read(text: &str) -> Result<Value, Error> {
             return Err(Error::grammar(what).with_hint(HINT));
         }
     };
+    check(&schema, "#", &|key| text.contains(&format!("\"#/{key}/")))?;
     // Parts of allOf add properties to each other: closing one would shut the others out.
     if !has_key(&schema, "allOf") {
         close(&mut schema);
@@ -55,6 +57,140 @@ pub(super) fn read(text: &str) -> Result<Value, Error> {
 const LISTS: &[&str] = &["anyOf", "oneOf", "prefixItems"];
 const NAMED: &[&str] = &["properties", "$defs", "definitions", "patternProperties"];
 const SINGLE: &[&str] = &["items", "additionalProperties", "additionalItems"];
+
+/// Keywords of the standard that an answer can be kept to.
+const SUPPORTED: &[&str] = &[
+    "$ref",
+    "additionalItems",
+    "additionalProperties",
+    "allOf",
+    "anyOf",
+    "const",
+    "enum",
+    "exclusiveMaximum",
+    "exclusiveMinimum",
+    "format",
+    "items",
+    "maxItems",
+    "maxLength",
+    "maxProperties",
+    "maximum",
+    "minItems",
+    "minLength",
+    "minProperties",
+    "minimum",
+    "multipleOf",
+    "oneOf",
+    "pattern",
+    "patternProperties",
+    "prefixItems",
+    "properties",
+    "required",
+    "type",
+];
+/// Keywords that say nothing about what an answer is.
+const NOTES: &[&str] = &[
+    "$anchor",
+    "$comment",
+    "$defs",
+    "$id",
+    "$schema",
+    "$vocabulary",
+    "contentEncoding",
+    "contentMediaType",
+    "contentSchema",
+    "default",
+    "definitions",
+    "deprecated",
+    "description",
+    "examples",
+    "id",
+    "readOnly",
+    "title",
+    "writeOnly",
+];
+/// Keywords of the standard that are refused, with the reason, by what compiles the schema.
+const UNSUPPORTED: &[&str] = &[
+    "$dynamicAnchor",
+    "$dynamicRef",
+    "$recursiveAnchor",
+    "$recursiveRef",
+    "contains",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "else",
+    "if",
+    "maxContains",
+    "minContains",
+    "not",
+    "propertyNames",
+    "then",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "uniqueItems",
+];
+
+/// Refuses words that are no keywords: a slip would make the schema say less than its author believes. `place` is where it stands. At the
+/// top there may be others that are `pointed` into.
+fn check(
+    schema: &Map<String, Value>,
+    place: &str,
+    pointed: &dyn Fn(&str) -> bool,
+) -> Result<(), Error> {
+    let known = |key: &str| {
+        pointed(key)
+            || key.starts_with("x-")
+            || [SUPPORTED, NOTES, UNSUPPORTED]
+                .iter()
+                .any(|l| l.contains(&key))
+    };
+    if let Some(key) = schema.keys().find(|k| !known(k)) {
+        return Err(unknown(key, place));
+    }
+    for (key, value) in schema {
+        let below = |name: &dyn std::fmt::Display| format!("{place}/{key}/{name}");
+        match value {
+            Value::Array(list)
+                if LISTS.contains(&key.as_str()) || key == "allOf" || key == "items" =>
+            {
+                for (i, part) in list.iter().enumerate() {
+                    check_part(part, &below(&i))?;
+                }
+            }
+            Value::Object(named) if NAMED.contains(&key.as_str()) => {
+                for (name, part) in named {
+                    check_part(part, &below(name))?;
+                }
+            }
+            Value::Object(o) if SINGLE.contains(&key.as_str()) => {
+                check(o, &format!("{place}/{key}"), &|_| false)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_part(part: &Value, place: &str) -> Result<(), Error> {
+    part.as_object()
+        .map_or(Ok(()), |o| check(o, place, &|_| false))
+}
+
+fn unknown(key: &str, place: &str) -> Error {
+    let error = Error::grammar(format!(
+        "{key:?} at {place}, expected a keyword of JSON schemas"
+    ));
+    if key == "nullable" {
+        return error.with_hint(r#"what may be null has two types: "type":["string","null"]"#);
+    }
+    match nearest(key, SUPPORTED.iter().chain(NOTES).copied()) {
+        Some(near) => error.with_hint(format!("did you mean {near:?}?")),
+        None => error.with_hint(
+            "names of properties go into \"properties\"; nothing in a schema is ignored silently",
+        ),
+    }
+}
 
 /// Gives objects that list their properties no others, here and in all schemas below. The depth is that of the text, which
 /// serde_json limits.
@@ -130,6 +266,45 @@ mod tests {
             closed(r#"{"anyOf":[{"properties":{}}]}"#),
             r#"{"anyOf":[{"properties":{},"additionalProperties":false}]}"#
         );
+    }
+
+    #[test]
+    fn words_that_are_no_keywords_are_refused() {
+        for (text, what, hint) in [
+            (
+                r#"{"type":"string","maxlength":3}"#,
+                "\"maxlength\" at #,",
+                "\"maxLength\"",
+            ),
+            (
+                r#"{"properties":{"a":{"propertis":{}}}}"#,
+                "\"propertis\" at #/properties/a,",
+                "\"properties\"",
+            ),
+            (
+                r#"{"anyOf":[{},{"items":[{"nullable":true}]}]}"#,
+                "at #/anyOf/1/items/0,",
+                "null",
+            ),
+            (
+                r#"{"$defs":{"x":{"name":1}}}"#,
+                "at #/$defs/x,",
+                "properties",
+            ),
+        ] {
+            let e = read(text).unwrap_err();
+            assert!(e.to_string().contains(what) && e.exit_code() == 8, "{e}");
+            assert!(e.hint().unwrap().contains(hint), "{:?}", e.hint());
+        }
+        for fine in [
+            r#"{"title":"t","description":"d","$schema":"https://json-schema.org/draft/2020-12/schema","$id":"i","$comment":"c"}"#,
+            r#"{"properties":{"maxlength":{"const":{"maxlength":1}}},"required":["maxlength"]}"#,
+            r#"{"enum":[{"a":1}],"default":{"b":2},"examples":[{"c":3}],"deprecated":true,"x-order":1}"#,
+            r##"{"$defs":{"name":{"type":"string"}},"$ref":"#/$defs/name"}"##,
+            r##"{"components":{"a":{"type":"string"}},"$ref":"#/components/a"}"##,
+        ] {
+            assert!(read(fine).is_ok(), "{fine}");
+        }
     }
 
     #[test]

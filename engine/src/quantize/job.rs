@@ -7,7 +7,7 @@ use lemma_quant::GgmlType;
 use rayon::prelude::*;
 
 use super::{Plan, Planned, no_quantizer};
-use crate::error::{Error, NAME_MAX, Result, escape};
+use crate::error::{Error, NAME_MAX, Result, escape, plain};
 use crate::gguf::write::{Body, Builder, to_file};
 use crate::gguf::{GgufFile, Use};
 use crate::memory::{self, show};
@@ -134,7 +134,7 @@ pub fn n_file_bytes(file: &GgufFile, plan: &Plan) -> u64 {
 }
 
 fn failed(e: io::Error) -> Error {
-    Error::runtime(format!("cannot be written ({e})"))
+    Error::runtime(plain(&e))
 }
 
 /// The header of the new file.

@@ -5,7 +5,9 @@ use super::SamplingError;
 /// Where the value of a parameter came from, strongest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ParamSource {
-    /// Given on the command line, in a request or in the REPL.
+    /// Set in the course of a conversation.
+    Set,
+    /// Given on the command line or in a request.
     Flag,
     /// An environment variable.
     Env,
@@ -16,9 +18,10 @@ pub enum ParamSource {
 }
 
 impl ParamSource {
-    /// The name under which it is shown: `flag`, `env`, `model` or `builtin`.
+    /// The name under which it is shown: `set`, `flag`, `env`, `model` or `builtin`.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Set => "set",
             Self::Flag => "flag",
             Self::Env => "env",
             Self::Model => "model",
@@ -187,10 +190,10 @@ params! {
     dynatemp_range: f32 = 0.0, "a number of at least 0", |x| *x >= 0.0 && x.is_finite();
     /// How entropy maps to the dynamic temperature.
     dynatemp_exponent: f32 = 1.0, "a number", |x| x.is_finite();
-    /// Keep the k most probable tokens; 0 or less is off.
-    top_k: i32 = 40, "an integer", |_| true;
+    /// Keep the k most probable tokens; 0 or -1 is off.
+    top_k: i32 = 40, "an integer of at least -1", |x| *x >= -1;
     /// Keep the most probable tokens until their mass reaches p; 1 is off.
-    top_p: f32 = 0.95, "a number of at least 0", |x| *x >= 0.0;
+    top_p: f32 = 0.95, "a number from 0 to 1", |x| (0.0..=1.0).contains(x);
     /// Drop tokens less probable than p times the best; 0 is off.
     min_p: f32 = 0.05, "a number of at least 0", |x| *x >= 0.0;
     /// Keep the tokens of typical surprise until their mass exceeds p; 1 is off.
@@ -216,7 +219,7 @@ params! {
     /// Strings that a repetition does not reach across.
     dry_sequence_breakers: Vec<String> = ["\n", ":", "\"", "*"].map(String::from).to_vec(), "strings", |_| true;
     /// Probability with which XTC strikes; 0 is off.
-    xtc_probability: f32 = 0.0, "a number of at least 0", |x| *x >= 0.0;
+    xtc_probability: f32 = 0.0, "a number from 0 to 1", |x| (0.0..=1.0).contains(x);
     /// Probability from which a token is a top choice to XTC; above 0.5 is off.
     xtc_threshold: f32 = 0.1, "a number of at least 0", |x| *x >= 0.0;
     /// 0 off, 1 Mirostat, 2 Mirostat 2.0; replaces every truncation and penalty.

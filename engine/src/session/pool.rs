@@ -274,7 +274,7 @@ pub(super) fn first_layout(
     };
     if n < 2 && (policy.selects || !policy.whole_context) {
         return Err(report::usage(
-            format!("a KV pool of {n} pages"),
+            format!("a KV pool of {n} page{}", if n == 1 { "" } else { "s" }),
             format!("at least 2 pages of {} tokens", kv.page),
         ));
     }

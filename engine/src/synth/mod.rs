@@ -14,7 +14,7 @@ use std::path::Path;
 
 use lemma_quant::GgmlType;
 
-use crate::error::{Error, NAME_MAX, Result, escape};
+use crate::error::{Error, NAME_MAX, Result, escape, plain};
 use crate::gguf::write::{Builder, to_file};
 use crate::gguf::{GgufFile, Value};
 pub use crate::quantize::Recipe;
@@ -70,7 +70,7 @@ pub fn write(
         builder.tensor(&p.name, p.ty, &p.shape);
     }
     let total = builder.n_bytes();
-    let failed = |e: std::io::Error| Error::runtime(format!("the model cannot be written ({e})"));
+    let failed = |e: std::io::Error| Error::runtime(plain(&e));
     let mut body = builder
         .begin(BufWriter::with_capacity(1 << 20, out))
         .map_err(failed)?;

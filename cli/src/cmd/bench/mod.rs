@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lemma_engine::backend::Ceiling;
+use lemma_engine::backend::cpu::default_threads;
 use lemma_engine::model::Model;
 use lemma_engine::options::LoadOptions;
 use lemma_engine::sampling::Choice;
@@ -30,7 +31,7 @@ use crate::args::config::{self, ModelSource};
 use crate::args::tools::BenchArgs;
 use crate::args::typed::{ComputeArgs, ModelArgs};
 use crate::fail::{Failure, Result};
-use crate::term::{Style, Term, escape, transient};
+use crate::term::{Style, Term, escape};
 use crate::trace::Trace;
 use crate::{bundled, load, out, record};
 
@@ -76,9 +77,14 @@ pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Resu
         Some(list) => numbers("--threads", list)?
             .into_iter()
             .map(|n| config::threads(i64::try_from(n).unwrap_or(i64::MAX)))
-            .collect::<Result<_>>()?,
+            .collect::<Result<Vec<_>>>()?,
         None => vec![None],
     };
+    // Results say how many there were, asked for or not.
+    let threads: Vec<_> = threads
+        .into_iter()
+        .map(|n| Some(n.unwrap_or_else(default_threads)))
+        .collect();
     let (prompts, gens) = (numbers("-p", &args.n_prompt)?, numbers("-n", &args.n_gen)?);
     let depths = numbers("-d", &args.n_depth)?;
     let model_args = ModelArgs {
@@ -104,7 +110,7 @@ pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Resu
             synth::write(shape, &args.ty, &file.0, 0, term)?;
             ModelSource::Path(file.0.clone())
         }
-        None => config::model_source(&model_args, invocation.model_from_env(), None)?,
+        None => config::model_source(model_args.model.as_ref(), invocation.model_from_env(), None)?,
     };
     let model = load::model(&source, &options)?.model;
     // The mapping keeps the bytes; nothing stays behind even if the program is killed now.
@@ -136,7 +142,7 @@ pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Resu
         model,
         options,
         name,
-        repetitions: args.repetitions.max(1),
+        repetitions: args.repetitions as usize,
         term,
         trace: Trace::open(args.kv.kv_trace.as_deref())?,
     };
@@ -418,9 +424,7 @@ impl Bench {
     }
 
     fn progress(&self, text: &str) {
-        if self.term.err_tty {
-            out::err(&transient(text, Term::width(), Style::default()));
-        }
+        out::transient(&self.term, text, Style::default());
     }
 }
 

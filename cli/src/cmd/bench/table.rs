@@ -70,18 +70,16 @@ impl Table {
         if let Some(share) = self.share(&row) {
             row.insert("of_ceiling".into(), record::number(share));
         }
-        if self.term.err_tty {
-            out::err("\r\x1b[K");
-        }
+        out::erase(&self.term);
         let first = self.n == 0;
         self.n += 1;
         match self.format {
             BenchFormat::Json => out::put(&format!(
-                "{}{:#}",
+                "{}{}",
                 if first { "[\n" } else { ",\n" },
-                Value::Object(row)
+                record::pretty(&Value::Object(row))
             )),
-            BenchFormat::Jsonl => out::line(&Value::Object(row).to_string()),
+            BenchFormat::Jsonl => out::json(&Value::Object(row)),
             BenchFormat::Csv => {
                 if first {
                     out::line(&CSV.join(","))?;

@@ -51,7 +51,8 @@ struct Eval {
 
 pub(crate) fn run(args: &EvalArgs, invocation: &Invocation, term: Term) -> Result {
     refuse_pool_flags(invocation)?;
-    let source = config::model_source(&args.model, invocation.model_from_env(), None)?;
+    let source =
+        config::model_source(args.model.model.as_ref(), invocation.model_from_env(), None)?;
     let load = config::load_options(&args.model, &args.kv, &args.compute)?;
     let contenders = contenders(&args.grid.policies, &load.kv)?;
     let budgets = budgets(&args.grid.budgets)?;

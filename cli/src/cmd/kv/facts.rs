@@ -39,7 +39,8 @@ pub(super) struct Facts {
 
 pub(crate) fn run(args: &FactsArgs, invocation: &Invocation, term: Term) -> Result {
     refuse_pool_flags(invocation)?;
-    let source = config::model_source(&args.model, invocation.model_from_env(), None)?;
+    let source =
+        config::model_source(args.model.model.as_ref(), invocation.model_from_env(), None)?;
     let load = config::load_options(&args.model, &args.kv, &args.compute)?;
     let contenders = contenders(&args.policies, &load.kv)?;
     let budgets = budgets(&args.budgets)?;
@@ -64,7 +65,7 @@ pub(crate) fn run(args: &FactsArgs, invocation: &Invocation, term: Term) -> Resu
     if args.json {
         let mut json = facts.json();
         json["model"] = json!({ "name": model.name(), "fingerprint": fingerprint(&model) });
-        out::line(&json.to_string())
+        out::json(&json)
     } else {
         let title = format!("# Planted facts, {}\n\n", model.name());
         out::put(&(title + &facts.markdown()))

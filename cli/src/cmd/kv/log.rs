@@ -65,7 +65,7 @@ impl Log {
             None => Ok(()),
             // One write: a run that is killed leaves whole lines, or one that is recognised as cut.
             Some((file, path)) => file
-                .write_all(format!("{record}\n").as_bytes())
+                .write_all(format!("{}\n", crate::record::text(record)).as_bytes())
                 .map_err(|e| Failure::file(path, &e)),
         }
     }

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crate::out;
-use crate::term::{Style, Term, transient};
+use crate::term::{Style, Term};
 
 pub(super) struct Progress {
-    tty: bool,
+    term: Term,
     verbose: bool,
     start: Instant,
     painted: Instant,
@@ -21,7 +21,7 @@ impl Progress {
     pub(super) fn new(term: Term, verbose: bool, total: f64, n: usize) -> Self {
         let now = Instant::now();
         Self {
-            tty: term.err_tty,
+            term,
             verbose,
             start: now,
             painted: now.checked_sub(Duration::from_secs(3600)).unwrap_or(now),
@@ -39,12 +39,13 @@ impl Progress {
 
     /// Paints, if it is time to. `what` says what is running.
     pub(super) fn paint(&mut self, what: &str) {
-        let every = if self.tty {
+        let redraws = self.term.can_redraw();
+        let every = if redraws {
             Duration::from_millis(200)
         } else {
             Duration::from_secs(60)
         };
-        if !(self.tty || self.verbose) || self.painted.elapsed() < every {
+        if !(redraws || self.verbose) || self.painted.elapsed() < every {
             return;
         }
         self.painted = Instant::now();
@@ -53,10 +54,8 @@ impl Progress {
             .eta()
             .map_or(String::new(), |s| format!(" · {} left", span(s)));
         let line = format!("{what} {i}/{n}{eta}");
-        if self.tty {
-            let room = Term::width().saturating_sub(1);
-            let line: String = line.chars().take(room).collect();
-            out::err(&transient(&line, Term::width(), Style::default()));
+        if redraws {
+            out::transient(&self.term, &line, Style::default());
         } else {
             out::note(&line);
         }
@@ -64,9 +63,7 @@ impl Progress {
 
     /// Removes the line.
     pub(super) fn clear(&self) {
-        if self.tty {
-            out::err("\r\x1b[K");
-        }
+        out::erase(&self.term);
     }
 
     /// Seconds that are left, once there is something to go by.

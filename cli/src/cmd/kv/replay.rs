@@ -49,7 +49,8 @@ struct Replay {
 
 pub(crate) fn run(args: &ReplayArgs, invocation: &Invocation, term: Term) -> Result {
     refuse_pool_flags(invocation)?;
-    let source = config::model_source(&args.model, invocation.model_from_env(), None)?;
+    let source =
+        config::model_source(args.model.model.as_ref(), invocation.model_from_env(), None)?;
     let load = config::load_options(&args.model, &args.kv, &args.compute)?;
     let contenders = contenders(&args.grid.policies, &load.kv)?;
     let budgets = budgets(&args.grid.budgets)?;
@@ -100,13 +101,13 @@ pub(crate) fn run(args: &ReplayArgs, invocation: &Invocation, term: Term) -> Res
             let mut file = std::fs::File::create(path)?;
             let lines = read
                 .iter()
-                .map(|(trace, _)| format!("{}\n", trace.to_json()));
+                .map(|(trace, _)| format!("{}\n", crate::record::text(&trace.to_json())));
             file.write_all(lines.collect::<String>().as_bytes())
         };
         write().map_err(|e| Failure::file(path, &e))?;
     }
     if args.json {
-        out::line(&replay.json(&read).to_string())
+        out::json(&replay.json(&read))
     } else {
         out::put(&replay.markdown(&read))
     }

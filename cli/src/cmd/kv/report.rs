@@ -85,14 +85,15 @@ impl Report {
                 let path = dir.join(name);
                 std::fs::write(&path, data).map_err(|e| Failure::file(&path, &e))
             };
-            write("results.json", format!("{json:#}\n").as_bytes())?;
+            let pretty = format!("{}\n", crate::record::pretty(&json));
+            write("results.json", pretty.as_bytes())?;
             write("table.md", table.as_bytes())?;
             if let Some(png) = plot::accuracy(self) {
                 write("accuracy.png", &png)?;
             }
         }
         if args.json {
-            out::line(&json.to_string())
+            out::json(&json)
         } else {
             out::put(&table)
         }
