@@ -163,7 +163,14 @@ fn parts_of_quantized_tensors() {
             let want = logits(bytes, BackendKind::Trace).unwrap();
             let got = logits(bytes, BackendKind::Cpu).unwrap();
             let (fast, types) = (nmse(&got, &want), nmse(&want, &plain));
-            assert!(fast < 5e-3, "{name} as {}: {fast:.1e}", ty.name());
+            // Where processors multiply pairs of bf16, activations of batches are rounded to them, and tokens go to other experts where two of
+            // those all but tie.
+            let most = if odd && ty == GgmlType::BF16 {
+                3e-2
+            } else {
+                5e-3
+            };
+            assert!(fast < most, "{name} as {}: {fast:.1e}", ty.name());
             assert!(types < limit, "{name} as {}: {types:.1e}", ty.name());
         }
     }

@@ -65,6 +65,10 @@ impl Builder {
         } = self.shape.heads;
         assert!(c.q.bytes() >= n_head * d * 4 && out.bytes() >= n_head * d * 4);
         assert!(call.k.bytes() >= n_head_kv * d * 4 && call.v.bytes() >= n_head_kv * d * 4);
+        for (norm, n) in [(call.q_norm, n_head), (call.k_norm, n_head_kv)] {
+            let all = if at.norms == Norms::AllHeads { n } else { 1 };
+            assert!(norm.is_none_or(|(w, _)| w.bytes() >= all * d * 4));
+        }
         let layer = n_head * if weighed { self.shape.max_pages } else { 0 };
         if self.memory.is_none() {
             let n = self.shape.n_layer;
