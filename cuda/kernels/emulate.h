@@ -54,7 +54,7 @@ template <class T> inline T __shfl_xor_sync(unsigned mask, T x, int bits) {
 
 inline uint32_t __float_as_uint(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 inline float __uint_as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
-inline int __float2int_rn(float x) { return int(nearbyintf(x)); }
+inline int __float2int_rn(float x) { return x != x ? 0 : int(nearbyintf(x)); }
 inline float __expf(float x) { return expf(x); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline int min(int a, int b) { return a < b ? a : b; }

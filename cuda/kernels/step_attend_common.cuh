@@ -83,17 +83,25 @@ __device__ __forceinline__ void current_token(const Here& h, AttendShared& s, in
     if (w && normed == ALL_HEADS) {
         scale *= norm_scale(s.squares[is_q ? 0 : 1], (is_q ? a.n_head : a.n_head_kv) * d, eps);
         weigh(x0, x1);
-    } else if (w) {
+    } else if (w && normed == HEADS) {
         const float sum = warp_sum(x0.x * x0.x + x0.y * x0.y + (x1.x * x1.x + x1.y * x1.y));
-        if (normed == HEADS) weigh(x0, x1);
+        weigh(x0, x1);
         scale *= rsqrtf((EXACT ? sum * (1.0f / d) : quotient(sum, float(d))) + eps);
     }
     // First elements of both pairs, second elements of both pairs.
     const float2 z0 = {x0.x, neox ? x0.y : x1.x}, z1 = {neox ? x1.x : x0.y, x1.y};
-    const float2 y0 = {scale * (z0.x * c0.x - z1.x * c0.y), scale * (z0.y * c1.x - z1.y * c1.y)};
-    const float2 y1 = {scale * (z0.x * c0.y + z1.x * c0.x), scale * (z0.y * c1.y + z1.y * c1.x)};
+    const float by = normed == ROTATED_HEADS ? 1.0f : scale;
+    const float2 y0 = {by * (z0.x * c0.x - z1.x * c0.y), by * (z0.y * c1.x - z1.y * c1.y)};
+    const float2 y1 = {by * (z0.x * c0.y + z1.x * c0.x), by * (z0.y * c1.y + z1.y * c1.x)};
     float2 r0 = {y0.x, neox ? y0.y : y1.x}, r1 = {neox ? y1.x : y0.y, y1.y};
-    if (w && normed == ROTATED_HEADS) weigh(r0, r1);
+    if (normed == ROTATED_HEADS) {
+        // Rotations may change lengths.
+        if (w) {
+            scale *= rsqrtf(quotient(warp_sum(r0.x * r0.x + r0.y * r0.y + (r1.x * r1.x + r1.y * r1.y)), float(d)) + eps);
+            weigh(r0, r1);
+        }
+        r0.x *= scale, r0.y *= scale, r1.x *= scale, r1.y *= scale;
+    }
     if (!mine) return;
     if (is_q) {
         s.q.put(i, e0, r0), s.q.put(i, e1, r1);

@@ -310,13 +310,17 @@ fn warps(pieces: usize) -> usize {
 /// Those of the driver; quantized activations that are missing.
 pub fn mat_vec(gpu: &Gpu, m: &MatVec<'_>) -> Result<()> {
     let (mut launch, a) = mat_vec_args(m, m.columns)?;
-    // Warps share a row only where there are too few rows for all that are resident; blocks have as many pairs of rows as the others, or one
-    // less.
-    let pairs = launch.grid[0].max(1);
-    let room = (gpu.info().n_sm * MAT_VEC_WARPS / m.columns as u32).max(1);
+    if launch.grid.contains(&0) {
+        return Ok(());
+    }
+    // Warps share a row only where there are too few rows for all that are resident, whatever the number of columns: sums are added up in the
+    // same order for any. Blocks have as many pairs of rows as the others, or one less.
+    let pairs = launch.grid[0];
+    let room = gpu.info().n_sm * MAT_VEC_WARPS;
     let warps = (room / pairs).clamp(1, launch.block / 32);
     launch.block = 32 * warps;
-    launch.grid[0] = pairs.div_ceil(pairs.div_ceil((room / warps).max(1)));
+    let blocks = (room / warps / m.columns as u32).max(1);
+    launch.grid[0] = pairs.div_ceil(pairs.div_ceil(blocks));
     gpu.launch(launch, &a)
 }
 

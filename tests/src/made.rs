@@ -466,6 +466,13 @@ pub fn decoder(arch: &'static str, types: &[GgmlType]) -> GgufFile {
             if is(&["glm4"]) { 32 } else { head },
         ),
     ];
+    if is(&["granitemoe"]) {
+        numbers.extend([
+            ("expert_count", 6),
+            ("expert_used_count", 2),
+            ("expert_shared_feed_forward_length", 32),
+        ]);
+    }
     if is(&["cohere2", "gemma3", "olmo2"]) {
         numbers.push(("attention.sliding_window", 24));
     }
@@ -523,6 +530,18 @@ pub fn decoder(arch: &'static str, types: &[GgmlType]) -> GgufFile {
                 ];
                 d.add(il, &experts);
             }
+            "granitemoe" => {
+                let experts: [(&str, &[usize]); 7] = [
+                    ("ffn_gate_inp.weight", &[N_EMBD, 6]),
+                    ("ffn_gate_exps.weight", &[N_EMBD, N_FF, 6]),
+                    ("ffn_up_exps.weight", &[N_EMBD, N_FF, 6]),
+                    ("ffn_down_exps.weight", &[N_FF, N_EMBD, 6]),
+                    ("ffn_gate_shexp.weight", &[N_EMBD, 32]),
+                    ("ffn_up_shexp.weight", &[N_EMBD, 32]),
+                    ("ffn_down_shexp.weight", &[32, N_EMBD]),
+                ];
+                d.add(il, &experts);
+            }
             _ => d.add_ffn(il, 0, false),
         }
     }
@@ -539,7 +558,9 @@ pub fn decoder(arch: &'static str, types: &[GgmlType]) -> GgufFile {
                 float("logit_scale", 0.25);
                 float("attention.layer_norm_epsilon", 1e-5);
             }
-            "granite" => {
+            // What rotates grows, which a norm behind it takes back.
+            "hunyuan-dense" => float("rope.scaling.attn_factor", 1.3),
+            "granite" | "granitemoe" => {
                 float("embedding_scale", 3.0);
                 float("residual_scale", 0.5);
                 float("logit_scale", 4.0);

@@ -237,6 +237,7 @@ fn steps_of_one_launch() {
             ("made:exaone4", true),
             ("made:gemma3", true),
             ("made:granite", true),
+            ("made:granitemoe", true),
             ("made:hunyuan-dense", true),
             ("made:minimax-m2", true),
             ("falcon-h1", false),
@@ -493,6 +494,12 @@ fn pages_are_weighed_and_recycled_alike() {
                     if !same || (tied && nmse(&g, &w) >= case.limit) {
                         break;
                     }
+                    let e = nmse(&g, &w);
+                    assert!(
+                        tied || e < 100.0 * case.limit,
+                        "{} step {step}: {e:.1e}",
+                        case.path.display()
+                    );
                     logits.add(&g, &w);
                     for il in 0..hp.n_layer_kv() {
                         let w =

@@ -217,9 +217,15 @@ impl Backend for Phases<'_> {
             }
             (true, _) => {
                 self.written(x);
+                if self.post.is_some() {
+                    self.builder.refuse("norms behind several blocks at once");
+                }
                 self.post = Some((x, w, eps));
             }
             (false, _) => {
+                if self.norm.is_some_and(|n| n.out == x) {
+                    return self.builder.refuse("norms of norms");
+                }
                 let of_sum = self.plus.is_some_and(|p| p.0 == x);
                 let view = match of_sum {
                     true => self.pass.view(x),
@@ -298,13 +304,16 @@ impl Backend for Phases<'_> {
             None => {
                 let views = [acc, x].map(|b| self.written(b));
                 self.builder.add_last(views[0], views[1]);
-                self.gone = Some(x);
             }
         }
+        self.gone = Some(x);
         self.norm.take_if(|n| n.out == acc);
     }
 
     fn scale(&mut self, x: Buf, factor: f32) {
+        if self.post.is_some_and(|p| p.0 == x) {
+            return self.builder.refuse("factors of what is to be normed");
+        }
         if x != Buf::X {
             return self.builder.scale_last(self.pass.view(x), factor);
         }
@@ -322,7 +331,7 @@ impl Backend for Phases<'_> {
     }
 
     fn attention(&mut self, out: Buf, qkv: [Buf; 3], il: usize, sinks: Option<&CudaWeight>) {
-        let [q, k, v] = qkv;
+        let [q, k, v] = qkv.map(|b| self.written(b));
         let p = self.pass;
         if p.hp.latent.is_some() {
             return self.builder.refuse("latent attention");
@@ -343,9 +352,9 @@ impl Backend for Phases<'_> {
             weighed: p.wants_mass,
         };
         let call = RopeStore {
-            q: p.view(q),
-            k: p.view(k),
-            v: p.view(v),
+            q,
+            k,
+            v,
             q_norm: self.q_norm.take(),
             k_norm: self.k_norm.take(),
             rope: rope.map(|kind| [p.step_words(p.layout.rope(kind), p.hp.head_dim); 2]),
@@ -353,7 +362,7 @@ impl Backend for Phases<'_> {
             store: Some(store),
         };
         let attention = Attention {
-            q: p.view(q),
+            q,
             tiers: p.pool.tiers(il, p.tiered),
             pages: p.pool.table(il),
             n_pages: p.step_words(1 + il, 1),
@@ -478,7 +487,7 @@ impl Backend for Phases<'_> {
             self.builder.refuse("scaled activations");
         }
         choice.scale /= stream;
-        let acc_at = self.pass.view(acc);
+        let acc_at = self.written(acc);
         let (logits, hidden) = (room.logits.view(), room.hidden[0].view());
         self.with_input(x, |builder, Input { src, first, norm }| {
             builder.experts(&Mixture {
@@ -497,7 +506,6 @@ impl Backend for Phases<'_> {
                 acc: acc_at,
             });
         });
-        self.written(acc);
         self.wrote(acc);
         self.stream = stream;
     }
