@@ -271,7 +271,7 @@ fn one_shot(config: &Config, text: String) -> Result {
         (outcome, session.kv())
     };
     printer.take_pauses_off(&mut outcome);
-    printer.finish()?;
+    let wrote = printer.finish()?;
     let interrupted = signals::interrupted();
     drop(polling);
 
@@ -295,6 +295,9 @@ fn one_shot(config: &Config, text: String) -> Result {
             record = end_event(record);
         }
         out::json(&record)?;
+    } else if failure.is_none() && !wrote {
+        // An empty answer is an answer, and ends as every other.
+        out::put("\n")?;
     }
     if config.verbose || (config.term.err_tty && config.mode == Mode::Text) {
         let style = config.term.err_style;

@@ -198,7 +198,7 @@ fn a_prompt_is_shown_token_by_token() {
 fn a_stop_string_at_the_beginning_is_an_answer() {
     let o = ask("What is 1+1?", &["-r", "The"]);
     ends(&o, 0);
-    assert_eq!((out(&o).as_str(), err(&o).as_str()), ("", ""));
+    assert_eq!((out(&o).as_str(), err(&o).as_str()), ("\n", ""));
     let record = json(&out(&ask("What is 1+1?", &["-r", "The", "--json"])));
     assert_eq!(
         (&record["ok"], &record["finish"], &record["text"]),
