@@ -141,8 +141,9 @@ impl Reader {
 
 /// Reads a message on a terminal that cannot move the cursor and edits lines by itself. Ctrl-C drops all lines of it.
 fn ask() -> Result<rustyline::Result<String>> {
-    out::put(PROMPT)?;
+    // Who sees the prompt may press Ctrl-C.
     let asking = Asking::begin();
+    out::put(PROMPT)?;
     let mut text = String::new();
     loop {
         let mut line = Vec::new();
