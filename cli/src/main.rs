@@ -48,7 +48,9 @@ fn main() -> ExitCode {
 }
 
 fn real_main() -> Result {
-    let invocation = match args::parse(std::env::args_os().collect())? {
+    let argv: Vec<_> = std::env::args_os().collect();
+    let parsed = args::parse(argv.clone()).map_err(|f| run::refused(&argv, f))?;
+    let invocation = match parsed {
         Parsed::Text(text) => return out::put(&text),
         Parsed::Run(invocation) => invocation,
     };

@@ -375,14 +375,14 @@ impl Printer {
         ));
     }
 
-    /// Ends the reply: the last newline, colours off.
-    pub(crate) fn finish(mut self) -> Result {
+    /// Ends the reply: the last newline, colours off. Says whether there was anything to end.
+    pub(crate) fn finish(mut self) -> Result<bool> {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
         self.finish_transient();
         if self.mode != Mode::Text {
-            return Ok(());
+            return Ok(self.wrote);
         }
         self.dim(false)?;
         if self.section == Section::Think && self.think == ThinkShow::Stderr {
@@ -392,6 +392,6 @@ impl Printer {
             out::put("\n")?;
         }
         let _ = std::io::stdout().flush();
-        Ok(())
+        Ok(self.wrote)
     }
 }

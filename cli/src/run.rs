@@ -3,6 +3,7 @@
 //! Which of the two is decided by what is there. A prompt (`-p`, `-f`, or a stdin that is not a terminal) makes it one shot; no
 //! prompt and terminals on both sides make it a conversation.
 
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
@@ -14,9 +15,9 @@ use lemma_engine::options::LoadOptions;
 use lemma_engine::session::Session;
 use serde_json::json;
 
-use crate::args::Invocation;
 use crate::args::config::{self, Constraint, Generate, ModelSource, Prompt};
 use crate::args::typed::OnOffAuto;
+use crate::args::{self, Invocation};
 use crate::fail::{Failure, INTERRUPT, PROMPT, Result};
 use crate::load::{self, Loaded};
 use crate::record;
@@ -74,13 +75,27 @@ pub(crate) fn run(invocation: &Invocation, term: Term) -> Result {
         && !failure.is_quiet()
         && failure.code != crate::fail::NO_ANSWER
     {
-        let record = record::error(None, failure);
-        out::json(&match output.stream_json {
-            true => end_event(record),
-            false => record,
-        })?;
+        put_error(failure, output.stream_json)?;
     }
     result
+}
+
+/// The error of a line that was not understood, which is a record on stdout as well if the line asks for one.
+pub(crate) fn refused(argv: &[OsString], failure: Failure) -> Failure {
+    let [json, events] = ["--json", "--stream-json"].map(|flag| args::asks(argv, flag));
+    // With both there is no telling which it should be.
+    if json == events {
+        return failure;
+    }
+    put_error(&failure, events).err().unwrap_or(failure)
+}
+
+fn put_error(failure: &Failure, as_event: bool) -> Result {
+    let record = record::error(None, failure);
+    out::json(&match as_event {
+        true => end_event(record),
+        false => record,
+    })
 }
 
 fn answer(invocation: &Invocation, term: Term) -> Result {
@@ -271,7 +286,7 @@ fn one_shot(config: &Config, text: String) -> Result {
         (outcome, session.kv())
     };
     printer.take_pauses_off(&mut outcome);
-    printer.finish()?;
+    let wrote = printer.finish()?;
     let interrupted = signals::interrupted();
     drop(polling);
 
@@ -295,6 +310,9 @@ fn one_shot(config: &Config, text: String) -> Result {
             record = end_event(record);
         }
         out::json(&record)?;
+    } else if failure.is_none() && !wrote {
+        // An empty answer is an answer, and ends as every other.
+        out::put("\n")?;
     }
     if config.verbose || (config.term.err_tty && config.mode == Mode::Text) {
         let style = config.term.err_style;

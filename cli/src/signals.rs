@@ -10,16 +10,25 @@
 //! SIGTSTP (Ctrl-Z) stops the program as ever. If that happens in the middle of a reply, the shell gets the terminal as it was, and the
 //! reply has it back with SIGCONT.
 //!
+//! What the program was started to ignore (`nohup`) stays ignored. In the background the terminal belongs to others and is left alone.
+//!
 //! SIGPIPE is left ignored, as Rust has it: a broken pipe is an error of a write and ends the program from there, quietly.
 
 use std::io::{IsTerminal as _, stderr, stdin, stdout};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::libc::{SIG_IGN, sigaction};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
 use rustix::process::{getpgrp, getsid};
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
+use rustix::termios::{
+    InputModes, LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr,
+};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 
@@ -34,6 +43,7 @@ static PATIENT: AtomicBool = AtomicBool::new(false);
 static STOPPED: Mutex<Option<Instant>> = Mutex::new(None);
 /// The file that goes away if a signal ends the program.
 static UNFINISHED: Mutex<Option<PathBuf>> = Mutex::new(None);
+/// The modes that a conversation found the terminal in.
 static COOKED: OnceLock<Termios> = OnceLock::new();
 /// The modes of the terminal during a reply, see [`TypeAhead`].
 static QUIET: Mutex<Option<Termios>> = Mutex::new(None);
@@ -43,6 +53,8 @@ static DIM: AtomicBool = AtomicBool::new(false);
 static DEAF: AtomicBool = AtomicBool::new(false);
 /// A line is being read that the terminal edits.
 static ASKING: AtomicBool = AtomicBool::new(false);
+/// SIGINT came while such a line was being read.
+static DROPPED: AtomicBool = AtomicBool::new(false);
 /// How long the program was stopped since [`Polling`] began.
 static PAUSED: Mutex<Duration> = Mutex::new(Duration::ZERO);
 /// Whether SIGTSTP does what it does by default.
@@ -53,13 +65,17 @@ const ECHO: Duration = Duration::from_secs(1);
 
 /// Starts the thread that waits for signals.
 pub(crate) fn install() {
-    if let Ok(t) = tcgetattr(stdin()) {
-        let _ = COOKED.set(t);
-    }
     AT_REST.store(has_a_shell(), Ordering::SeqCst);
-    let default = signal_hook::flag::register_conditional_default(SIGTSTP, AT_REST.clone());
-    let mut wanted = vec![SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGCONT];
-    wanted.extend(default.ok().map(|_| SIGTSTP));
+    let mut wanted = vec![SIGTERM, SIGCONT];
+    wanted.extend(
+        [SIGINT, SIGHUP, SIGQUIT]
+            .iter()
+            .filter(|s| !is_ignored(**s)),
+    );
+    if !is_ignored(SIGTSTP) {
+        let default = signal_hook::flag::register_conditional_default(SIGTSTP, AT_REST.clone());
+        wanted.extend(default.ok().map(|_| SIGTSTP));
+    }
     let Ok(mut signals) = Signals::new(wanted) else {
         return;
     };
@@ -68,6 +84,8 @@ pub(crate) fn install() {
         .name("signals".into())
         .stack_size(128 << 10)
         .spawn(move || {
+            // The shell may take the terminal at any moment, and whoever touches it then would be stopped instead of ending.
+            let _ = SigSet::from(Signal::SIGTTOU).thread_block();
             for signal in signals.forever() {
                 match signal {
                     SIGINT if !is_the_end() => {}
@@ -79,6 +97,37 @@ pub(crate) fn install() {
                 }
             }
         });
+}
+
+/// Whether the program was started with a signal ignored.
+fn is_ignored(signal: i32) -> bool {
+    let mut found = MaybeUninit::<sigaction>::zeroed();
+    // SAFETY: without a new action the call does nothing but fill in `found`, which zeros are valid for.
+    unsafe {
+        sigaction(signal, std::ptr::null(), found.as_mut_ptr()) == 0
+            && found.assume_init().sa_sigaction == SIG_IGN
+    }
+}
+
+/// Keeps the modes of the terminal for the end of the program, before the first change to them.
+pub(crate) fn remember_terminal() {
+    if let Ok(t) = tcgetattr(stdin()) {
+        let _ = COOKED.set(t);
+    }
+}
+
+/// Whether the terminal belongs to others. One that is not the session's own belongs to nobody.
+fn in_background() -> bool {
+    tcgetpgrp(stdin()).is_ok_and(|group| group != getpgrp())
+}
+
+/// Writes past the locks, which the reply may hold, and only what can be written at once: a terminal may have been stopped with Ctrl-S,
+/// and no signal waits for that.
+fn write_now(stream: impl AsFd, text: &str) {
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0) {
+        let _ = rustix::io::write(&stream, text.as_bytes());
+    }
 }
 
 /// Whether there is a shell that lets a stopped program go on. Without one (`xterm -e lemma`) it would stay stopped forever.
@@ -100,14 +149,14 @@ fn pause() {
 /// Takes the terminal back for a reply.
 fn go_on() {
     // In the background it belongs to others, and changing it would stop the program again.
-    if tcgetpgrp(stdin()).is_ok_and(|group| group != getpgrp()) {
+    if in_background() {
         return;
     }
     if let Some(quiet) = &*lock(&QUIET) {
         let _ = tcsetattr(stdin(), OptionalActions::Now, quiet);
     }
     if DIM.load(Ordering::SeqCst) {
-        let _ = rustix::io::write(stdout(), Style(true).dim().as_bytes());
+        write_now(stdout(), Style(true).dim());
     }
 }
 
@@ -118,7 +167,8 @@ fn is_the_end() -> bool {
     }
     if ASKING.load(Ordering::SeqCst) {
         // The terminal has dropped what was typed.
-        let _ = rustix::io::write(stdout(), b"\n> ");
+        DROPPED.store(true, Ordering::SeqCst);
+        write_now(stdout(), "\n> ");
         return false;
     }
     if !POLLED.load(Ordering::SeqCst) {
@@ -131,8 +181,10 @@ fn is_the_end() -> bool {
     if patient && stderr().is_terminal() {
         // The reply looks up only between two batches of a prompt.
         let erase = if is_dumb() { "" } else { ERASE };
-        let line = format!("{erase}stopping; Ctrl-\\ leaves at once\r\n");
-        let _ = rustix::io::write(stderr(), line.as_bytes());
+        write_now(
+            stderr(),
+            &format!("{erase}stopping; Ctrl-\\ leaves at once\r\n"),
+        );
     }
     !patient
 }
@@ -147,21 +199,22 @@ fn exit(code: u8) -> ! {
     }
     restore_terminal();
     // The shell's prompt does not go on in the middle of a reply.
-    // Not through the lock, which the reply may hold.
     if code == INTERRUPT && POLLED.load(Ordering::SeqCst) && stderr().is_terminal() {
-        let _ = rustix::io::write(stderr(), b"\n");
+        write_now(stderr(), "\n");
     }
     signal_hook::low_level::exit(i32::from(code))
 }
 
-/// Puts the terminal into the modes and the colour that the program found it in.
+/// Puts the terminal into the modes and the colour that the program found it in. Modes that it has not changed may be another's by
+/// now (`lemma … | less`).
 pub(crate) fn restore_terminal() {
-    // Past the lock of stdout, which the reply may hold.
-    if DIM.load(Ordering::SeqCst) {
-        let _ = rustix::io::write(stdout(), Style(true).reset().as_bytes());
-    }
-    if let Some(t) = COOKED.get() {
+    if let Some(t) = COOKED.get()
+        && !in_background()
+    {
         let _ = tcsetattr(stdin(), OptionalActions::Now, t);
+    }
+    if DIM.load(Ordering::SeqCst) {
+        write_now(stdout(), Style(true).reset());
     }
 }
 
@@ -193,8 +246,14 @@ pub(crate) struct Asking(());
 
 impl Asking {
     pub(crate) fn begin() -> Self {
+        DROPPED.store(false, Ordering::SeqCst);
         ASKING.store(true, Ordering::SeqCst);
         Self(())
+    }
+
+    /// Whether SIGINT came since this was asked last.
+    pub(crate) fn dropped(&self) -> bool {
+        DROPPED.swap(false, Ordering::SeqCst)
     }
 }
 
@@ -267,7 +326,8 @@ pub(crate) fn paused() -> Duration {
 /// As long as this lives, what is typed waits unseen for the line editor instead of being echoed into the reply.
 ///
 /// The line discipline is told to keep bytes as they come: no echo, no lines, Enter stays Enter, and Ctrl-C does not throw away
-/// what was typed before it. The editor finds all of it in the queue when it reads next, several lines too.
+/// what was typed before it. The editor finds all of it in the queue when it reads next, several lines too. Where there is no editor
+/// the terminal goes on making lines.
 pub(crate) struct TypeAhead {
     before: Termios,
 }
@@ -276,11 +336,12 @@ impl TypeAhead {
     pub(crate) fn begin() -> Option<Self> {
         let before = tcgetattr(stdin()).ok()?;
         let mut quiet = before.clone();
-        quiet
-            .local_modes
-            .remove(LocalModes::ECHO | LocalModes::ICANON);
+        quiet.local_modes.remove(LocalModes::ECHO);
         quiet.local_modes.insert(LocalModes::NOFLSH);
-        quiet.input_modes.remove(rustix::termios::InputModes::ICRNL);
+        if !is_dumb() {
+            quiet.local_modes.remove(LocalModes::ICANON);
+            quiet.input_modes.remove(InputModes::ICRNL);
+        }
         tcsetattr(stdin(), OptionalActions::Now, &quiet).ok()?;
         *lock(&QUIET) = Some(quiet);
         Some(Self { before })

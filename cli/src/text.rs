@@ -16,9 +16,9 @@ use crate::term::escape_path;
 pub(crate) const MAX_PROMPT: u64 = 64 << 20;
 /// What is only tokenized or measured.
 pub(crate) const MAX_INPUT: u64 = 1 << 30;
-const BOM: &[u8] = b"\xef\xbb\xbf";
+const BOM: char = '\u{feff}';
 
-/// The text of a file, as it is.
+/// The text of a file.
 pub(crate) fn of_file(path: &Path, limit: u64) -> Result<String> {
     let file = File::open(path).map_err(|e| Failure::file(path, &e))?;
     read(file, &escape_path(path), limit)
@@ -58,19 +58,29 @@ fn read(from: impl Read, name: &str, limit: u64) -> Result<String> {
             format!("{name}: more than {} MiB, expected a text", limit >> 20),
         ));
     }
-    let growth = match limit > MAX_PROMPT {
-        true => INPUT_GROWTH,
-        false => PROMPT_GROWTH,
+    let is_prompt = limit <= MAX_PROMPT;
+    let growth = match is_prompt {
+        true => PROMPT_GROWTH,
+        false => INPUT_GROWTH,
     };
     room_for(bytes.len(), growth, name)?;
-    // A byte order mark says how the text is written and is no part of it.
-    if bytes.starts_with(BOM) {
-        bytes.drain(..BOM.len());
-    }
-    String::from_utf8(bytes).map_err(|e| {
+    let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Failure::usage(format!("{name}: byte {at} is not UTF-8, expected a text"))
+    })?;
+    // Who asks for the tokens of a text wants to see those of a mark as well.
+    Ok(match is_prompt {
+        true => unmarked(text),
+        false => text,
     })
+}
+
+/// Without a byte order mark, which says how a text is written and is no part of it.
+pub(crate) fn unmarked(mut text: String) -> String {
+    if text.starts_with(BOM) {
+        text.drain(..BOM.len_utf8());
+    }
+    text
 }
 
 /// Without the final newline, which belongs to the file and not to what is asked.
@@ -91,16 +101,20 @@ mod tests {
     #[test]
     fn what_never_ends_is_an_error() {
         assert_eq!(read(&b"abcd"[..], "x", 4).unwrap(), "abcd");
-        assert_eq!(read(&b"\xef\xbb\xbfab"[..], "x", 9).unwrap(), "ab");
+        let marked = &b"\xef\xbb\xbfab"[..];
+        assert_eq!(read(marked, "x", 9).unwrap(), "ab");
+        assert_eq!(read(marked, "x", MAX_INPUT).unwrap(), "\u{feff}ab");
         let e = read(std::io::repeat(b'a'), "x", 3 << 20).unwrap_err();
         assert_eq!(
             (e.code, e.message.as_str()),
             (PROMPT, "x: more than 3 MiB, expected a text")
         );
-        assert_eq!(
-            read(&b"ab\xff"[..], "x", 9).unwrap_err().message,
-            "x: byte 2 is not UTF-8, expected a text"
-        );
+        for (bytes, at) in [(&b"ab\xff"[..], 2), (b"\xef\xbb\xbfab\xff", 5)] {
+            assert_eq!(
+                read(bytes, "x", 9).unwrap_err().message,
+                format!("x: byte {at} is not UTF-8, expected a text")
+            );
+        }
     }
 
     #[test]

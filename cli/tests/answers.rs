@@ -198,7 +198,7 @@ fn a_prompt_is_shown_token_by_token() {
 fn a_stop_string_at_the_beginning_is_an_answer() {
     let o = ask("What is 1+1?", &["-r", "The"]);
     ends(&o, 0);
-    assert_eq!((out(&o).as_str(), err(&o).as_str()), ("", ""));
+    assert_eq!((out(&o).as_str(), err(&o).as_str()), ("\n", ""));
     let record = json(&out(&ask("What is 1+1?", &["-r", "The", "--json"])));
     assert_eq!(
         (&record["ok"], &record["finish"], &record["text"]),
@@ -231,6 +231,10 @@ fn every_failure_is_a_record() {
         (&["-p", "x", "-sysf", "/no/such"], 1),
         (&["-p", "x", "--temp", "warm"], 2),
         (&["-p", "x", "-m", "/no/such"], 3),
+        // What is not understood at all.
+        (&["-p", "x", "-b", "0"], 2),
+        (&["-p", "x", "-n", "foo"], 2),
+        (&["-p", "x", "--nope"], 2),
     ] {
         let o = run(&[args, &["--json"]].concat());
         ends(&o, code);
@@ -244,6 +248,10 @@ fn every_failure_is_a_record() {
             "{args:?}"
         );
     }
+    // Records of other commands are not of this kind.
+    let o = run(&["devices", "--json", "--nope"]);
+    ends(&o, 2);
+    assert_eq!(out(&o), "");
 }
 
 #[test]

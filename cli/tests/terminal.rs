@@ -7,13 +7,13 @@ mod common;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{lemma, temp};
+use common::{lemma, shell, temp};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{LocalModes, OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
 const COLUMNS: u16 = 80;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,6 +36,26 @@ impl Terminal {
     }
 
     fn start_in(kind: &str, args: &[&str], editor: &str) -> Self {
+        let mut command = lemma(args);
+        // A shell gives every job a group of its own.
+        command.process_group(0);
+        Self::show(kind, command, editor)
+    }
+
+    /// A shell whose own the terminal is.
+    fn start_shell(script: &str, args: &[&str]) -> Self {
+        let mut command = shell(script, args);
+        let lead = || {
+            rustix::process::setsid()?;
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+            Ok(())
+        };
+        // SAFETY: two system calls.
+        unsafe { command.pre_exec(lead) };
+        Self::show("xterm", command, "vi")
+    }
+
+    fn show(kind: &str, mut command: Command, editor: &str) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -53,12 +73,10 @@ impl Terminal {
             .open(name.to_str().unwrap())
             .unwrap();
         let side = || Stdio::from(slave.try_clone().unwrap());
-        let child = lemma(args)
+        let child = command
             .env("TERM", kind)
             .env("VISUAL", editor)
             .env("XDG_STATE_HOME", temp("state"))
-            // A shell gives every job a group of its own.
-            .process_group(0)
             .stdin(side())
             .stdout(side())
             .stderr(side())
@@ -111,9 +129,31 @@ impl Terminal {
     /// What the terminal would send if it were the child's own.
     #[track_caller]
     fn signal(&self, signal: &str) {
-        let mut kill = std::process::Command::new("kill");
+        let mut kill = Command::new("kill");
         kill.args([signal, &self.child.id().to_string()]);
         assert!(kill.status().unwrap().success());
+    }
+
+    /// The colour that the terminal writes in.
+    fn colour(&self) -> Option<String> {
+        let screen = String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned();
+        let ends = screen.split("\x1b[").skip(1);
+        let codes = ends.filter_map(|s| Some(s.split_once('m')?.0));
+        let colours = codes.filter(|c| c.bytes().all(|b| b.is_ascii_digit() || b == b';'));
+        colours.last().map(str::to_owned)
+    }
+
+    /// The exit code, soon.
+    #[track_caller]
+    fn code(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(start.elapsed() < PATIENCE, "it goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Leaves, and shows all that was on the screen.
@@ -308,18 +348,25 @@ fn an_interrupt_is_for_the_editor_while_it_runs() {
     assert!(!draft.exists());
 }
 
-/// A conversation in the middle of a chain of thought, which is shown dim. With so small a pool it goes round for long.
+/// A chain of thought on this goes round for long with so small a pool.
+const HARD: &str = "What is 8213746 * 95371?";
+const LONG: [&str; 10] = [
+    "--temp",
+    "0",
+    "-t",
+    "1",
+    "--kv-policy",
+    "h2o",
+    "--kv-demote",
+    "none",
+    "--kv-budget",
+    "64",
+];
+
+/// A conversation in the middle of a chain of thought, which is shown dim.
 fn thinking() -> Terminal {
-    let pool = [
-        "--kv-policy",
-        "h2o",
-        "--kv-demote",
-        "none",
-        "--kv-budget",
-        "64",
-    ];
-    let mut t = Terminal::start(&[&["--temp", "0", "-t", "1"], &pool[..]].concat());
-    t.say("What is 8213746 * 95371?", "\x1b[2m");
+    let mut t = Terminal::start(&LONG);
+    t.say(HARD, "\x1b[2m");
     t.expect("a1=");
     t
 }
@@ -338,9 +385,10 @@ fn until(is: impl Fn() -> bool) {
 fn the_shell_gets_its_colours_back() {
     for (signal, code) in [("-QUIT", 131), ("-TERM", 143)] {
         let mut t = thinking();
+        until(|| t.colour().as_deref() == Some("2"));
         t.signal(signal);
-        assert_eq!(t.child.wait().unwrap().code(), Some(code));
-        t.expect("\x1b[0m");
+        assert_eq!(t.code(), Some(code));
+        until(|| t.colour().as_deref() == Some("0"));
     }
 }
 
@@ -358,9 +406,9 @@ fn a_reply_that_was_stopped_goes_on() {
         until(|| std::fs::read_to_string(&stat).unwrap().contains(") T "));
     }
     until(|| echoes(&t));
-    t.expect("\x1b[0m");
+    until(|| t.colour().as_deref() == Some("0"));
     t.signal("-CONT");
-    t.expect("\x1b[2m");
+    until(|| t.colour().as_deref() == Some("2"));
     until(|| !echoes(&t));
     t.signal("-INT");
     t.expect("stopped; /continue goes on");
@@ -374,4 +422,112 @@ fn a_dumb_terminal_is_not_drawn_on() {
     t.signal("-INT");
     t.say("What is 8213746 * 95371?", "stop:eos");
     t.leave_with_screen(|screen| assert!(!screen.contains('\x1b'), "{screen:?}"));
+}
+
+#[test]
+fn the_rest_of_a_paste_is_not_obeyed() {
+    let mut t = Terminal::start(&["--color", "never"]);
+    t.expect("> ");
+    for part in [
+        &b"\x1b[200~What \xff"[..],
+        b" is\r/help\r",
+        b"\x03\x03",
+        b"1+1?\r",
+        b"\x1b[201~",
+    ] {
+        t.keyboard.write_all(part).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let seen = t.expect("note: the line was not UTF-8 and was dropped");
+    assert!(!seen.contains("this list"), "{seen}");
+    let seen = t.say("/context", "0 from you");
+    assert!(!seen.contains("this list"), "{seen}");
+    t.leave();
+}
+
+#[test]
+fn a_job_in_the_background_can_be_ended() {
+    let hard = ["-p", HARD];
+    for (script, args) in [
+        (
+            r#"set -m; "$0" "$@" & read -r go; kill %1; wait %1; echo "ended $?""#,
+            &hard[..],
+        ),
+        (
+            r#"set -m; "$0" "$@"; bg %1; kill %1; wait %1; echo "ended $?""#,
+            &[&hard[..], &["-cnv"]].concat(),
+        ),
+    ] {
+        let mut t = Terminal::start_shell(script, &[args, &LONG].concat());
+        t.expect("a1=");
+        let key = if args.contains(&"-cnv") {
+            b"\x1a"
+        } else {
+            b"\n"
+        };
+        t.keyboard.write_all(key).unwrap();
+        t.expect("ended 143");
+    }
+}
+
+#[test]
+fn modes_that_it_did_not_change_are_not_its_own() {
+    let mut t = Terminal::start(&[&["-p", HARD][..], &LONG].concat());
+    t.expect("a1=");
+    let mut modes = tcgetattr(&t.keyboard).unwrap();
+    modes.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(&t.keyboard, OptionalActions::Now, &modes).unwrap();
+    t.signal("-TERM");
+    assert_eq!(t.code(), Some(143));
+    let modes = tcgetattr(&t.keyboard).unwrap();
+    assert!(!modes.local_modes.contains(LocalModes::ECHO));
+}
+
+#[test]
+fn a_terminal_that_was_stopped_is_not_waited_for() {
+    let mut t = thinking();
+    until(|| t.colour().as_deref() == Some("2"));
+    t.keyboard.write_all(b"\x13").unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    t.signal("-TERM");
+    assert_eq!(t.code(), Some(143));
+    let modes = tcgetattr(&t.keyboard).unwrap().local_modes;
+    assert!(modes.contains(LocalModes::ECHO | LocalModes::ICANON));
+}
+
+#[test]
+fn what_was_ignored_at_the_start_stays_ignored() {
+    let ask = [&["-p", HARD][..], &LONG].concat();
+    let mut t = Terminal::start_shell(r#"trap "" HUP; exec "$0" "$@""#, &ask);
+    t.expect("a1=");
+    t.signal("-HUP");
+    t.signal("-TERM");
+    assert_eq!(t.code(), Some(143));
+}
+
+#[test]
+fn an_interrupt_drops_all_lines_on_a_dumb_terminal() {
+    let mut t = Terminal::start_in("dumb", &[], "vi");
+    t.expect("> ");
+    t.keyboard.write_all(b"\"\"\"one\r").unwrap();
+    t.expect("one\r\n");
+    // Until the line has been read.
+    std::thread::sleep(Duration::from_millis(100));
+    t.signal("-INT");
+    t.say("/context", "0 from you");
+    t.say("\"\"\"/help\rme\"\"\"", "[ ");
+    t.say("/context", "1 from you");
+    t.leave();
+}
+
+#[test]
+fn lines_typed_ahead_on_a_dumb_terminal_stay_lines() {
+    let mut t = Terminal::start_in("dumb", &LONG, "vi");
+    t.say(HARD, "a1=");
+    t.keyboard.write_all(b"/context\r/help\r").unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    t.signal("-INT");
+    t.expect("1 from you");
+    t.expect("this list");
+    t.leave();
 }

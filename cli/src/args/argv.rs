@@ -246,6 +246,13 @@ fn find_subcommand<'c>(root: &'c Command, word: &OsStr) -> Option<&'c Command> {
     root.get_subcommands().find(|c| word == c.get_name())
 }
 
+/// Whether a line that names no command has a flag, even if the line cannot be understood.
+pub(crate) fn has_flag(argv: &[OsString], flag: &str, root: &Command) -> bool {
+    let words = argv.get(1..).unwrap_or_default();
+    let mut flags = words.iter().take_while(|w| *w != "--");
+    flags.any(|w| w == flag) && find_command(words, root).is_none()
+}
+
 /// Index of the word that names a command: the first that is neither a flag nor its value.
 fn find_command(words: &[OsString], root: &Command) -> Option<usize> {
     let mut at = 0;

@@ -117,6 +117,11 @@ pub(crate) fn parse(argv: Vec<OsString>) -> Result<Parsed> {
     })))
 }
 
+/// Whether a line asks for one answer with this flag. It need not be one that [`parse`] understands.
+pub(crate) fn asks(argv: &[OsString], flag: &str) -> bool {
+    argv::has_flag(argv, flag, &command())
+}
+
 /// The flags of a line's command that are not on the line and whose variables are set.
 fn variables(argv: &[OsString], root: &clap::Command) -> Vec<(String, String)> {
     let given = |flag: &str| {

@@ -17,6 +17,7 @@ use crate::fail::{Failure, MALFORMED, Result};
 use crate::request::{id_of, message, messages, object};
 use crate::term::filter::Filter;
 use crate::term::{Term, escape};
+use crate::text::unmarked;
 use crate::{load, out, record};
 
 /// The file of the arguments and its tokenizer.
@@ -107,7 +108,7 @@ pub(crate) fn detokenize(args: &DetokenizeArgs, invocation: &Invocation, term: T
         });
     }
     let typed = if args.ids.is_empty() {
-        input_text(None, None)?
+        unmarked(input_text(None, None)?)
     } else {
         args.ids.join(" ")
     };
@@ -183,7 +184,7 @@ pub(crate) fn template(args: &TemplateArgs, invocation: &Invocation, term: Term)
     let mut list: Vec<Message> = match (&args.prompt, &args.file) {
         (Some(p), _) => vec![message(Role::User, p.clone())],
         (None, Some(path)) => {
-            let text = input_text(None, Some(path))?;
+            let text = unmarked(input_text(None, Some(path))?);
             let name = match path.as_os_str() == "-" {
                 true => "stdin".to_owned(),
                 false => crate::term::escape_path(path),

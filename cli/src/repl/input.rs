@@ -4,11 +4,14 @@
 //! `"""` and close with `"""`. The history is kept across starts, under the XDG state directory.
 
 use std::borrow::Cow;
-use std::io::ErrorKind;
+use std::io::{BufRead as _, ErrorKind, stdin};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::termios::{QueueSelector, tcflush};
+use rustix::termios::{
+    InputModes, LocalModes, OptionalActions, QueueSelector, SpecialCodeIndex, tcflush, tcgetattr,
+    tcsetattr,
+};
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::config::{BellStyle, CompletionType, Config};
 use rustyline::error::ReadlineError;
@@ -21,14 +24,16 @@ use rustyline::{Cmd, Context, Editor, Helper, KeyCode, KeyEvent, Modifiers};
 use super::commands::{self, Args};
 use crate::fail::{Failure, Result};
 use crate::out;
-use crate::signals::Asking;
+use crate::signals::{Asking, Deaf, remember_terminal};
 use crate::term::{Style, escape_path, is_dumb};
 
 const PROMPT: &str = "> ";
 const FENCE: &str = "\"\"\"";
 const HISTORY_ENTRIES: usize = 2000;
-/// The rest of a line that was pasted is there after this time.
-const REST: Duration = Duration::from_millis(30);
+/// What ends a bracketed paste.
+const PASTED: &[u8] = b"\x1b[201~";
+/// A paste without an end is waited for no longer than this.
+const LONGEST_PASTE: Duration = Duration::from_secs(5);
 
 /// What the user did at the prompt.
 pub(crate) enum Input {
@@ -48,6 +53,7 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn new(style: Style) -> Result<Self> {
+        remember_terminal();
         let config = Config::builder()
             .max_history_size(HISTORY_ENTRIES)
             .and_then(|c| c.history_ignore_dups(true))
@@ -83,10 +89,10 @@ impl Reader {
     /// Waits for a line. What was typed during a reply is read first.
     pub(crate) fn read(&mut self) -> Result<Input> {
         loop {
-            // Where it cannot move the cursor, the editor leaves the line to the terminal.
-            let asking = is_dumb().then(Asking::begin);
-            let line = self.editor.readline(PROMPT);
-            drop(asking);
+            let line = match is_dumb() {
+                true => ask()?,
+                false => self.editor.readline(PROMPT),
+            };
             match line {
                 Ok(line) => {
                     if !line.trim().is_empty()
@@ -105,7 +111,10 @@ impl Reader {
                 Err(ReadlineError::Interrupted) => return Ok(Input::Cleared),
                 Err(ReadlineError::Eof) => return Ok(Input::End),
                 Err(ReadlineError::Io(e)) if e.kind() == ErrorKind::InvalidData => {
-                    drop_rest();
+                    // A terminal that edits lines by itself has handed out all of it.
+                    if !is_dumb() {
+                        drop_rest();
+                    }
                     out::note("note: the line was not UTF-8 and was dropped");
                 }
                 // A resized window is not an end of input.
@@ -130,12 +139,62 @@ impl Reader {
     }
 }
 
-/// Drops what follows the byte at which the editor gave up. A terminal that edits lines by itself has handed out all of it.
-fn drop_rest() {
-    if !is_dumb() {
-        std::thread::sleep(REST);
-        let _ = tcflush(std::io::stdin(), QueueSelector::IFlush);
+/// Reads a message on a terminal that cannot move the cursor and edits lines by itself. Ctrl-C drops all lines of it.
+fn ask() -> Result<rustyline::Result<String>> {
+    // Who sees the prompt may press Ctrl-C.
+    let asking = Asking::begin();
+    out::put(PROMPT)?;
+    let mut text = String::new();
+    loop {
+        let mut line = Vec::new();
+        match stdin().lock().read_until(b'\n', &mut line) {
+            Ok(0) => return Ok(Err(ReadlineError::Eof)),
+            Ok(_) => {}
+            Err(e) => return Ok(Err(e.into())),
+        }
+        if asking.dropped() {
+            text.clear();
+        }
+        let Ok(line) = String::from_utf8(line) else {
+            return Ok(Err(ErrorKind::InvalidData.into()));
+        };
+        text.push_str(&line);
+        if !is_open(&text) {
+            return Ok(Ok(crate::text::chomp(text)));
+        }
     }
+}
+
+/// Drops what follows the byte at which the editor gave up: up to the end of the paste, or until nothing more comes. The rest of a paste
+/// must neither be taken for commands nor, as Ctrl-C, end the program.
+fn drop_rest() {
+    let Ok(before) = tcgetattr(stdin()) else {
+        return;
+    };
+    let _deaf = Deaf::begin();
+    let mut raw = before.clone();
+    raw.local_modes
+        .remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
+    raw.input_modes.remove(InputModes::IXON | InputModes::ICRNL);
+    // A read without a byte ends after a tenth of a second.
+    raw.special_codes[SpecialCodeIndex::VMIN] = 0;
+    raw.special_codes[SpecialCodeIndex::VTIME] = 1;
+    if tcsetattr(stdin(), OptionalActions::Now, &raw).is_err() {
+        return;
+    }
+    let start = Instant::now();
+    let mut byte = [0];
+    let mut last = [0; PASTED.len()];
+    // One at a time: what is typed behind the paste is for the next line.
+    while last != PASTED && matches!(rustix::io::read(stdin(), &mut byte), Ok(1)) {
+        last.rotate_left(1);
+        last[PASTED.len() - 1] = byte[0];
+        if start.elapsed() > LONGEST_PASTE {
+            let _ = tcflush(stdin(), QueueSelector::IFlush);
+            break;
+        }
+    }
+    let _ = tcsetattr(stdin(), OptionalActions::Now, &before);
 }
 
 fn failure(e: ReadlineError) -> Failure {

@@ -2,12 +2,25 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use nix::sys::signal::{SigHandler, Signal, signal};
+
 /// The binary with a clean environment: nothing that a developer has set reaches a test.
 pub(crate) fn lemma(args: &[&str]) -> Command {
-    let mut c = Command::new(env!("CARGO_BIN_EXE_lemma"));
+    with_args(env!("CARGO_BIN_EXE_lemma"), args)
+}
+
+/// A shell whose script finds the binary and its arguments in `"$0" "$@"`.
+pub(crate) fn shell(script: &str, args: &[&str]) -> Command {
+    let binary = ["-c", script, env!("CARGO_BIN_EXE_lemma")];
+    with_args("sh", &[&binary, args].concat())
+}
+
+fn with_args(program: &str, args: &[&str]) -> Command {
+    let mut c = Command::new(program);
     for (key, _) in std::env::vars_os() {
         if key.to_string_lossy().starts_with("LEMMA_")
             || key == "NO_COLOR"
@@ -20,6 +33,20 @@ pub(crate) fn lemma(args: &[&str]) -> Command {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    let heed = || {
+        for s in [
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGTSTP,
+        ] {
+            // SAFETY: no handler is installed.
+            unsafe { signal(s, SigHandler::SigDfl) }?;
+        }
+        Ok(())
+    };
+    // SAFETY: it makes system calls and nothing else. Tests that run in the background were started with some of these ignored.
+    unsafe { c.pre_exec(heed) };
     c
 }
 

@@ -3,6 +3,8 @@
 //! What the standard leaves open is closed where an answer would suffer: objects that list their properties have no others, and
 //! white space, which has no meaning, has an end. A schema that says otherwise is obeyed.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
@@ -26,10 +28,11 @@ pub(super) fn read(text: &str) -> Result<Value, Error> {
             "{found} bytes of schema, expected at most {MAX_TEXT}"
         )));
     }
-    let value = serde_json::from_str(text).map_err(|e| {
+    let value: Value = serde_json::from_str(text).map_err(|e| {
         Error::grammar(format!("not JSON: {e}, expected a JSON schema")).with_hint(HINT)
     })?;
-    let mut schema = match value {
+    let pointers = Pointers::of(&value);
+    let schema = match value {
         Value::Object(o) => o,
         Value::Bool(true) => Map::new(),
         Value::Bool(false) => {
@@ -42,11 +45,28 @@ pub(super) fn read(text: &str) -> Result<Value, Error> {
             return Err(Error::grammar(what).with_hint(HINT));
         }
     };
-    check(&schema, "#", &|key| text.contains(&format!("\"#/{key}/")))?;
-    // Parts of allOf add properties to each other: closing one would shut the others out.
-    if !has_key(&schema, "allOf") {
-        close(&mut schema);
+    pointers.check(&schema, "#", true)?;
+    let mut value = Value::Object(schema);
+    for target in &pointers.targets {
+        if let Some(part) = value.pointer(target).and_then(Value::as_object) {
+            pointers.check(part, &format!("#{target}"), true)?;
+        }
     }
+    // Parts of allOf add properties to each other: closing one would shut the others out.
+    if !has_key(&value, "allOf") {
+        close(&mut value);
+        for target in &pointers.targets {
+            if let Some(part) = value.pointer_mut(target) {
+                close(part);
+            }
+        }
+    }
+    let Value::Object(mut schema) = value else {
+        unreachable!("an object is closed in place")
+    };
+    // With the name of an older edition the words of newer ones would be skipped without a word. None of them means anything else than
+    // it did but a list of `items`, which is told by its form.
+    schema.shift_remove("$schema");
     schema
         .entry("x-guidance")
         .or_insert_with(|| json!({ "whitespace_pattern": WHITE_SPACE }));
@@ -103,13 +123,17 @@ const NOTES: &[&str] = &[
     "definitions",
     "deprecated",
     "description",
+    "discriminator",
+    "example",
     "examples",
+    "externalDocs",
     "id",
     "readOnly",
     "title",
     "writeOnly",
+    "xml",
 ];
-/// Keywords of the standard that are refused, with the reason, by what compiles the schema.
+/// Keywords of the standard that an answer cannot be kept to.
 const UNSUPPORTED: &[&str] = &[
     "$dynamicAnchor",
     "$dynamicRef",
@@ -131,50 +155,108 @@ const UNSUPPORTED: &[&str] = &[
     "uniqueItems",
 ];
 
-/// Refuses words that are no keywords: a slip would make the schema say less than its author believes. `place` is where it stands. At the
-/// top there may be others that are `pointed` into.
-fn check(
-    schema: &Map<String, Value>,
-    place: &str,
-    pointed: &dyn Fn(&str) -> bool,
-) -> Result<(), Error> {
-    let known = |key: &str| {
-        pointed(key)
-            || key.starts_with("x-")
-            || [SUPPORTED, NOTES, UNSUPPORTED]
-                .iter()
-                .any(|l| l.contains(&key))
-    };
-    if let Some(key) = schema.keys().find(|k| !known(k)) {
-        return Err(unknown(key, place));
-    }
-    for (key, value) in schema {
-        let below = |name: &dyn std::fmt::Display| format!("{place}/{key}/{name}");
-        match value {
-            Value::Array(list)
-                if LISTS.contains(&key.as_str()) || key == "allOf" || key == "items" =>
-            {
-                for (i, part) in list.iter().enumerate() {
-                    check_part(part, &below(&i))?;
-                }
-            }
-            Value::Object(named) if NAMED.contains(&key.as_str()) => {
-                for (name, part) in named {
-                    check_part(part, &below(name))?;
-                }
-            }
-            Value::Object(o) if SINGLE.contains(&key.as_str()) => {
-                check(o, &format!("{place}/{key}"), &|_| false)?;
-            }
-            _ => {}
-        }
-    }
-    Ok(())
+/// What the references of a schema point to, as JSON pointers.
+struct Pointers {
+    targets: BTreeSet<String>,
+    /// The targets and all that lies on the way to them, each behind a `#`.
+    ways: BTreeSet<String>,
 }
 
-fn check_part(part: &Value, place: &str) -> Result<(), Error> {
-    part.as_object()
-        .map_or(Ok(()), |o| check(o, place, &|_| false))
+impl Pointers {
+    fn of(schema: &Value) -> Self {
+        let mut targets = BTreeSet::new();
+        collect(schema, &mut targets);
+        let way = |(at, _): (usize, char), t: &str| format!("#{}", &t[..at]);
+        let ways = targets.iter().flat_map(|t| {
+            let inner = t.char_indices().skip(1).filter(|&(_, c)| c == '/');
+            inner.map(|i| way(i, t)).chain([format!("#{t}")])
+        });
+        Self {
+            ways: ways.collect(),
+            targets,
+        }
+    }
+
+    /// Refuses words that are no keywords, unless a reference leads through them: a slip would make the schema say less than its author
+    /// believes. `place` is where it stands. What is not `used` may have words that an answer cannot be kept to.
+    fn check(&self, schema: &Map<String, Value>, place: &str, used: bool) -> Result<(), Error> {
+        for (key, value) in schema {
+            let at = below(place, key);
+            if !self.ways.contains(&at) {
+                if used && UNSUPPORTED.contains(&key.as_str()) {
+                    return Err(unsupported(key, place));
+                }
+                let known = [SUPPORTED, NOTES, UNSUPPORTED];
+                if !key.starts_with("x-") && !known.iter().any(|l| l.contains(&key.as_str())) {
+                    return Err(unknown(key, place));
+                }
+            }
+            let key = key.as_str();
+            match value {
+                Value::Array(list) if LISTS.contains(&key) || key == "allOf" || key == "items" => {
+                    for (i, part) in list.iter().enumerate() {
+                        self.check_part(part, &below(&at, &i.to_string()), used)?;
+                    }
+                }
+                Value::Object(named) if NAMED.contains(&key) => {
+                    let used = used && !matches!(key, "$defs" | "definitions");
+                    for (name, part) in named {
+                        self.check_part(part, &below(&at, name), used)?;
+                    }
+                }
+                Value::Object(o) if SINGLE.contains(&key) => self.check(o, &at, used)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_part(&self, part: &Value, place: &str, used: bool) -> Result<(), Error> {
+        part.as_object()
+            .map_or(Ok(()), |o| self.check(o, place, used))
+    }
+}
+
+/// All references to places in the schema itself.
+fn collect(value: &Value, targets: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(o) => {
+            if let Some(Value::String(reference)) = o.get("$ref")
+                && let Some(pointer) = reference.strip_prefix('#')
+                && pointer.starts_with('/')
+            {
+                targets.insert(percent_decoded(pointer));
+            }
+            o.values().for_each(|v| collect(v, targets));
+        }
+        Value::Array(list) => list.iter().for_each(|v| collect(v, targets)),
+        _ => {}
+    }
+}
+
+/// A reference is part of an address, where `%` and two digits stand for a byte.
+fn percent_decoded(pointer: &str) -> String {
+    let mut bytes = Vec::with_capacity(pointer.len());
+    let mut rest = pointer.as_bytes();
+    while let [first, more @ ..] = rest {
+        let digits = more.first_chunk::<2>().filter(|_| *first == b'%');
+        let byte = digits.and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok());
+        bytes.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &more[2..] } else { more };
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| pointer.to_owned())
+}
+
+/// The pointer to `key` at `place`.
+fn below(place: &str, key: &str) -> String {
+    format!("{place}/{}", key.replace('~', "~0").replace('/', "~1"))
+}
+
+fn unsupported(key: &str, place: &str) -> Error {
+    Error::grammar(format!(
+        "{key:?} at {place}, which is not supported, expected a keyword that an answer can be kept to"
+    ))
+    .with_hint("what is not supported has to be left out; nothing in a schema is ignored silently")
 }
 
 fn unknown(key: &str, place: &str) -> Error {
@@ -194,21 +276,16 @@ fn unknown(key: &str, place: &str) -> Error {
 
 /// Gives objects that list their properties no others, here and in all schemas below. The depth is that of the text, which
 /// serde_json limits.
-fn close(schema: &mut Map<String, Value>) {
+fn close(schema: &mut Value) {
+    let Value::Object(schema) = schema else {
+        return;
+    };
     for (key, value) in schema.iter_mut() {
         let key = key.as_str();
         match value {
-            Value::Array(list) if LISTS.contains(&key) => {
-                list.iter_mut()
-                    .filter_map(Value::as_object_mut)
-                    .for_each(close);
-            }
-            Value::Object(o) if NAMED.contains(&key) => {
-                o.values_mut()
-                    .filter_map(Value::as_object_mut)
-                    .for_each(close);
-            }
-            Value::Object(o) if SINGLE.contains(&key) => close(o),
+            Value::Array(list) if LISTS.contains(&key) => list.iter_mut().for_each(close),
+            Value::Object(o) if NAMED.contains(&key) => o.values_mut().for_each(close),
+            value if SINGLE.contains(&key) => close(value),
             _ => {}
         }
     }
@@ -225,18 +302,12 @@ fn close(schema: &mut Map<String, Value>) {
     }
 }
 
-fn has_key(schema: &Map<String, Value>, wanted: &str) -> bool {
-    schema.iter().any(|(key, value)| {
-        key == wanted
-            || match value {
-                Value::Object(o) => has_key(o, wanted),
-                Value::Array(list) => list
-                    .iter()
-                    .filter_map(Value::as_object)
-                    .any(|o| has_key(o, wanted)),
-                _ => false,
-            }
-    })
+fn has_key(value: &Value, wanted: &str) -> bool {
+    match value {
+        Value::Object(o) => o.iter().any(|(k, v)| k == wanted || has_key(v, wanted)),
+        Value::Array(list) => list.iter().any(|v| has_key(v, wanted)),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -265,6 +336,10 @@ mod tests {
         assert_eq!(
             closed(r#"{"anyOf":[{"properties":{}}]}"#),
             r#"{"anyOf":[{"properties":{},"additionalProperties":false}]}"#
+        );
+        assert_eq!(
+            closed(r##"{"$ref":"#/a","a":{"properties":{}}}"##),
+            r##"{"$ref":"#/a","a":{"properties":{},"additionalProperties":false}}"##
         );
     }
 
@@ -302,9 +377,48 @@ mod tests {
             r#"{"enum":[{"a":1}],"default":{"b":2},"examples":[{"c":3}],"deprecated":true,"x-order":1}"#,
             r##"{"$defs":{"name":{"type":"string"}},"$ref":"#/$defs/name"}"##,
             r##"{"components":{"a":{"type":"string"}},"$ref":"#/components/a"}"##,
+            r##"{"components":{"a":{"type":"string"}},"$ref":"#\/components\/a"}"##,
+            r##"{"$ref":"#/person","person":{"type":"integer"}}"##,
+            r##"{"$ref":"#/definitions/g/a","definitions":{"g":{"a":{"type":"integer"}}}}"##,
+            r##"{"$ref":"#/a~1b%20c","a/b c":{"type":"integer"}}"##,
+            r##"{"oneOf":[{"type":"null"}],"discriminator":{"propertyName":"kind"}}"##,
+            r##"{"type":"string","example":"a","externalDocs":{"url":"u"},"xml":{"name":"n"}}"##,
+            r##"{"$defs":{"spare":{"not":{}}},"type":"integer"}"##,
         ] {
             assert!(read(fine).is_ok(), "{fine}");
         }
+    }
+
+    #[test]
+    fn what_an_answer_cannot_be_kept_to_is_refused() {
+        for (text, what) in [
+            (
+                r##"{"$schema":"http://json-schema.org/draft-07/schema#","type":"object","dependentRequired":{"a":["b"]}}"##,
+                "\"dependentRequired\" at #,",
+            ),
+            (
+                r#"{"properties":{"a/b":{"items":{"uniqueItems":true}}}}"#,
+                "\"uniqueItems\" at #/properties/a~1b/items,",
+            ),
+            (
+                r##"{"$ref":"#/$defs/a","$defs":{"a":{"not":{}}}}"##,
+                "\"not\" at #/$defs/a,",
+            ),
+            (
+                r##"{"$ref":"#/parts/a","parts":{"a":{"if":{}}}}"##,
+                "\"if\" at #/parts/a,",
+            ),
+            (
+                r##"{"$ref":"#/parts/a","parts":{"a":{"maxlength":3}}}"##,
+                "\"maxlength\" at #/parts/a,",
+            ),
+        ] {
+            let e = read(text).unwrap_err();
+            assert!(e.to_string().contains(what) && e.exit_code() == 8, "{e}");
+        }
+        // Whatever edition it names, all that it says counts.
+        let old = r##"{"$schema":"http://json-schema.org/draft-04/schema#","const":1}"##;
+        assert_eq!(read(old).unwrap().get("$schema"), None);
     }
 
     #[test]
