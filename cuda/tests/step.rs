@@ -9,11 +9,37 @@ use common::weights::{Part, part};
 use common::*;
 use half::f16;
 use lemma_cuda::ops::{Activation, Attention, Choice, Glu, Heads, Mode, Pairs, RopeStore, Store};
-use lemma_cuda::step::{Attend, Builder, First, Inputs, Mixture, Norms, Products, Shape};
+use lemma_cuda::step::{Attend, Builder, First, Inputs, Mixture, Norms, Products, Program, Shape};
 use lemma_cuda::{Gpu, PAGE, Source, Uploader, Weight};
 use lemma_quant::GgmlType;
 
 const N_EMBD: usize = 64;
+
+/// A step, or nothing on a device that is too old for one.
+fn finished(gpu: &Gpu, b: Builder) -> Option<Program> {
+    match b.finish().expect("driver") {
+        Ok(program) => Some(program),
+        Err(_) if gpu.info().sm < (9, 0) && !is_slow(gpu) => None,
+        Err(why) => panic!("{why}"),
+    }
+}
+
+/// Of a step that attends to nothing.
+fn without_attention() -> Shape {
+    Shape {
+        heads: Heads {
+            n_head: 1,
+            n_head_kv: 1,
+            head_dim: 8,
+        },
+        n_layer: 1,
+        max_pages: 1,
+        pairs: Pairs::Neighbours,
+        n_rope: 1,
+        mean: false,
+        scale: 1.0,
+    }
+}
 
 /// A matrix of f32, and what it is.
 fn matrix(gpu: &Gpu, rng: &mut Rng, n_row: usize) -> (Weight, Vec<f32>) {
@@ -271,10 +297,8 @@ fn a_step_attends_to_pages_of_any_tier() {
                 };
                 b.attend(at, out.view(), &call, &attention);
                 b.weigh(mass.view());
-                let mut program = match b.finish().expect("driver") {
-                    Ok(program) => program,
-                    Err(_) if gpu.info().sm < (9, 0) && !slow => return,
-                    Err(why) => panic!("{why}"),
+                let Some(mut program) = finished(&gpu, b) else {
+                    return;
                 };
                 program
                     .run(&Inputs {
@@ -358,23 +382,7 @@ fn a_step_asks_the_experts_that_it_chooses() {
             let norm_view = upload(&gpu, &norm);
             let x = poisoned(&gpu, n_in);
             let (logits, hidden) = (poisoned(&gpu, n_expert), poisoned(&gpu, n_used * n_ff));
-            let heads = Heads {
-                n_head: 1,
-                n_head_kv: 1,
-                head_dim: 8,
-            };
-            let mut b = Builder::new(
-                &gpu,
-                Shape {
-                    heads,
-                    n_layer: 1,
-                    max_pages: 1,
-                    pairs: Pairs::Neighbours,
-                    n_rope: 1,
-                    mean: false,
-                    scale: 1.0,
-                },
-            );
+            let mut b = Builder::new(&gpu, without_attention());
             let of = |p: &Part| biased.then(|| p.bias_view.view());
             b.embed(x.view(), &embd.w, 1.0);
             b.experts(&Mixture {
@@ -392,10 +400,8 @@ fn a_step_asks_the_experts_that_it_chooses() {
                 hidden: hidden.view(),
                 acc: x.view(),
             });
-            let mut program = match b.finish().expect("driver") {
-                Ok(program) => program,
-                Err(_) if gpu.info().sm < (9, 0) && !is_slow(&gpu) => return,
-                Err(why) => panic!("{why}"),
+            let Some(mut program) = finished(&gpu, b) else {
+                return;
             };
             // More than the two sets of places, so that every one is made ready again.
             let tokens: &[u32] = if n_in > 1000 { &[1] } else { &[1, 0, 2, 1, 2] };
@@ -482,20 +488,7 @@ fn a_step_norms_what_blocks_give() {
             let views = norms.each_ref().map(|n| upload(&gpu, n));
             let room = |n| poisoned(&gpu, n);
             let (x, y, hidden, logits) = (room(n_in), room(n_in), room(n_ff), room(5));
-            let shape = Shape {
-                heads: Heads {
-                    n_head: 1,
-                    n_head_kv: 1,
-                    head_dim: 8,
-                },
-                n_layer: 1,
-                max_pages: 1,
-                pairs: Pairs::Neighbours,
-                n_rope: 1,
-                mean: false,
-                scale: 1.0,
-            };
-            let mut b = Builder::new(&gpu, shape);
+            let mut b = Builder::new(&gpu, without_attention());
             let of = |p: &Part| Some(p.bias_view.view());
             let products =
                 |b: &mut Builder, parts: &[_], src: &lemma_cuda::Buffer, first, norm, mode| {
@@ -541,10 +534,8 @@ fn a_step_norms_what_blocks_give() {
             };
             b.activate_last(logits.view(), by);
             b.scale_last(logits.view(), 0.25);
-            let mut program = match b.finish().expect("driver") {
-                Ok(program) => program,
-                Err(_) if gpu.info().sm < (9, 0) && !is_slow(&gpu) => return,
-                Err(why) => panic!("{why}"),
+            let Some(mut program) = finished(&gpu, b) else {
+                return;
             };
             for token in [1, 0, 2, 1] {
                 program

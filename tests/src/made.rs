@@ -51,21 +51,32 @@ impl Draft {
                 ],
             );
         }
-        self.add(
-            il,
-            &[
-                ("ffn_gate_inp.weight", &[N_EMBD, n_expert]),
-                ("ffn_gate_exps.weight", &[N_EMBD, 32, n_expert]),
-                ("ffn_up_exps.weight", &[N_EMBD, 32, n_expert]),
-                ("ffn_down_exps.weight", &[32, N_EMBD, n_expert]),
-                ("ffn_gate_shexp.weight", &[N_EMBD, 32]),
-                ("ffn_up_shexp.weight", &[N_EMBD, 32]),
-                ("ffn_down_shexp.weight", &[32, N_EMBD]),
-            ],
-        );
+        self.add_experts(il, n_expert, 32);
+        self.add_shared_expert(il);
         if gates_shared {
             self.add(il, &[("ffn_gate_inp_shexp.weight", &[N_EMBD])]);
         }
+    }
+
+    /// A router and experts of `n_ff` elements.
+    fn add_experts(&mut self, il: usize, n_expert: usize, n_ff: usize) {
+        let experts: [(&str, &[usize]); 4] = [
+            ("ffn_gate_inp.weight", &[N_EMBD, n_expert]),
+            ("ffn_gate_exps.weight", &[N_EMBD, n_ff, n_expert]),
+            ("ffn_up_exps.weight", &[N_EMBD, n_ff, n_expert]),
+            ("ffn_down_exps.weight", &[n_ff, N_EMBD, n_expert]),
+        ];
+        self.add(il, &experts);
+    }
+
+    /// One of 32 elements that every token is sent to.
+    fn add_shared_expert(&mut self, il: usize) {
+        let expert: [(&str, &[usize]); 3] = [
+            ("ffn_gate_shexp.weight", &[N_EMBD, 32]),
+            ("ffn_up_shexp.weight", &[N_EMBD, 32]),
+            ("ffn_down_shexp.weight", &[32, N_EMBD]),
+        ];
+        self.add(il, &expert);
     }
 
     /// Attention of `n_head` heads over `n_kv`, `head` wide, and its norm.
@@ -403,14 +414,8 @@ pub fn routed_experts(types: &[GgmlType]) -> GgufFile {
     let mut d = Draft::new("smallthinker", 2, &numbers);
     for il in 0..2 {
         d.add_attention(il, [2, 1, N_EMBD / 2]);
-        let experts: [(&str, &[usize]); 5] = [
-            ("ffn_norm.weight", &[N_EMBD]),
-            ("ffn_gate_inp.weight", &[N_EMBD, 6]),
-            ("ffn_gate_exps.weight", &[N_EMBD, 64, 6]),
-            ("ffn_up_exps.weight", &[N_EMBD, 64, 6]),
-            ("ffn_down_exps.weight", &[64, N_EMBD, 6]),
-        ];
-        d.add(il, &experts);
+        d.add(il, &[("ffn_norm.weight", &[N_EMBD])]);
+        d.add_experts(il, 6, 64);
     }
     d.write(types, |_| {})
 }
@@ -466,22 +471,15 @@ pub fn decoder(arch: &'static str, types: &[GgmlType]) -> GgufFile {
             if is(&["glm4"]) { 32 } else { head },
         ),
     ];
-    if is(&["granitemoe"]) {
-        numbers.extend([
-            ("expert_count", 6),
-            ("expert_used_count", 2),
-            ("expert_shared_feed_forward_length", 32),
-        ]);
+    if is(&["granitemoe", "minimax-m2"]) {
+        numbers.extend([("expert_count", 6), ("expert_used_count", 2)]);
+        numbers.push(match arch {
+            "granitemoe" => ("expert_shared_feed_forward_length", 32),
+            _ => ("expert_feed_forward_length", 64),
+        });
     }
     if is(&["cohere2", "gemma3", "olmo2"]) {
         numbers.push(("attention.sliding_window", 24));
-    }
-    if is(&["minimax-m2"]) {
-        numbers.extend([
-            ("expert_count", 6),
-            ("expert_used_count", 2),
-            ("expert_feed_forward_length", 64),
-        ]);
     }
     let mut d = Draft::new(arch, n_layer, &numbers);
     for il in 0..n_layer {
@@ -521,26 +519,12 @@ pub fn decoder(arch: &'static str, types: &[GgmlType]) -> GgufFile {
                 ],
             ),
             "minimax-m2" => {
-                let experts: [(&str, &[usize]); 5] = [
-                    ("ffn_gate_inp.weight", &[N_EMBD, 6]),
-                    ("exp_probs_b.bias", &[6]),
-                    ("ffn_gate_exps.weight", &[N_EMBD, 64, 6]),
-                    ("ffn_up_exps.weight", &[N_EMBD, 64, 6]),
-                    ("ffn_down_exps.weight", &[64, N_EMBD, 6]),
-                ];
-                d.add(il, &experts);
+                d.add_experts(il, 6, 64);
+                d.add(il, &[("exp_probs_b.bias", &[6])]);
             }
             "granitemoe" => {
-                let experts: [(&str, &[usize]); 7] = [
-                    ("ffn_gate_inp.weight", &[N_EMBD, 6]),
-                    ("ffn_gate_exps.weight", &[N_EMBD, N_FF, 6]),
-                    ("ffn_up_exps.weight", &[N_EMBD, N_FF, 6]),
-                    ("ffn_down_exps.weight", &[N_FF, N_EMBD, 6]),
-                    ("ffn_gate_shexp.weight", &[N_EMBD, 32]),
-                    ("ffn_up_shexp.weight", &[N_EMBD, 32]),
-                    ("ffn_down_shexp.weight", &[32, N_EMBD]),
-                ];
-                d.add(il, &experts);
+                d.add_experts(il, 6, N_FF);
+                d.add_shared_expert(il);
             }
             _ => d.add_ffn(il, 0, false),
         }

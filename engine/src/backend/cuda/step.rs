@@ -158,6 +158,17 @@ impl Phases<'_> {
         view
     }
 
+    /// A buffer that something is added to, and what it would have to be multiplied by first: only the residual stream waits for that.
+    fn summed(&mut self, acc: Buf) -> (View, f32) {
+        let stream = std::mem::replace(&mut self.stream, 1.0);
+        let view = self.written(acc);
+        self.stream = stream;
+        if stream != 1.0 && acc != Buf::X {
+            self.builder.refuse("scaled activations");
+        }
+        (view, stream)
+    }
+
     /// A buffer holds something else now.
     fn wrote(&mut self, out: Buf) {
         self.norm.take_if(|n| n.out == out);
@@ -278,17 +289,11 @@ impl Backend for Phases<'_> {
     }
 
     fn mul_mat_add(&mut self, acc: Buf, w: &Linear<CudaWeight>, x: Buf) {
-        let stream = std::mem::replace(&mut self.stream, 1.0);
-        let parts = [(&**w.w.mat(), bias(w), self.written(acc))];
-        self.products(&parts, x, Mode::Add);
+        let (to, stream) = self.summed(acc);
+        self.products(&[(&**w.w.mat(), bias(w), to)], x, Mode::Add);
         self.wrote(acc);
         if stream != 1.0 {
-            // Only the residual stream has a factor.
-            match acc {
-                Buf::X => self.builder.scale_added(1.0 / stream),
-                _ => self.builder.refuse("scaled activations"),
-            }
-            self.stream = stream;
+            self.builder.scale_added(1.0 / stream);
         }
     }
 
@@ -482,12 +487,8 @@ impl Backend for Phases<'_> {
             return self.builder.refuse("experts without gates");
         };
         let mut choice = experts::choice(moe);
-        let stream = std::mem::replace(&mut self.stream, 1.0);
-        if stream != 1.0 && acc != Buf::X {
-            self.builder.refuse("scaled activations");
-        }
+        let (to, stream) = self.summed(acc);
         choice.scale /= stream;
-        let acc_at = self.written(acc);
         let (logits, hidden) = (room.logits.view(), room.hidden[0].view());
         self.with_input(x, |builder, Input { src, first, norm }| {
             builder.experts(&Mixture {
@@ -503,11 +504,10 @@ impl Backend for Phases<'_> {
                 choice,
                 logits,
                 hidden,
-                acc: acc_at,
+                acc: to,
             });
         });
         self.wrote(acc);
-        self.stream = stream;
     }
 
     fn output(&mut self, w: &Linear<CudaWeight>, norm: &CudaWeight, x: Buf, eps: f32) {
