@@ -246,17 +246,43 @@ unsafe fn add_tile<S: Simd, const N: usize>(
             }
         }
         for i in (0..width).step_by(S::N) {
-            let w = w.map(|w| S::load(w.add(i)));
-            for (acc, x) in acc.iter_mut().zip(x) {
-                let x = S::load(x.add(i));
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = S::fma(w, x, *acc);
-                }
-            }
+            add_products::<S, N>(|r| S::load(w[r].add(i)), |t| S::load(x[t].add(i)), &mut acc);
         }
         for (acc, sums) in acc.iter().zip(sums) {
             for (r, acc) in acc.iter().enumerate() {
                 S::store(sums.add(r * LANES), *acc);
+            }
+        }
+    }
+}
+
+/// Adds products of vectors of rows, which `w` reads, and of tokens, which `x` reads.
+///
+/// The fewer of both are held and the others read one after the other: three tokens, a row and twelve sums are what sixteen registers
+/// hold, and a sum that has to wait for memory halves the speed.
+#[inline(always)]
+unsafe fn add_products<S: Simd, const N: usize>(
+    w: impl Fn(usize) -> S::V,
+    x: impl Fn(usize) -> S::V,
+    acc: &mut [[S::V; ROWS]; N],
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        if N < ROWS {
+            let x: [_; N] = std::array::from_fn(x);
+            for r in 0..ROWS {
+                let w = w(r);
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    acc[r] = S::fma(w, x, acc[r]);
+                }
+            }
+        } else {
+            let w: [_; ROWS] = std::array::from_fn(w);
+            for (t, acc) in acc.iter_mut().enumerate() {
+                let x = x(t);
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = S::fma(w, x, *acc);
+                }
             }
         }
     }
@@ -306,13 +332,8 @@ unsafe fn mul_tile<S: Simd, T: Number, const N: usize>(
                     read_ahead(near, w.wrapping_add(i * T::SIZE + AHEAD), 64);
                 }
             }
-            let w = w.map(|w| T::load::<S>(w.add(i * T::SIZE)));
-            for (sums, x) in sums.iter_mut().zip(x) {
-                let x = S::load(x.add(i));
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = S::fma(w, x, *sum);
-                }
-            }
+            let w = |r: usize| T::load::<S>(w[r].add(i * T::SIZE));
+            add_products::<S, N>(w, |t| S::load(x[t].add(i)), &mut sums);
             i += S::N;
         }
         for ((out, sums), x) in out.iter_mut().zip(sums).zip(x) {
