@@ -16,13 +16,15 @@ pub(crate) const TOKENS: usize = 6;
 const AHEAD: usize = 1 << 10;
 /// Rows of a block: for these, activations are read once.
 pub(crate) const BLOCK: usize = 8;
-/// Columns of a block that are converted at a time: together with as many of the activations of a tile they fit the first-level cache.
+/// Columns of a block that are converted at a time: together with as many of the activations of a tile they fit the first-level
+/// cache.
 const COLUMNS: usize = 512;
 /// Rows of a large block.
 const LARGE: usize = 32;
 /// Columns of a large block that are converted at a time, at most: those of a tile fit the first-level cache, and all the second.
 const LARGE_COLUMNS: usize = 768;
-/// From so many tokens on, blocks are large: with fewer, it takes too long to get what was converted back from the second-level cache.
+/// From so many tokens on, blocks are large: with fewer, it takes too long to get what was converted back from the second-level
+/// cache.
 const MANY: usize = 64;
 /// Numbers of a block that are converted at a time, at most.
 pub(crate) const PLAIN: usize = LARGE * LARGE_COLUMNS;
@@ -192,9 +194,11 @@ unsafe fn mul_block<S: Simd, T: Number>(b: Block<'_>, store: &dyn Fn(usize, &[f3
             .div_ceil(whole.div_ceil(LARGE_COLUMNS).max(1))
             .next_multiple_of(16),
     };
-    // Sums of a token: `[n_rows, S::N]`, of which the last rows may be those of rows that are missing.
-    let stride = n_rows.next_multiple_of(ROWS) * S::N;
-    assert!((1..=LARGE).contains(&n_rows) && b.plain.len() >= n_rows * columns);
+    // Rows that are missing in the last tile repeat the last one.
+    let n_filled = n_rows.next_multiple_of(ROWS);
+    // Sums of a token: `[n_filled, S::N]`.
+    let stride = n_filled * S::N;
+    assert!((1..=LARGE).contains(&n_rows) && b.plain.len() >= n_filled * columns);
     assert!(b.sums.len() >= n * stride);
     let (w, x) = (b.w.as_ptr(), b.x.as_ptr());
     let (plain, sums) = (b.plain.as_mut_ptr(), b.sums.as_mut_ptr());
@@ -204,25 +208,24 @@ unsafe fn mul_block<S: Simd, T: Number>(b: Block<'_>, store: &dyn Fn(usize, &[f3
         let width = (whole - column).min(columns);
         // SAFETY: by the caller; rows, tokens and columns are within what was asserted.
         unsafe {
-            for r in 0..n_rows {
-                let from = r * size + column * T::SIZE;
+            for r in 0..n_filled {
+                let from = r.min(n_rows - 1) * size + column * T::SIZE;
+                // Tiles are read from one place: `[n_filled / ROWS, columns / S::N, ROWS, S::N]`.
+                let plain = plain.add(r / ROWS * ROWS * columns + r % ROWS * S::N);
                 for i in (0..width).step_by(S::N) {
                     let at = from + i * T::SIZE;
                     if at % 64 < S::N * T::SIZE {
                         read_ahead(false, b.next.wrapping_add(at), 64);
                     }
-                    S::store(plain.add(r * columns + i), T::load::<S>(w.add(at)));
+                    S::store(plain.add(i * ROWS), T::load::<S>(w.add(at)));
                 }
             }
             for (t, first) in (0..n)
                 .step_by(some)
                 .flat_map(|t| (0..n_rows).step_by(ROWS).map(move |r| (t, r)))
             {
-                // Rows and tokens that are missing repeat the last ones; of tokens, this writes the same again.
-                let plain: [*const f32; ROWS] = std::array::from_fn(|r| {
-                    let row = (first + r).min(n_rows - 1);
-                    plain.add(row * columns).cast_const()
-                });
+                let plain = plain.add(first * columns).cast_const();
+                // Tokens that are missing repeat the last one, which writes the same again.
                 let token = |i: usize| (t + i).min(n - 1);
                 let x = |i: usize| x.add(token(i) * b.n_in + column);
                 let sums = |i: usize| sums.add(token(i) * stride + first * S::N);
@@ -256,10 +259,11 @@ unsafe fn mul_block<S: Simd, T: Number>(b: Block<'_>, store: &dyn Fn(usize, &[f3
     }
 }
 
-/// Adds products of `width` columns to sums of rows and tokens, or makes them.
+/// Adds products of `width` columns to sums of rows and tokens, or makes them. `w` has vectors of all rows side by side:
+/// `[width / S::N, ROWS, S::N]`.
 #[inline(always)]
 unsafe fn add_tile<S: Simd, const N: usize>(
-    w: [*const f32; ROWS],
+    w: *const f32,
     x: [*const f32; N],
     width: usize,
     goes_on: bool,
@@ -276,7 +280,8 @@ unsafe fn add_tile<S: Simd, const N: usize>(
             }
         }
         for i in (0..width).step_by(S::N) {
-            add_products::<S, N>(|r| S::load(w[r].add(i)), |t| S::load(x[t].add(i)), &mut acc);
+            let w = |r: usize| S::load(w.add(i * ROWS + r * S::N));
+            add_products::<S, N>(w, |t| S::load(x[t].add(i)), &mut acc);
         }
         for (acc, sums) in acc.iter().zip(sums) {
             for (r, acc) in acc.iter().enumerate() {
@@ -288,8 +293,8 @@ unsafe fn add_tile<S: Simd, const N: usize>(
 
 /// Adds products of vectors of rows, which `w` reads, and of tokens, which `x` reads.
 ///
-/// The fewer of both are held and the others read one after the other: three tokens, a row and twelve sums are what sixteen registers
-/// hold, and a sum that has to wait for memory halves the speed.
+/// The fewer of both are held and the others read one after the other: three tokens, a row and twelve sums are what sixteen
+/// registers hold, and a sum that has to wait for memory halves the speed.
 #[inline(always)]
 unsafe fn add_products<S: Simd, const N: usize>(
     w: impl Fn(usize) -> S::V,
