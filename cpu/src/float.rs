@@ -3,6 +3,7 @@
 //! Activations stay as they are, and weights are converted on the way, for more than a few tokens a block of them for all.
 //! Each row and token has one vector of sums that runs along the row, so results do not depend on how large the tile is.
 
+use crate::Isa;
 use crate::kernels::read_ahead;
 use crate::simd::{Simd, for_isa};
 use lemma_quant::GgmlType;
@@ -15,8 +16,24 @@ pub(crate) const TOKENS: usize = 6;
 const AHEAD: usize = 1 << 10;
 /// Rows of a block: for these, activations are read once.
 pub(crate) const BLOCK: usize = 8;
-/// Columns of a block: together with as many of the activations of a tile it fits the first-level cache.
-pub(crate) const COLUMNS: usize = 512;
+/// Columns of a block that are converted at a time: together with as many of the activations of a tile they fit the first-level
+/// cache.
+const COLUMNS: usize = 512;
+/// Rows of a large block.
+const LARGE: usize = 32;
+/// Columns of a large block that are converted at a time, at most: those of a tile fit the first-level cache, and all the second.
+const LARGE_COLUMNS: usize = 768;
+/// From so many tokens on, blocks are large: with fewer, it takes too long to get what was converted back from the second-level
+/// cache.
+const MANY: usize = 64;
+/// Numbers of a block that are converted at a time, at most.
+pub(crate) const PLAIN: usize = LARGE * LARGE_COLUMNS;
+/// Numbers of a token in the sums of a block, at most.
+pub(crate) const SUMS: usize = if LARGE * 8 > BLOCK * LANES {
+    LARGE * 8
+} else {
+    BLOCK * LANES
+};
 /// Lanes of the widest vectors.
 pub(crate) const LANES: usize = 16;
 
@@ -59,17 +76,25 @@ pub(crate) struct RoundedBlock<'a> {
 pub(crate) struct Block<'a> {
     /// `F32`, `F16` or `BF16`.
     pub(crate) ty: GgmlType,
-    /// `n_rows` rows: 1 to `BLOCK`.
+    /// `n_rows` rows: 1 to `block_rows`.
     pub(crate) w: &'a [u8],
     /// `[n_tokens, n_in]`
     pub(crate) x: &'a [f32],
     pub(crate) n_in: usize,
     /// What is read next, which may be anywhere.
     pub(crate) next: *const u8,
-    /// Room for converted weights: `[BLOCK, COLUMNS]`.
+    /// Room for converted weights: `PLAIN`.
     pub(crate) plain: &'a mut [f32],
-    /// Room for sums: `[n_tokens, BLOCK, LANES]`.
+    /// Room for sums: `[n_tokens, SUMS]`.
     pub(crate) sums: &'a mut [f32],
+}
+
+/// Rows of a block of a product of so many tokens, at most.
+pub(crate) fn block_rows(isa: Isa, n_tokens: usize) -> usize {
+    match isa {
+        Isa::Avx2 | Isa::AvxVnni if n_tokens >= MANY => LARGE,
+        _ => BLOCK,
+    }
 }
 
 /// Whether weights of the type are plain numbers.
@@ -161,60 +186,68 @@ unsafe fn mul_block<S: Simd, T: Number>(b: Block<'_>, store: &dyn Fn(usize, &[f3
     let size = b.n_in * T::SIZE;
     assert!(b.w.len().is_multiple_of(size) && b.x.len().is_multiple_of(b.n_in));
     let (n_rows, n) = (b.w.len() / size, b.x.len() / b.n_in);
-    assert!((1..=BLOCK).contains(&n_rows) && b.plain.len() >= BLOCK * COLUMNS);
-    assert!(b.sums.len() >= n * BLOCK * LANES);
+    let whole = b.n_in / S::N * S::N;
+    let columns = match n_rows {
+        ..=BLOCK => COLUMNS,
+        // About the same each time, in whole lines of the cache.
+        _ => whole
+            .div_ceil(whole.div_ceil(LARGE_COLUMNS).max(1))
+            .next_multiple_of(16),
+    };
+    // Rows that are missing in the last tile repeat the last one.
+    let n_filled = n_rows.next_multiple_of(ROWS);
+    // Sums of a token: `[n_filled, S::N]`.
+    let stride = n_filled * S::N;
+    assert!((1..=LARGE).contains(&n_rows) && b.plain.len() >= n_filled * columns);
+    assert!(b.sums.len() >= n * stride);
     let (w, x) = (b.w.as_ptr(), b.x.as_ptr());
     let (plain, sums) = (b.plain.as_mut_ptr(), b.sums.as_mut_ptr());
-    let whole = b.n_in / S::N * S::N;
-    for column in (0..whole).step_by(COLUMNS) {
-        let width = (whole - column).min(COLUMNS);
+    // Half of the registers are half as wide.
+    let some = if S::N == LANES { TOKENS } else { TOKENS / 2 };
+    for column in (0..whole).step_by(columns.max(1)) {
+        let width = (whole - column).min(columns);
         // SAFETY: by the caller; rows, tokens and columns are within what was asserted.
         unsafe {
-            for r in 0..n_rows {
-                let from = r * size + column * T::SIZE;
+            for r in 0..n_filled {
+                let from = r.min(n_rows - 1) * size + column * T::SIZE;
+                // Tiles are read from one place: `[n_filled / ROWS, columns / S::N, ROWS, S::N]`.
+                let plain = plain.add(r / ROWS * ROWS * columns + r % ROWS * S::N);
                 for i in (0..width).step_by(S::N) {
                     let at = from + i * T::SIZE;
                     if at % 64 < S::N * T::SIZE {
                         read_ahead(false, b.next.wrapping_add(at), 64);
                     }
-                    S::store(plain.add(r * COLUMNS + i), T::load::<S>(w.add(at)));
+                    S::store(plain.add(i * ROWS), T::load::<S>(w.add(at)));
                 }
             }
             for (t, first) in (0..n)
-                .step_by(TOKENS)
+                .step_by(some)
                 .flat_map(|t| (0..n_rows).step_by(ROWS).map(move |r| (t, r)))
             {
-                // Rows and tokens that are missing repeat the last ones; of tokens, this writes the same again.
-                let plain: [*const f32; ROWS] = std::array::from_fn(|r| {
-                    let row = (first + r).min(n_rows - 1);
-                    plain.add(row * COLUMNS).cast_const()
-                });
+                let plain = plain.add(first * columns).cast_const();
+                // Tokens that are missing repeat the last one, which writes the same again.
                 let token = |i: usize| (t + i).min(n - 1);
                 let x = |i: usize| x.add(token(i) * b.n_in + column);
-                let sums = |i: usize| sums.add((token(i) * BLOCK + first) * LANES);
+                let sums = |i: usize| sums.add(token(i) * stride + first * S::N);
                 let goes_on = column > 0;
                 if S::N == LANES {
                     let (x, sums) = (std::array::from_fn(x), std::array::from_fn(sums));
-                    add_tile::<S, 6>(plain, x, width, goes_on, sums);
+                    add_tile::<S, TOKENS>(plain, x, width, goes_on, sums);
                 } else {
-                    // Half of the registers are half as wide.
-                    for i in (0..TOKENS.min(n - t)).step_by(3) {
-                        let x = std::array::from_fn(|j| x(i + j));
-                        let sums = std::array::from_fn(|j| sums(i + j));
-                        add_tile::<S, 3>(plain, x, width, goes_on, sums);
-                    }
+                    let (x, sums) = (std::array::from_fn(x), std::array::from_fn(sums));
+                    add_tile::<S, { TOKENS / 2 }>(plain, x, width, goes_on, sums);
                 }
             }
         }
     }
-    let mut out = [0.0; BLOCK];
+    let mut out = [0.0; LARGE];
     for t in 0..n {
         // SAFETY: as above.
         unsafe {
             for (r, out) in out.iter_mut().enumerate().take(n_rows) {
                 *out = match whole {
                     0 => 0.0,
-                    _ => S::sum(S::load(sums.add((t * BLOCK + r) * LANES))),
+                    _ => S::sum(S::load(sums.add(t * stride + r * S::N))),
                 };
                 for i in whole..b.n_in {
                     let w = T::load::<crate::simd::Plain>(w.add(r * size + i * T::SIZE));
@@ -226,10 +259,11 @@ unsafe fn mul_block<S: Simd, T: Number>(b: Block<'_>, store: &dyn Fn(usize, &[f3
     }
 }
 
-/// Adds products of `width` columns to sums of rows and tokens, or makes them.
+/// Adds products of `width` columns to sums of rows and tokens, or makes them. `w` has vectors of all rows side by side:
+/// `[width / S::N, ROWS, S::N]`.
 #[inline(always)]
 unsafe fn add_tile<S: Simd, const N: usize>(
-    w: [*const f32; ROWS],
+    w: *const f32,
     x: [*const f32; N],
     width: usize,
     goes_on: bool,
@@ -241,22 +275,49 @@ unsafe fn add_tile<S: Simd, const N: usize>(
         if goes_on {
             for (acc, sums) in acc.iter_mut().zip(sums) {
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::load(sums.add(r * LANES));
+                    *acc = S::load(sums.add(r * S::N));
                 }
             }
         }
         for i in (0..width).step_by(S::N) {
-            let w = w.map(|w| S::load(w.add(i)));
-            for (acc, x) in acc.iter_mut().zip(x) {
-                let x = S::load(x.add(i));
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = S::fma(w, x, *acc);
-                }
-            }
+            let w = |r: usize| S::load(w.add(i * ROWS + r * S::N));
+            add_products::<S, N>(w, |t| S::load(x[t].add(i)), &mut acc);
         }
         for (acc, sums) in acc.iter().zip(sums) {
             for (r, acc) in acc.iter().enumerate() {
-                S::store(sums.add(r * LANES), *acc);
+                S::store(sums.add(r * S::N), *acc);
+            }
+        }
+    }
+}
+
+/// Adds products of vectors of rows, which `w` reads, and of tokens, which `x` reads.
+///
+/// The fewer of both are held and the others read one after the other: three tokens, a row and twelve sums are what sixteen
+/// registers hold, and a sum that has to wait for memory halves the speed.
+#[inline(always)]
+unsafe fn add_products<S: Simd, const N: usize>(
+    w: impl Fn(usize) -> S::V,
+    x: impl Fn(usize) -> S::V,
+    acc: &mut [[S::V; ROWS]; N],
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        if N < ROWS {
+            let x: [_; N] = std::array::from_fn(x);
+            for r in 0..ROWS {
+                let w = w(r);
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    acc[r] = S::fma(w, x, acc[r]);
+                }
+            }
+        } else {
+            let w: [_; ROWS] = std::array::from_fn(w);
+            for (t, acc) in acc.iter_mut().enumerate() {
+                let x = x(t);
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = S::fma(w, x, *acc);
+                }
             }
         }
     }
@@ -306,13 +367,8 @@ unsafe fn mul_tile<S: Simd, T: Number, const N: usize>(
                     read_ahead(near, w.wrapping_add(i * T::SIZE + AHEAD), 64);
                 }
             }
-            let w = w.map(|w| T::load::<S>(w.add(i * T::SIZE)));
-            for (sums, x) in sums.iter_mut().zip(x) {
-                let x = S::load(x.add(i));
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = S::fma(w, x, *sum);
-                }
-            }
+            let w = |r: usize| T::load::<S>(w[r].add(i * T::SIZE));
+            add_products::<S, N>(w, |t| S::load(x[t].add(i)), &mut sums);
             i += S::N;
         }
         for ((out, sums), x) in out.iter_mut().zip(sums).zip(x) {

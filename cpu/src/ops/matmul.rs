@@ -53,9 +53,9 @@ pub(crate) struct Scratch {
     pub(super) bf16: Shared<u8>,
     /// A decoded row of weights for each worker: `[nth, max_width]`.
     pub(super) row: Shared<f32>,
-    /// Sums for each worker: `[nth, TILES, n_tokens, MAX_ROWS]`, or `[nth, n_tokens, float::BLOCK, float::LANES]`.
+    /// Sums for each worker: `[nth, TILES, n_tokens, MAX_ROWS]`, or `[nth, n_tokens, float::SUMS]`.
     pub(super) acc: Shared<f32>,
-    /// `Tile`s: `[nth, TILES]`, or numbers: `[nth, float::BLOCK, float::COLUMNS]`.
+    /// `Tile`s: `[nth, TILES]`, or numbers: `[nth, float::PLAIN]`.
     pub(super) tiles: Shared<u8>,
     /// Where workers began to read in the last step, to read ahead from one product to the next: `[MAX_PLACES, nth]`.
     places: Vec<(AtomicPtr<u8>, AtomicUsize)>,
@@ -92,9 +92,9 @@ impl Scratch {
             width / 256 * limits.max_tokens * size_of::<X256>(),
             bf16::token_size(width) * limits.max_tokens,
             nth * width,
-            nth * limits.max_tokens * (TILES * MAX_ROWS).max(float::BLOCK * float::LANES),
+            nth * limits.max_tokens * (TILES * MAX_ROWS).max(float::SUMS),
             nth * (TILES * size_of::<Tile>())
-                .max(float::BLOCK * float::COLUMNS * size_of::<f32>())
+                .max(float::PLAIN * size_of::<f32>())
                 .next_multiple_of(64),
         ]
     }

@@ -86,8 +86,12 @@ impl Pass<'_> {
         };
         if n_tokens >= FLOAT_BATCH {
             let scratch = &self.scratch.matmul;
-            for row in rows.clone().step_by(float::BLOCK) {
-                let end = (row + float::BLOCK).min(rows.end);
+            let block = match way {
+                Way::Bf16 => float::BLOCK,
+                _ => float::block_rows(self.isa, n_tokens),
+            };
+            for row in rows.clone().step_by(block) {
+                let end = (row + block).min(rows.end);
                 let w = &mat.w.data[row * size..end * size];
                 // SAFETY: every worker has its own room, any bytes are numbers, and `x` is only read; the instruction set is
                 // available.
@@ -97,7 +101,7 @@ impl Pass<'_> {
                     } else {
                         next
                     };
-                    let sums = self.own(&scratch.acc, n_tokens * float::BLOCK * float::LANES);
+                    let sums = self.own(&scratch.acc, n_tokens * float::SUMS);
                     let store = |t: usize, sums: &[f32]| {
                         self.store(mat, tokens.start + t, row, sums);
                     };
@@ -117,7 +121,7 @@ impl Pass<'_> {
                             x: x.slice(tokens.start * n_in..tokens.end * n_in),
                             n_in,
                             next,
-                            plain: self.own(&scratch.tiles, float::BLOCK * float::COLUMNS),
+                            plain: self.own(&scratch.tiles, float::PLAIN),
                             sums,
                         };
                         float::mul_many(self.isa, block, &store);
