@@ -9,6 +9,7 @@ use super::bytes::ROWS;
 use super::dots::{self, Dots};
 use super::gemm::NONE;
 use super::gemm_avx512::pairs;
+use super::gemm_words;
 use super::unpack::{self, Tile, Unpack};
 use crate::activations::{X32, X256};
 use std::arch::x86_64::*;
@@ -32,8 +33,12 @@ const SIGNS: usize = 0;
 /// In place of it: products are added up in 32 bits at once.
 const ALL: usize = usize::MAX;
 
-/// Adds sums of products of eight rows and `N` tokens over `4 * steps` columns to `sums`, each times the `scale` of its row, which
-/// fits 16 bits. `w` goes on after 64 bytes.
+/// Vectors for the sixteen rows of a tile and `N` tokens: of the first eight rows, then of the others.
+pub(super) type Sums<const N: usize> = [[__m256i; N]; 2];
+
+/// Adds sums of products of sixteen rows and `N` tokens over `4 * steps` columns to `sums`, each times the scale of its row, which
+/// fits 16 bits. Both halves of the rows at once: what is read of a token is read once, which matters more than that the sums lie in
+/// memory for it.
 ///
 /// # Safety
 /// Pointers are valid for that, and the instruction set is available.
@@ -42,67 +47,111 @@ unsafe fn sub_block<P: Dots, const N: usize, const M: usize>(
     w: *const u8,
     x: [*const i32; N],
     steps: usize,
-    scale: Option<__m256i>,
-    mut sums: [__m256i; N],
-) -> [__m256i; N] {
+    scales: Option<[__m256i; 2]>,
+    sums: &mut Sums<N>,
+) {
     // SAFETY: by the caller.
     unsafe {
+        let halves = |k: usize| [0, 32].map(|half| _mm256_load_si256(w.add(64 * k + half).cast()));
         if M == ALL {
-            let mut a = match scale {
-                Some(_) => [_mm256_setzero_si256(); N],
-                None => sums,
+            let mut a = match scales {
+                Some(_) => [[_mm256_setzero_si256(); N]; 2],
+                None => *sums,
             };
             for k in 0..steps {
-                let w = _mm256_load_si256(w.add(64 * k).cast());
+                let w = halves(k);
                 for t in 0..N {
-                    a[t] = P::bytes(a[t], w, _mm256_set1_epi32(*x[t].add(k)));
+                    let x = _mm256_set1_epi32(*x[t].add(k));
+                    for h in 0..2 {
+                        a[h][t] = P::bytes(a[h][t], w[h], x);
+                    }
                 }
             }
-            let Some(scale) = scale else { return a };
-            for t in 0..N {
-                sums[t] = _mm256_add_epi32(sums[t], _mm256_mullo_epi32(a[t], scale));
+            let Some(scales) = scales else {
+                *sums = a;
+                return;
+            };
+            for h in 0..2 {
+                for t in 0..N {
+                    let scaled = _mm256_mullo_epi32(a[h][t], scales[h]);
+                    sums[h][t] = _mm256_add_epi32(sums[h][t], scaled);
+                }
             }
-            return sums;
+            return;
         }
-        let factor = match scale {
-            Some(scale) => twice(scale),
-            None => _mm256_set1_epi16(1),
+        let factors = match scales {
+            Some(scales) => scales.map(|s| twice(s)),
+            None => [_mm256_set1_epi16(1); 2],
         };
         if M == SIGNS {
             for k in 0..steps {
-                let w = _mm256_load_si256(w.add(64 * k).cast());
-                let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-                let magnitude = _mm256_abs_epi8(w);
-                for t in 0..N {
-                    let x = _mm256_sign_epi8(_mm256_set1_epi32(*x[t].add(k)), w);
-                    sums[t] = P::words(sums[t], _mm256_maddubs_epi16(magnitude, x), factor);
+                for (h, w) in halves(k).into_iter().enumerate() {
+                    let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+                    let magnitude = _mm256_abs_epi8(w);
+                    for t in 0..N {
+                        let x = _mm256_sign_epi8(_mm256_set1_epi32(*x[t].add(k)), w);
+                        let two = _mm256_maddubs_epi16(magnitude, x);
+                        sums[h][t] = P::words(sums[h][t], two, factors[h]);
+                    }
                 }
             }
-            return sums;
+            return;
         }
         for part in 0..steps / M {
-            let mut a = [_mm256_setzero_si256(); N];
-            for k in part * M..(part + 1) * M {
-                let w = _mm256_load_si256(w.add(64 * k).cast());
+            let mut a = [[_mm256_setzero_si256(); N]; 2];
+            macro_rules! step {
+                ($($k:literal)*) => {$(
+                    let w = halves(part * M + $k);
+                    for t in 0..N {
+                        let x = _mm256_set1_epi32(*x[t].add(part * M + $k));
+                        for h in 0..2 {
+                            let two = _mm256_maddubs_epi16(w[h], x);
+                            a[h][t] = match $k {
+                                0 => two,
+                                _ => _mm256_add_epi16(a[h][t], two),
+                            };
+                            in_register(&mut a[h][t]);
+                        }
+                    }
+                )*};
+            }
+            // Written out: the end of a loop as short as this is guessed wrong every time.
+            step!(0 1);
+            if M > 2 {
+                step!(2 3);
+            }
+            if M > 4 {
+                step!(4 5 6 7);
+            }
+            for h in 0..2 {
                 for t in 0..N {
-                    let x = _mm256_set1_epi32(*x[t].add(k));
-                    a[t] = _mm256_add_epi16(a[t], _mm256_maddubs_epi16(w, x));
+                    sums[h][t] = P::words(sums[h][t], a[h][t], factors[h]);
                 }
             }
-            for t in 0..N {
-                sums[t] = P::words(sums[t], a[t], factor);
-            }
         }
-        sums
+    }
+}
+
+/// Keeps the compiler from adding up in another order, for which there are not enough registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn in_register(sum: &mut __m256i) {
+    // SAFETY: no instruction.
+    unsafe {
+        std::arch::asm!(
+            "/* {0} */",
+            inout(ymm_reg) * sum,
+            options(nomem, nostack, preserves_flags)
+        );
     }
 }
 
 /// The same 16-bit number in both halves of every word. Words fit 16 bits.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn twice(words: __m256i) -> __m256i {
-    let low = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
-    _mm256_or_si256(low, _mm256_slli_epi32::<16>(words))
+pub(super) fn twice(words: __m256i) -> __m256i {
+    let low = _mm_set_epi32(0x0d0c_0d0c, 0x0908_0908, 0x0504_0504, 0x0100_0100);
+    _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(low))
 }
 
 /// Formats of 256 values with scales for `SUB` of them, and offsets or minimums; and formats of 32 values, whose quants are 128,
@@ -125,6 +174,7 @@ macro_rules! tiles {
             unsafe {
                 match n {
                     1 | 2 => mul_256_n::<$dots, 2, SUB, { $m }, MINS>(rows, x, n, acc),
+                    gemm_words::FROM.. if $m == SIGNS => gemm_words::mul_256::<SUB>(rows, x, n, acc),
                     _ => mul_256_n::<$dots, 4, SUB, { $m }, MINS>(rows, x, n, acc),
                 }
             }
@@ -146,6 +196,7 @@ macro_rules! tiles {
             unsafe {
                 match n {
                     1 | 2 => mul_32_n::<$dots, 2, SHIFT, { $m }, MINS>(rows, x, n, n32, acc),
+                    gemm_words::FROM.. if $m == SIGNS => gemm_words::mul_32(rows, x, n, n32, acc),
                     _ => mul_32_n::<$dots, 4, SHIFT, { $m }, MINS>(rows, x, n, n32, acc),
                 }
             }
@@ -178,49 +229,72 @@ unsafe fn mul_256_n<P: Dots, const N: usize, const SUB: usize, const M: usize, c
     acc: &mut [[f32; ROWS]],
 ) {
     for (tile, acc) in rows.iter().zip(acc.chunks_exact_mut(n)) {
-        for (t, half) in (0..n).step_by(N).flat_map(|t| [(t, 0), (t, 8)]) {
+        for t in (0..n).step_by(N) {
             // SAFETY: by the caller; arrays are as long as the loops say.
             unsafe {
                 // Tokens that are missing repeat the last one.
                 let x: [*const X256; N] =
                     std::array::from_fn(|i| x.cast::<X256>().add((t + i).min(n - 1)));
-                let mut mins = [_mm256_setzero_si256(); N];
+                let mut sums = [[_mm256_setzero_si256(); N]; 2];
+                for j in 0..256 / SUB {
+                    let w = tile.q.as_ptr().add(16 * SUB * j);
+                    let xq = x.map(|x| (*x).q.as_ptr().cast::<i32>().add(SUB / 4 * j));
+                    let scales = halves(tile.scales[j].as_ptr());
+                    sub_block::<P, N, M>(w, xq, SUB / 4, Some(scales), &mut sums);
+                }
+                let mut mins = match MINS {
+                    true => [[_mm256_setzero_si256(); N]; 2],
+                    false => sums,
+                };
                 // Signed bytes have no offset.
                 if MINS || M != SIGNS {
                     for i in 0..128 / SUB {
-                        let two = _mm256_load_si256(tile.mins[i].as_ptr().add(half).cast());
+                        let two = halves(tile.mins[i].as_ptr().cast());
                         for t in 0..N {
                             let sums = _mm256_set1_epi32(*pairs::<SUB>(x[t]).add(i));
-                            mins[t] = P::words(mins[t], two, sums);
+                            for h in 0..2 {
+                                mins[h][t] = P::words(mins[h][t], two[h], sums);
+                            }
                         }
                     }
-                }
-                let mut sums = if MINS {
-                    [_mm256_setzero_si256(); N]
-                } else {
-                    mins
-                };
-                for j in 0..256 / SUB {
-                    let w = tile.q.as_ptr().add(16 * SUB * j + 4 * half);
-                    let xq = x.map(|x| (*x).q.as_ptr().cast::<i32>().add(SUB / 4 * j));
-                    let scales = _mm256_load_si256(tile.scales[j].as_ptr().add(half).cast());
-                    sums = sub_block::<P, N, M>(w, xq, SUB / 4, Some(scales), sums);
-                }
-                let (d, m) = (
-                    _mm256_load_ps(tile.d[0].as_ptr().add(half)),
-                    _mm256_load_ps(tile.m[0].as_ptr().add(half)),
-                );
-                for i in 0..N.min(n - t) {
-                    let dx = _mm256_set1_ps((*x[i]).d);
-                    let to = acc[t + i].as_mut_ptr().add(half);
-                    let (sum, d) = (_mm256_cvtepi32_ps(sums[i]), _mm256_mul_ps(d, dx));
-                    let mut total = _mm256_fmadd_ps(sum, d, _mm256_loadu_ps(to));
-                    if MINS {
-                        let (sum, m) = (_mm256_cvtepi32_ps(mins[i]), _mm256_mul_ps(m, dx));
-                        total = _mm256_fnmadd_ps(sum, m, total);
+                    if !MINS {
+                        sums = mins;
                     }
-                    _mm256_storeu_ps(to, total);
                 }
+                add_256::<N, MINS>(tile, x, sums, mins, &mut acc[t..]);
+            }
+        }
+    }
+}
+
+/// Adds what a block of 256 columns makes of its sums to the results of up to `N` tokens.
+///
+/// # Safety
+/// The tokens are there, and the instruction set is available.
+#[inline(always)]
+pub(super) unsafe fn add_256<const N: usize, const MINS: bool>(
+    tile: &Tile,
+    x: [*const X256; N],
+    sums: Sums<N>,
+    mins: Sums<N>,
+    acc: &mut [[f32; ROWS]],
+) {
+    for h in 0..2 {
+        for i in 0..N {
+            let Some(to) = acc.get_mut(i) else { break };
+            // SAFETY: by the caller.
+            unsafe {
+                let dx = _mm256_set1_ps((*x[i]).d);
+                let to = to.as_mut_ptr().add(8 * h);
+                let d = _mm256_load_ps(tile.d[0].as_ptr().add(8 * h));
+                let (sum, d) = (_mm256_cvtepi32_ps(sums[h][i]), _mm256_mul_ps(d, dx));
+                let mut total = _mm256_fmadd_ps(sum, d, _mm256_loadu_ps(to));
+                if MINS {
+                    let m = _mm256_load_ps(tile.m[0].as_ptr().add(8 * h));
+                    let (sum, m) = (_mm256_cvtepi32_ps(mins[h][i]), _mm256_mul_ps(m, dx));
+                    total = _mm256_fnmadd_ps(sum, m, total);
+                }
+                _mm256_storeu_ps(to, total);
             }
         }
     }
@@ -236,38 +310,73 @@ unsafe fn mul_32_n<P: Dots, const N: usize, const SHIFT: u32, const M: usize, co
     acc: &mut [[f32; ROWS]],
 ) {
     for (tile, acc) in rows.iter().zip(acc.chunks_exact_mut(n)) {
-        for (t, half) in (0..n).step_by(N).flat_map(|t| [(t, 0), (t, 8)]) {
+        for t in (0..n).step_by(N) {
             // SAFETY: by the caller; arrays are as long as the loops say.
             unsafe {
                 let at: [usize; N] = std::array::from_fn(|i| (t + i).min(n - 1));
-                let mut total = at.map(|t| _mm256_loadu_ps(acc[t].as_ptr().add(half)));
+                let mut total =
+                    [0, 8].map(|half| at.map(|t| _mm256_loadu_ps(acc[t].as_ptr().add(half))));
                 for b in 0..n32 {
                     let x = at.map(|t| x.cast::<X32>().add(b * n + t));
-                    let mut sums = [_mm256_setzero_si256(); N];
-                    if SHIFT != NONE {
-                        for t in 0..N {
-                            sums[t] = _mm256_set1_epi32((*x[t]).minus_sum >> SHIFT);
-                        }
-                    }
-                    let w = tile.q.as_ptr().add(8 * 64 * b + 4 * half);
+                    let first = match SHIFT {
+                        NONE => [_mm256_setzero_si256(); N],
+                        _ => x.map(|x| _mm256_set1_epi32((*x).minus_sum >> SHIFT)),
+                    };
+                    let mut sums = [first; 2];
+                    let w = tile.q.as_ptr().add(8 * 64 * b);
                     let q = x.map(|x| (*x).q.as_ptr().cast());
-                    sums = sub_block::<P, N, M>(w, q, 8, None, sums);
-                    let d = _mm256_load_ps(tile.d[b].as_ptr().add(half));
-                    for t in 0..N {
-                        let d = _mm256_mul_ps(d, _mm256_set1_ps((*x[t]).d));
-                        total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[t]), d, total[t]);
-                    }
-                    if MINS {
-                        let m = _mm256_load_ps(tile.m[b].as_ptr().add(half));
-                        for t in 0..N {
-                            total[t] = _mm256_fmadd_ps(m, _mm256_set1_ps((*x[t]).s), total[t]);
-                        }
-                    }
+                    sub_block::<P, N, M>(w, q, 8, None, &mut sums);
+                    add_32::<N, MINS>(tile, b, x, sums, &mut total);
                 }
-                for i in 0..N.min(n - t) {
-                    _mm256_storeu_ps(acc[t + i].as_mut_ptr().add(half), total[i]);
+                for h in 0..2 {
+                    for i in 0..N {
+                        if t + i == n {
+                            break;
+                        }
+                        _mm256_storeu_ps(acc[t + i].as_mut_ptr().add(8 * h), total[h][i]);
+                    }
                 }
             }
         }
     }
+}
+
+/// Adds what block `b` of 32 columns makes of its sums to results.
+///
+/// # Safety
+/// The tokens are there, and the instruction set is available.
+#[inline(always)]
+pub(super) unsafe fn add_32<const N: usize, const MINS: bool>(
+    tile: &Tile,
+    b: usize,
+    x: [*const X32; N],
+    sums: Sums<N>,
+    total: &mut [[__m256; N]; 2],
+) {
+    for h in 0..2 {
+        // SAFETY: by the caller.
+        unsafe {
+            let d = _mm256_load_ps(tile.d[b].as_ptr().add(8 * h));
+            for t in 0..N {
+                let d = _mm256_mul_ps(d, _mm256_set1_ps((*x[t]).d));
+                total[h][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[h][t]), d, total[h][t]);
+            }
+            if MINS {
+                let m = _mm256_load_ps(tile.m[b].as_ptr().add(8 * h));
+                for t in 0..N {
+                    total[h][t] = _mm256_fmadd_ps(m, _mm256_set1_ps((*x[t]).s), total[h][t]);
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen words.
+///
+/// # Safety
+/// They are there, `p` is aligned, and the instruction set is available.
+#[inline(always)]
+pub(super) unsafe fn halves(p: *const i32) -> [__m256i; 2] {
+    // SAFETY: by the caller.
+    unsafe { [0, 8].map(|half| _mm256_load_si256(p.add(half).cast())) }
 }

@@ -20,6 +20,7 @@ mod gemm;
 mod gemm_256;
 mod gemm_amx;
 mod gemm_avx512;
+mod gemm_words;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
