@@ -79,10 +79,9 @@ mod twos {
         unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256) {
             // SAFETY: by the caller.
             unsafe {
-                let four = |at: usize| {
-                    let [a, b, c, d] = w.map(|w| _mm_loadu_si128(w.add(at).cast()));
-                    _mm_unpacklo_epi16(_mm_unpacklo_epi8(a, b), _mm_unpacklo_epi8(c, d))
-                };
+                let block = |r: usize, at: usize| _mm_loadu_si128(w[r].add(at).cast());
+                let two = |a, b, at| _mm_unpacklo_epi8(block(a, at), block(b, at));
+                let four = |at| _mm_unpacklo_epi16(two(0, 1, at), two(2, 3, at));
                 // As `e8m0_half_to_f32`: from 2 on, what is shifted by two is the smaller one.
                 let e = _mm256_cvtepu8_epi32(_mm_unpacklo_epi32(four(0), four(Self::SIZE)));
                 let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));

@@ -154,20 +154,29 @@ pub(super) unsafe fn nibbles_of_two(p: *const u8, size: usize) -> [__m256i; 2] {
     ]
 }
 
+/// The 16-bit numbers that blocks of four rows begin with, then those that follow them.
+///
+/// # Safety
+/// Pointers are valid for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn first_words(w: [*const u8; 4]) -> __m128i {
+    // SAFETY: by the caller.
+    let block = |r: usize| unsafe { _mm_loadu_si128(w[r].cast()) };
+    let two = |a, b| _mm_unpacklo_epi16(block(a), block(b));
+    _mm_unpacklo_epi32(two(0, 1), two(2, 3))
+}
+
 /// The half-precision numbers that two blocks of four rows begin with: `[block][row]`.
 ///
 /// # Safety
-/// Pointers are valid for them.
+/// Pointers are valid for 16 bytes of each block.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 pub(super) unsafe fn halves_of_two(w: [*const u8; 4], size: usize) -> __m256 {
-    // With whole numbers, since vector units have enough to do.
-    let four = |at: usize| {
-        // SAFETY: by the caller.
-        let h = w.map(|w| u64::from(unsafe { w.add(at).cast::<u16>().read_unaligned() }));
-        (h[0] | h[1] << 16 | h[2] << 32 | h[3] << 48) as i64
-    };
-    _mm256_cvtph_ps(_mm_set_epi64x(four(size), four(0)))
+    // SAFETY: by the caller.
+    let (a, b) = unsafe { (first_words(w), first_words(w.map(|w| w.add(size)))) };
+    _mm256_cvtph_ps(_mm_unpacklo_epi64(a, b))
 }
 
 /// The pairs of half-precision numbers that two blocks of four rows begin with, `[block][row]`: the first of each, and the second.
@@ -177,12 +186,8 @@ pub(super) unsafe fn halves_of_two(w: [*const u8; 4], size: usize) -> __m256 {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 pub(super) unsafe fn pairs_of_two(w: [*const u8; 4], size: usize) -> (__m256, __m256) {
-    let four = |at: usize| {
-        // SAFETY: by the caller.
-        let [a, b, c, d] = w.map(|w| unsafe { _mm_loadu_si128(w.add(at).cast()) });
-        _mm_unpacklo_epi32(_mm_unpacklo_epi16(a, b), _mm_unpacklo_epi16(c, d))
-    };
-    let (a, b) = (four(0), four(size));
+    // SAFETY: by the caller.
+    let (a, b) = unsafe { (first_words(w), first_words(w.map(|w| w.add(size)))) };
     (
         _mm256_cvtph_ps(_mm_unpacklo_epi64(a, b)),
         _mm256_cvtph_ps(_mm_unpackhi_epi64(a, b)),
