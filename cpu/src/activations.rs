@@ -40,7 +40,7 @@ pub(crate) struct X256 {
     pub(crate) unused: [u32; 3],
 }
 
-/// Four neighbours of 32 values each, in the order in which AVX-512 reads those of one token.
+/// Four neighbours of 32 values each, in the order in which those of one token are read.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 pub(crate) struct X32x4 {

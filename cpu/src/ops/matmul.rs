@@ -334,8 +334,8 @@ impl Pass<'_> {
         }
     }
 
-    /// This worker's share of the activations of tokens from `first` on, to `X32` (of one token to `X32x4` as far as they go, where
-    /// that is what is read) or `X256`.
+    /// This worker's share of the activations of tokens from `first` on, to `X32` (of one token to `X32x4` as far as they go)
+    /// or `X256`.
     fn arrange(&self, form: Form, x: &Shared<f32>, first: usize, n_tokens: usize, n_in: usize) {
         let scratch = &self.scratch.matmul;
         let (len, align) = match form {
@@ -364,7 +364,7 @@ impl Pass<'_> {
                 }
             }
         }
-        if form == Form::X32 && n_tokens == 1 && self.isa >= Isa::Avx512 {
+        if form == Form::X32 && n_tokens == 1 {
             for i in range.clone().step_by(4).filter(|i| i + 4 <= range.end) {
                 let four: *mut [X32; 4] = block::<X32>(&scratch.x32, start + i).cast();
                 // SAFETY: the four blocks were written above, and take as many bytes in the other form.

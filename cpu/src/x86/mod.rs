@@ -1,8 +1,8 @@
 //! Kernels for x86-64.
 //!
 //! One file per format has what is special to it: how a block is multiplied with activations, and how it is unpacked
-//! for batches. What formats share is in `rows`, `fours` and `runs` (a few rows with one token: memory-bound) and `gemm` (a tile of rows
-//! with many tokens: compute-bound).
+//! for batches. What formats share is in `rows`, `twos`, `fours` and `runs` (a few rows with one token: memory-bound) and `gemm` (a
+//! tile of rows with many tokens: compute-bound).
 //!
 //! # One order of sums
 //!
@@ -40,6 +40,7 @@ mod rows;
 mod runs;
 mod sixteens;
 mod ternary;
+mod twos;
 mod unpack;
 mod util;
 mod vectors;
@@ -131,8 +132,8 @@ pub(crate) fn kernel(ty: GgmlType, isa: Isa) -> Option<Kernel> {
     }
     let (form, rows) = match isa {
         Isa::Scalar => None,
-        Isa::Avx2 => rows::avx2::kernel(ty),
-        Isa::AvxVnni => rows::avx_vnni::kernel(ty),
+        Isa::Avx2 => twos::avx2::kernel(ty),
+        Isa::AvxVnni => twos::avx_vnni::kernel(ty),
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => fours::kernel(ty),
     }?;
     Some(Kernel {

@@ -53,6 +53,47 @@ pub(super) mod rows {
     }
 }
 
+mod twos {
+    use super::super::dots::Dots;
+    use super::super::rows::Rows32;
+    use super::super::twos::{Two32, nibbles_of_two};
+    use super::rows::MXFP4;
+    use super::*;
+
+    // SAFETY: offsets are within two blocks: 34 bytes.
+    unsafe impl Two32 for MXFP4 {
+        const MAX: i32 = 28;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn quants<P: Dots>(w: *const u8) -> [__m256i; 2] {
+            // SAFETY: by the caller.
+            unsafe {
+                let table = _mm256_broadcastsi128_si256(table());
+                nibbles_of_two(w.add(1), Self::SIZE).map(|q| _mm256_shuffle_epi8(table, q))
+            }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256) {
+            // SAFETY: by the caller.
+            unsafe {
+                let block = |r: usize, at: usize| _mm_loadu_si128(w[r].add(at).cast());
+                let two = |a, b, at| _mm_unpacklo_epi8(block(a, at), block(b, at));
+                let four = |at| _mm_unpacklo_epi16(two(0, 1, at), two(2, 3, at));
+                // As `e8m0_half_to_f32`: from 2 on, what is shifted by two is the smaller one.
+                let e = _mm256_cvtepu8_epi32(_mm_unpacklo_epi32(four(0), four(Self::SIZE)));
+                let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
+                let small = _mm256_min_epi32(e, _mm256_set1_epi32(2));
+                let small = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), small);
+                let d = _mm256_max_epi32(normal, small);
+                (_mm256_castsi256_ps(d), _mm256_setzero_ps())
+            }
+        }
+    }
+}
+
 pub(super) mod avx512 {
     use super::super::fours::{Four32, dwords};
     use super::super::rows::Rows32;

@@ -1,6 +1,7 @@
 //! `q5_0` and `q5_1`: `q4_0` and `q4_1` with a fifth bit.
 
 use super::bytes::Bytes;
+use super::twos::{nibbles_of_two, sixteen_of_two};
 use super::unpack::{To, Unpack, nibbles};
 use super::util::*;
 use std::arch::x86_64::*;
@@ -71,6 +72,78 @@ pub(super) mod rows {
         unsafe fn scales(w: [*const u8; 4]) -> (__m128, __m128) {
             // SAFETY: by the caller.
             unsafe { super::super::q4_k::scale_pairs(w) }
+        }
+    }
+}
+
+/// Fifth bits, then nibbles, of two blocks of so many bytes.
+///
+/// # Safety
+/// `p` is valid for 20 bytes of each.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn quants_of_two(p: *const u8, size: usize) -> [__m256i; 2] {
+    // SAFETY: by the caller.
+    let ([low, high], bits) = unsafe { (nibbles_of_two(p.add(4), size), sixteen_of_two(p, size)) };
+    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    // Byte `i` of the bits is for the first eight quants, the next one for the others.
+    let with_fifth = |q, i: i64| {
+        let eight = i * 0x0101_0101_0101_0101;
+        let pick = _mm256_set_epi64x(
+            eight + 0x0101_0101_0101_0101,
+            eight,
+            eight + 0x0101_0101_0101_0101,
+            eight,
+        );
+        let bits = _mm256_and_si256(_mm256_shuffle_epi8(bits, pick), bit);
+        let fifth = _mm256_and_si256(_mm256_cmpeq_epi8(bits, bit), _mm256_set1_epi8(16));
+        _mm256_or_si256(q, fifth)
+    };
+    [with_fifth(low, 0), with_fifth(high, 2)]
+}
+
+mod twos {
+    use super::super::dots::Dots;
+    use super::super::rows::Rows32;
+    use super::super::twos::{Two32, halves_of_two, pairs_of_two};
+    use super::rows::{Q5_0, Q5_1};
+    use super::*;
+
+    // SAFETY: offsets are within two blocks: 44 bytes.
+    unsafe impl Two32 for Q5_0 {
+        const MAX: i32 = 31;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn quants<P: Dots>(w: *const u8) -> [__m256i; 2] {
+            // SAFETY: by the caller.
+            unsafe { quants_of_two(w.add(2), Self::SIZE) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256) {
+            // SAFETY: by the caller.
+            unsafe { (halves_of_two(w, Self::SIZE), _mm256_setzero_ps()) }
+        }
+    }
+
+    // SAFETY: offsets are within two blocks: 48 bytes.
+    unsafe impl Two32 for Q5_1 {
+        const MAX: i32 = 31;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn quants<P: Dots>(w: *const u8) -> [__m256i; 2] {
+            // SAFETY: by the caller.
+            unsafe { quants_of_two(w.add(4), Self::SIZE) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256) {
+            // SAFETY: by the caller.
+            unsafe { pairs_of_two(w, Self::SIZE) }
         }
     }
 }

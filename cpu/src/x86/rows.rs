@@ -1,14 +1,14 @@
 //! A few rows with one token.
 //!
 //! With one token every weight is used once, so the speed is that of the memory. Four rows at a time share the
-//! loads of activations and the folding of lanes; which four that are says `runs`.
+//! loads of activations and the folding of lanes; which four that are says `runs`. Blocks of 32 values are here one at a time, for
+//! those that `twos` and `fours` leave.
 
 use super::dots::{Avx2, Avx512, AvxVnni, Dots};
 use super::patterns::{self, rows::Rows as LookedUp};
 use super::runs::Runs;
 use super::ternary;
 use super::{Form, Rows, RowsFn};
-use super::{iq4_nl, iq4_xs, mxfp4, q2_k, q3_k, q4_0, q4_k, q5_0, q5_k, q6_k, q8_0};
 use crate::activations::{X32, X256};
 use crate::kernels::run;
 use lemma_quant::GgmlType;
@@ -83,9 +83,9 @@ fn one_by_one(sum: &mut __m256i) {
     };
 }
 
-/// What needs to be compiled for every instruction set. Behind them: what only sets without AVX-512 use.
+/// What needs to be compiled for every instruction set.
 macro_rules! drivers {
-    ($isa:ident, $features:literal, $dots:ty $(, $more:ident)?) => {
+    ($isa:ident, $features:literal, $dots:ty) => {
         pub(super) mod $isa {
             use super::super::util::{sum_half_lanes, sum_lanes};
             use super::*;
@@ -194,61 +194,12 @@ macro_rules! drivers {
                     },
                 ))
             }
-
-            $($more!($features);)?
         }
     };
 }
 
-/// Rows of blocks of 32, and what there is for a type.
-macro_rules! without_avx512 {
-    ($features:literal) => {
-        pub(in super::super) fn kernel(ty: GgmlType) -> Option<(Form, RowsFn)> {
-            Some(match ty {
-                GgmlType::Q4_0 => (Form::X32, rows_32::<q4_0::rows::Q4_0> as _),
-                GgmlType::Q4_1 => (Form::X32, rows_32::<q4_0::rows::Q4_1> as _),
-                GgmlType::Q5_0 => (Form::X32, rows_32::<q5_0::rows::Q5_0> as _),
-                GgmlType::Q5_1 => (Form::X32, rows_32::<q5_0::rows::Q5_1> as _),
-                GgmlType::Q8_0 => (Form::X32, rows_32::<q8_0::rows::Q8_0> as _),
-                GgmlType::IQ4_NL => (Form::X32, rows_32::<iq4_nl::rows::IQ4NL> as _),
-                GgmlType::MXFP4 => (Form::X32, rows_32::<mxfp4::rows::MXFP4> as _),
-                GgmlType::Q2_K => (Form::X256, rows_256::<q2_k::rows::Q2K> as _),
-                GgmlType::Q3_K => (Form::X256, rows_256::<q3_k::rows::Q3K> as _),
-                GgmlType::Q4_K => (Form::X256, rows_256::<q4_k::rows::Q4K> as _),
-                GgmlType::Q5_K => (Form::X256, rows_256::<q5_k::rows::Q5K> as _),
-                GgmlType::Q6_K => (Form::X256, rows_256::<q6_k::rows::Q6K> as _),
-                GgmlType::IQ4_XS => (Form::X256, rows_256::<iq4_xs::rows::IQ4XS> as _),
-                _ => return patterns(ty),
-            })
-        }
-
-        #[target_feature(enable = $features)]
-        unsafe fn rows_32<F: Rows32>(job: &Rows<'_>, out: &mut [f32]) {
-            // SAFETY: by the caller.
-            unsafe {
-                let x: &[X32] = std::slice::from_raw_parts(job.x.cast(), job.n_blocks);
-                let mut runs = Runs::new(job, out.len());
-                for i in 0..run(out.len()) {
-                    let mut at = i * job.row_size;
-                    let mut acc = _mm_setzero_ps();
-                    // Blocks are small: not for each of them.
-                    for x in x.chunks(4) {
-                        let mut w = runs.at(at, x.len() * F::SIZE);
-                        for x in x {
-                            acc = block_32::<F>(w, x, acc);
-                            w = w.map(|w| w.wrapping_add(F::SIZE));
-                        }
-                        at += x.len() * F::SIZE;
-                    }
-                    runs.store(i, acc, out);
-                }
-            }
-        }
-    };
-}
-
-drivers!(avx2, "avx2,fma,f16c", Avx2, without_avx512);
-drivers!(avx_vnni, "avx2,fma,f16c,avxvnni", AvxVnni, without_avx512);
+drivers!(avx2, "avx2,fma,f16c", Avx2);
+drivers!(avx_vnni, "avx2,fma,f16c,avxvnni", AvxVnni);
 drivers!(
     avx512,
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",

@@ -174,13 +174,13 @@ unsafe fn products(w: __m256i, x: __m256i) -> __m256i {
     unsafe { dots::Avx2::signed(w, x) }
 }
 
-/// Rows with one token. `FOURS` says how activations lie.
+/// Rows with one token.
 ///
 /// # Safety
 /// See [`RowsFn`]; rows are whole numbers of 128 values.
 #[inline(always)]
-unsafe fn multiply<F: Sixteens, const FOURS: bool>(job: &Rows<'_>, out: &mut [f32]) {
-    // SAFETY: by the caller; four blocks of either form have the same size.
+unsafe fn multiply<F: Sixteens>(job: &Rows<'_>, out: &mut [f32]) {
+    // SAFETY: by the caller.
     unsafe {
         let x: &[X32x4] = std::slice::from_raw_parts(job.x.cast(), job.n_blocks / 4);
         let mut runs = Runs::new(job, out.len());
@@ -191,14 +191,9 @@ unsafe fn multiply<F: Sixteens, const FOURS: bool>(job: &Rows<'_>, out: &mut [f3
                 let w = runs.at(at, F::SIZE);
                 let scales = F::scales(w);
                 for b in 0..4 {
-                    let (q, d) = if FOURS {
-                        let [low, high] =
-                            [&x.low[b], &x.high[b]].map(|x| _mm_loadu_si128(x.as_ptr().cast()));
-                        (_mm256_set_m128i(high, low), x.d[b])
-                    } else {
-                        let x = &*(&raw const *x).cast::<X32>().add(b);
-                        (_mm256_loadu_si256(x.q.as_ptr().cast()), x.d)
-                    };
+                    let [low, high] =
+                        [&x.low[b], &x.high[b]].map(|x| _mm_loadu_si128(x.as_ptr().cast()));
+                    let (q, d) = (_mm256_set_m128i(high, low), x.d[b]);
                     let sums = w.map(|w| products(F::quants(w, b), q));
                     let first = sum_half_lanes(sums.map(|s| _mm256_castsi256_si128(s)));
                     let second = sum_half_lanes(sums.map(|s| _mm256_extracti128_si256::<1>(s)));
@@ -437,14 +432,14 @@ fn of_half(tile: &Tile, b: usize, h: usize) -> (&[i32; ROWS], &[f32; ROWS]) {
 
 /// What is compiled for every instruction set.
 macro_rules! compiled {
-    ($isa:ident, $features:literal, $bytes:ty, $fours:literal, $mul:expr) => {
+    ($isa:ident, $features:literal, $bytes:ty, $mul:expr) => {
         mod $isa {
             use super::*;
 
             #[target_feature(enable = $features)]
             pub(super) unsafe fn rows<F: Sixteens>(job: &Rows<'_>, out: &mut [f32]) {
                 // SAFETY: by the caller.
-                unsafe { multiply::<F, $fours>(job, out) }
+                unsafe { multiply::<F>(job, out) }
             }
 
             #[target_feature(enable = $features)]
@@ -479,20 +474,17 @@ compiled!(
     avx2,
     "avx2,fma,f16c",
     super::super::bytes::Avx2,
-    false,
     by_256::<dots::Avx2, false>
 );
 compiled!(
     avx_vnni,
     "avx2,fma,f16c,avxvnni",
     super::super::bytes::Avx2,
-    false,
     by_256::<dots::AvxVnni, true>
 );
 compiled!(
     avx512,
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
     Avx512,
-    true,
     by_512
 );
