@@ -75,8 +75,8 @@ pub struct Cache {
     /// Pages that moved in that step, in the order in which they did.
     demoted: Vec<Demoted>,
     describe: Describe,
-    /// The page of each table that would leave a tier, one way or the other, as long as the table does not change.
-    least: Vec<Option<Candidate>>,
+    /// The page of each table that would leave a tier, one way or the other, if any would; known as long as the table does not change.
+    least: Vec<Option<Option<Candidate>>>,
 }
 
 impl Cache {

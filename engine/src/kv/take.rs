@@ -82,6 +82,9 @@ impl Cache {
         }
         let list = self.layout.list_of(tier, t);
         let from = self.layout.sharing(t);
+        let mut below = tier + 1..self.layout.n_tiers();
+        let has_below =
+            below.any(|tier| self.layout.slots_of_list(self.layout.list_of(tier, t)) > 0);
         let down = Ask {
             tier,
             demote: true,
@@ -91,9 +94,8 @@ impl Cache {
             if let Some(slot) = self.free[list].pop() {
                 return Some((tier as u8, slot));
             }
-            let Some((t, i)) = self.least(from.clone(), down, step) else {
-                break;
-            };
+            let down = has_below.then(|| self.least(from.clone(), down, step));
+            let Some((t, i)) = down.flatten() else { break };
             // Pages may go below meanwhile, and indices change.
             let first_pos = self.tables[t].pages[i].first_pos;
             let gives = tier == 0 && self.layout.n_tiers() > 1 && self.give_slot(t);
@@ -252,12 +254,11 @@ impl Cache {
         for t in tables {
             let key = (2 * ask.tier + usize::from(ask.demote)) * self.layout.n_tables() + t;
             let known = self.least[key].filter(|_| ask.spared);
-            let Some(c) = known.or_else(|| self.least_of(t, ask, now)) else {
-                continue;
-            };
+            let of_table = known.unwrap_or_else(|| self.least_of(t, ask, now));
             if ask.spared {
-                self.least[key] = Some(c);
+                self.least[key] = Some(of_table);
             }
+            let Some(c) = of_table else { continue };
             if least.is_none_or(|(l, _)| c.order(&l).is_lt()) {
                 least = Some((c, t));
             }
