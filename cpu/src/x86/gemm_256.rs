@@ -1,7 +1,8 @@
 //! Batches with vectors of 256 bits, which hold half of the sixteen rows.
 //!
 //! AVX2 adds up products of bytes in 16 bits as long as they fit, then in 32. Bytes that use all eight bits are multiplied by
-//! magnitude, with their signs moved to the activations. With AVX-VNNI neither is needed.
+//! magnitude, with their signs moved to the activations, or, with more than a few tokens, as numbers of 16 bits (`gemm_words`). With
+//! AVX-VNNI none of this is needed.
 
 #![allow(clippy::needless_range_loop, reason = "lanes are counted")]
 

@@ -49,7 +49,7 @@ pub(super) mod rows {
 mod twos {
     use super::super::dots::Dots;
     use super::super::rows::Rows32;
-    use super::super::twos::{Two32, halves_of_two, nibbles_of_two};
+    use super::super::twos::{Two32, nibbles_of_two};
     use super::rows::IQ4NL;
     use super::*;
 
@@ -65,13 +65,6 @@ mod twos {
                 let table = _mm256_xor_si256(table(), _mm256_set1_epi8(P::OFFSET as i8));
                 nibbles_of_two(w.add(2), Self::SIZE).map(|q| _mm256_shuffle_epi8(table, q))
             }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256) {
-            // SAFETY: by the caller.
-            unsafe { (halves_of_two(w, Self::SIZE), _mm256_setzero_ps()) }
         }
     }
 }

@@ -61,7 +61,7 @@ pub(super) mod rows {
 mod twos {
     use super::super::dots::Dots;
     use super::super::rows::Rows32;
-    use super::super::twos::{Two32, halves_of_two, nibbles_of_two, pairs_of_two};
+    use super::super::twos::{Two32, nibbles_of_two};
     use super::rows::{Q4_0, Q4_1};
     use super::*;
 
@@ -75,13 +75,6 @@ mod twos {
             // SAFETY: by the caller.
             unsafe { nibbles_of_two(w.add(2), Self::SIZE) }
         }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256) {
-            // SAFETY: by the caller.
-            unsafe { (halves_of_two(w, Self::SIZE), _mm256_setzero_ps()) }
-        }
     }
 
     // SAFETY: offsets are within two blocks: 40 bytes.
@@ -93,13 +86,6 @@ mod twos {
         unsafe fn quants<P: Dots>(w: *const u8) -> [__m256i; 2] {
             // SAFETY: by the caller.
             unsafe { nibbles_of_two(w.add(4), Self::SIZE) }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256) {
-            // SAFETY: by the caller.
-            unsafe { pairs_of_two(w, Self::SIZE) }
         }
     }
 }

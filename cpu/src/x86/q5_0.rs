@@ -105,7 +105,7 @@ unsafe fn quants_of_two(p: *const u8, size: usize) -> [__m256i; 2] {
 mod twos {
     use super::super::dots::Dots;
     use super::super::rows::Rows32;
-    use super::super::twos::{Two32, halves_of_two, pairs_of_two};
+    use super::super::twos::Two32;
     use super::rows::{Q5_0, Q5_1};
     use super::*;
 
@@ -119,13 +119,6 @@ mod twos {
             // SAFETY: by the caller.
             unsafe { quants_of_two(w.add(2), Self::SIZE) }
         }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256) {
-            // SAFETY: by the caller.
-            unsafe { (halves_of_two(w, Self::SIZE), _mm256_setzero_ps()) }
-        }
     }
 
     // SAFETY: offsets are within two blocks: 48 bytes.
@@ -137,13 +130,6 @@ mod twos {
         unsafe fn quants<P: Dots>(w: *const u8) -> [__m256i; 2] {
             // SAFETY: by the caller.
             unsafe { quants_of_two(w.add(4), Self::SIZE) }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256) {
-            // SAFETY: by the caller.
-            unsafe { pairs_of_two(w, Self::SIZE) }
         }
     }
 }

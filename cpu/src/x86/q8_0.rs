@@ -37,7 +37,7 @@ pub(super) mod rows {
 mod twos {
     use super::super::dots::Dots;
     use super::super::rows::Rows32;
-    use super::super::twos::{Two32, halves_of_two, sixteen_of_two};
+    use super::super::twos::{Two32, sixteen_of_two};
     use super::rows::Q8_0;
     use super::*;
 
@@ -53,13 +53,6 @@ mod twos {
                 let sign = _mm256_set1_epi8(P::OFFSET as i8);
                 [2, 18].map(|at| _mm256_xor_si256(sixteen_of_two(w.add(at), Self::SIZE), sign))
             }
-        }
-
-        #[inline]
-        #[target_feature(enable = "avx2,f16c")]
-        unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256) {
-            // SAFETY: by the caller.
-            unsafe { (halves_of_two(w, Self::SIZE), _mm256_setzero_ps()) }
         }
     }
 }

@@ -29,11 +29,21 @@ pub(super) unsafe trait Two32: Rows32 {
     /// `w` is valid for two blocks, and the instruction set is available.
     unsafe fn quants<P: Dots>(w: *const u8) -> [__m256i; 2];
 
-    /// The scales `d` and (where there are minimums) `m` of two blocks of four rows: `[block][row]`.
+    /// The scales `d` and (where there are minimums) `m` of two blocks of four rows: `[block][row]`. Most blocks begin with them.
     ///
     /// # Safety
     /// Pointers are valid for two blocks, and the instruction set is available.
-    unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256);
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn both_scales(w: [*const u8; 4]) -> (__m256, __m256) {
+        // SAFETY: by the caller; blocks have more than 16 bytes.
+        unsafe {
+            match Self::MINS {
+                true => pairs_of_two(w, Self::SIZE),
+                false => (halves_of_two(w, Self::SIZE), _mm256_setzero_ps()),
+            }
+        }
+    }
 }
 
 /// The largest activation.
@@ -173,7 +183,7 @@ unsafe fn first_words(w: [*const u8; 4]) -> __m128i {
 /// Pointers are valid for 16 bytes of each block.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn halves_of_two(w: [*const u8; 4], size: usize) -> __m256 {
+unsafe fn halves_of_two(w: [*const u8; 4], size: usize) -> __m256 {
     // SAFETY: by the caller.
     let (a, b) = unsafe { (first_words(w), first_words(w.map(|w| w.add(size)))) };
     _mm256_cvtph_ps(_mm_unpacklo_epi64(a, b))
@@ -185,7 +195,7 @@ pub(super) unsafe fn halves_of_two(w: [*const u8; 4], size: usize) -> __m256 {
 /// Pointers are valid for 16 bytes of each block.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn pairs_of_two(w: [*const u8; 4], size: usize) -> (__m256, __m256) {
+unsafe fn pairs_of_two(w: [*const u8; 4], size: usize) -> (__m256, __m256) {
     // SAFETY: by the caller.
     let (a, b) = unsafe { (first_words(w), first_words(w.map(|w| w.add(size)))) };
     (
