@@ -382,18 +382,30 @@ impl Cache {
     /// `mass`: `[n_head, n_spans]`, the softmax weight of each [span](LayerTable::spans) (in position order) for each query head that
     /// reads the table.
     pub fn end_table(&mut self, t: usize, mass: &[f32], n_head: usize) {
-        let n = self.tables[t].n_spans();
+        let n = mass.len() / n_head.max(1);
+        debug_assert_eq!(n, self.tables[t].n_spans());
         let pages = &mut self.tables[t].pages;
-        debug_assert_eq!(mass.len(), n * n_head);
-        let mut first = 0;
-        for p in pages.iter_mut() {
-            let spans = first..first + (p.len as usize).div_ceil(PAGE);
-            first = spans.end;
-            let per_head = (0..n_head).map(|h| mass[h * n..][spans.clone()].iter().sum::<f32>());
-            p.w = match self.aggregate {
-                Aggregate::Max => per_head.fold(0.0, f32::max),
-                Aggregate::Mean => per_head.sum::<f32>() / n_head as f32,
+        if n_head == 1 && n == pages.len() {
+            // A GPU has joined heads itself and waits for this.
+            let least = match self.aggregate {
+                Aggregate::Max => 0.0,
+                Aggregate::Mean => f32::NEG_INFINITY,
             };
+            for (p, &w) in pages.iter_mut().zip(mass) {
+                p.w = w.max(least);
+            }
+        } else {
+            let mut first = 0;
+            for p in pages.iter_mut() {
+                let spans = first..first + (p.len as usize).div_ceil(PAGE);
+                first = spans.end;
+                let head = |h: usize| mass[h * n..][spans.clone()].iter().sum::<f32>();
+                let per_head = (0..n_head).map(head);
+                p.w = match self.aggregate {
+                    Aggregate::Max => per_head.fold(0.0, f32::max),
+                    Aggregate::Mean => per_head.sum::<f32>() / n_head as f32,
+                };
+            }
         }
         self.policy.refresh(pages, self.pos - 1);
     }

@@ -10,12 +10,12 @@
 use std::ops::Range;
 
 use super::policy::Value;
-use super::table::{Demoted, Heir, NONE, Recycled};
+use super::table::{Demoted, Heir, NONE, PageMeta, Recycled};
 use super::{Cache, Layout, PAGE, PoolFull};
 
 /// A page that may go: its worth and where it is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
+pub struct Candidate {
     /// 0 for redundant pages, 2 for guarded ones, 1 for others.
     class: u8,
     value: Value,
@@ -25,7 +25,9 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    fn order(&self, other: &Self) -> std::cmp::Ordering {
+    /// Whether this goes before `other`; a total order.
+    #[inline]
+    pub(super) fn order(&self, other: &Self) -> std::cmp::Ordering {
         let worth = self
             .class
             .cmp(&other.class)
@@ -43,6 +45,46 @@ struct Ask {
     demote: bool,
     /// Not the recent ones.
     spared: bool,
+}
+
+/// Which pages of a table that is.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    tier: u8,
+    demote: bool,
+    /// How many pages the table begins with that are not recent ones.
+    old: usize,
+    /// Tokens that have been stored.
+    stored: u32,
+    /// The range of values from which on pages are guarded.
+    guarded: f32,
+}
+
+impl Asked {
+    /// Those among the pages of the table, in position order, with their worth.
+    #[inline]
+    pub(super) fn among(
+        &self,
+        pages: &[PageMeta],
+        mut worth: impl FnMut(&PageMeta) -> Value,
+    ) -> impl Iterator<Item = Candidate> {
+        let old = &pages[..self.old.min(pages.len())];
+        old.iter().enumerate().filter_map(move |(index, p)| {
+            let stored = p.first_pos + p.len <= self.stored;
+            let asked = p.tier == self.tier && (self.demote || !p.pinned) && stored;
+            asked.then(|| Candidate {
+                class: match p {
+                    p if p.double != NONE => 0,
+                    p if p.range >= self.guarded => 2,
+                    _ => 1,
+                },
+                value: worth(p),
+                first_pos: p.first_pos,
+                index,
+                tier: p.tier,
+            })
+        })
+    }
 }
 
 /// Questions that [`Cache::least`] remembers the answers to.
@@ -267,20 +309,15 @@ impl Cache {
     }
 
     fn least_of(&mut self, t: usize, ask: Ask, now: u32) -> Option<Candidate> {
-        let mut least: Option<Candidate> = None;
-        self.candidates(t, ask, now, &mut |c| {
-            if least.is_none_or(|l| c.order(&l).is_lt()) {
-                least = Some(c);
-            }
-        });
-        least
+        let asked = self.asked(t, ask)?;
+        self.policy.least(&self.tables[t].pages, &asked, now)
     }
 
-    /// The pages of table `t` that are asked to go, in position order.
-    fn candidates(&mut self, t: usize, ask: Ask, now: u32, each: &mut dyn FnMut(Candidate)) {
+    /// Which pages of table `t` are asked to go, if any can.
+    fn asked(&mut self, t: usize, ask: Ask) -> Option<Asked> {
         let last = ask.tier + 1 == self.layout.n_tiers();
         if self.keeps_all || ask.demote && last {
-            return;
+            return None;
         }
         let recent = if ask.spared {
             self.recent(t, ask.tier)
@@ -288,25 +325,13 @@ impl Cache {
             1
         };
         let pages = &self.tables[t].pages;
-        let guarded = self.describe.guarded_from(pages);
-        for (index, p) in pages.iter().enumerate() {
-            let stored = p.first_pos + p.len <= self.pos;
-            let asked = usize::from(p.tier) == ask.tier && (ask.demote || !p.pinned);
-            if !asked || !stored || index + recent >= pages.len() {
-                continue;
-            }
-            each(Candidate {
-                class: match p {
-                    p if p.double != NONE => 0,
-                    p if p.range >= guarded => 2,
-                    _ => 1,
-                },
-                value: self.policy.value(p, now),
-                first_pos: p.first_pos,
-                index,
-                tier: p.tier,
-            });
-        }
+        Some(Asked {
+            tier: ask.tier as u8,
+            demote: ask.demote,
+            old: pages.len().saturating_sub(recent),
+            stored: self.pos,
+            guarded: self.describe.guarded_from(pages),
+        })
     }
 
     /// First positions of the pages of table `t` that may be recycled, the next to go first. `None` if that is drawn.
@@ -321,7 +346,11 @@ impl Cache {
                 demote: false,
                 spared: true,
             };
-            self.candidates(t, ask, self.pos, &mut |c| out.push(c));
+            let Some(asked) = self.asked(t, ask) else {
+                continue;
+            };
+            let (policy, now) = (&mut self.policy, self.pos);
+            out.extend(asked.among(&self.tables[t].pages, |p| policy.value(p, now)));
         }
         out.sort_by(|a, b| b.tier.cmp(&a.tier).then_with(|| a.order(b)));
         Some(out.iter().map(|c| c.first_pos).collect())

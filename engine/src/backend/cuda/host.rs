@@ -100,15 +100,12 @@ impl Host {
             changed |= *n_pages != pages.len();
             *n_pages = pages.len();
             let row = &mut tables[il * max_pages * 8..][..pages.len() * 8];
-            for (entry, page) in row.chunks_exact_mut(8).zip(pages) {
-                let mut new = [0; 8];
-                let slot = ops::slot_of(page.tier, page.slot);
-                new[..4].copy_from_slice(&slot.to_le_bytes());
-                new[4..].copy_from_slice(&page.first_pos.to_le_bytes());
-                if entry != new {
-                    entry.copy_from_slice(&new);
-                    changed = true;
-                }
+            for (entry, page) in row.as_chunks_mut::<8>().0.iter_mut().zip(pages) {
+                // Two words, in one piece: the device waits for this.
+                let slot = u64::from(ops::slot_of(page.tier, page.slot));
+                let new = (u64::from(page.first_pos) << 32 | slot).to_le_bytes();
+                changed |= *entry != new;
+                *entry = new;
             }
         }
         if changed {

@@ -18,6 +18,7 @@ mod random;
 mod window;
 
 use super::PageMeta;
+use super::take::{Asked, Candidate};
 use crate::options::KvOptions;
 
 /// What a page is worth: by the first number, among equals by the second. What is left equal is decided by position.
@@ -26,6 +27,7 @@ pub struct Value(pub f64, pub f64);
 
 impl Value {
     /// Whether this is less than `other`; a total order.
+    #[inline]
     pub fn order(&self, other: &Self) -> std::cmp::Ordering {
         let first = self.0.total_cmp(&other.0);
         first.then(self.1.total_cmp(&other.1))
@@ -51,6 +53,13 @@ pub trait Policy: Send {
 
     /// What a page is worth at step `now`. Comparable between tables.
     fn value(&mut self, page: &PageMeta, now: u32) -> Value;
+
+    /// The page worth least at step `now` among those of a table that are asked to go. For no policy to define: it stands here so that
+    /// there is a loop for each, and one virtual call a table where there were two a page, for which a GPU waits.
+    fn least(&mut self, pages: &[PageMeta], asked: &Asked, now: u32) -> Option<Candidate> {
+        let asked = asked.among(pages, |p| self.value(p, now));
+        asked.reduce(|least, c| if c.order(&least).is_lt() { c } else { least })
+    }
 
     /// The last pages of a table that stay in any case, if it has `room` slots for pages that are not pinned; the cache's own number
     /// holds if that is more.
