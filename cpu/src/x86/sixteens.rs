@@ -67,31 +67,41 @@ unsafe impl Sixteens for NVFP4 {
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
     unsafe fn scales(w: [*const u8; 4]) -> [__m128; 8] {
-        let [a, b] = [0, 36].map(|at| {
-            // SAFETY: by the caller.
-            let [a, b, c, d] = w.map(|w| unsafe { i32::from_le_bytes(bytes(w.add(at))) });
-            // The first scale of every row, the second, and so on.
-            let turn = _mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-            let e4m3 = _mm_shuffle_epi8(_mm_set_epi32(d, c, b, a), turn);
-            // Without a sign; NaN is zero. As a half-precision number with four bits of exponent it is 256 times too small, and half
-            // of it is wanted: see `ue4m3_half_to_f32`.
-            let all = _mm_set1_epi8(0x7f);
-            let e4m3 = _mm_andnot_si128(_mm_cmpeq_epi8(e4m3, all), _mm_and_si128(e4m3, all));
-            let half = _mm256_slli_epi16::<7>(_mm256_cvtepu8_epi16(e4m3));
-            let wide = [
-                _mm256_castsi256_si128(half),
-                _mm256_extracti128_si256::<1>(half),
-            ]
-            .map(|half| _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(128.0)));
-            [
-                _mm256_castps256_ps128(wide[0]),
-                _mm256_extractf128_ps::<1>(wide[0]),
-                _mm256_castps256_ps128(wide[1]),
-                _mm256_extractf128_ps::<1>(wide[1]),
-            ]
-        });
-        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
+        // SAFETY: by the caller; a block has 36 bytes.
+        let ([a, b, c, d], [e, f, g, h]) = unsafe { (e4m3(w, 0), e4m3(w, 36)) };
+        [a, b, c, d, e, f, g, h]
     }
+}
+
+/// The four scales that stand `at` so many bytes from each of four pointers: the first of each, the second, and so on.
+///
+/// # Safety
+/// Pointers are valid for four bytes from there on.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn e4m3(w: [*const u8; 4], at: usize) -> [__m128; 4] {
+    // Written out: what a closure does in `array::map` is not always inlined where instructions are not those of the whole program.
+    // SAFETY: by the caller.
+    let four = unsafe {
+        let word = |w: *const u8| w.add(at).cast::<i32>().read_unaligned();
+        _mm_set_epi32(word(w[3]), word(w[2]), word(w[1]), word(w[0]))
+    };
+    let turn = _mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    let four = _mm_shuffle_epi8(four, turn);
+    // Without a sign; NaN is zero. As a half-precision number with four bits of exponent it is 256 times too small, and half
+    // of it is wanted: see `ue4m3_half_to_f32`.
+    let all = _mm_set1_epi8(0x7f);
+    let four = _mm_andnot_si128(_mm_cmpeq_epi8(four, all), _mm_and_si128(four, all));
+    let half = _mm256_slli_epi16::<7>(_mm256_cvtepu8_epi16(four));
+    let up = _mm256_set1_ps(128.0);
+    let low = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), up);
+    let high = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256::<1>(half)), up);
+    [
+        _mm256_castps256_ps128(low),
+        _mm256_extractf128_ps::<1>(low),
+        _mm256_castps256_ps128(high),
+        _mm256_extractf128_ps::<1>(high),
+    ]
 }
 
 struct Q1_0;
@@ -140,7 +150,10 @@ unsafe impl Sixteens for Q2_0 {
     #[target_feature(enable = "avx2,f16c")]
     unsafe fn scales(w: [*const u8; 4]) -> [__m128; 8] {
         // SAFETY: by the caller.
-        let [a, b] = [0, 18].map(|at| unsafe { f16x4(w.map(|w| w.add(at))) });
+        let (a, b) = unsafe {
+            let behind = [w[0].add(18), w[1].add(18), w[2].add(18), w[3].add(18)];
+            (f16x4(w), f16x4(behind))
+        };
         [a, a, a, a, b, b, b, b]
     }
 }
@@ -191,16 +204,20 @@ unsafe fn multiply<F: Sixteens>(job: &Rows<'_>, out: &mut [f32]) {
                 let w = runs.at(at, F::SIZE);
                 let scales = F::scales(w);
                 for b in 0..4 {
-                    let [low, high] =
-                        [&x.low[b], &x.high[b]].map(|x| _mm_loadu_si128(x.as_ptr().cast()));
-                    let (q, d) = (_mm256_set_m128i(high, low), x.d[b]);
-                    let sums = w.map(|w| products(F::quants(w, b), q));
-                    let first = sum_half_lanes(sums.map(|s| _mm256_castsi256_si128(s)));
-                    let second = sum_half_lanes(sums.map(|s| _mm256_extracti128_si256::<1>(s)));
-                    for (h, sum) in [first, second].into_iter().enumerate() {
-                        let d = _mm_mul_ps(scales[2 * b + h], _mm_set1_ps(d));
-                        acc = _mm_fmadd_ps(_mm_cvtepi32_ps(sum), d, acc);
-                    }
+                    let low = _mm_loadu_si128(x.low[b].as_ptr().cast());
+                    let high = _mm_loadu_si128(x.high[b].as_ptr().cast());
+                    let (q, d) = (_mm256_set_m128i(high, low), _mm_set1_ps(x.d[b]));
+                    // Of two rows, a lane of four for each sixteen values: first halves below, second ones above.
+                    let two = |i: usize| {
+                        let a = products(F::quants(w[i], b), q);
+                        let b = products(F::quants(w[i + 1], b), q);
+                        _mm256_hadd_epi32(a, b)
+                    };
+                    let sums = _mm256_cvtepi32_ps(_mm256_hadd_epi32(two(0), two(2)));
+                    let first = _mm256_castps256_ps128(sums);
+                    let second = _mm256_extractf128_ps::<1>(sums);
+                    acc = _mm_fmadd_ps(first, _mm_mul_ps(scales[2 * b], d), acc);
+                    acc = _mm_fmadd_ps(second, _mm_mul_ps(scales[2 * b + 1], d), acc);
                 }
                 at += F::SIZE;
             }
