@@ -1,7 +1,8 @@
 //! The scalar code against reference data made with llama.cpp: bit-exact reading, activations quantized to the same
 //! bytes, quantizers no worse, dot products.
 //!
-//! Every test walks the manifest, so a type that is in the data and not in the registry fails.
+//! Every test walks the manifest, so a type that is in the data and not in the registry fails. The data is that of the project, or what
+//! `LEMMA_FIXTURES` has of the same kind.
 
 use lemma_quant::{GgmlType, TypeTraits};
 use serde_json::Value;
@@ -12,10 +13,14 @@ const COLS: usize = 1024;
 
 fn bytes(file: &Value) -> Vec<u8> {
     let file = file.as_str().expect("a file name");
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../tests/data/quant", file]
-        .iter()
-        .collect();
-    std::fs::read(path).unwrap_or_else(|e| panic!("{file}: {e}"))
+    let own = || {
+        [env!("CARGO_MANIFEST_DIR"), "../tests/data"]
+            .iter()
+            .collect()
+    };
+    let other = std::env::var_os("LEMMA_FIXTURES").filter(|v| !v.is_empty());
+    let folder = other.map_or_else(own, PathBuf::from);
+    std::fs::read(folder.join("quant").join(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
 }
 
 fn floats(file: &Value) -> Vec<f32> {

@@ -9,6 +9,7 @@ use lemma_engine::error::Error;
 use lemma_engine::model::Model;
 use lemma_engine::options::LoadOptions;
 use lemma_engine::session::Session;
+use lemma_tests::{folders, json};
 use serde_json::Value;
 
 /// Loads all that a command would load.
@@ -23,8 +24,11 @@ fn load_everything(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/malformed")
+/// The cases of a folder.
+fn cases(folder: &Path) -> Vec<Value> {
+    let manifest = json(&folder.join("manifest.json"));
+    let cases = manifest.get("cases").unwrap_or(&manifest);
+    cases.as_array().unwrap().clone()
 }
 
 /// A fresh directory for files that are made here; removed when dropped.
@@ -54,13 +58,13 @@ fn sparse(path: &Path, len: u64) {
         .unwrap();
 }
 
-fn make_special(name: &str, dir: &Path) -> PathBuf {
+fn make_special(name: &str, folder: &Path, dir: &Path) -> PathBuf {
     let path = dir.join(name);
     match name {
         "special-directory.gguf" => fs::create_dir(&path).unwrap(),
         "special-sparse-zero-1GB.gguf" => sparse(&path, 1 << 30),
         "special-sparse-valid-head.gguf" => {
-            fs::copy(data().join("ok-control.gguf"), &path).unwrap();
+            fs::copy(folder.join("ok-control.gguf"), &path).unwrap();
             sparse(&path, 4 << 30);
         }
         _ => panic!("unknown special case {name}"),
@@ -99,19 +103,23 @@ fn check_error(e: &Error, case: &Value) -> Result<(), String> {
 
 #[test]
 fn every_case_is_loaded_or_refused_by_name() {
-    let cases: Value =
-        serde_json::from_slice(&fs::read(data().join("manifest.json")).unwrap()).unwrap();
+    for folder in folders("malformed") {
+        check_cases(&folder);
+    }
+}
+
+fn check_cases(folder: &Path) {
     let scratch = Scratch::new("malformed");
     let mut wrong = Vec::new();
-    for case in cases.as_array().unwrap() {
+    for case in &cases(folder) {
         let (name, expect) = (
             case["file"].as_str().unwrap(),
             case["expect"].as_str().unwrap(),
         );
         let path = if name.starts_with("special-") {
-            make_special(name, &scratch.0)
+            make_special(name, folder, &scratch.0)
         } else {
-            data().join(name)
+            folder.join(name)
         };
         let start = Instant::now();
         let result = load_everything(&path);
@@ -143,7 +151,8 @@ fn every_case_is_loaded_or_refused_by_name() {
     }
     assert!(
         wrong.is_empty(),
-        "{} cases:\n{}",
+        "{}, {} cases:\n{}",
+        folder.display(),
         wrong.len(),
         wrong.join("\n")
     );

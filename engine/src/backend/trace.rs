@@ -234,8 +234,9 @@ impl TracePass {
         let bias = w.bias.as_ref().map(TraceWeight::vector);
         let n_out = w.w.0.n_out;
         let mut out = vec![0.0; self.n() * n_out];
+        let mut row = vec![0.0; w.w.0.n_in];
         for o in 0..n_out {
-            let row = w.w.row(o);
+            w.w.0.dequantize_row(o, &mut row);
             for t in 0..self.n() {
                 out[t * n_out + o] =
                     dot(&row, self.row(x, t)) + bias.as_ref().map_or(0.0, |b| b[o]);

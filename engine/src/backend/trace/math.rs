@@ -9,10 +9,14 @@ use crate::kv::PAGE;
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     // Eight sums side by side: they need not wait for each other.
     let mut sums = [0.0f64; 8];
-    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += f64::from(*a) * f64::from(*b);
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..8 {
+            sums[i] += f64::from(a[i]) * f64::from(b[i]);
         }
+    }
+    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum += f64::from(*a) * f64::from(*b);
     }
     sums.iter().sum::<f64>() as f32
 }
