@@ -15,7 +15,7 @@ use crate::chat::{
     ChatTemplate, Message as ChatMessage, Reasoning, ReasoningSwitch, RenderInput, ThinkTags,
 };
 use crate::error::Error;
-use crate::generate::{Event, GenOptions, Outcome, Prompt, generate};
+use crate::generate::{Cut, Event, GenOptions, Outcome, Prompt, Start, generate_from};
 use crate::model::Model;
 use crate::options::Pin;
 use crate::sampling::Sampler;
@@ -69,8 +69,8 @@ pub struct Conversation {
     session: Session,
     messages: Vec<Message>,
     tags: Option<ThinkTags>,
-    /// The token that ended the last reply for want of room: sampled, shown, but not yet in the session.
-    pending: Option<u32>,
+    /// Where the last reply was cut.
+    cut: Option<Cut>,
 }
 
 /// Separates a string that looks like a control token from being one; no character of any text.
@@ -84,7 +84,7 @@ impl Conversation {
             session,
             messages: Vec::new(),
             tags,
-            pending: None,
+            cut: None,
         }
     }
 
@@ -111,7 +111,7 @@ impl Conversation {
     /// Replaces all messages, for a conversation that was saved.
     pub fn set_messages(&mut self, messages: Vec<Message>) {
         self.messages = messages;
-        self.pending = None;
+        self.cut = None;
     }
 
     /// Sets or removes the system message.
@@ -144,7 +144,7 @@ impl Conversation {
             content: text.into(),
             thinking: None,
         });
-        self.pending = None;
+        self.cut = None;
     }
 
     /// Removes the last exchange, the person's message included; returns what the person had said.
@@ -152,13 +152,13 @@ impl Conversation {
         let at = self.messages.iter().rposition(|m| m.role == Role::User)?;
         let said = self.messages[at].content.clone();
         self.messages.truncate(at);
-        self.pending = None;
+        self.cut = None;
         Some(said)
     }
 
     /// Removes the last reply, so that [`Conversation::reply`] makes another. `false` if there is none.
     pub fn drop_reply(&mut self) -> bool {
-        self.pending = None;
+        self.cut = None;
         match self.messages.last() {
             Some(m) if m.role == Role::Assistant => {
                 self.messages.pop();
@@ -173,7 +173,7 @@ impl Conversation {
     pub fn clear(&mut self) {
         self.messages.retain(|m| m.role == Role::System);
         self.session.clear();
-        self.pending = None;
+        self.cut = None;
     }
 
     /// Renders the messages up to the point where the model is to speak.
@@ -221,18 +221,17 @@ impl Conversation {
         sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Outcome, Error> {
         let prompt = self.prompt(p)?;
-        self.pending = None;
+        self.cut = None;
         let kept = reuse(&mut self.session, &prompt.tokens);
-        let outcome = generate(
+        let (outcome, cut) = generate_from(
+            Start::Prompt(&prompt, kept),
             &mut self.session,
-            &prompt,
-            kept,
             sampler,
             self.tags.as_ref(),
             g,
             sink,
         )?;
-        self.pending = outcome.pending;
+        self.cut = cut;
         self.messages.push(Message {
             role: Role::Assistant,
             content: outcome.text.clone(),
@@ -241,7 +240,10 @@ impl Conversation {
         Ok(outcome)
     }
 
-    /// Goes on with the last reply where it was cut. `None` if nothing was cut.
+    /// Goes on with the last reply where it was cut, as if it had not been: under the grammar that it began with. `None` if nothing was
+    /// cut.
+    ///
+    /// The outcome is what was added, but for half a character or tag at the cut, which it has whole.
     ///
     /// # Errors
     /// As [`Conversation::reply`].
@@ -251,9 +253,6 @@ impl Conversation {
         g: &GenOptions,
         sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Option<Outcome>, Error> {
-        let Some(token) = self.pending else {
-            return Ok(None);
-        };
         let Some(last) = self
             .messages
             .last_mut()
@@ -261,39 +260,32 @@ impl Conversation {
         else {
             return Ok(None);
         };
-        let thinking = last.content.is_empty() && last.thinking.is_some();
+        let Some(token) = self.cut.as_ref().map(Cut::token) else {
+            return Ok(None);
+        };
         self.session.decode(token)?;
-        self.pending = None;
-        let open = self
-            .tags
-            .as_ref()
-            .filter(|_| thinking)
-            .map_or("", ThinkTags::open);
-        let prompt = Prompt {
-            tokens: Vec::new(),
-            text: open.to_owned(),
-            n_system: 0,
+        let Some(cut) = self.cut.take() else {
+            return Ok(None);
         };
-        let g = GenOptions {
-            said: last.content.clone(),
-            ..g.clone()
+        let settled = |text: &str, provisional: &str| {
+            let settled = text.strip_suffix(provisional);
+            settled.unwrap_or(text).to_owned()
         };
-        let outcome = generate(
+        let [thinking, content] = cut.provisional();
+        let content = settled(&last.content, content);
+        let thinking = settled(last.thinking.as_deref().unwrap_or_default(), thinking);
+        let (outcome, cut) = generate_from(
+            Start::Cut(Box::new(cut)),
             &mut self.session,
-            &prompt,
-            0,
             sampler,
             self.tags.as_ref(),
-            &g,
+            g,
             sink,
         )?;
-        self.pending = outcome.pending;
-        last.content.push_str(&outcome.text);
-        if !outcome.thinking.is_empty() {
-            last.thinking
-                .get_or_insert_default()
-                .push_str(&outcome.thinking);
-        }
+        self.cut = cut;
+        last.content = content + &outcome.text;
+        let thinking = thinking + &outcome.thinking;
+        last.thinking = (!thinking.is_empty()).then_some(thinking);
         Ok(Some(outcome))
     }
 }

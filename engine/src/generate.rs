@@ -3,15 +3,20 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use crate::chat::{Part, Piece, ThinkSplitter, ThinkTags};
+use crate::chat::{Part, Piece, ThinkTags};
 use crate::conversation::MARK;
 use crate::error::Error;
-use crate::grammar::{Constraint, Grammar};
+use crate::grammar::Grammar;
 use crate::options::Pin;
 use crate::repeat::{Circle, circle};
 use crate::sampling::{Choice, Sampled, Sampler, log_prob};
 use crate::session::Session;
 use crate::tokenizer::Tokenizer;
+
+mod state;
+
+pub(crate) use state::Cut;
+use state::{State, Tail};
 
 /// When a reply ends.
 #[derive(Clone, Debug, Default)]
@@ -28,8 +33,6 @@ pub struct GenOptions {
     pub logprobs: bool,
     /// What the answer keeps to. Thinking is free. When the grammar is complete and nothing may follow, the reply ends.
     pub grammar: Option<Grammar>,
-    /// What of the answer was said before; the grammar goes on behind it.
-    pub said: String,
 }
 
 /// What happens during a reply.
@@ -113,12 +116,10 @@ pub struct Outcome {
     pub ttft_s: f64,
     /// Ids and log-probabilities, if asked for: of all tokens, those that closed the thinking and the one that ended the reply too.
     pub logprobs: Vec<(u32, f32)>,
-    /// The last token, where it was sampled but did not enter the session.
-    pub pending: Option<u32>,
 }
 
 /// What a reply begins with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
     /// Ids.
     pub tokens: Vec<u32>,
@@ -180,24 +181,53 @@ pub fn generate(
     o: &GenOptions,
     sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Outcome, Error> {
-    let out = reply(session, prompt, kept, sampler, tags, o, sink);
-    session.follow(Choice::Open);
-    out
+    let (out, _) = generate_from(Start::Prompt(prompt, kept), session, sampler, tags, o, sink)?;
+    Ok(out)
 }
 
-/// [`generate`], which no device works ahead of afterwards.
-fn reply(
+/// Where a reply begins.
+pub(crate) enum Start<'a> {
+    /// Behind a prompt, of which the session holds so many tokens.
+    Prompt(&'a Prompt, usize),
+    /// Where another was cut. The session is behind that.
+    Cut(Box<Cut>),
+}
+
+/// [`generate`] from anywhere; also where the reply was cut, if there is something to go on with. What it says then is what follows the
+/// [final](Cut::provisional) part of what was said.
+///
+/// # Errors
+/// As [`generate`].
+pub(crate) fn generate_from(
+    start: Start<'_>,
     session: &mut Session,
-    prompt: &Prompt,
-    kept: usize,
     sampler: &mut Sampler,
     tags: Option<&ThinkTags>,
     o: &GenOptions,
     sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-) -> Result<Outcome, Error> {
+) -> Result<(Outcome, Option<Cut>), Error> {
+    let out = reply(start, session, sampler, tags, o, sink);
+    session.follow(Choice::Open);
+    out
+}
+
+/// [`generate_from`], which no device works ahead of afterwards.
+fn reply(
+    from: Start<'_>,
+    session: &mut Session,
+    sampler: &mut Sampler,
+    tags: Option<&ThinkTags>,
+    o: &GenOptions,
+    sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<(Outcome, Option<Cut>), Error> {
     let start = Instant::now();
     let model = session.model().clone();
     let tokenizer = model.tokenizer();
+    let nothing = Prompt::default();
+    let (prompt, kept, cut) = match from {
+        Start::Prompt(prompt, kept) => (prompt, kept, None),
+        Start::Cut(cut) => (&nothing, 0, Some(cut)),
+    };
     let mut out = Outcome {
         text: String::new(),
         thinking: String::new(),
@@ -211,13 +241,13 @@ fn reply(
         decode_s: 0.0,
         ttft_s: 0.0,
         logprobs: Vec::new(),
-        pending: None,
     };
     // A grammar forbids tokens, and which ones is known only when the one before has come. What the model thinks of a token is
     // in the whole row.
-    let choice = |sampler: &Sampler| match o.grammar {
-        None if !o.logprobs => sampler.choice(),
-        _ => Choice::Open,
+    let is_bound = cut.as_deref().map_or(o.grammar.is_some(), Cut::is_bound);
+    let choice = |sampler: &Sampler| match is_bound || o.logprobs {
+        false => sampler.choice(),
+        true => Choice::Open,
     };
     session.follow(choice(sampler));
     let fresh = &prompt.tokens[kept..];
@@ -234,29 +264,28 @@ fn reply(
             flow
         })?;
     }
-    for &t in &prompt.tokens {
-        sampler.accept(t);
-    }
+    let before = match &cut {
+        Some(_) => session.tokens(),
+        None => &prompt.tokens,
+    };
+    before.iter().for_each(|&t| sampler.accept(t));
     out.prefill_s = start.elapsed().as_secs_f64();
     if stopped {
-        return Ok(out);
+        return Ok((out, None));
     }
 
-    let mut splitter = ThinkSplitter::new(tags, &prompt.text);
-    let mut bound = Bound::new(o, tags, prompt)?;
-    let mut detokenizer = tokenizer.detokenizer(false);
-    let mut pieces: Vec<Piece> = Vec::new();
-    let mut forced: std::collections::VecDeque<u32> = std::collections::VecDeque::new();
-    let mut closed = false;
-    let mut writer = Writer {
-        stop: &o.stop,
-        held: String::new(),
+    let (mut state, mut shown) = match cut {
+        Some(cut) => cut.go_on(),
+        None => (State::new(o, tags, &prompt.text), Tail::default()),
     };
+    let mut detokenizer = tokenizer.detokenizer_from(false, std::mem::take(&mut state.carry));
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut pending = None;
     let mut told = session.first_recycle().is_some();
     let mut circling = false;
     let decode_start = Instant::now();
     loop {
-        if bound.is_done() {
+        if state.bound.is_done() {
             out.finish = Finish::Eos;
             break;
         }
@@ -264,16 +293,18 @@ fn reply(
             out.finish = Finish::Length;
             break;
         }
-        let budget_spent = o.think_budget.is_some_and(|b| out.n_think >= b);
-        if splitter.part() == Part::Thinking && budget_spent && !closed {
-            closed = true;
-            forced.extend(
+        let budget_spent = o
+            .think_budget
+            .is_some_and(|b| state.n_think + out.n_think >= b);
+        if state.splitter.part() == Part::Thinking && budget_spent && !state.closed {
+            state.closed = true;
+            state.forced.extend(
                 tags.map(|t| tokenizer.encode(t.close_sequence(), false, true))
                     .unwrap_or_default(),
             );
         }
-        let before = splitter.part();
-        let id = match forced.pop_front() {
+        let before = state.splitter.part();
+        let id = match state.forced.pop_front() {
             Some(id) => id,
             None => {
                 let s = match choice(sampler) {
@@ -283,7 +314,7 @@ fn reply(
                 };
                 match s {
                     Some(s) => s.id,
-                    None => bound.sample(sampler, session.logits(), before)?.id,
+                    None => state.bound.sample(sampler, session.logits(), before)?.id,
                 }
             }
         };
@@ -295,19 +326,19 @@ fn reply(
             out.ttft_s = start.elapsed().as_secs_f64();
         }
         // Behind the end of a grammar there is nothing to go on with.
-        if tokenizer.is_eog(id) && (!o.ignore_eos || bound.holds(before)) {
+        if tokenizer.is_eog(id) && (!o.ignore_eos || state.bound.holds(before)) {
             out.finish = Finish::Eos;
             break;
         }
-        let part = splitter.push(id, detokenizer.push(id), &mut pieces);
-        bound.leave_thinking(before, &pieces)?;
-        let (flow, hit) = deliver(&mut pieces, &mut writer, &mut out, sink);
+        let part = state.splitter.push(id, detokenizer.push(id), &mut pieces);
+        state.bound.leave_thinking(before, &pieces)?;
+        let (flow, hit) = deliver(&mut pieces, &mut state, &mut shown, o, &mut out, sink);
         if part == Part::Answer {
             out.n_answer += 1;
         } else {
             out.n_think += 1;
         }
-        out.pending = Some(id);
+        pending = Some(id);
         if hit {
             out.finish = Finish::Stop;
             break;
@@ -316,9 +347,9 @@ fn reply(
             out.finish = Finish::Interrupt;
             break;
         }
-        if bound.is_done() {
+        if state.bound.is_done() {
             // The last token need not enter the session: there is nothing to go on with.
-            (out.finish, out.pending) = (Finish::Eos, None);
+            (out.finish, pending) = (Finish::Eos, None);
             break;
         }
         if session.pos() >= session.n_ctx() {
@@ -331,7 +362,7 @@ fn reply(
         }
         session.follow(choice(sampler));
         match session.decode(id) {
-            Ok(()) => out.pending = None,
+            Ok(()) => pending = None,
             Err(Error::PromptTooLong(_)) => {
                 out.finish = Finish::Budget;
                 break;
@@ -357,179 +388,65 @@ fn reply(
             }
         }
     }
-    out.still_thinking = splitter.part() != Part::Answer;
+    out.still_thinking = state.splitter.part() != Part::Answer;
+    state.n_think += out.n_think;
+    let settled = [out.thinking.len(), out.text.len()];
+    let (splitter, held) = (state.splitter.clone(), state.held.clone());
+    state.carry = detokenizer.carry().clone();
     // What was held back in case it became a tag, a stop string or the rest of a character.
     if out.finish != Finish::Stop {
         let rest = detokenizer.finish().to_owned();
-        splitter.push(u32::MAX, &rest, &mut pieces);
-        splitter.finish(&mut pieces);
-        let _ = deliver(&mut pieces, &mut writer, &mut out, sink);
-        if !writer.held.is_empty() {
-            out.text.push_str(&writer.held);
-            let _ = sink(Event::Text(&writer.held));
+        state.splitter.push(u32::MAX, &rest, &mut pieces);
+        state.splitter.finish(&mut pieces);
+        let _ = deliver(&mut pieces, &mut state, &mut shown, o, &mut out, sink);
+        let held = std::mem::take(&mut state.held);
+        out.text.push_str(&held);
+        let new = shown.of_answer(&held);
+        if !new.is_empty() {
+            let _ = sink(Event::Text(new));
         }
     }
     out.decode_s = decode_start.elapsed().as_secs_f64();
-    Ok(out)
-}
-
-/// The grammar of a reply, if it has one.
-struct Bound {
-    constraint: Option<Constraint>,
-    /// The token that opens thinking, as long as it may still come.
-    open: Option<u32>,
-}
-
-impl Bound {
-    fn new(o: &GenOptions, tags: Option<&ThinkTags>, prompt: &Prompt) -> Result<Self, Error> {
-        let mut constraint = o.grammar.as_ref().map(Grammar::start);
-        if let Some(c) = &mut constraint {
-            c.accept_text(&o.said)?;
-        }
-        // Some models open their thinking themselves, as the first thing they say. Where the prompt holds an empty thought they
-        // are not meant to.
-        let open = tags
-            .filter(|t| o.said.is_empty() && !prompt.text.trim_end().ends_with(t.close()))
-            .and_then(ThinkTags::open_id);
-        Ok(Self { constraint, open })
-    }
-
-    /// Whether the grammar rules what comes next; `part` is what the reply is in.
-    fn holds(&self, part: Part) -> bool {
-        self.constraint.is_some() && part == Part::Answer
-    }
-
-    /// Draws a token that the grammar allows and tells it.
-    fn sample(
-        &mut self,
-        sampler: &mut Sampler,
-        logits: &[f32],
-        part: Part,
-    ) -> Result<Sampled, Error> {
-        let open = self.open.take();
-        let Some(c) = self.constraint.as_mut().filter(|_| part == Part::Answer) else {
-            return Ok(sampler.sample(logits)?);
-        };
-        let mask = c.mask()?;
-        let s = sampler.sample_masked(logits, |row| mask.apply(row, open))?;
-        if open != Some(s.id) {
-            c.accept(s.id)?;
-        }
-        Ok(s)
-    }
-
-    /// A closing tag of several tokens may end inside one; what is left of that is answer.
-    fn leave_thinking(&mut self, before: Part, pieces: &[Piece]) -> Result<(), Error> {
-        if let Some(c) = self.constraint.as_mut().filter(|_| before != Part::Answer) {
-            let answer = pieces.iter().filter(|p| p.part == Part::Answer);
-            for piece in answer {
-                c.accept_text(&piece.text)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The answer is complete and nothing may follow.
-    fn is_done(&self) -> bool {
-        self.constraint.as_ref().is_some_and(Constraint::is_done)
-    }
+    (state.splitter, state.held) = (splitter, held);
+    let provisional = [&out.thinking[settled[0]..], &out.text[settled[1]..]];
+    let cut = pending.map(|token| Cut::new(token, state, provisional));
+    Ok((out, cut))
 }
 
 /// Hands pieces of the reply to the caller; tells whether it wants to go on, and whether a stop string was met.
 fn deliver(
     pieces: &mut Vec<Piece>,
-    writer: &mut Writer<'_>,
+    state: &mut State,
+    shown: &mut Tail,
+    o: &GenOptions,
     out: &mut Outcome,
     sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> (ControlFlow<()>, bool) {
     let mut flow = ControlFlow::Continue(());
     for Piece { part, text } in pieces.drain(..) {
-        let now = match part {
+        let (event, hit);
+        let answer;
+        match part {
             Part::Tag => continue,
             Part::Thinking => {
                 out.thinking.push_str(&text);
-                sink(Event::Think(&text))
+                (event, hit) = (Event::Think(shown.of_thinking(&text)), false);
             }
             Part::Answer => {
-                let (shown, hit) = writer.push(&text);
-                out.text.push_str(&shown);
-                let now = if shown.is_empty() {
-                    flow
-                } else {
-                    sink(Event::Text(&shown))
-                };
-                if hit {
-                    return (now, true);
-                }
-                now
+                (answer, hit) = state.write(&o.stop, &text);
+                out.text.push_str(&answer);
+                event = Event::Text(shown.of_answer(&answer));
             }
-        };
-        if now.is_break() {
-            flow = now;
+        }
+        if !matches!(event, Event::Think("") | Event::Text("")) {
+            let now = sink(event);
+            if now.is_break() {
+                flow = now;
+            }
+        }
+        if hit {
+            return (flow, true);
         }
     }
     (flow, false)
-}
-
-/// Holds back the tail of the answer that may be the beginning of a stop string.
-struct Writer<'a> {
-    stop: &'a [String],
-    held: String,
-}
-
-impl Writer<'_> {
-    /// What can be shown now, and whether a stop string was met.
-    fn push(&mut self, text: &str) -> (String, bool) {
-        if self.stop.iter().all(String::is_empty) {
-            return (text.to_owned(), false);
-        }
-        self.held.push_str(text);
-        let found = self
-            .stop
-            .iter()
-            .filter(|s| !s.is_empty())
-            .filter_map(|s| self.held.find(s.as_str()))
-            .min();
-        if let Some(at) = found {
-            let shown = self.held[..at].to_owned();
-            self.held.clear();
-            return (shown, true);
-        }
-        let keep = self
-            .stop
-            .iter()
-            .map(|s| overlap(&self.held, s))
-            .max()
-            .unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - keep);
-        (std::mem::replace(&mut self.held, rest), false)
-    }
-}
-
-/// Length of the longest tail of `text` that begins `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
-    stop.char_indices()
-        .map(|(i, c)| i + c.len_utf8())
-        .filter(|&n| n < stop.len() && text.ends_with(&stop[..n]))
-        .max()
-        .unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stop_strings_are_found_across_pieces() {
-        let stop = vec!["END".to_owned(), "\n\n".to_owned()];
-        let mut w = Writer {
-            stop: &stop,
-            held: String::new(),
-        };
-        assert_eq!(w.push("one E"), ("one ".to_owned(), false));
-        assert_eq!(w.push("N"), (String::new(), false));
-        assert_eq!(w.push("x\n"), ("ENx".to_owned(), false));
-        assert_eq!(w.push("y E"), ("\ny ".to_owned(), false));
-        assert_eq!(w.push("ND more"), (String::new(), true));
-    }
 }

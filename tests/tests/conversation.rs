@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lemma_engine::conversation::{Conversation, PromptOptions};
 use lemma_engine::generate::{Event, Finish, GenOptions, Outcome};
+use lemma_engine::grammar::{Grammar, GrammarSource};
 use lemma_engine::model::Model;
 use lemma_engine::options::{KvBudget, LoadOptions, Pin};
 use lemma_engine::sampling::{Sampler, SamplerParams};
@@ -94,6 +95,70 @@ fn a_cut_reply_can_be_resumed() {
         .unwrap();
     assert_eq!(rest.text, whole.text);
     assert_eq!(cut.thinking + &rest.thinking, whole.thinking);
+}
+
+/// Wherever a reply is cut, and however often, what comes of it in the end is the reply that was not.
+#[test]
+fn a_reply_that_was_cut_is_the_same_in_the_end() {
+    let mut c = conversation(&LoadOptions::default());
+    let model = c.session().model().clone();
+    // Characters of several tokens, and a stop string that begins more often than it comes.
+    let source = GrammarSource::Gbnf("root ::= \"It is 😀é, is it? It is not 😀!\"".to_owned());
+    let bound = GenOptions {
+        grammar: Some(Grammar::compile(&model, &source).unwrap()),
+        stop: vec!["is n!".to_owned()],
+        ..GenOptions::default()
+    };
+    let say = |c: &mut Conversation, cuts: &[usize], g: &GenOptions, thinks: bool| {
+        let p = PromptOptions {
+            reasoning: (!thinks).then_some(false),
+            ..PromptOptions::default()
+        };
+        c.undo();
+        c.push_user("What is 12+30?");
+        let mut shown = [String::new(), String::new()];
+        let mut sink = |e: Event<'_>| {
+            match e {
+                Event::Think(text) => shown[0].push_str(text),
+                Event::Text(text) => shown[1].push_str(text),
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        };
+        let g = |n: Option<&usize>| GenOptions {
+            n_predict: n.copied(),
+            ..g.clone()
+        };
+        let mut s = greedy(c);
+        let mut n = c.reply(&mut s, &p, &g(cuts.first()), &mut sink).unwrap();
+        for i in 1..=cuts.len() {
+            let mut s = greedy(c);
+            n = c
+                .resume(&mut s, &g(cuts.get(i)), &mut sink)
+                .unwrap()
+                .unwrap_or(n);
+        }
+        let last = c.messages().last().unwrap().clone();
+        (last, shown, n.finish)
+    };
+    for (g, thinks) in [(&GenOptions::default(), true), (&bound, false)] {
+        let (whole, shown, finish) = say(&mut c, &[], g, thinks);
+        assert_eq!(shown[1], whole.content);
+        assert!(whole.content.contains(" is ") && whole.thinking.is_some() == thinks);
+        let n_tokens = c.session().tokens().len();
+        for n in 1..n_tokens {
+            let (last, shown, end) = say(&mut c, &[n], g, thinks);
+            assert_eq!((&last, end), (&whole, finish), "cut behind {n} tokens");
+            // Half of a character has been shown by then.
+            assert_eq!(shown[1].replace('\u{fffd}', ""), whole.content);
+            if n > 70 {
+                break;
+            }
+        }
+        let ones = vec![1; 70];
+        let (last, ..) = say(&mut c, &ones, g, thinks);
+        assert_eq!(last, whole);
+    }
 }
 
 #[test]

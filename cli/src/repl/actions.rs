@@ -357,7 +357,7 @@ impl Repl {
         let mut text = String::new();
         for &id in &ids {
             text.push_str(&format!(
-                "{id:>8}  {:?}\n",
+                "{id:>8}  \"{}\"\n",
                 escape(&String::from_utf8_lossy(tokenizer.token_bytes(id, true)))
             ));
         }

@@ -298,9 +298,7 @@ impl Repl {
         let style = self.config.term.err_style;
         let (dim, reset) = (style.dim(), style.reset());
         if resume {
-            if outcome.n_answer == 0 || outcome.still_thinking {
-                self.spans.n_think += outcome.n_think as u32;
-            }
+            self.spans.n_think += outcome.n_think as u32;
         } else {
             self.spans = Spans {
                 n_prompt: outcome.n_prompt as u32,
@@ -331,7 +329,7 @@ impl Repl {
             Finish::Length => Some("-n was reached; /continue goes on"),
             Finish::Position => Some("the context is full; /clear begins anew"),
             Finish::Budget => Some("the KV pool is full of pinned pages; /clear begins anew"),
-            Finish::Eos if outcome.text.trim().is_empty() => {
+            Finish::Eos if self.said().trim().is_empty() => {
                 Some("the model said nothing; /regen asks again")
             }
             Finish::Eos | Finish::Stop => None,
@@ -341,6 +339,12 @@ impl Repl {
         }
         out::err("\n");
         self.last = Some(Last { outcome, stats });
+    }
+
+    /// The last reply, without its thinking.
+    fn said(&self) -> &str {
+        let last = self.conversation.messages().last();
+        last.map_or("", |m| m.content.as_str())
     }
 
     fn prompt_options(&self) -> PromptOptions {

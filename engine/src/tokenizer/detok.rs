@@ -58,10 +58,15 @@ impl Tokenizer {
 
     /// A streaming detokenizer; `special` shows control tokens.
     pub fn detokenizer(&self, special: bool) -> Detokenizer<'_> {
+        self.detokenizer_from(special, Utf8Carry::default())
+    }
+
+    /// One that goes on behind the beginning of a character.
+    pub fn detokenizer_from(&self, special: bool, carry: Utf8Carry) -> Detokenizer<'_> {
         Detokenizer {
             tokenizer: self,
             special,
-            carry: Utf8Carry::default(),
+            carry,
         }
     }
 }
@@ -139,6 +144,11 @@ impl Detokenizer<'_> {
     /// Bytes of an incomplete character are waiting.
     pub fn is_pending(&self) -> bool {
         self.carry.is_pending()
+    }
+
+    /// Those bytes.
+    pub fn carry(&self) -> &Utf8Carry {
+        &self.carry
     }
 }
 
