@@ -42,7 +42,9 @@ pub(crate) fn no_answer(o: &Outcome, n_predict: i64) -> Option<Failure> {
         Finish::Budget => "the KV pool ended".to_owned(),
         Finish::Eos | Finish::Stop | Finish::Interrupt => "the reply ended".to_owned(),
     };
-    if o.still_thinking {
+    let said = !o.text.trim().is_empty();
+    // A model that has to go on after its answer may think again.
+    if o.still_thinking && !said {
         let hint = match o.finish {
             Finish::Length => "raise -n, or bring the thinking to an end with --reasoning-budget N",
             Finish::Position => {
@@ -62,7 +64,7 @@ pub(crate) fn no_answer(o: &Outcome, n_predict: i64) -> Option<Failure> {
         );
     }
     // A stop string that came first is an answer, and an empty one.
-    if o.text.trim().is_empty() && o.finish != Finish::Stop {
+    if !said && o.finish != Finish::Stop {
         return Some(Failure::new(
             NO_ANSWER,
             format!("no answer: {limit} before the model said anything"),

@@ -207,6 +207,14 @@ fn a_stop_string_at_the_beginning_is_an_answer() {
 }
 
 #[test]
+fn what_comes_behind_an_answer_does_not_take_it_back() {
+    let go_on = ["--ignore-eos", "-n", "80", "--json"];
+    let record = json(&out(&ask("What is 12+30?", &go_on)));
+    assert_eq!(record["ok"], true, "{record}");
+    assert!(record["text"].as_str().unwrap().contains("42"), "{record}");
+}
+
+#[test]
 fn a_byte_order_mark_is_no_part_of_a_prompt() {
     let plain = json(&out(&ask("What is 1+1?", &["--json", "-n", "1"])));
     let args = [&["--json", "-n", "1"][..], &GREEDY].concat();
@@ -498,4 +506,24 @@ fn bench_reports_what_was_asked_for() {
     assert!(rows.last().unwrap()["kv_recycled"].as_u64().unwrap() > 0);
     // How many threads there were is said whether asked for or not.
     assert!(rows.last().unwrap()["n_threads"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn numbers_that_make_no_sense_are_usage_errors() {
+    for args in [
+        &["bench", "-p", "0", "-n", "0", "--decode-to", "0"][..],
+        &["bench", "-p", "0", "-n", "0", "--decode-to", "4294967295"],
+        &["bench", "-p", "0", "-n", "4", "-d", "18446744073709551615"],
+        &["bench", "-p", "99999999999", "-n", "0"],
+        &["bench", "-p", "4294967295", "-n", "0"],
+        &["perplexity", "-p", "one two three", "--chunks", "0"],
+    ] {
+        let o = run(args);
+        ends(&o, 2);
+        assert!(
+            err(&o).contains(args[args.len() - 1]) || args.contains(&"-n"),
+            "{}",
+            err(&o)
+        );
+    }
 }

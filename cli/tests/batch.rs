@@ -164,3 +164,18 @@ fn system_messages_that_are_lost_are_spoken_of_once() {
     ends(&o, 0);
     assert_eq!(err(&o).matches("no place for a system message").count(), 1);
 }
+
+#[test]
+fn a_line_without_an_id_leaves_others_theirs() {
+    let results = temp("numbers.jsonl");
+    let _ = std::fs::remove_file(&results);
+    let args = ["batch", "--temp", "0", "-o", results.to_str().unwrap()];
+    let requests = b"{\"id\":2,\"prompt\":\"What is 1+1?\"}\n{\"prompt\":\"What is 2+2?\"}\n";
+    for _ in 0..2 {
+        ends(&pipe(&args, requests), 0);
+        let text = std::fs::read_to_string(&results).unwrap();
+        let ids: Vec<_> = text.lines().map(|l| json(l)["id"].clone()).collect();
+        assert_eq!(ids, [json("2"), json("\"line 2\"")]);
+    }
+    let _ = std::fs::remove_file(results);
+}

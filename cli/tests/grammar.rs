@@ -95,6 +95,10 @@ fn what_is_invalid_ends_with_eight() {
             ["-j", r#"{"type":"string","pattern":"("}"#],
             "unclosed group",
         ),
+        (
+            ["-j", r##"{"$ref":"#"}"##],
+            "does something in it contain itself",
+        ),
     ] {
         let o = ask(&flags);
         ends(&o, 8);

@@ -128,6 +128,21 @@ fn usage() {
     let _ = fs::remove_dir_all(dir);
 }
 
+/// An eighth of a short chain is less than a pool can have.
+#[test]
+fn a_share_is_two_pages_at_least() {
+    let dir = dir("short");
+    let file = dir.join("sums.jsonl");
+    fs::write(&file, "{\"prompt\":\"12+30\",\"answer\":\"42\"}\n").unwrap();
+    for what in ["eval", "replay"] {
+        let args = ["kv", what, "--json", "--policies", "raas"];
+        let budgets = ["--budgets", "1/8,1/2", "--seeds", "1"];
+        let o = lemma(&args).arg(&file).args(budgets).output().unwrap();
+        assert_eq!(o.status.code(), Some(0), "{}", err(&o));
+    }
+    let _ = fs::remove_dir_all(dir);
+}
+
 /// One chain of some 200 tokens.
 const CHAIN: &str = "{\"prompt\":\"What is 4821 * 37?\",\"answer\":\"178377\"}\n";
 
@@ -203,4 +218,18 @@ fn facts_are_known_in_full_and_forgotten_in_a_small_pool() {
     }
     let o = common::run(&["kv", "facts", "--ages", "1,2,3,4,5,6"]);
     common::ends(&o, 2);
+}
+
+#[test]
+fn facts_are_not_older_than_the_context() {
+    for (flag, n, what) in [
+        ("--ages", "100000", "expected at most 16384"),
+        ("--ages", "4294967295", "expected at most 16384"),
+        ("--chains", "0", "--chains"),
+        ("--chains", "18446744073709551615", "--chains"),
+    ] {
+        let o = lemma(&["kv", "facts", flag, n]).output().unwrap();
+        assert_eq!(o.status.code(), Some(2), "{}", err(&o));
+        assert!(err(&o).contains(what), "{}", err(&o));
+    }
 }

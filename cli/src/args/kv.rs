@@ -132,7 +132,7 @@ pub(crate) struct FactsArgs {
     #[arg(long, value_name = "N,…", default_value = "512,1024,2048,4096,8192")]
     pub(crate) ages: String,
     /// Chains for each variant (once, restated, derived); each asks for one fact at each age
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub(crate) chains: u64,
     /// Language of the chains [default: table for the bundled model, notes for others]
     #[arg(long, value_name = "FORM")]

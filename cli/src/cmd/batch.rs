@@ -89,8 +89,11 @@ pub(crate) fn run(args: &BatchArgs, invocation: &Invocation, term: Term) -> Resu
     let mut seen: HashMap<String, u64> = HashMap::new();
     while let Some(Line { number, text }) = lines.next()? {
         let id = text.as_ref().ok().and_then(|t| id_of(t));
-        // The frame of a record needs an id to be found again.
-        let id = id.unwrap_or_else(|| number.into());
+        // The frame of a record needs an id to be found again: the number of the line, unless somebody else has that.
+        let id = id.unwrap_or_else(|| match seen.contains_key(&number.to_string()) {
+            true => format!("line {number}").into(),
+            false => number.into(),
+        });
         let mut twice = false;
         let result = match seen.entry(id.to_string()) {
             Entry::Occupied(first) => {

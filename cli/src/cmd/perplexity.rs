@@ -22,6 +22,11 @@ const WINDOW: u32 = 512;
 
 pub(crate) fn run(args: &PerplexityArgs, invocation: &Invocation, term: Term) -> Result {
     out::check()?;
+    if args.chunks == 0 {
+        return Err(Failure::usage(
+            "--chunks 0: expected at least 1, or -1 for all",
+        ));
+    }
     let source =
         config::model_source(args.model.model.as_ref(), invocation.model_from_env(), None)?;
     let mut options = config::load_options(&args.model, &args.kv, &args.compute)?;

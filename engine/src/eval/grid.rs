@@ -53,8 +53,8 @@ impl Budget {
         }
     }
 
-    /// The pool of a chain of `n_chain` tokens, prompt and reply.
-    pub fn tokens(self, n_chain: usize) -> u32 {
+    /// What that is of a chain of `n_chain` tokens, prompt and reply.
+    fn tokens(self, n_chain: usize) -> u32 {
         match self {
             Self::Tokens(n) => n,
             Self::Share(m) => (n_chain as u64 * u64::from(m)).div_ceil(MILLION) as u32,
@@ -124,6 +124,16 @@ impl Contender {
     /// Whether it keeps everything whatever the budget.
     pub fn is_full(&self) -> bool {
         self.info.name == "full"
+    }
+
+    /// The pool of a chain of `n_chain` tokens: what the budget says, and two pages at least where that is a share, since none works
+    /// with less.
+    pub fn tokens(&self, budget: Budget, n_chain: usize) -> u32 {
+        let tokens = budget.tokens(n_chain);
+        match budget.is_share() {
+            true => tokens.max(2 * self.kv.page),
+            false => tokens,
+        }
     }
 
     /// Options of a cell.

@@ -116,7 +116,7 @@ impl Setting {
     ) -> Result<Option<Solved>, Error> {
         let n_prompt = task.prompt.tokens.len();
         let cap = self.cap(task, lengths.reference);
-        let tokens = budget.map(|b| b.tokens(lengths.chain));
+        let tokens = budget.map(|b| contender.tokens(b, lengths.chain));
         let mut load = self.load.clone();
         load.n_threads = Some(1);
         load.n_ctx = Some((n_prompt + cap + 1).min(self.n_ctx()) as u32);

@@ -120,7 +120,13 @@ impl Grammar {
 
 /// What the constraint engine says against a grammar, in one line.
 fn refused(source: &GrammarSource, message: &str) -> Error {
-    let line = first_line(message);
+    let line = match first_line(message) {
+        // What the constraint engine calls a place from which no text leads on.
+        line if line.contains("NoExtensionBias") => {
+            "no text fits it; does something in it contain itself in any case?".to_owned()
+        }
+        line => line,
+    };
     match source {
         GrammarSource::Gbnf(_) => Error::grammar(format!("the grammar: {line}"))
             .with_hint("a smaller grammar, or fewer repetitions"),

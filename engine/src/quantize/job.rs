@@ -32,6 +32,9 @@ const DROPPED: &[&str] = &[
     "split.tensors.count",
 ];
 
+/// The largest alignment of tensors that a new file takes over.
+const MAX_ALIGNMENT: u32 = 1 << 16;
+
 /// Keys that say where the importance of columns comes from.
 const ORIGINS: &[&str] = &[
     "quantize.imatrix.file",
@@ -141,8 +144,9 @@ fn failed(e: io::Error) -> Error {
 fn builder(file: &GgufFile, plan: &Plan) -> Builder {
     let mut b = Builder::new();
     let meta = file.meta();
-    // The guard lets only numbers through that fit, and powers of two.
-    if let Some(alignment) = meta.opt_u32("general.alignment").ok().flatten() {
+    // The guard lets only numbers through that fit, and powers of two. More than a page of any machine has gives nothing but padding.
+    let alignment = meta.opt_u32("general.alignment").ok().flatten();
+    if let Some(alignment) = alignment.filter(|&a| a <= MAX_ALIGNMENT) {
         b.alignment(alignment);
     }
     let set = |b: &mut Builder, key: &str| {

@@ -171,6 +171,9 @@ pub(crate) fn run(args: &BenchArgs, invocation: &Invocation, term: Term) -> Resu
     table.finish()
 }
 
+/// The largest number of a list: more positions than any model has, and tokens that fit memory.
+const MAX_NUMBER: usize = 1 << 24;
+
 /// `1,2,3`, and llama-bench's ranges: `first-last`, `first-last+step`, `first-last*factor`.
 fn numbers(flag: &str, list: &str) -> Result<Vec<usize>> {
     let wrong = || {
@@ -181,7 +184,12 @@ fn numbers(flag: &str, list: &str) -> Result<Vec<usize>> {
     };
     let mut out = Vec::new();
     for item in list.split(',').map(str::trim).filter(|s| !s.is_empty()) {
-        let parse = |s: &str| s.parse::<usize>().map_err(|_| wrong());
+        let parse = |s: &str| match s.parse::<usize>() {
+            Ok(n) if n > MAX_NUMBER => Err(Failure::usage(format!(
+                "{flag} {n}: expected at most {MAX_NUMBER}"
+            ))),
+            n => n.map_err(|_| wrong()),
+        };
         let Some((first, rest)) = item.split_once('-') else {
             out.push(parse(item)?);
             continue;
@@ -382,6 +390,11 @@ impl Bench {
     /// Generates up to position `end`; a row at each doubling.
     fn decode_to(&self, end: u32, n_threads: Option<usize>, table: &mut Table) -> Result {
         let end = end as usize;
+        if !(1..=MAX_NUMBER).contains(&end) {
+            return Err(Failure::usage(format!(
+                "--decode-to {end}: expected 1 to {MAX_NUMBER}"
+            )));
+        }
         let trained = self.model.hparams().n_ctx_train as usize;
         if end > trained && !self.options.kv.beyond_train {
             return Err(Failure::usage(format!(
@@ -497,6 +510,8 @@ mod tests {
         assert!(
             numbers("-p", "").is_err()
                 && numbers("-p", "x").is_err()
+                && numbers("-p", "16777217").is_err()
+                && numbers("-p", "18446744073709551615").is_err()
                 && numbers("-p", "1-9*1").is_err()
         );
     }

@@ -170,7 +170,7 @@ impl Eval {
             return None;
         }
         let full = self.full(task, cell.seed)?;
-        let tokens = cell.budget?.tokens(self.lengths(task, cell.seed).chain);
+        let tokens = contender.tokens(cell.budget?, self.lengths(task, cell.seed).chain);
         full.reuse(tokens)
     }
 

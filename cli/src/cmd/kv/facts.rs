@@ -99,8 +99,11 @@ pub(super) fn measure(
     n_jobs: usize,
     progress: impl Fn(f64, usize) -> Progress,
 ) -> Result<Facts> {
+    // What is asked for after so many tokens makes a chain longer than that.
+    check_context(model, plan.ages.iter().copied().max(), load.n_ctx)?;
     let chains = chains(model, plan.form, &plan.ages, plan.n_chains)?;
-    check_context(model, &chains, load.n_ctx)?;
+    let longest = chains.iter().map(|c| c.tokens.len()).max();
+    check_context(model, longest, load.n_ctx)?;
     let mut facts = Facts {
         labels: plan.contenders.iter().map(|c| c.label.clone()).collect(),
         cells: cells(plan.contenders, plan.budgets, 1, false),
@@ -147,8 +150,8 @@ fn chains(model: &Model, form: Form, ages: &[usize], n: u64) -> Result<Vec<Chain
 }
 
 /// Ages beyond the context are a mistake, not a failure of memory.
-fn check_context(model: &Model, chains: &[Chain], n_ctx: Option<u32>) -> Result {
-    let longest = chains.iter().map(|c| c.tokens.len()).max().unwrap_or(0);
+fn check_context(model: &Model, longest: Option<usize>, n_ctx: Option<u32>) -> Result {
+    let longest = longest.unwrap_or(0);
     let n_ctx = n_ctx.unwrap_or(model.hparams().n_ctx_train) as usize;
     if longest < n_ctx {
         return Ok(());
@@ -177,8 +180,9 @@ impl Facts {
         let work = |c: &Chain| (c.tokens.len() - c.n_prompt) as f64;
         let mut progress = progress(jobs.iter().map(|j| work(j.2)).sum(), jobs.len());
         let read = |&(_, cell, chain): &(usize, &Cell, &Chain), stop: &dyn Fn() -> bool| {
-            let tokens = cell.budget.map(|b| b.tokens(chain.tokens.len()));
-            let kv = contenders[cell.contender].options(tokens, cell.seed);
+            let contender = &contenders[cell.contender];
+            let tokens = cell.budget.map(|b| contender.tokens(b, chain.tokens.len()));
+            let kv = contender.options(tokens, cell.seed);
             ask(model, load, chain, kv, stop)
         };
         let mut results: Vec<(usize, Variant, Vec<Asked>)> = Vec::new();

@@ -157,8 +157,9 @@ impl Replay {
             }
         };
         let options = |c: &Cell| {
-            let tokens = c.budget.map(|b| b.tokens(trace.tokens.len()));
-            self.contenders[c.contender].options(tokens, c.seed)
+            let contender = &self.contenders[c.contender];
+            let tokens = c.budget.map(|b| contender.tokens(b, trace.tokens.len()));
+            contender.options(tokens, c.seed)
         };
         let options: Vec<_> = self.cells.iter().map(options).collect();
         let (model, load) = (&self.setting.model, &self.setting.load);
