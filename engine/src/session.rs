@@ -434,7 +434,10 @@ impl Session {
     fn beyond_pool(&self, n: usize, spare: usize, room: usize) -> Error {
         let pool = self.cache.n_slots() * self.page();
         let expected = match room.saturating_sub(spare) {
-            0 => format!("a KV pool larger than {pool} tokens"),
+            0 => format!(
+                "a KV pool of more than {pool} tokens: two pages of {} take turns behind it",
+                self.page()
+            ),
             most => format!("at most {most} in a KV pool of {pool} tokens"),
         };
         let error = report::prompt_too_long(format!("a prompt of {n} tokens"), expected);
