@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::heads::Heads;
 use super::keys::{Keys, MAX_DIM, MAX_HEADS, MAX_LAYERS};
-use super::{RopeParams, Routing, Sections, SelectiveSpace, ShortConv, StateSpace};
+use super::{DeltaNet, RopeParams, Routing, Sections, SelectiveSpace, ShortConv, StateSpace};
 use crate::backend::{Activation, RopeMode};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -114,8 +114,16 @@ pub struct HParams {
     pub value_scale: f32,
     /// Width of embeddings that tokens have for each layer, 0 where they have none.
     pub n_embd_layer: usize,
-    /// Whether feed-forward blocks read what attention reads.
-    pub parallel: bool,
+    /// What feed-forward blocks read.
+    pub ffn_reads: FfnReads,
+    /// Whether the gates of dense blocks are in one tensor with what goes up, before it.
+    pub gate_in_up: bool,
+    /// Bound of queries, keys and values, which are kept so near to zero.
+    pub clamp_kqv: Option<f32>,
+    /// Names of the norms before attention and before the feed-forward block.
+    pub norm_names: [&'static str; 2],
+    /// Whether norms have no weights.
+    pub norms_plain: bool,
     /// Kinds of rotation; the first is what the common keys say.
     pub ropes: Vec<RopeParams>,
     /// What differs between layers, `[n_layer]`.
@@ -135,6 +143,17 @@ pub enum QkNorm {
     Whole,
     /// Over each head, by weights of its own, with the mean taken off.
     Apart,
+}
+
+/// What a feed-forward block reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FfnReads {
+    /// The residual stream with what attention gives, normed.
+    After,
+    /// What attention reads.
+    Same,
+    /// What attention finds, by a norm of its own.
+    Beside,
 }
 
 /// Queries at position `p` are multiplied with `1 + scale * ln(1 + floor(p / n_floor))`.
@@ -164,49 +183,6 @@ impl Latent {
     /// The widest input or output of a head's matrix.
     pub fn widest_product(&self) -> usize {
         self.head_dim.max(self.head_dim_v).max(self.kv_lora)
-    }
-}
-
-/// Gated delta net (arXiv 2412.06464): a layer's memory is a matrix for each value head, which a token first makes forget and then
-/// corrects. Queries, keys and values go through a short causal convolution before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeltaNet {
-    /// Heads of queries and keys.
-    pub n_head_k: usize,
-    /// Heads of values; a multiple of `n_head_k`.
-    pub n_head_v: usize,
-    /// Width of a query, a key and a value; a multiple of 16.
-    pub head_dim: usize,
-    /// Tokens that the convolution sees, the current one included.
-    pub d_conv: usize,
-    /// Whether value heads of a key head lie side by side; otherwise value head `h` goes with key head `h % n_head_k`.
-    pub side_by_side: bool,
-    /// Whether each element of a key is forgotten in its own measure.
-    pub apart: bool,
-}
-
-impl DeltaNet {
-    /// The key head of value head `h`.
-    pub fn head_k(&self, h: usize) -> usize {
-        match self.side_by_side {
-            true => h / (self.n_head_v / self.n_head_k),
-            false => h % self.n_head_k,
-        }
-    }
-
-    /// Width of queries, keys and values of all heads, side by side.
-    pub fn n_qkv(&self) -> usize {
-        (2 * self.n_head_k + self.n_head_v) * self.head_dim
-    }
-
-    /// Width of the values of all heads.
-    pub fn n_v(&self) -> usize {
-        self.n_head_v * self.head_dim
-    }
-
-    /// Numbers that a layer keeps: the inputs of the convolution before the current one, and the matrices.
-    pub fn state_len(&self) -> usize {
-        (self.d_conv - 1) * self.n_qkv() + self.n_v() * self.head_dim
     }
 }
 
@@ -340,9 +316,8 @@ impl HParams {
             "attention.layer_norm_epsilon",
         );
         let eps = match arch {
-            "cohere2" | "cohere2moe" | "command-r" | "stablelm" | "starcoder2" | "nemotron" => {
-                mean_eps
-            }
+            "cohere2" | "cohere2moe" | "command-r" | "stablelm" | "starcoder2" | "nemotron"
+            | "olmo" | "dbrx" | "falcon" | "gptneox" => mean_eps,
             "nemotron_h" | "nemotron_h_moe" if !k.has(eps) => mean_eps,
             _ => eps,
         };
@@ -424,7 +399,11 @@ impl HParams {
             heat: None,
             value_scale: 1.0,
             n_embd_layer: 0,
-            parallel: false,
+            ffn_reads: FfnReads::After,
+            gate_in_up: false,
+            clamp_kqv: None,
+            norm_names: ["attn_norm", "ffn_norm"],
+            norms_plain: false,
             ropes: vec![k.rope()?],
             layers: (0..n_layer)
                 .map(|il| LayerParams {

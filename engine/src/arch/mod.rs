@@ -9,9 +9,11 @@ mod arcee;
 mod bailingmoe;
 mod bailingmoe2;
 mod bind;
+mod chatglm;
 mod cohere2;
 mod cohere2moe;
 mod command_r;
+mod dbrx;
 mod deci;
 mod decoder;
 mod deepseek;
@@ -22,6 +24,7 @@ mod ernie4_5_moe;
 mod exaone;
 mod exaone4;
 mod exaone_moe;
+mod falcon;
 mod falcon_h1;
 mod ffn;
 mod gemma;
@@ -31,6 +34,7 @@ mod gemma4;
 mod glm4;
 mod glm4moe;
 mod gpt_oss;
+mod gptneox;
 mod granite;
 mod granite_swa;
 mod granitehybrid;
@@ -59,6 +63,7 @@ mod nanbeige;
 mod nemotron;
 mod nemotron_h;
 mod nemotron_h_moe;
+mod olmo;
 mod olmo2;
 mod olmoe;
 mod pangu_embed;
@@ -87,8 +92,8 @@ mod step35;
 use bind::Layers;
 pub use bind::{Binder, Shape};
 pub use heads::Heads;
-pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past, QkNorm, Temperature};
-pub use recurrent::{SelectiveSpace, ShortConv, StateShape, StateSpace};
+pub use hparams::{FfnReads, HParams, Latent, LayerParams, Past, QkNorm, Temperature};
+pub use recurrent::{DeltaNet, SelectiveSpace, ShortConv, StateShape, StateSpace};
 pub use rope::{Rope, RopeParams, RopeScaling, Sections};
 pub use routing::Routing;
 
@@ -209,6 +214,11 @@ archs! {
     "starcoder2" => starcoder2::StarCoder2,
     "nemotron" => nemotron::Nemotron,
     "deci" => deci::Deci,
+    "olmo" => olmo::Olmo,
+    "chatglm" => chatglm::ChatGlm,
+    "dbrx" => dbrx::Dbrx,
+    "falcon" => falcon::Falcon,
+    "gptneox" => gptneox::GptNeoX,
     "smallthinker" => smallthinker::SmallThinker,
 }
 

@@ -338,6 +338,11 @@ impl Backend for CpuPass<'_> {
         self.pass.scale(s.buf(x), factor, n);
     }
 
+    fn clamp(&mut self, x: Buf, most: f32) {
+        let (s, n) = (self.s, self.n() * self.s.widths.get(x));
+        self.pass.clamp(s.buf(x), most, n);
+    }
+
     fn center(&mut self, x: Buf) {
         let (x, width) = (self.s.buf(x), self.s.widths.get(x));
         self.pass.center(x, width, self.n());

@@ -318,6 +318,9 @@ pub trait Backend {
     /// `x *= factor`
     fn scale(&mut self, x: Buf, factor: f32);
 
+    /// Every element of `x` within `most` of zero: what is beyond becomes that.
+    fn clamp(&mut self, x: Buf, most: f32);
+
     /// `x -= mean(x)` of each row.
     fn center(&mut self, x: Buf);
 

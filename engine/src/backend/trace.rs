@@ -328,6 +328,11 @@ impl Backend for TracePass {
         }
     }
 
+    fn clamp(&mut self, x: Buf, most: f32) {
+        let x = &mut self.bufs[x as usize];
+        x.iter_mut().for_each(|x| *x = x.clamp(-most, most));
+    }
+
     fn center(&mut self, x: Buf) {
         let width = self.widths.get(x);
         for row in self.bufs[x as usize].chunks_exact_mut(width) {

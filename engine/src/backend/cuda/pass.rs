@@ -393,6 +393,10 @@ impl Backend for Pass {
         self.refuse("norms of heads that take the mean off");
     }
 
+    fn clamp(&mut self, _: Buf, _: f32) {
+        self.refuse("queries and keys within a bound");
+    }
+
     fn heat(&mut self, _: Buf) {
         self.refuse("queries that grow apart from their rotation");
     }
