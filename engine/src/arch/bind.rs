@@ -124,6 +124,10 @@ impl<'a, W> Binder<'a, W> {
                 _ => None,
             },
             scale: hp.embedding_scale,
+            positions: match hp.learns_positions && self.part.start == 0 {
+                true => Some(self.matrix("position_embd", hp.n_embd, hp.n_ctx_train as usize)?),
+                false => None,
+            },
         })
     }
 
@@ -481,6 +485,7 @@ impl<'a, W> Binder<'a, W> {
             n_group_used: routing.n_group_used,
             norm_topk: routing.norm_topk,
             weights_scale: routing.weights_scale,
+            weighs_input: routing.weighs_input,
             clamp: None,
             bias: None,
             act: match hp.activations.is_empty() {

@@ -67,7 +67,7 @@ impl<W> Ffn<W> {
             let bound = hp.swiglu_clamp[i].get(il).copied();
             bound.filter(|b| *b > 1e-6)
         });
-        if hp.n_expert == 0 || il < hp.routing.n_dense {
+        if hp.n_expert == 0 || !hp.routing.has_experts(il) {
             return match alone {
                 Some(by) => Ok(Self::Plain {
                     ffn_up: b.linear("ffn_up", n_embd, n_ff)?,

@@ -124,6 +124,8 @@ pub struct HParams {
     pub norm_names: [&'static str; 2],
     /// Whether norms have no weights.
     pub norms_plain: bool,
+    /// Whether positions have embeddings, so that there are no others than [`HParams::n_ctx_train`].
+    pub learns_positions: bool,
     /// Kinds of rotation; the first is what the common keys say.
     pub ropes: Vec<RopeParams>,
     /// What differs between layers, `[n_layer]`.
@@ -156,13 +158,15 @@ pub enum FfnReads {
     Beside,
 }
 
-/// Queries at position `p` are multiplied with `1 + scale * ln(1 + floor(p / n_floor))`.
+/// Queries at position `p` are multiplied with `1 + scale * ln(1 + floor((p + offset) / n_floor))`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Temperature {
     /// How fast they grow.
     pub scale: f32,
     /// Positions of a step; at least 1.
     pub n_floor: u32,
+    /// Positions that `p` is said to be further than it is.
+    pub offset: u32,
 }
 
 /// Latent attention (DeepSeek-V2, arXiv 2405.04434): all heads share one key, [`HParams::head_dim`] wide, that begins with what values
@@ -225,12 +229,22 @@ pub struct LayerParams {
     pub past: Past,
     /// Tokens that it sees, the current one included, if not all.
     pub window: Option<u32>,
+    /// Tokens of a part of the text that it does not look beyond, if there are parts.
+    pub chunk: Option<u32>,
     /// Its kind of rotation, of [`HParams::ropes`]; `None` where nothing rotates.
     pub rope: Option<usize>,
     /// Its heads, where layers are not alike.
     pub heads: Option<Heads>,
     /// Whether it looks at the pages of an earlier layer and has no keys and values of its own.
     pub borrows: bool,
+}
+
+impl LayerParams {
+    /// The oldest position that a token at `pos` sees.
+    pub fn oldest(&self, pos: u32) -> u32 {
+        let of_window = self.window.map_or(0, |w| (pos + 1).saturating_sub(w));
+        of_window.max(self.chunk.map_or(0, |c| pos - pos % c))
+    }
 }
 
 /// Row lengths that the tensors of a layer have.
@@ -317,7 +331,7 @@ impl HParams {
         );
         let eps = match arch {
             "cohere2" | "cohere2moe" | "command-r" | "stablelm" | "starcoder2" | "nemotron"
-            | "olmo" | "dbrx" | "falcon" | "gptneox" => mean_eps,
+            | "olmo" | "dbrx" | "falcon" | "gptneox" | "starcoder" | "gpt2" => mean_eps,
             "nemotron_h" | "nemotron_h_moe" if !k.has(eps) => mean_eps,
             _ => eps,
         };
@@ -404,11 +418,13 @@ impl HParams {
             clamp_kqv: None,
             norm_names: ["attn_norm", "ffn_norm"],
             norms_plain: false,
+            learns_positions: false,
             ropes: vec![k.rope()?],
             layers: (0..n_layer)
                 .map(|il| LayerParams {
                     past: Past::Pages(il),
                     window: None,
+                    chunk: None,
                     rope: Some(0),
                     heads: None,
                     borrows: false,

@@ -51,6 +51,7 @@ mod kimi_linear;
 mod lfm2;
 mod lfm2moe;
 mod llama;
+mod llama4;
 mod maincoder;
 mod mamba2;
 mod mellum;
@@ -219,6 +220,7 @@ archs! {
     "dbrx" => dbrx::Dbrx,
     "falcon" => falcon::Falcon,
     "gptneox" => gptneox::GptNeoX,
+    "llama4" => llama4::Llama4,
     "smallthinker" => smallthinker::SmallThinker,
 }
 

@@ -227,6 +227,9 @@ impl Backend for Pass {
         if e.scale != 1.0 {
             self.scale(out, e.scale);
         }
+        if e.positions.is_some() {
+            self.refuse("embeddings of positions");
+        }
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &CudaWeight, eps: f32) {
