@@ -33,6 +33,7 @@ mod gemma3;
 mod gemma4;
 mod glm4;
 mod glm4moe;
+mod gpt2;
 mod gpt_oss;
 mod gptneox;
 mod granite;
@@ -87,6 +88,7 @@ mod seed_oss;
 mod smallthinker;
 mod smollm3;
 mod stablelm;
+mod starcoder;
 mod starcoder2;
 mod step35;
 
@@ -221,6 +223,8 @@ archs! {
     "falcon" => falcon::Falcon,
     "gptneox" => gptneox::GptNeoX,
     "llama4" => llama4::Llama4,
+    "starcoder" => starcoder::StarCoder,
+    "gpt2" => gpt2::Gpt2,
     "smallthinker" => smallthinker::SmallThinker,
 }
 
