@@ -271,6 +271,11 @@ fn each_arch() -> Vec<Case> {
         "falcon-40b.gguf",
         "gptneox.gguf",
         "llama4.gguf",
+        "minicpm3.gguf",
+        "bitnet.gguf",
+        "grok-2.gguf",
+        "arctic.gguf",
+        "starcoder.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {

@@ -6,9 +6,11 @@
 mod afmoe;
 mod apertus;
 mod arcee;
+mod arctic;
 mod bailingmoe;
 mod bailingmoe2;
 mod bind;
+mod bitnet;
 mod chatglm;
 mod cohere2;
 mod cohere2moe;
@@ -40,6 +42,7 @@ mod granite;
 mod granite_swa;
 mod granitehybrid;
 mod granitemoe;
+mod grok;
 mod heads;
 mod hparams;
 mod hunyuan_dense;
@@ -58,6 +61,7 @@ mod mamba2;
 mod mellum;
 mod mimo2;
 mod minicpm;
+mod minicpm3;
 mod minimax_m2;
 mod mistral3;
 mod mistral4;
@@ -223,6 +227,10 @@ archs! {
     "falcon" => falcon::Falcon,
     "gptneox" => gptneox::GptNeoX,
     "llama4" => llama4::Llama4,
+    "minicpm3" => minicpm3::MiniCpm3,
+    "bitnet" => bitnet::BitNet,
+    "grok" => grok::Grok,
+    "arctic" => arctic::Arctic,
     "starcoder" => starcoder::StarCoder,
     "gpt2" => gpt2::Gpt2,
     "smallthinker" => smallthinker::SmallThinker,
