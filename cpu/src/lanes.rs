@@ -318,6 +318,13 @@ multiversion! {
         }
     }
 
+    /// `x[i]` within `most` of zero.
+    pub(crate) fn clamp(x: &mut [f32], most: f32) {
+        for x in x {
+            *x = x.clamp(-most, most);
+        }
+    }
+
     /// `x[i] = cap * tanh(x[i] / cap)`
     pub(crate) fn softcap(x: &mut [f32], cap: f32) {
         for x in x {

@@ -33,7 +33,7 @@ pub use isa::Isa;
 pub use kv::{KvLayer, KvShape, Move, PAGE, PageRef, Place};
 pub use ops::{
     Act, Activation, Attention, DeltaShape, Estimate, Gating, KeyBounds, Limits, MoeBias, MoeFfn,
-    Ops, Pass, RecurrentState, RopeMode, Scan, ScanShape, Selective,
+    Ops, Pass, RecurrentState, RopeMode, Scan, ScanShape, Selective, Window,
 };
 pub use shared::{OutOfMemory, Shared, allocating};
 pub use team::{Team, Worker, default_threads};

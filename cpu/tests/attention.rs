@@ -3,7 +3,7 @@
 mod common;
 use common::*;
 use lemma_cpu::{
-    Attention, Isa, KvLayer, KvShape, Limits, Move, Ops, PAGE, PageRef, Place, Shared,
+    Attention, Isa, KvLayer, KvShape, Limits, Move, Ops, PAGE, PageRef, Place, Shared, Window,
 };
 use lemma_quant::GgmlType;
 use lemma_quant::pages::KvType;
@@ -21,7 +21,7 @@ struct Case {
     q: Vec<f32>,
     sinks: Option<Vec<f32>>,
     softcap: Option<f32>,
-    window: Option<u32>,
+    window: Option<Window>,
 }
 
 const SCALE: f32 = 0.11;
@@ -218,7 +218,7 @@ impl Case {
                 for page in &self.pages {
                     for row in 0..page.len {
                         let p = page.first_pos + row;
-                        let seen = p <= *pos && self.window.is_none_or(|w| pos - p < w);
+                        let seen = p <= *pos && self.window.is_none_or(|w| p >= w.oldest(*pos));
                         let k =
                             &self.keys[(entry * self.shape.n_head_kv + head) * dim_k..][..dim_k];
                         let mut logit: f64 = q
@@ -365,7 +365,7 @@ fn one_token() {
 fn check_some(random: &mut Random, s: KvShape, group: usize, n_pages: usize) {
     Case::new(random, s, group, n_pages, &[100_000]).check();
     let mut case = Case::new(random, s, group, n_pages, &[3, 19, 20, 41, 500]);
-    case.window = Some(30);
+    case.window = Some(Window::Newest(30));
     case.softcap = Some(3.0);
     case.check();
     // Now the last token sees something too, in one block with others.
@@ -520,16 +520,16 @@ fn batches_are_causal() {
 fn window_sinks_and_softcap() {
     let mut random = Random(14);
     let s = shape(GgmlType::F16, GgmlType::F16, 2, 64, 64);
-    for window in [None, Some(1), Some(16), Some(33), Some(100)] {
-        for with_sinks in [false, true] {
-            for softcap in [None, Some(2.0)] {
-                for q_pos in [&[90][..], &[60, 61, 62, 90], &[400]] {
-                    let mut case = Case::new(&mut random, s, 4, 6, q_pos);
-                    case.window = window;
-                    case.softcap = softcap;
-                    case.sinks = with_sinks.then(|| random.vec(8));
-                    case.check();
-                }
+    let newest = [1, 16, 33, 100].map(Window::Newest);
+    let chunks = [1, 7, 16, 40].map(Window::Chunk);
+    for window in newest.into_iter().chain(chunks).map(Some).chain([None]) {
+        for (with_sinks, softcap) in [(false, None), (false, Some(2.0)), (true, Some(2.0))] {
+            for q_pos in [&[90][..], &[60, 61, 62, 90], &[400]] {
+                let mut case = Case::new(&mut random, s, 4, 6, q_pos);
+                case.window = window;
+                case.softcap = softcap;
+                case.sinks = with_sinks.then(|| random.vec(8));
+                case.check();
             }
         }
     }
@@ -540,7 +540,7 @@ fn nothing_seen_gives_zero() {
     let mut random = Random(15);
     let s = shape(GgmlType::F16, GgmlType::F16, 1, 32, 32);
     let mut case = Case::new(&mut random, s, 2, 3, &[5000]);
-    case.window = Some(8);
+    case.window = Some(Window::Newest(8));
     let (out, mass) = case.run(Isa::detect(), 2, 0..1);
     assert!(out.iter().chain(&mass).all(|x| *x == 0.0));
 }

@@ -267,6 +267,7 @@ fn mixtures_of_experts() {
             (Gating::Softmax, false, false, Act::Swiglu, 12, (3, 1)),
             (Gating::Sigmoid, true, true, Act::ReluSqr, 7, (1, 1)),
             (Gating::Softmax, true, false, Act::Reglu, 7, (1, 1)),
+            (Gating::Sigmoid, false, false, Act::Swiglu, 7, (1, 1)),
             (Gating::Softmax, true, false, Act::Geglu, 7, (1, 1)),
         ] {
             let ty = GgmlType::F16;
@@ -308,6 +309,7 @@ fn mixtures_of_experts() {
                 data,
             };
             let f = MoeFfn {
+                weighs_input: gating == Gating::Sigmoid && !norm_topk,
                 router: Mat::new(GgmlType::F32, n_embd, n_expert, &router),
                 gate: match in_one {
                     true => Some(both.half(0)),
@@ -412,6 +414,10 @@ fn moe(f: &MoeFfn<'_>, x: &[f32], start: &[f32]) -> Vec<f64> {
         for e in chosen {
             let weight = p[*e] / if f.norm_topk { sum } else { 1.0 } * f64::from(f.weights_scale);
             let weight = weight * f.down_scale.map_or(1.0, |s| f64::from(s[*e]));
+            let (x, weight): (Vec<f64>, f64) = match f.weighs_input {
+                true => (x.iter().map(|x| weight * x).collect(), 1.0),
+                false => (x.clone(), weight),
+            };
             let part = |i: usize| {
                 let all = f.bias.map(|b| [b.gate, b.up, b.down][i])?;
                 let n = all.len() / f.up.n_expert;

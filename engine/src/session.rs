@@ -112,6 +112,15 @@ impl Session {
             )
             .with_hint("--beyond-train allows more"));
         }
+        if n_ctx > hp.n_ctx_train && hp.learns_positions {
+            return Err(report::usage(
+                format!("a context of {n_ctx} positions"),
+                format!(
+                    "{} at most: the model has embeddings of so many",
+                    hp.n_ctx_train
+                ),
+            ));
+        }
         let n_ubatch = (o.n_ubatch.max(1) as usize).min(n_ctx as usize);
         let kv = model.decided(&o.kv, o.backend, !policy.whole_context);
         let row = model.kv_row_bytes(&kv)?;

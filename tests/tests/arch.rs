@@ -267,6 +267,15 @@ fn each_arch() -> Vec<Case> {
         "deci.gguf",
         "smallthinker.gguf",
         "nemotron_h_moe-latent.gguf",
+        "olmo.gguf",
+        "falcon-40b.gguf",
+        "gptneox.gguf",
+        "llama4.gguf",
+        "minicpm3.gguf",
+        "bitnet.gguf",
+        "grok-2.gguf",
+        "arctic.gguf",
+        "starcoder.gguf",
     ];
     let mut found: Vec<Case> = Vec::new();
     for case in cases() {
@@ -362,6 +371,30 @@ fn recycling_agrees_with_the_reference() {
             );
         }
     }
+}
+
+/// Parts of a text are 8,192 tokens long in `llama4`, and as many positions make queries of layers that see all of it grow.
+#[test]
+fn a_text_of_two_parts() {
+    let dir = lemma_tests::data().join("arch");
+    let mut o = options(BackendKind::Cpu, GgmlType::F32);
+    o.n_ctx = Some(8448);
+    let model = Arc::new(Model::load(&dir.join("llama4.gguf"), &o).unwrap());
+    let (n, n_vocab) = (8204, model.hparams().n_vocab);
+    let text = long_text(n, n_vocab);
+    let [by_batch, by_steps] =
+        ["batch", "step"].map(|how| floats(&dir.join(format!("llama4-long.{how}.bin"))));
+    // The reference has the tokens of the second part alone.
+    let second = 8192;
+    assert_eq!(by_batch.len(), (n - second) * n_vocab);
+    let mut session = Session::new(model.clone(), &o).unwrap();
+    let all = batch(&mut session, &text);
+    let b = nmse(&all[second * n_vocab..], &by_batch);
+    let mut session = Session::new(model, &o).unwrap();
+    prefill(&mut session, &text[..second]);
+    let s = nmse(&steps(&mut session, &text[second..]), &by_steps);
+    println!("batch {b:.1e} steps {s:.1e}");
+    assert!(b <= 1e-9 && s <= 1e-9, "batch {b:.1e}, steps {s:.1e}");
 }
 
 #[test]

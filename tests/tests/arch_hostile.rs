@@ -202,6 +202,7 @@ fn tensors_that_are_missing() {
                 // Some may have one of two names, and the first of them is missed.
                 let other = t.name.replace("post_attention_norm", "ffn_norm");
                 let other = other.replace("attn_qkv", "attn_q");
+                let other = other.replace("layer_output_norm", "post_ffw_norm");
                 // A layer without a router is dense where files do not say which are.
                 let other = other.replace("ffn_gate_inp.", "ffn_gate.");
                 let named = line.contains(&*t.name) || line.contains(&other);

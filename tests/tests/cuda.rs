@@ -151,6 +151,13 @@ fn what_has_no_kernels_is_refused_in_a_line() {
         let said = |what: &str| format!("{what} on a GPU, expected --device cpu with it");
         refused("gemma4", |_| {}, &said("Gemma 4"));
         refused("step35", |_| {}, &said("layers of different heads"));
+        refused(
+            "llama4",
+            |_| {},
+            &said("attention within parts of the text"),
+        );
+        refused("olmo", |_| {}, &said("queries and keys within a bound"));
+        refused("gpt2", |_| {}, &said("embeddings of positions"));
         let in_one = "experts whose gates and what goes up are one tensor";
         refused("granite_swa-moe", |_| {}, &said(in_one));
         refused(

@@ -381,6 +381,15 @@ impl Pass<'_> {
         self.barrier();
     }
 
+    /// `x = min(max(x, -most), most)` for `n` elements; `most` is not negative.
+    pub fn clamp(&self, x: &Shared<f32>, most: f32, n: usize) {
+        self.check("clamp", &[id(x), most.to_bits() as usize, n]);
+        // SAFETY: the range is this worker's.
+        let x = unsafe { x.slice_mut(self.w.range(n, LANES)) };
+        lanes::clamp(self.isa, x, most);
+        self.barrier();
+    }
+
     /// `x = cap * tanh(x / cap)` for `n` elements.
     pub fn softcap(&self, x: &Shared<f32>, cap: f32, n: usize) {
         self.check("softcap", &[id(x), cap.to_bits() as usize, n]);

@@ -35,7 +35,7 @@ mod recurrent;
 mod scan;
 mod selective;
 
-pub use attention::Attention;
+pub use attention::{Attention, Window};
 pub use bounds::{Estimate, KeyBounds};
 pub use delta::DeltaShape;
 pub use elementwise::{Activation, RopeMode};

@@ -77,6 +77,8 @@ pub struct MoeFfn<'a> {
     pub norm_topk: bool,
     /// Factor of all weights.
     pub weights_scale: f32,
+    /// Whether weights are factors of what experts read, not of what they give.
+    pub weighs_input: bool,
 }
 
 /// Experts of each token, and what goes through them.
@@ -238,12 +240,26 @@ impl Pass<'_> {
             self.mul_mat(product(&s.y, f.down.expert(e), down), hidden, n);
         };
         let columns = self.w.range(n_embd, LANES);
+        // What goes through an expert becomes as much as the expert counts: row i of it by the weight at `place(i)`.
+        let weigh = |x: &Shared<f32>, n: usize, place: &dyn Fn(usize) -> usize| {
+            for i in self.w.range(n, 1) {
+                // SAFETY: weights were written before the last barrier, the row is this worker's.
+                unsafe {
+                    let weight = s.weights.slice(0..n_tokens * n_used)[place(i)];
+                    lanes::scale(self.isa, x.slice_mut(i * n_embd..(i + 1) * n_embd), weight);
+                }
+            }
+            self.barrier();
+        };
         // Columns of `out` that are this worker's: `+= weight * y` for a token and the `j`th of its experts.
         let add = |y: &Shared<f32>, row: usize, t: usize, j: usize| {
             let at = |row: usize| row * n_embd + columns.start..row * n_embd + columns.end;
             // SAFETY: `y` and the weights were written before the last barrier, the columns are this worker's.
             unsafe {
-                let weight = s.weights.slice(0..n_tokens * n_used)[t * n_used + j];
+                let weight = match f.weighs_input {
+                    true => 1.0,
+                    false => s.weights.slice(0..n_tokens * n_used)[t * n_used + j],
+                };
                 lanes::add_scaled(self.isa, out.slice_mut(at(t)), y.slice(at(row)), weight);
             }
         };
@@ -251,7 +267,13 @@ impl Pass<'_> {
             for j in 0..n_used {
                 // SAFETY: written before the last barrier, and not again in this operation.
                 let e = unsafe { s.chosen.slice(0..n_used)[j] };
-                expert(e as usize, x, 1);
+                if f.weighs_input {
+                    self.copy_rows(&s.x, x, &[0], n_embd);
+                    weigh(&s.x, 1, &|_| j);
+                    expert(e as usize, &s.x, 1);
+                } else {
+                    expert(e as usize, x, 1);
+                }
                 add(&s.y, 0, 0, j);
                 self.barrier();
             }
@@ -287,6 +309,9 @@ impl Pass<'_> {
                 continue;
             }
             self.copy_rows(&s.x, x, &tokens[range.clone()], n_embd);
+            if f.weighs_input {
+                weigh(&s.x, range.len(), &|i| places[range.start + i] as usize);
+            }
             expert(e, &s.x, range.len());
             for i in self.w.range(range.len(), 1) {
                 let place = places[range.start + i] as usize;

@@ -124,6 +124,10 @@ impl<'a, W> Binder<'a, W> {
                 _ => None,
             },
             scale: hp.embedding_scale,
+            positions: match hp.learns_positions && self.part.start == 0 {
+                true => Some(self.matrix("position_embd", hp.n_embd, hp.n_ctx_train as usize)?),
+                false => None,
+            },
         })
     }
 
@@ -215,8 +219,11 @@ impl<'a, W> Binder<'a, W> {
     }
 
     /// The weights of a norm: those of [`Binder::vector`], and behind them, in models whose norms may add something, `<name>.bias` where
-    /// the file has one.
+    /// the file has one. Ones in models whose norms have no weights.
     pub(super) fn norm(&mut self, hp: &HParams, name: &str, n: usize) -> Result<W, Error> {
+        if hp.norms_plain {
+            return self.ones(n);
+        }
         let bias = match hp.centers || hp.norms_add {
             true => self.find(&format!("{name}.bias"), &[n], true)?,
             false => None,
@@ -402,12 +409,12 @@ impl<'a, W> Binder<'a, W> {
         ])
     }
 
-    /// The norm of a feed-forward block, `ffn_norm`; some files name it after what comes before, `post_attention_norm`.
+    /// The norm of a feed-forward block, [`HParams::norm_names`]; some files name it after what comes before, `post_attention_norm`.
     pub(super) fn ffn_norm(&mut self, hp: &HParams) -> Result<W, Error> {
-        let after = "post_attention_norm";
-        let name = match self.has(after) && !self.has("ffn_norm") {
+        let (after, usual) = ("post_attention_norm", hp.norm_names[1]);
+        let name = match self.has(after) && !self.has(usual) {
             true => after,
-            false => "ffn_norm",
+            false => usual,
         };
         self.norm(hp, name, hp.n_embd)
     }
@@ -478,6 +485,7 @@ impl<'a, W> Binder<'a, W> {
             n_group_used: routing.n_group_used,
             norm_topk: routing.norm_topk,
             weights_scale: routing.weights_scale,
+            weighs_input: routing.weighs_input,
             clamp: None,
             bias: None,
             act: match hp.activations.is_empty() {

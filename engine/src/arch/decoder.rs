@@ -1,9 +1,9 @@
 //! What most models are: a norm, attention, a norm, a feed-forward block, and what each block gives is added to the residual stream.
-//! Architectures that are this page say in `hparams` what they make of it: how heads rotate, whether queries and keys are normed,
-//! which layers have experts. Biases are added where a file has them.
+//! Architectures that are this page say in `hparams` what they make of it: how heads rotate, whether queries and keys are normed or kept
+//! within a bound, what feed-forward blocks read, which layers have experts. Biases are added where a file has them.
 
 use super::ffn::Ffn;
-use super::{Binder, HParams, Layers, QkNorm, Shape};
+use super::{Binder, FfnReads, HParams, Layers, QkNorm, Shape};
 use crate::backend::{Backend, Buf::*, Embedding, Linear};
 use crate::error::Error;
 
@@ -12,6 +12,7 @@ use crate::error::Error;
 pub struct Model<W> {
     eps: f32,
     centers: bool,
+    clamp_kqv: Option<f32>,
     /// Layers of a round, if what it leaves is normed.
     n_round: Option<usize>,
     token_embd: Embedding<W>,
@@ -26,9 +27,19 @@ struct Layer<W> {
     attn_qkv: [Linear<W>; 3],
     qk_norm: Norms<W>,
     attn_output: Linear<W>,
-    /// None where the feed-forward block reads what attention reads.
-    ffn_norm: Option<W>,
+    ffn_norm: FfnNorm<W>,
     ffn: Ffn<W>,
+}
+
+/// The norm of what the feed-forward block reads.
+#[derive(Debug)]
+enum FfnNorm<W> {
+    /// Of the stream with what attention gives.
+    After(W),
+    /// None: the block reads what attention reads.
+    Same,
+    /// Of the stream that attention finds.
+    Beside(W),
 }
 
 /// Norms of queries and keys: `attn_q_norm`, `attn_k_norm`.
@@ -56,13 +67,14 @@ impl<W> Model<W> {
         } = hp.shape();
         let layers = b.rounds(hp.n_layer, hp.n_round, |b, il| {
             Ok(Layer {
-                attn_norm: b.norm(hp, "attn_norm", n_embd)?,
+                attn_norm: b.norm(hp, hp.norm_names[0], n_embd)?,
                 attn_qkv: b.qkv(hp)?,
                 qk_norm: Norms::bind(hp, b)?,
                 attn_output: b.linear("attn_output", n_q, n_embd)?,
-                ffn_norm: match hp.parallel {
-                    true => None,
-                    false => Some(b.ffn_norm(hp)?),
+                ffn_norm: match hp.ffn_reads {
+                    FfnReads::After => FfnNorm::After(b.ffn_norm(hp)?),
+                    FfnReads::Same => FfnNorm::Same,
+                    FfnReads::Beside => FfnNorm::Beside(b.ffn_norm(hp)?),
                 },
                 ffn: Ffn::bind(hp, b, il)?,
             })
@@ -70,6 +82,7 @@ impl<W> Model<W> {
         Ok(Self {
             eps: hp.eps,
             centers: hp.centers,
+            clamp_kqv: hp.clamp_kqv,
             n_round: hp.norms_rounds.then_some(hp.n_round),
             token_embd: b.embedding(hp)?,
             layers,
@@ -86,16 +99,25 @@ impl<W> Model<W> {
             self.norm(b, &l.attn_norm);
             b.note("attn_norm", il, Xn);
             b.mul_mats([(Q, attn_q), (K, attn_k), (V, attn_v)], Xn);
+            if let Some(most) = self.clamp_kqv {
+                for x in [Q, K, V] {
+                    b.clamp(x, most);
+                }
+            }
             l.qk_norm.rope(b, il, eps);
             b.note("Qcur", il, Q);
             b.note("Kcur", il, K);
             b.note("Vcur", il, V);
             b.attention(Att, [Q, K, V], il, None);
             b.note("kqv_out", il, Att);
+            if let FfnNorm::Beside(ffn_norm) = &l.ffn_norm {
+                self.norm(b, ffn_norm);
+                b.note("ffn_norm", il, Xn);
+            }
             b.mul_mat_add(X, &l.attn_output, Att);
             b.note("ffn_inp", il, X);
 
-            if let Some(ffn_norm) = &l.ffn_norm {
+            if let FfnNorm::After(ffn_norm) = &l.ffn_norm {
                 self.norm(b, ffn_norm);
                 b.note("ffn_norm", il, Xn);
             }

@@ -24,6 +24,21 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
 /// What is said of latent attention and of experts.
 pub(super) fn latent_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.rope_mode = RopeMode::Norm;
+    let head_dim = latent_heads(k, hp)?.head_dim;
+    hp.attn_scale = attn_scale(k, hp, head_dim)?;
+    hp.n_ff_exp = expert_width(k)?;
+    hp.n_ff_shexp = shared_width(k, hp.n_ff_exp)?;
+    // Files of DeepSeek-V2 do not say; nor do some of GLM-4.7-Flash, which is known by its shape.
+    let unsaid = match (hp.n_layer, hp.n_vocab) {
+        (47 | 48, 154_880) => Gating::Sigmoid,
+        _ => Gating::Softmax,
+    };
+    hp.routing = Routing::read(k, hp, unsaid)?;
+    Ok(())
+}
+
+/// What is said of latent attention.
+pub(super) fn latent_heads(k: &Keys<'_>, hp: &mut HParams) -> Result<Latent, Error> {
     hp.partial_rotary = true;
     let kv_lora = k.count("attention.kv_lora_rank", MAX_DIM)?;
     let width = |name, default| -> Result<usize, Error> {
@@ -59,16 +74,7 @@ pub(super) fn latent_layers(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error>
     }
     (hp.n_head_kv, hp.head_dim, hp.head_dim_v) = (1, kv_lora + hp.n_rot, kv_lora);
     hp.latent = Some(l);
-    hp.attn_scale = attn_scale(k, hp, l.head_dim)?;
-    hp.n_ff_exp = expert_width(k)?;
-    hp.n_ff_shexp = shared_width(k, hp.n_ff_exp)?;
-    // Files of DeepSeek-V2 do not say; nor do some of GLM-4.7-Flash, which is known by its shape.
-    let unsaid = match (hp.n_layer, hp.n_vocab) {
-        (47 | 48, 154_880) => Gating::Sigmoid,
-        _ => Gating::Softmax,
-    };
-    hp.routing = Routing::read(k, hp, unsaid)?;
-    Ok(())
+    Ok(l)
 }
 
 /// Factor of the scores. Where YaRN stretches the context, scores of all positions grow: by the square of `1 + 0.1 m ln(factor)`, of
@@ -130,7 +136,8 @@ pub(super) struct Latents<W> {
     attn_kv_a_norm: W,
     attn_k_b: W,
     attn_v_b: W,
-    attn_output: Linear<W>,
+    /// What follows.
+    pub(super) attn_output: Linear<W>,
 }
 
 #[derive(Debug)]
@@ -196,7 +203,8 @@ impl<W> Latents<W> {
         };
         let (n_embd, n_head, n_q) = (hp.n_embd, hp.n_head, hp.n_head * l.head_dim);
         let n_nope = l.head_dim - hp.n_rot;
-        let [attn_k_b, attn_v_b] = if b.has("attn_kv_b") && !b.has("attn_k_b") {
+        let in_one = b.has("attn_kv_b") || !b.has("attn_v_b");
+        let [attn_k_b, attn_v_b] = if in_one && !b.has("attn_k_b") {
             b.heads_in_one("attn_kv_b", l.kv_lora, [n_nope, l.head_dim_v], n_head)?
         } else {
             [
@@ -227,6 +235,12 @@ impl<W> Latents<W> {
 
     /// `X += attention(Xn)`
     pub(super) fn forward<B: Backend<Weight = W>>(&self, b: &mut B, il: usize, eps: f32) {
+        self.attend(b, il, eps);
+        b.mul_mat_add(X, &self.attn_output, Vh);
+    }
+
+    /// `Vh = attention(Xn)`, of which `attn_output` is to be taken.
+    pub(super) fn attend<B: Backend<Weight = W>>(&self, b: &mut B, il: usize, eps: f32) {
         match &self.queries {
             Queries::Full { attn_q } => b.mul_mats([(Qh, attn_q), (K, &self.attn_kv_a_mqa)], Xn),
             Queries::Low {
@@ -252,6 +266,5 @@ impl<W> Latents<W> {
         b.attention(Att, [Q, K, K], il, None);
         b.mul_mat_heads(Vh, &self.attn_v_b, Att);
         b.note("kqv_out", il, Vh);
-        b.mul_mat_add(X, &self.attn_output, Vh);
     }
 }

@@ -67,15 +67,25 @@ impl<W> Ffn<W> {
             let bound = hp.swiglu_clamp[i].get(il).copied();
             bound.filter(|b| *b > 1e-6)
         });
-        if hp.n_expert == 0 || il < hp.routing.n_dense {
-            return Ok(match alone {
-                Some(by) => Self::Plain {
+        if hp.n_expert == 0 || !hp.routing.has_experts(il) {
+            return match alone {
+                Some(by) => Ok(Self::Plain {
                     ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
                     by,
                     ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
-                },
-                None => Self::dense_clamped(b, n_embd, n_ff, clamp)?,
-            });
+                }),
+                None => {
+                    let gate_up = match hp.gate_in_up {
+                        true => b.fused("ffn_up", n_embd, [n_ff; 2])?,
+                        false => [
+                            b.linear("ffn_gate", n_embd, n_ff)?,
+                            b.linear("ffn_up", n_embd, n_ff)?,
+                        ],
+                    };
+                    let ffn_down = b.linear("ffn_down", n_ff, n_embd)?;
+                    Ok(Self::gated(gate_up, clamp, ffn_down))
+                }
+            };
         }
         Ok(Self::Moe {
             experts: Moe {
@@ -122,22 +132,21 @@ impl<W> Ffn<W> {
 
     /// A block with a gate, `n_ff` wide.
     pub(super) fn dense(b: &mut Binder<'_, W>, n_embd: usize, n_ff: usize) -> Result<Self, Error> {
-        Self::dense_clamped(b, n_embd, n_ff, None)
+        let gate_up = [
+            b.linear("ffn_gate", n_embd, n_ff)?,
+            b.linear("ffn_up", n_embd, n_ff)?,
+        ];
+        let ffn_down = b.linear("ffn_down", n_ff, n_embd)?;
+        Ok(Self::gated(gate_up, None, ffn_down))
     }
 
-    /// The same with a bound of its gate and of what goes up, if there is one.
-    fn dense_clamped(
-        b: &mut Binder<'_, W>,
-        n_embd: usize,
-        n_ff: usize,
-        clamp: Option<f32>,
-    ) -> Result<Self, Error> {
-        Ok(Self::Dense {
+    fn gated([ffn_gate, ffn_up]: [Linear<W>; 2], clamp: Option<f32>, ffn_down: Linear<W>) -> Self {
+        Self::Dense {
+            ffn_gate,
+            ffn_up,
             clamp,
-            ffn_gate: b.linear("ffn_gate", n_embd, n_ff)?,
-            ffn_up: b.linear("ffn_up", n_embd, n_ff)?,
-            ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
-        })
+            ffn_down,
+        }
     }
 
     /// `X += ffn(Xn)`

@@ -205,6 +205,7 @@ impl<W> Model<W> {
                 0 => None,
                 _ => Some(PerLayer {
                     per_layer_token_embd: Embedding {
+                        positions: None,
                         w: Some(b.matrix("per_layer_token_embd", n_all, n_vocab)?),
                         scale: (n_each as f32).sqrt(),
                     },

@@ -1,6 +1,7 @@
 //! `granite`: Granite 3. Llama with factors: of the embeddings, the attention scores, what a block adds, and the logits. `granitemoe` has
-//! the same layers with experts, and in `granitehybrid` most have a state space in place of attention.
+//! the same layers with experts; in `granitehybrid` most have a state space in place of attention, and in `minicpm3` it is latent.
 
+use super::deepseek2::Latents;
 use super::ffn::Ffn;
 use super::keys::Keys;
 use super::mamba2::Mamba2;
@@ -82,6 +83,7 @@ enum Mixer<W> {
         attn_sinks: Option<W>,
         attn_output: Linear<W>,
     },
+    Latents(Latents<W>),
     Mamba2(Mamba2<W>),
 }
 
@@ -97,6 +99,7 @@ impl<W> Model<W> {
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,
                 mixer: match hp.layers[il].past.state() {
+                    None if hp.latent.is_some() => Mixer::Latents(Latents::bind(hp, b)?),
                     None => Mixer::Attention {
                         attn_qkv: b.qkv(hp)?,
                         attn_sinks: b.optional_vector("attn_sinks.weight", hp.n_head)?,
@@ -159,6 +162,10 @@ impl<W> Mixer<W> {
                 b.attention(Att, [Q, K, V], il, attn_sinks.as_ref());
                 b.note("kqv_out", il, Att);
                 b.mul_mats([(Xn, attn_output)], Att);
+            }
+            Mixer::Latents(attention) => {
+                attention.attend(b, il, eps);
+                b.mul_mats([(Xn, &attention.attn_output)], Vh);
             }
             Mixer::Mamba2(block) => {
                 block.forward(b, il, eps);

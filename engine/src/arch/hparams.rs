@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::heads::Heads;
 use super::keys::{Keys, MAX_DIM, MAX_HEADS, MAX_LAYERS};
-use super::{RopeParams, Routing, Sections, SelectiveSpace, ShortConv, StateSpace};
+use super::{DeltaNet, RopeParams, Routing, Sections, SelectiveSpace, ShortConv, StateSpace};
 use crate::backend::{Activation, RopeMode};
 use crate::error::Error;
 use crate::gguf::GgufFile;
@@ -114,8 +114,18 @@ pub struct HParams {
     pub value_scale: f32,
     /// Width of embeddings that tokens have for each layer, 0 where they have none.
     pub n_embd_layer: usize,
-    /// Whether feed-forward blocks read what attention reads.
-    pub parallel: bool,
+    /// What feed-forward blocks read.
+    pub ffn_reads: FfnReads,
+    /// Whether the gates of dense blocks are in one tensor with what goes up, before it.
+    pub gate_in_up: bool,
+    /// Bound of queries, keys and values, which are kept so near to zero.
+    pub clamp_kqv: Option<f32>,
+    /// Names of the norms before attention and before the feed-forward block.
+    pub norm_names: [&'static str; 2],
+    /// Whether norms have no weights.
+    pub norms_plain: bool,
+    /// Whether positions have embeddings, so that there are no others than [`HParams::n_ctx_train`].
+    pub learns_positions: bool,
     /// Kinds of rotation; the first is what the common keys say.
     pub ropes: Vec<RopeParams>,
     /// What differs between layers, `[n_layer]`.
@@ -137,13 +147,26 @@ pub enum QkNorm {
     Apart,
 }
 
-/// Queries at position `p` are multiplied with `1 + scale * ln(1 + floor(p / n_floor))`.
+/// What a feed-forward block reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FfnReads {
+    /// The residual stream with what attention gives, normed.
+    After,
+    /// What attention reads.
+    Same,
+    /// What attention finds, by a norm of its own.
+    Beside,
+}
+
+/// Queries at position `p` are multiplied with `1 + scale * ln(1 + floor((p + offset) / n_floor))`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Temperature {
     /// How fast they grow.
     pub scale: f32,
     /// Positions of a step; at least 1.
     pub n_floor: u32,
+    /// Positions that `p` is said to be further than it is.
+    pub offset: u32,
 }
 
 /// Latent attention (DeepSeek-V2, arXiv 2405.04434): all heads share one key, [`HParams::head_dim`] wide, that begins with what values
@@ -164,49 +187,6 @@ impl Latent {
     /// The widest input or output of a head's matrix.
     pub fn widest_product(&self) -> usize {
         self.head_dim.max(self.head_dim_v).max(self.kv_lora)
-    }
-}
-
-/// Gated delta net (arXiv 2412.06464): a layer's memory is a matrix for each value head, which a token first makes forget and then
-/// corrects. Queries, keys and values go through a short causal convolution before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeltaNet {
-    /// Heads of queries and keys.
-    pub n_head_k: usize,
-    /// Heads of values; a multiple of `n_head_k`.
-    pub n_head_v: usize,
-    /// Width of a query, a key and a value; a multiple of 16.
-    pub head_dim: usize,
-    /// Tokens that the convolution sees, the current one included.
-    pub d_conv: usize,
-    /// Whether value heads of a key head lie side by side; otherwise value head `h` goes with key head `h % n_head_k`.
-    pub side_by_side: bool,
-    /// Whether each element of a key is forgotten in its own measure.
-    pub apart: bool,
-}
-
-impl DeltaNet {
-    /// The key head of value head `h`.
-    pub fn head_k(&self, h: usize) -> usize {
-        match self.side_by_side {
-            true => h / (self.n_head_v / self.n_head_k),
-            false => h % self.n_head_k,
-        }
-    }
-
-    /// Width of queries, keys and values of all heads, side by side.
-    pub fn n_qkv(&self) -> usize {
-        (2 * self.n_head_k + self.n_head_v) * self.head_dim
-    }
-
-    /// Width of the values of all heads.
-    pub fn n_v(&self) -> usize {
-        self.n_head_v * self.head_dim
-    }
-
-    /// Numbers that a layer keeps: the inputs of the convolution before the current one, and the matrices.
-    pub fn state_len(&self) -> usize {
-        (self.d_conv - 1) * self.n_qkv() + self.n_v() * self.head_dim
     }
 }
 
@@ -249,12 +229,22 @@ pub struct LayerParams {
     pub past: Past,
     /// Tokens that it sees, the current one included, if not all.
     pub window: Option<u32>,
+    /// Tokens of a part of the text that it does not look beyond, if there are parts.
+    pub chunk: Option<u32>,
     /// Its kind of rotation, of [`HParams::ropes`]; `None` where nothing rotates.
     pub rope: Option<usize>,
     /// Its heads, where layers are not alike.
     pub heads: Option<Heads>,
     /// Whether it looks at the pages of an earlier layer and has no keys and values of its own.
     pub borrows: bool,
+}
+
+impl LayerParams {
+    /// The oldest position that a token at `pos` sees.
+    pub fn oldest(&self, pos: u32) -> u32 {
+        let of_window = self.window.map_or(0, |w| (pos + 1).saturating_sub(w));
+        of_window.max(self.chunk.map_or(0, |c| pos - pos % c))
+    }
 }
 
 /// Row lengths that the tensors of a layer have.
@@ -340,9 +330,8 @@ impl HParams {
             "attention.layer_norm_epsilon",
         );
         let eps = match arch {
-            "cohere2" | "cohere2moe" | "command-r" | "stablelm" | "starcoder2" | "nemotron" => {
-                mean_eps
-            }
+            "cohere2" | "cohere2moe" | "command-r" | "stablelm" | "starcoder2" | "nemotron"
+            | "olmo" | "dbrx" | "falcon" | "gptneox" | "starcoder" | "gpt2" => mean_eps,
             "nemotron_h" | "nemotron_h_moe" if !k.has(eps) => mean_eps,
             _ => eps,
         };
@@ -424,12 +413,18 @@ impl HParams {
             heat: None,
             value_scale: 1.0,
             n_embd_layer: 0,
-            parallel: false,
+            ffn_reads: FfnReads::After,
+            gate_in_up: false,
+            clamp_kqv: None,
+            norm_names: ["attn_norm", "ffn_norm"],
+            norms_plain: false,
+            learns_positions: false,
             ropes: vec![k.rope()?],
             layers: (0..n_layer)
                 .map(|il| LayerParams {
                     past: Past::Pages(il),
                     window: None,
+                    chunk: None,
                     rope: Some(0),
                     heads: None,
                     borrows: false,

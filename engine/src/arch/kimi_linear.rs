@@ -3,8 +3,8 @@
 
 use super::deepseek2::{Latents, latent_layers};
 use super::ffn::Ffn;
-use super::hparams::DeltaNet;
 use super::keys::{Keys, MAX_DIM};
+use super::recurrent::DeltaNet;
 use super::recurrent::d_conv;
 use super::{Binder, HParams, Layers, Routing};
 use crate::backend::{Backend, Buf::*, Embedding, Linear};

@@ -17,6 +17,7 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
             hp.temperature = Some(Temperature {
                 scale,
                 n_floor: hp.n_ctx_orig,
+                offset: 0,
             });
         }
         scale => return Err(k.bad(name, scale, "a number".to_owned())),

@@ -14,7 +14,11 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
         0.0 => Ok(()),
         scale if scale.is_finite() => {
             let n_floor = k.count("attention.temperature_length", u32::MAX)? as u32;
-            hp.heat = Some(Temperature { scale, n_floor });
+            hp.heat = Some(Temperature {
+                scale,
+                n_floor,
+                offset: 0,
+            });
             hp.cpu_only = Some("latent queries that grow with their position");
             Ok(())
         }

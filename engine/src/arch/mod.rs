@@ -6,12 +6,16 @@
 mod afmoe;
 mod apertus;
 mod arcee;
+mod arctic;
 mod bailingmoe;
 mod bailingmoe2;
 mod bind;
+mod bitnet;
+mod chatglm;
 mod cohere2;
 mod cohere2moe;
 mod command_r;
+mod dbrx;
 mod deci;
 mod decoder;
 mod deepseek;
@@ -22,6 +26,7 @@ mod ernie4_5_moe;
 mod exaone;
 mod exaone4;
 mod exaone_moe;
+mod falcon;
 mod falcon_h1;
 mod ffn;
 mod gemma;
@@ -30,11 +35,14 @@ mod gemma3;
 mod gemma4;
 mod glm4;
 mod glm4moe;
+mod gpt2;
 mod gpt_oss;
+mod gptneox;
 mod granite;
 mod granite_swa;
 mod granitehybrid;
 mod granitemoe;
+mod grok;
 mod heads;
 mod hparams;
 mod hunyuan_dense;
@@ -47,11 +55,13 @@ mod kimi_linear;
 mod lfm2;
 mod lfm2moe;
 mod llama;
+mod llama4;
 mod maincoder;
 mod mamba2;
 mod mellum;
 mod mimo2;
 mod minicpm;
+mod minicpm3;
 mod minimax_m2;
 mod mistral3;
 mod mistral4;
@@ -59,6 +69,7 @@ mod nanbeige;
 mod nemotron;
 mod nemotron_h;
 mod nemotron_h_moe;
+mod olmo;
 mod olmo2;
 mod olmoe;
 mod pangu_embed;
@@ -81,14 +92,15 @@ mod seed_oss;
 mod smallthinker;
 mod smollm3;
 mod stablelm;
+mod starcoder;
 mod starcoder2;
 mod step35;
 
 use bind::Layers;
 pub use bind::{Binder, Shape};
 pub use heads::Heads;
-pub use hparams::{DeltaNet, HParams, Latent, LayerParams, Past, QkNorm, Temperature};
-pub use recurrent::{SelectiveSpace, ShortConv, StateShape, StateSpace};
+pub use hparams::{FfnReads, HParams, Latent, LayerParams, Past, QkNorm, Temperature};
+pub use recurrent::{DeltaNet, SelectiveSpace, ShortConv, StateShape, StateSpace};
 pub use rope::{Rope, RopeParams, RopeScaling, Sections};
 pub use routing::Routing;
 
@@ -209,6 +221,18 @@ archs! {
     "starcoder2" => starcoder2::StarCoder2,
     "nemotron" => nemotron::Nemotron,
     "deci" => deci::Deci,
+    "olmo" => olmo::Olmo,
+    "chatglm" => chatglm::ChatGlm,
+    "dbrx" => dbrx::Dbrx,
+    "falcon" => falcon::Falcon,
+    "gptneox" => gptneox::GptNeoX,
+    "llama4" => llama4::Llama4,
+    "minicpm3" => minicpm3::MiniCpm3,
+    "bitnet" => bitnet::BitNet,
+    "grok" => grok::Grok,
+    "arctic" => arctic::Arctic,
+    "starcoder" => starcoder::StarCoder,
+    "gpt2" => gpt2::Gpt2,
     "smallthinker" => smallthinker::SmallThinker,
 }
 

@@ -3,8 +3,8 @@
 //! `qwen35moe` and `qwen3next`, have the same layers.
 
 use super::ffn::Ffn;
-use super::hparams::DeltaNet;
 use super::keys::{Keys, MAX_DIM, MAX_HEADS};
+use super::recurrent::DeltaNet;
 use super::recurrent::d_conv;
 use super::{Binder, HParams, Layers, Shape};
 use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};

@@ -1,4 +1,4 @@
-//! Layers that keep a state of fixed size: state spaces and gated short convolutions. [`DeltaNet`](super::DeltaNet) is the third kind.
+//! Layers that keep a state of fixed size: delta nets, state spaces and gated short convolutions.
 
 use super::hparams::{HParams, Past};
 use super::keys::{Keys, MAX_DIM, MAX_HEADS};
@@ -22,6 +22,49 @@ impl StateShape {
     /// Numbers of all: the inputs of the convolution before the current one, and the matrices.
     pub fn n_all(&self) -> usize {
         (self.d_conv - 1) * self.width + self.n
+    }
+}
+
+/// Gated delta net (arXiv 2412.06464): a layer's memory is a matrix for each value head, which a token first makes forget and then
+/// corrects. Queries, keys and values go through a short causal convolution before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaNet {
+    /// Heads of queries and keys.
+    pub n_head_k: usize,
+    /// Heads of values; a multiple of `n_head_k`.
+    pub n_head_v: usize,
+    /// Width of a query, a key and a value; a multiple of 16.
+    pub head_dim: usize,
+    /// Tokens that the convolution sees, the current one included.
+    pub d_conv: usize,
+    /// Whether value heads of a key head lie side by side; otherwise value head `h` goes with key head `h % n_head_k`.
+    pub side_by_side: bool,
+    /// Whether each element of a key is forgotten in its own measure.
+    pub apart: bool,
+}
+
+impl DeltaNet {
+    /// The key head of value head `h`.
+    pub fn head_k(&self, h: usize) -> usize {
+        match self.side_by_side {
+            true => h / (self.n_head_v / self.n_head_k),
+            false => h % self.n_head_k,
+        }
+    }
+
+    /// Width of queries, keys and values of all heads, side by side.
+    pub fn n_qkv(&self) -> usize {
+        (2 * self.n_head_k + self.n_head_v) * self.head_dim
+    }
+
+    /// Width of the values of all heads.
+    pub fn n_v(&self) -> usize {
+        self.n_head_v * self.head_dim
+    }
+
+    /// Numbers that a layer keeps: the inputs of the convolution before the current one, and the matrices.
+    pub fn state_len(&self) -> usize {
+        (self.d_conv - 1) * self.n_qkv() + self.n_v() * self.head_dim
     }
 }
 

@@ -227,7 +227,8 @@ impl Frequencies {
 impl Temperature {
     /// The factor of a query at position `p`.
     pub(crate) fn at(&self, p: f64) -> f64 {
-        1.0 + f64::from(self.scale) * (1.0 + (p / f64::from(self.n_floor)).floor()).ln()
+        let steps = ((p + f64::from(self.offset)) / f64::from(self.n_floor)).floor();
+        1.0 + f64::from(self.scale) * (1.0 + steps).ln()
     }
 }
 

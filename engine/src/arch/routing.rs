@@ -24,8 +24,12 @@ pub struct Routing {
     pub is_biased: bool,
     /// First layers that have a dense block in place of experts.
     pub n_dense: usize,
+    /// Of so many layers the last has experts, beginning with the first; the others have a dense block.
+    pub step: usize,
     /// Whether a gate says how much is taken of the experts that every token is sent to.
     pub gates_shared: bool,
+    /// Whether weights are factors of what experts read, not of what they give.
+    pub weighs_input: bool,
 }
 
 /// The first layer that has a router.
@@ -45,8 +49,15 @@ impl Routing {
         shared_scale: 1.0,
         is_biased: false,
         n_dense: 0,
+        step: 1,
         gates_shared: false,
+        weighs_input: false,
     };
+
+    /// Whether layer `il` has experts, in a model that has some.
+    pub(super) fn has_experts(&self, il: usize) -> bool {
+        il >= self.n_dense && (il + 1).is_multiple_of(self.step)
+    }
 
     /// [`Routing::read`] of files that do not say which layers have no router, nor whether experts have biases: tensors do.
     pub(super) fn of_tensors(k: &Keys<'_>, hp: &HParams) -> Result<Self, Error> {
@@ -107,7 +118,7 @@ impl Routing {
                 ["exp_probs_b.bias", "exp_probs_b"].map(|n| k.has_tensor(il, n)) != [false; 2]
             }),
             n_dense,
-            gates_shared: false,
+            ..Self::SOFTMAX
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Hyper-parameters that published models have, from headers alone.
 
 mod hybrids;
+mod older;
 mod unlike;
 
 use super::{HParams, Past, QkNorm, Rope, RopeScaling};

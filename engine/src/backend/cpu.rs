@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use lemma_cpu::{
     Attention, Estimate, KeyBounds, KvLayer, KvShape, Limits, Move, Ops, PageRef, Pass, Place,
-    Shared,
+    Shared, Window,
 };
 
 pub(super) use self::machine::ops_of;
@@ -285,6 +285,11 @@ impl Backend for CpuPass<'_> {
         if e.scale != 1.0 {
             self.scale(out, e.scale);
         }
+        if let Some(w) = &e.positions {
+            let (s, xn) = (self.s, self.s.buf(Buf::Xn));
+            self.pass.embed(xn, w.mat(), &s.step.positions);
+            self.add(out, Buf::Xn);
+        }
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &CpuWeight, eps: f32) {
@@ -336,6 +341,11 @@ impl Backend for CpuPass<'_> {
     fn scale(&mut self, x: Buf, factor: f32) {
         let (s, n) = (self.s, self.n() * self.s.widths.get(x));
         self.pass.scale(s.buf(x), factor, n);
+    }
+
+    fn clamp(&mut self, x: Buf, most: f32) {
+        let (s, n) = (self.s, self.n() * self.s.widths.get(x));
+        self.pass.clamp(s.buf(x), most, n);
     }
 
     fn center(&mut self, x: Buf) {
@@ -392,7 +402,12 @@ impl Backend for CpuPass<'_> {
     }
 
     fn attention(&mut self, out: Buf, [q, k, v]: [Buf; 3], il: usize, sinks: Option<&CpuWeight>) {
-        let (s, window) = (self.s, self.s.hp.layers[il].window);
+        let s = self.s;
+        let layer = &s.hp.layers[il];
+        let window = match (layer.window, layer.chunk) {
+            (Some(n), _) => Some(Window::Newest(n)),
+            (None, chunk) => chunk.map(Window::Chunk),
+        };
         let (heads, borrows) = (s.hp.heads(il), s.hp.layers[il].borrows);
         let il = s.hp.layer_of_pool(il);
         let tiers = s.tiers(il);

@@ -154,6 +154,8 @@ pub struct Embedding<W> {
     pub w: Option<W>,
     /// Factor of its rows.
     pub scale: f32,
+    /// What positions are, which is added then: `[n_ctx_train, n_embd]`.
+    pub positions: Option<W>,
 }
 
 /// Experts of a mixture-of-experts block.
@@ -189,6 +191,8 @@ pub struct Moe<W> {
     pub norm_topk: bool,
     /// Factor of the weights after that.
     pub weights_scale: f32,
+    /// Whether weights are factors of what experts read, not of what they give.
+    pub weighs_input: bool,
     /// The bound of [`Backend::swiglu_clamped`], for experts that have one.
     pub clamp: Option<f32>,
     /// What is added to the products, for experts that have it.
@@ -287,7 +291,8 @@ pub trait Backend {
     /// A bound weight.
     type Weight;
 
-    /// `out[i] = scale * w[token[i]]`; rows of the embedding matrix. Without one, `out` is what another part of the model has left.
+    /// `out[i] = scale * w[token[i]] (+ positions[pos[i]])`; rows of the embedding matrices. Without the first, `out` is what another part of
+    /// the model has left.
     fn embed(&mut self, out: Buf, e: &Embedding<Self::Weight>);
 
     /// `out = x / rms(x) * w` over each row, `rms(x) = sqrt(mean(x²) + eps)`. Behind `w` comes what is added then, if there is something.
@@ -317,6 +322,9 @@ pub trait Backend {
 
     /// `x *= factor`
     fn scale(&mut self, x: Buf, factor: f32);
+
+    /// Every element of `x` within `most` of zero: what is beyond becomes that.
+    fn clamp(&mut self, x: Buf, most: f32);
 
     /// `x -= mean(x)` of each row.
     fn center(&mut self, x: Buf);

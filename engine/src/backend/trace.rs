@@ -259,6 +259,11 @@ impl Backend for TracePass {
         let Some(w) = &e.w else { return };
         let rows = self.tokens.iter().flat_map(|&id| w.row(id as usize));
         self.bufs[out as usize] = rows.map(|x| x * e.scale).collect();
+        if let Some(w) = &e.positions {
+            let rows = (self.pos..).flat_map(|p| w.row(p as usize));
+            let x = self.bufs[out as usize].iter_mut();
+            x.zip(rows).for_each(|(x, p)| *x += p);
+        }
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &TraceWeight, eps: f32) {
@@ -327,6 +332,11 @@ impl Backend for TracePass {
         for (a, x) in self.bufs[acc as usize].iter_mut().zip(x) {
             *a += x;
         }
+    }
+
+    fn clamp(&mut self, x: Buf, most: f32) {
+        let x = &mut self.bufs[x as usize];
+        x.iter_mut().for_each(|x| *x = x.clamp(-most, most));
     }
 
     fn center(&mut self, x: Buf) {
@@ -429,8 +439,7 @@ impl Backend for TracePass {
         let width = heads.n_att();
         let mut all = vec![0.0; self.n() * width];
         for (t, row) in all.chunks_exact_mut(width).enumerate() {
-            let next = self.pos + t as u32 + 1;
-            let first = layer.window.map_or(0, |w| next.saturating_sub(w));
+            let first = layer.oldest(self.pos + t as u32);
             self.attend(q, t, (il, first), heads, sinks.as_deref(), row);
         }
         self.bufs[out as usize] = all;

@@ -40,6 +40,8 @@ pub struct Facts {
     pub importance: bool,
     /// It is one of those of 70 billion weights whose `attn_v` is small enough to be given more bits.
     pub is_70b: bool,
+    /// It is a model of `falcon`, which has rules of its own.
+    pub is_falcon: bool,
 }
 
 impl Facts {
@@ -216,7 +218,7 @@ impl Recipe {
         };
         match role {
             Role::Output => match mix {
-                _ if !t.n_in.is_multiple_of(base.block_size() as u64) => Q8_0,
+                _ if m.is_falcon || !t.n_in.is_multiple_of(base.block_size() as u64) => Q8_0,
                 "q8_0" => Q8_0,
                 "iq3_xxs" => Q5_K,
                 _ if low_bit => Q5_K,
@@ -262,6 +264,18 @@ impl Recipe {
                 "iq3_xxs" => IQ2_S,
                 _ => base,
             },
+
+            Role::FfnDown if m.is_falcon && mix.starts_with("q3_k_") => match mix {
+                "q3_k_m" if i < n / 16 => Q5_K,
+                "q3_k_m" if more_bits(i, n) => Q4_K,
+                "q3_k_l" => Q4_K,
+                _ => base,
+            },
+            Role::FfnDown if m.is_falcon && mix.starts_with("q4_k_") => match mix {
+                "q4_k_m" if i < n / 16 => Q6_K,
+                "q4_k_m" if more_bits(i, n) => Q5_K,
+                _ => base,
+            },
             Role::FfnDown => match mix {
                 "iq2_s" | "iq2_m" if i < n / 8 => IQ3_S,
                 _ if low_bit && i < n / 8 => Q2_K,
@@ -277,6 +291,10 @@ impl Recipe {
                 "iq4_nl" | "iq4_xs" | "q4_k_s" if i < n / 8 => Q5_K,
                 "q4_0" if m.importance && i < n / 8 => Q4_1,
                 "q5_0" if m.importance && i < n / 8 => Q5_1,
+                _ => base,
+            },
+            Role::AttnOutput if m.is_falcon && !low_bit => match mix {
+                "q3_k_l" => Q4_K,
                 _ => base,
             },
             Role::AttnOutput if experts_8 => match mix {
@@ -369,6 +387,7 @@ mod tests {
         tied: false,
         importance: false,
         is_70b: false,
+        is_falcon: false,
     };
 
     fn types(mix: &str, part: &str, m: &Facts) -> Vec<GgmlType> {
@@ -385,6 +404,33 @@ mod tests {
                 recipe.type_of(&place, m)
             })
             .collect()
+    }
+
+    #[test]
+    fn falcon_has_rules_of_its_own() {
+        use GgmlType::*;
+        let falcon = Facts {
+            is_falcon: true,
+            ..DENSE
+        };
+        let down = |mix| types(mix, "ffn_down", &falcon);
+        assert_eq!(down("q3_k_m")[..5], [Q5_K, Q5_K, Q4_K, Q4_K, Q3_K]);
+        assert_eq!(down("q4_k_m")[..5], [Q6_K, Q6_K, Q5_K, Q5_K, Q4_K]);
+        assert_eq!(down("q4_k_s"), [Q4_K; 32]);
+        assert_eq!(down("q3_k_l"), [Q4_K; 32]);
+        assert_eq!(down("q5_k_m"), types("q5_k_m", "ffn_down", &DENSE));
+        let output = |mix| types(mix, "attn_output", &falcon)[0];
+        let all = ["q2_k", "q3_k_m", "q3_k_l", "q4_k_m", "iq2_s"].map(output);
+        assert_eq!(all, [Q2_K, Q3_K, Q4_K, Q4_K, IQ3_S]);
+        let place = Place {
+            name: "output.weight",
+            index: 0,
+            n_in: 4096,
+            stacked: false,
+        };
+        let recipe = Recipe::parse("q4_k_m").unwrap();
+        assert_eq!(recipe.type_of(&place, &falcon), Q8_0);
+        assert_eq!(recipe.type_of(&place, &DENSE), Q6_K);
     }
 
     #[test]

@@ -414,6 +414,7 @@ impl Facts {
             tied: file.tensor("output.weight").is_none(),
             importance: false,
             is_70b: Self::is_70b(arch, n_layer, n_head, n_head_kv),
+            is_falcon: arch == "falcon",
         })
     }
 }

@@ -301,6 +301,7 @@ fn facts(s: &Shape) -> Facts {
         n_expert: s.n_expert,
         tied: s.tied,
         is_70b: Facts::is_70b(s.arch, s.n_layer, s.n_head, s.n_head_kv),
+        is_falcon: s.arch == "falcon",
     }
 }
 

@@ -8,6 +8,7 @@
 //! tokens. The sums are the same.
 
 mod scratch;
+mod window;
 
 pub(crate) use scratch::Scratch;
 
@@ -20,6 +21,7 @@ use lemma_quant::GgmlType;
 use lemma_quant::pages::{KvType, tiles};
 use scratch::{Memory, State};
 use std::ops::Range;
+pub use window::Window;
 
 /// Rows of queries that share a decoded page, if there are so many.
 const ROWS: usize = 16;
@@ -52,8 +54,8 @@ pub struct Attention<'a> {
     pub sinks: Option<&'a [f32]>,
     /// Bounds logits to `cap * tanh(logit / cap)`.
     pub softcap: Option<f32>,
-    /// A token at position p sees positions above `p - window` only.
-    pub window: Option<u32>,
+    /// What a token sees, if not all.
+    pub window: Option<Window>,
     /// The softmax weight of every page, for the last token of the batch: for one table after the other, `[heads, pages]`. A head's
     /// weights sum to 1 (with its sink's).
     pub mass: Option<&'a Shared<f32>>,
@@ -581,14 +583,14 @@ fn exp(x: f32) -> f32 {
 }
 
 /// The tokens of a page that a query at `pos` sees.
-fn visible(page: &PageRef, pos: u32, window: Option<u32>) -> (u8, u8) {
+fn visible(page: &PageRef, pos: u32, window: Option<Window>) -> (u8, u8) {
     let first = page.first_pos;
     let end = if pos < first {
         0
     } else {
         (pos - first + 1).min(page.len)
     };
-    let oldest = window.map_or(0, |w| (pos + 1).saturating_sub(w));
+    let oldest = window.map_or(0, |w| w.oldest(pos));
     let seen = |token: u32| (page.row + token) as u8;
     (seen(oldest.saturating_sub(first).min(page.len)), seen(end))
 }

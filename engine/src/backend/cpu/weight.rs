@@ -132,6 +132,7 @@ pub(in super::super) fn moe_ffn<'w, W: AsRef<CpuWeight>>(moe: &'w Moe<W>) -> Moe
         n_group_used: moe.n_group_used,
         norm_topk: moe.norm_topk,
         weights_scale: moe.weights_scale,
+        weighs_input: moe.weighs_input,
     }
 }
 

@@ -227,6 +227,9 @@ impl Backend for Pass {
         if e.scale != 1.0 {
             self.scale(out, e.scale);
         }
+        if e.positions.is_some() {
+            self.refuse("embeddings of positions");
+        }
     }
 
     fn rms_norm(&mut self, out: Buf, x: Buf, w: &CudaWeight, eps: f32) {
@@ -391,6 +394,10 @@ impl Backend for Pass {
 
     fn center_heads(&mut self, _: Buf) {
         self.refuse("norms of heads that take the mean off");
+    }
+
+    fn clamp(&mut self, _: Buf, _: f32) {
+        self.refuse("queries and keys within a bound");
     }
 
     fn heat(&mut self, _: Buf) {

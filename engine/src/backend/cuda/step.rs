@@ -398,6 +398,10 @@ impl Backend for Phases<'_> {
         self.builder.refuse("norms of heads that take the mean off");
     }
 
+    fn clamp(&mut self, _: Buf, _: f32) {
+        self.builder.refuse("queries and keys within a bound");
+    }
+
     fn heat(&mut self, _: Buf) {
         self.builder
             .refuse("queries that grow apart from their rotation");

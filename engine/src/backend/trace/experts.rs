@@ -46,6 +46,11 @@ impl TracePass {
             let width = xn.len();
             let mut y = vec![0.0f64; width];
             for e in order {
+                let weight = probs[e] / sum * scales.as_ref().map_or(1.0, |s| f64::from(s[e]));
+                let (xn, weight): (Vec<f32>, f64) = match moe.weighs_input {
+                    true => (xn.iter().map(|x| x * weight as f32).collect(), 1.0),
+                    false => (xn.clone(), weight),
+                };
                 let hidden: Vec<f32> = (e * n_ff..(e + 1) * n_ff)
                     .map(|r| {
                         let [r, r_up] = match moe.gates_and_ups {
@@ -67,10 +72,9 @@ impl TracePass {
                         }
                     })
                     .collect();
-                let scale = scales.as_ref().map_or(1.0, |s| f64::from(s[e]));
                 for (o, y) in y.iter_mut().enumerate() {
                     let down = product(&moe.down_exps, &downs, e * width + o, &hidden);
-                    *y += probs[e] / sum * scale * f64::from(down);
+                    *y += weight * f64::from(down);
                 }
             }
             let acc = &mut self.bufs[acc as usize][t * width..][..width];
