@@ -274,6 +274,7 @@ fn each_arch() -> Vec<Case> {
         "minicpm3.gguf",
         "bitnet.gguf",
         "grok-2.gguf",
+        "plamo3.gguf",
         "arctic.gguf",
         "starcoder.gguf",
     ];
