@@ -274,6 +274,7 @@ fn each_arch() -> Vec<Case> {
         "minicpm3.gguf",
         "bitnet.gguf",
         "grok-2.gguf",
+        "plamo3.gguf",
         "arctic.gguf",
         "starcoder.gguf",
     ];
@@ -395,6 +396,21 @@ fn a_text_of_two_parts() {
     let s = nmse(&steps(&mut session, &text[second..]), &by_steps);
     println!("batch {b:.1e} steps {s:.1e}");
     assert!(b <= 1e-9 && s <= 1e-9, "batch {b:.1e}, steps {s:.1e}");
+}
+
+/// No option makes a context that is longer than the table of positions.
+#[test]
+fn positions_end_where_their_embeddings_do() {
+    let path = lemma_tests::data().join("arch").join("starcoder.gguf");
+    let mut o = options(BackendKind::Cpu, GgmlType::F16);
+    o.kv.beyond_train = true;
+    let model = Arc::new(Model::load(&path, &o).unwrap());
+    let most = model.hparams().n_ctx_train;
+    o.n_ctx = Some(most);
+    assert!(Session::new(model.clone(), &o).is_ok());
+    o.n_ctx = Some(most + 1);
+    let said = Session::new(model, &o).err().unwrap().to_string();
+    assert!(said.contains("300 at most"), "{said}");
 }
 
 #[test]

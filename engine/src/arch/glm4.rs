@@ -1,6 +1,7 @@
 //! `glm4`: GLM-4-0414, GLM-Z1. Half of each head rotates; what attention and feed-forward block give is normed before it is added; gate and
 //! up are one matrix.
 
+use super::decoder::Norms;
 use super::keys::Keys;
 use super::{Binder, HParams, Layers, Shape};
 use crate::backend::{Backend, Buf::*, Embedding, Linear, RopeMode};
@@ -27,9 +28,8 @@ pub struct Model<W> {
 #[derive(Debug)]
 struct Layer<W> {
     attn_norm: W,
-    attn_q: Linear<W>,
-    attn_k: Linear<W>,
-    attn_v: Linear<W>,
+    attn_qkv: [Linear<W>; 3],
+    qk_norm: Norms<W>,
     attn_output: Linear<W>,
     post_attention_norm: W,
     ffn_norm: W,
@@ -44,22 +44,26 @@ impl<W> Model<W> {
         let Shape {
             n_embd,
             n_q,
-            n_kv,
             n_ff,
             n_vocab,
+            ..
         } = hp.shape();
+        // Files of `plamo3` do not say that these are weights.
+        let behind = |b: &mut Binder<'_, W>, name| match hp.arch {
+            "plamo3" => b.plain_vector(name, n_embd),
+            _ => b.vector(name, n_embd),
+        };
         let layers = b.layers(hp.n_layer, |b| {
             Ok(Layer {
                 attn_norm: b.vector("attn_norm", n_embd)?,
-                attn_q: b.linear("attn_q", n_embd, n_q)?,
-                attn_k: b.linear("attn_k", n_embd, n_kv)?,
-                attn_v: b.linear("attn_v", n_embd, n_kv)?,
+                attn_qkv: b.qkv(hp)?,
+                qk_norm: Norms::bind(hp, b)?,
                 attn_output: b.linear("attn_output", n_q, n_embd)?,
-                post_attention_norm: b.vector("post_attention_norm", n_embd)?,
+                post_attention_norm: behind(b, "post_attention_norm")?,
                 ffn_norm: b.vector("ffn_norm", n_embd)?,
                 ffn_up: b.fused("ffn_up", n_embd, [n_ff, n_ff])?,
                 ffn_down: b.linear("ffn_down", n_ff, n_embd)?,
-                post_ffw_norm: b.vector("post_ffw_norm", n_embd)?,
+                post_ffw_norm: behind(b, "post_ffw_norm")?,
             })
         })?;
         Ok(Self {
@@ -77,8 +81,9 @@ impl<W> Model<W> {
         for (il, l) in self.layers.iter() {
             b.rms_norm(Xn, X, &l.attn_norm, eps);
             b.note("attn_norm", il, Xn);
-            b.mul_mats([(Q, &l.attn_q), (K, &l.attn_k), (V, &l.attn_v)], Xn);
-            b.rope(Q, K, il);
+            let [attn_q, attn_k, attn_v] = &l.attn_qkv;
+            b.mul_mats([(Q, attn_q), (K, attn_k), (V, attn_v)], Xn);
+            l.qk_norm.rope(b, il, eps);
             b.note("Qcur", il, Q);
             b.note("Kcur", il, K);
             b.note("Vcur", il, V);

@@ -75,6 +75,7 @@ mod olmoe;
 mod pangu_embed;
 mod phi3;
 mod phimoe;
+mod plamo3;
 mod qwen2;
 mod qwen2moe;
 mod qwen2vl;
@@ -233,6 +234,7 @@ archs! {
     "arctic" => arctic::Arctic,
     "starcoder" => starcoder::StarCoder,
     "gpt2" => gpt2::Gpt2,
+    "plamo3" => plamo3::PlaMo3,
     "smallthinker" => smallthinker::SmallThinker,
 }
 

@@ -9,7 +9,7 @@
 //! 1. `special`: special tokens are found in the raw bytes and cut out. User-defined tokens always, control tokens only
 //!    where `parse_special` is on, so that what a user types cannot pose as the structure of a chat.
 //! 2. Each stretch of text in between goes either through `split` (the expressions in `pre`) and `bpe` (merges, by the
-//!    `tokenizers` crate), or through `spm` (merges by score).
+//!    `tokenizers` crate), or through `spm` (merges by score) or `lattice` (the best sum of scores).
 //! 3. Beginning- and end-of-sequence tokens are added where asked for.
 //!
 //! The way back needs no model: the bytes of every token are computed once (`vocab`), and `detok` joins them.
@@ -22,6 +22,7 @@ mod bpe;
 mod detok;
 mod eog;
 mod from_gguf;
+mod lattice;
 mod pre;
 mod pre_regex;
 mod source;
@@ -38,6 +39,7 @@ pub use source::{TextList, TokenizerError, TokenizerOptions, VocabSource};
 pub use vocab::TokenAttr;
 
 use bpe::{Bpe, BpeParts};
+use lattice::Lattice;
 use special::{Fragment, Special, SpecialTokens};
 use std::sync::Arc;
 use table::{Arena, byte_token};
@@ -48,8 +50,10 @@ use vocab::{CONTROL, Kind, UNKNOWN, USER_DEFINED, Vocab};
 pub struct Tokenizer {
     vocab: Vocab,
     special: SpecialTokens,
-    /// `None` for SentencePiece vocabularies.
+    /// Of vocabularies with merges.
     bpe: Option<Bpe>,
+    /// Of those whose text is cut by the sum of scores.
+    lattice: Option<Lattice>,
 }
 
 impl Tokenizer {
@@ -73,7 +77,7 @@ impl Tokenizer {
     ) -> Result<Self, TokenizerError> {
         let vocab = Vocab::new(source, options)?;
         let bpe = match vocab.kind {
-            Kind::Spm => None,
+            Kind::Spm | Kind::Lattice => None,
             Kind::Bpe(pre) => {
                 let none = TextList::default();
                 let list = source.merges.as_ref().unwrap_or(&none);
@@ -94,7 +98,9 @@ impl Tokenizer {
             }
         };
         let special = find_special(source, &vocab);
+        let lattice = matches!(vocab.kind, Kind::Lattice).then(|| Lattice::new(&vocab));
         Ok(Self {
+            lattice,
             vocab,
             special,
             bpe,
@@ -189,8 +195,22 @@ impl Tokenizer {
                     log::error!("{e}");
                 }
             }
-            _ => self.encode_spm(text, space_prefix, out),
+            _ => match &self.lattice {
+                Some(lattice) => self.encode_lattice(lattice, text, out),
+                None => self.encode_spm(text, space_prefix, out),
+            },
         }
+    }
+
+    fn encode_lattice(&self, lattice: &Lattice, text: &[u8], out: &mut Vec<u32>) {
+        let vocab = &self.vocab;
+        lattice.segment(&lossy(text), &vocab.texts, |id, bytes| match id {
+            Some(id) => out.push(id),
+            None => {
+                let spelt = bytes.iter().map(|b| vocab.texts.id(&byte_token(*b)));
+                out.extend(spelt.filter_map(|id| id.or(vocab.ids.unk)));
+            }
+        });
     }
 
     fn encode_spm(&self, text: &[u8], space_prefix: bool, out: &mut Vec<u32>) {
@@ -331,11 +351,11 @@ impl Tokenizer {
         &self.vocab.warnings
     }
 
-    /// Name of the pre-tokenizer in use; `None` for SentencePiece vocabularies.
+    /// Name of the pre-tokenizer in use; `None` for vocabularies with scores.
     pub fn pre_name(&self) -> Option<&'static str> {
         match self.vocab.kind {
             Kind::Bpe(pre) => Some(pre.name),
-            Kind::Spm => None,
+            Kind::Spm | Kind::Lattice => None,
         }
     }
 

@@ -130,7 +130,7 @@ pub struct TokenizerOptions {
 pub enum TokenizerError {
     /// `tokenizer.ggml.model` names a kind that is not implemented.
     #[error(
-        "tokenizer.ggml.model: unsupported tokenizer model \"{model}\", expected one of gpt2, llama, gemma4"
+        "tokenizer.ggml.model: unsupported tokenizer model \"{model}\", expected one of gpt2, llama, gemma4, plamo2"
     )]
     UnsupportedModel {
         /// The name, escaped.

@@ -74,6 +74,60 @@ fn merges_by_rank_and_by_score() {
 }
 
 #[test]
+fn the_best_sum_of_scores() {
+    let list = [
+        "<unk>", "<s>", "</s>", "a", "b", "ab", "ba", "abab", "<0x63>", "never",
+    ];
+    let tokens = list.map(String::from);
+    let scores = [
+        0.0,
+        0.0,
+        0.0,
+        -1.0,
+        -1.0,
+        -2.0,
+        -1.5,
+        f32::NAN,
+        0.0,
+        -3000.0,
+    ];
+    let types = [2, 3, 3, 1, 1, 1, 1, 1, 6, 1];
+    let src = VocabSource {
+        model: "plamo2",
+        ..spm(&tokens, &scores, &types)
+    };
+    let t = Tokenizer::new(&src).unwrap();
+    let ids = |text: &str| t.encode(text, false, false);
+    // Of equals the longest first token; what has no score is never chosen.
+    assert_eq!(ids("ab"), [5]);
+    assert_eq!(ids("aba"), [3, 6]);
+    assert_eq!(ids("abab"), [3, 6, 4]);
+    // Bytes, the unknown token for bytes that have none, and control tokens only as text of which there is none.
+    assert_eq!(ids("cé"), [8, 0, 0]);
+    assert_eq!(ids("<s>a"), [0, 0, 0, 3]);
+    assert_eq!(ids("never").len(), 5);
+    assert_eq!(t.encode("<s>a", false, true), [1, 3]);
+    assert_eq!(t.decode(&[3, 6, 8], true, false), b"abac");
+    assert_eq!((t.bos(), t.add_bos(), t.pre_name()), (Some(1), false, None));
+}
+
+/// Vocabularies that make every place of a text a long search.
+#[test]
+fn a_text_of_one_letter_is_cut_in_time() {
+    let tokens: Vec<String> = (1..3000).map(|n| "a".repeat(n)).collect();
+    let scores: Vec<f32> = (1..3000).map(|n| -(n as f32).sqrt()).collect();
+    let types = vec![1; tokens.len()];
+    let src = VocabSource {
+        model: "plamo2",
+        ..spm(&tokens, &scores, &types)
+    };
+    let t = Tokenizer::new(&src).unwrap();
+    let ids = t.encode(&"a".repeat(5000), false, false);
+    // None of the tokens above the limit.
+    assert!(ids.iter().all(|id| *id < 1024) && ids.len() == 5);
+}
+
+#[test]
 fn special_tokens_longest_first_and_only_where_asked() {
     let tokens = byte_level(&["<|a|>", "<|a|><|b|>", "<think>", "<|im_end|>", "|><"]);
     let mut src = source(&tokens, &[], "gpt-2");

@@ -41,6 +41,8 @@ pub(super) enum Kind {
     Bpe(&'static Pre),
     /// SentencePiece byte-pair encoding by score.
     Spm,
+    /// The segmentation with the best sum of scores.
+    Lattice,
 }
 
 /// Ids with a role; all are below `n_vocab`.
@@ -143,6 +145,7 @@ impl Vocab {
         let (add_bos, clean_spaces, add_space_prefix) = match kind {
             Kind::Bpe(pre) => (pre.add_bos, pre.clean_spaces, false),
             Kind::Spm => (true, false, true),
+            Kind::Lattice => (false, false, false),
         };
         let mut vocab = Self {
             kind,
@@ -225,11 +228,13 @@ impl Vocab {
 
     fn spell(&self, id: u32, buf: &mut Vec<u8>) {
         let (text, bits) = (self.texts.arena.get(id), self.bits(id));
+        let plain = matches!(self.kind, Kind::Lattice);
         let escaped = match self.kind {
             Kind::Spm => true,
+            Kind::Lattice => false,
             Kind::Bpe(pre) => pre.escape_spaces,
         };
-        if bits & (UNKNOWN | CONTROL | USER_DEFINED) != 0 {
+        if bits & (UNKNOWN | CONTROL | USER_DEFINED) != 0 || plain && bits & BYTE == 0 {
             buf.extend_from_slice(text);
         } else if bits & NORMAL != 0 {
             if escaped {
@@ -249,6 +254,7 @@ impl Vocab {
 fn kind(src: &VocabSource<'_>, options: &TokenizerOptions) -> Result<Kind, TokenizerError> {
     let known_bpe = match src.model {
         "llama" => return Ok(Kind::Spm),
+        "plamo2" => return Ok(Kind::Lattice),
         "gpt2" => options
             .pre_override
             .as_deref()
@@ -316,7 +322,7 @@ fn special_ids(
 ) -> SpecialIds {
     // What the metadata leaves out has a default that depends on the kind.
     let (bos, eos, unk) = match kind {
-        Kind::Spm => (Some(1), Some(2), Some(0)),
+        Kind::Spm | Kind::Lattice => (Some(1), Some(2), Some(0)),
         Kind::Bpe(_) if src.model == "gemma4" => (None, None, None),
         Kind::Bpe(pre) => (
             if pre.no_default_bos { None } else { Some(11) },

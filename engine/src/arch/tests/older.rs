@@ -1,6 +1,6 @@
 //! Models whose files say little, and models of before.
 
-use super::{read, read_more};
+use super::{read, read_more, windows};
 use crate::arch::{FfnReads, Past, RopeScaling, Temperature};
 use crate::backend::Gating;
 
@@ -138,6 +138,24 @@ fn grok_1() {
         let said = read("grok", &shape, &[(name, 0.0)]).unwrap_err();
         assert!(said.to_string().contains(name), "{said}");
     }
+}
+
+#[test]
+fn plamo_3_8b() {
+    let shape = [
+        ("block_count", 32),
+        ("embedding_length", 4096),
+        ("attention.head_count", 32),
+        ("attention.head_count_kv", 4),
+        ("attention.sliding_window", 2048),
+    ];
+    let floats = [("rope.freq_base", 1e6)];
+    let hp = read("plamo3", &shape, &floats).unwrap();
+    assert_eq!(windows(&hp)[..17], *"wwwwwww.wwwwwww.w");
+    let bases = [0, 7].map(|il: usize| hp.ropes[hp.layers[il].rope.unwrap()].freq_base);
+    assert_eq!(bases, [1e4, 1e6]);
+    let hp = read("plamo3", &shape[..4], &floats).unwrap();
+    assert!(hp.layers.iter().all(|l| l.window.is_none()) && hp.ropes.len() == 1);
 }
 
 #[test]
