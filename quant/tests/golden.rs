@@ -12,7 +12,9 @@ const ROWS: usize = 12;
 const COLS: usize = 1024;
 
 fn bytes(file: &Value) -> Vec<u8> {
-    let file = file.as_str().expect("a file name");
+    // Manifests have the name alone, or with what is in the file.
+    let name = file.as_str().or_else(|| file["file"].as_str());
+    let file = name.expect("a file name");
     let own = || {
         [env!("CARGO_MANIFEST_DIR"), "../tests/data"]
             .iter()
