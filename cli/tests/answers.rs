@@ -510,20 +510,31 @@ fn bench_reports_what_was_asked_for() {
 
 #[test]
 fn numbers_that_make_no_sense_are_usage_errors() {
-    for args in [
-        &["bench", "-p", "0", "-n", "0", "--decode-to", "0"][..],
-        &["bench", "-p", "0", "-n", "0", "--decode-to", "4294967295"],
-        &["bench", "-p", "0", "-n", "4", "-d", "18446744073709551615"],
-        &["bench", "-p", "99999999999", "-n", "0"],
-        &["bench", "-p", "4294967295", "-n", "0"],
-        &["perplexity", "-p", "one two three", "--chunks", "0"],
+    for (args, said) in [
+        (
+            &["bench", "-p", "0", "-n", "0", "--decode-to", "0"][..],
+            "--decode-to 0: ",
+        ),
+        (
+            &["bench", "-p", "0", "-n", "0", "--decode-to", "4294967295"],
+            "--decode-to 4294967295: ",
+        ),
+        (
+            &["bench", "-p", "0", "-n", "4", "-d", "18446744073709551615"],
+            "-d 18446744073709551615: ",
+        ),
+        (
+            &["bench", "-p", "99999999999", "-n", "0"],
+            "-p 99999999999: ",
+        ),
+        (&["bench", "-p", "4294967295", "-n", "0"], "-p 4294967295: "),
+        (
+            &["perplexity", "-p", "one two three", "--chunks", "0"],
+            "--chunks 0: ",
+        ),
     ] {
         let o = run(args);
         ends(&o, 2);
-        assert!(
-            err(&o).contains(args[args.len() - 1]) || args.contains(&"-n"),
-            "{}",
-            err(&o)
-        );
+        assert!(err(&o).contains(said), "{}", err(&o));
     }
 }

@@ -260,13 +260,14 @@ impl Conversation {
         else {
             return Ok(None);
         };
-        let Some(token) = self.cut.as_ref().map(Cut::token) else {
-            return Ok(None);
-        };
-        self.session.decode(token)?;
         let Some(cut) = self.cut.take() else {
             return Ok(None);
         };
+        if let Err(e) = self.session.decode(cut.token()) {
+            // Nothing was said yet: this can be tried again.
+            self.cut = Some(cut);
+            return Err(e);
+        }
         let settled = |text: &str, provisional: &str| {
             let settled = text.strip_suffix(provisional);
             settled.unwrap_or(text).to_owned()

@@ -332,7 +332,7 @@ fn reply(
         }
         let part = state.splitter.push(id, detokenizer.push(id), &mut pieces);
         state.bound.leave_thinking(before, &pieces)?;
-        let (flow, hit) = deliver(&mut pieces, &mut state, &mut shown, o, &mut out, sink);
+        let (flow, hit) = deliver(&mut pieces, &mut state, &mut shown, &o.stop, &mut out, sink);
         if part == Part::Answer {
             out.n_answer += 1;
         } else {
@@ -398,13 +398,12 @@ fn reply(
         let rest = detokenizer.finish().to_owned();
         state.splitter.push(u32::MAX, &rest, &mut pieces);
         state.splitter.finish(&mut pieces);
-        let _ = deliver(&mut pieces, &mut state, &mut shown, o, &mut out, sink);
-        let held = std::mem::take(&mut state.held);
-        out.text.push_str(&held);
-        let new = shown.of_answer(&held);
-        if !new.is_empty() {
-            let _ = sink(Event::Text(new));
-        }
+        let _ = deliver(&mut pieces, &mut state, &mut shown, &o.stop, &mut out, sink);
+        pieces.push(Piece {
+            part: Part::Answer,
+            text: std::mem::take(&mut state.held),
+        });
+        let _ = deliver(&mut pieces, &mut state, &mut shown, &[], &mut out, sink);
     }
     out.decode_s = decode_start.elapsed().as_secs_f64();
     (state.splitter, state.held) = (splitter, held);
@@ -418,26 +417,27 @@ fn deliver(
     pieces: &mut Vec<Piece>,
     state: &mut State,
     shown: &mut Tail,
-    o: &GenOptions,
+    stop: &[String],
     out: &mut Outcome,
     sink: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> (ControlFlow<()>, bool) {
     let mut flow = ControlFlow::Continue(());
     for Piece { part, text } in pieces.drain(..) {
-        let (event, hit);
-        let answer;
-        match part {
+        let (text, hit) = match part {
+            Part::Answer => state.write(stop, &text),
+            Part::Thinking | Part::Tag => (text, false),
+        };
+        let event = match part {
             Part::Tag => continue,
             Part::Thinking => {
                 out.thinking.push_str(&text);
-                (event, hit) = (Event::Think(shown.of_thinking(&text)), false);
+                Event::Think(shown.of_thinking(&text))
             }
             Part::Answer => {
-                (answer, hit) = state.write(&o.stop, &text);
-                out.text.push_str(&answer);
-                event = Event::Text(shown.of_answer(&answer));
+                out.text.push_str(&text);
+                Event::Text(shown.of_answer(&text))
             }
-        }
+        };
         if !matches!(event, Event::Think("") | Event::Text("")) {
             let now = sink(event);
             if now.is_break() {

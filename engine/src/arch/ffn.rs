@@ -77,10 +77,7 @@ impl<W> Ffn<W> {
                 None => {
                     let gate_up = match hp.gate_in_up {
                         true => b.fused("ffn_up", n_embd, [n_ff; 2])?,
-                        false => [
-                            b.linear("ffn_gate", n_embd, n_ff)?,
-                            b.linear("ffn_up", n_embd, n_ff)?,
-                        ],
+                        false => gate_and_up(b, n_embd, n_ff)?,
                     };
                     let ffn_down = b.linear("ffn_down", n_ff, n_embd)?;
                     Ok(Self::gated(gate_up, clamp, ffn_down))
@@ -132,10 +129,7 @@ impl<W> Ffn<W> {
 
     /// A block with a gate, `n_ff` wide.
     pub(super) fn dense(b: &mut Binder<'_, W>, n_embd: usize, n_ff: usize) -> Result<Self, Error> {
-        let gate_up = [
-            b.linear("ffn_gate", n_embd, n_ff)?,
-            b.linear("ffn_up", n_embd, n_ff)?,
-        ];
+        let gate_up = gate_and_up(b, n_embd, n_ff)?;
         let ffn_down = b.linear("ffn_down", n_ff, n_embd)?;
         Ok(Self::gated(gate_up, None, ffn_down))
     }
@@ -236,4 +230,16 @@ fn swiglu<B: Backend>(b: &mut B, [gate, up]: [Buf; 2], clamp: Option<f32>) {
         Some(clamp) => b.swiglu_clamped(gate, up, clamp),
         None => b.swiglu(gate, up),
     }
+}
+
+/// A gate and what goes up beside it, in a tensor each.
+fn gate_and_up<W>(
+    b: &mut Binder<'_, W>,
+    n_embd: usize,
+    n_ff: usize,
+) -> Result<[Linear<W>; 2], Error> {
+    Ok([
+        b.linear("ffn_gate", n_embd, n_ff)?,
+        b.linear("ffn_up", n_embd, n_ff)?,
+    ])
 }

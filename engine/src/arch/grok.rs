@@ -13,9 +13,9 @@ pub(super) fn hparams(k: &Keys<'_>, hp: &mut HParams) -> Result<(), Error> {
     hp.norms_ffn = true;
     hp.routes_apart = true;
     k.only_experts(hp)?;
-    if let Some(n) = k.optional("expert_feed_forward_length")?.filter(|n| *n > 0) {
-        hp.n_ff_exp = n as usize;
-        k.count("expert_feed_forward_length", MAX_DIM)?;
+    let width = "expert_feed_forward_length";
+    if k.optional(width)?.is_some_and(|n| n > 0) {
+        hp.n_ff_exp = k.count(width, MAX_DIM)?;
     }
     // What the first of these models have, whose files do not say.
     let factor = |name, unsaid: f64| k.positive(name, Some(unsaid as f32));

@@ -387,12 +387,11 @@ impl Cache {
         let pages = &mut self.tables[t].pages;
         if n_head == 1 && n == pages.len() {
             // A GPU has joined heads itself and waits for this.
-            let least = match self.aggregate {
-                Aggregate::Max => 0.0,
-                Aggregate::Mean => f32::NEG_INFINITY,
-            };
             for (p, &w) in pages.iter_mut().zip(mass) {
-                p.w = w.max(least);
+                p.w = match self.aggregate {
+                    Aggregate::Max => w.max(0.0),
+                    Aggregate::Mean => w,
+                };
             }
         } else {
             let mut first = 0;
